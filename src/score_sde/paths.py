@@ -1,0 +1,603 @@
+r"""All noise mathematics of the package: every formula stands here once, and everything else derives from it.
+
+Time t runs over [0, 1], 0 = data, 1 = noise; s < t throughout. A path owns alpha(t) and sigma(t):
+
+(1)  x_t = alpha(t) x0 + sigma(t) noise,  noise ~ N(0, I)                                        (marginal)
+
+It is the solution of the forward SDE dx = f x dt + g dw (Song et al. 2021, Eq. 5) with
+
+(2)  f = alpha' / alpha,   g^2 = (sigma^2)' - 2 f sigma^2                                        (drift, diffusion)
+(3)  lambda = log(alpha / sigma), half the log signal-to-noise ratio; it falls strictly with t   (half_log_snr)
+(4)  x_t = A x_s + B z,  A = alpha_t / alpha_s,  B^2 = sigma_t^2 (1 - exp(2 (lambda_t - lambda_s)))   (transition)
+(5)  x_s | x_t, x0 ~ N(c_x x_t + c_0 x0, std^2),  std = eta sigma_s sqrt(1 - exp(2 (lambda_t - lambda_s))),
+     c_x = sqrt(sigma_s^2 - std^2) / sigma_t,  c_0 = alpha_s - c_x alpha_t                       (posterior)
+     With eta = 1 this is Bayes' rule for (1) and (4), the DDPM posterior (Ho et al. 2020, Eq. 7); any eta in [0, 1]
+     keeps the marginals (DDIM, Song et al. 2021b, Eq. 12).
+
+A network output F means a denoised sample through one row of two coefficients, evaluated at t:
+
+(6)  x0 = a x_t + b F,   and so   noise = (x_t - alpha x0) / sigma,   score = -noise / sigma
+(7)  F = ((1 - a alpha) / b) x0 - (a sigma / b) noise is the training target; an error in F is an error in x0 times b.
+
+The probability-flow ODE and the reverse SDEs share their marginals (Song et al. 2021, Eq. 6 and 13):
+
+(8)  dx/dt = velocity - eta^2/2 g^2 score + eta g dw,   velocity = alpha' x0 + sigma' noise = f x - g^2/2 score
+
+eta = 0 is the ODE, eta = 1 the reverse SDE. In the coordinates y = x / c, u = sigma / c with c = alpha + k sigma the
+ODE's solution for a constant denoised sample is a straight line, for any k:
+
+(9)  dy/du = (x - c x0) / sigma
+
+k = 0 is the frame of Karras et al. 2022 (Eq. 4); k = 1 stays finite where alpha = 0.
+
+Numbers: times are floats or tensors of any shape on any device; what a path returns about them is a float64 tensor
+(float32 where the device has no float64). States (images, latents) keep their own dtype.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+
+def as_time(t):
+    """A float or tensor as a float64 tensor on its device (float32 on devices without float64)."""
+    if not torch.is_tensor(t):
+        return torch.tensor(t, dtype=torch.float64)
+    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
+
+
+def expand_to(coefficient, x):
+    """A coefficient per sample, shape () or (B,), shaped to multiply `x` of shape (B, ...), in the dtype of `x`.
+
+    Raises ValueError when the coefficient is neither a single number nor one per sample.
+    """
+    if coefficient.ndim > 1 or (coefficient.ndim == 1 and coefficient.shape[0] not in (1, x.shape[0])):
+        raise ValueError(
+            f"times of shape {tuple(coefficient.shape)} do not fit a batch of shape {tuple(x.shape)}: "
+            f"pass one time, or one per sample"
+        )
+    return coefficient.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Path:
+    """A noise path alpha(t), sigma(t). Subclasses state `alpha`, `alpha_prime`, `sigma`, `variance_prime` and
+    `t_from_half_log_snr`; everything else derives from these.
+
+    Attributes:
+        t_min: the smallest time that training and sampling use unless told otherwise.
+        t_max: the largest time at which every formula is finite: 1, or a little less where alpha(1) = 0.
+        prior_std: standard deviation of the distribution that sampling starts from, at t = 1.
+        straight: k of the coordinates (9) in which multi-stage ODE solvers work.
+        levels: number of discrete noise levels, at t = 1/levels, 2/levels, ..., 1; None for a continuous path.
+        time_input, time_offset: how a network of this path is told the time, unless configured: see `network_time`.
+    """
+
+    t_min = 1e-3
+    t_max = 1.0
+    prior_std = 1.0
+    straight = 0.0
+    levels = None
+    time_input = "t"
+    time_offset = 0.0
+
+    def alpha(self, t):
+        raise NotImplementedError
+
+    def alpha_prime(self, t):
+        raise NotImplementedError
+
+    def sigma(self, t):
+        raise NotImplementedError
+
+    def variance_prime(self, t):
+        """d sigma^2 / dt: finite at t = 0, where d sigma / dt may not be."""
+        raise NotImplementedError
+
+    def t_from_half_log_snr(self, half_log_snr):
+        """The inverse of `half_log_snr`: the time at which log(alpha / sigma) has this value."""
+        raise NotImplementedError
+
+    def sigma_prime(self, t):
+        return self.variance_prime(t) / (2 * self.sigma(t))
+
+    def drift(self, t):
+        """f(t) of the forward SDE dx = f x dt + g dw, Eq. (2)."""
+        return self.alpha_prime(t) / self.alpha(t)
+
+    def diffusion(self, t):
+        """g(t) of the forward SDE, Eq. (2)."""
+        return (self.variance_prime(t) - 2 * self.drift(t) * self.sigma(t) ** 2).clamp_min(0).sqrt()
+
+    def half_log_snr(self, t):
+        """log(alpha / sigma): half the logarithm of the signal-to-noise ratio, Eq. (3)."""
+        return self.alpha(t).log() - self.sigma(t).log()
+
+    def sample(self, x0, noise, t):
+        """Draw x_t given x0 (B, ...), standard normal noise of the same shape, and t of shape () or (B,), Eq. (1)."""
+        return expand_to(self.alpha(t), x0) * x0 + expand_to(self.sigma(t), x0) * noise
+
+    def marginal(self, x0, t):
+        """Mean (B, ...) and standard deviation () or (B,) of x_t given x0, Eq. (1)."""
+        return expand_to(self.alpha(t), x0) * x0, self.sigma(t)
+
+    def velocity(self, x0, noise, t):
+        """alpha' x0 + sigma' noise: the time derivative of x_t along the path, Eq. (8)."""
+        return expand_to(self.alpha_prime(t), x0) * x0 + expand_to(self.sigma_prime(t), x0) * noise
+
+    def transition(self, s, t):
+        """(A, B) of x_t = A x_s + B z for s < t, Eq. (4)."""
+        return self.alpha(t) / self.alpha(s), self.sigma(t) * self._variance_gain(s, t).sqrt()
+
+    def posterior(self, t, s, eta=1.0):
+        """(c_x, c_0, std) of x_s given x_t and x0 for s < t, Eq. (5); eta in [0, 1] scales the noise."""
+        gain = self._variance_gain(s, t)
+        c_x = self.sigma(s) / self.sigma(t) * (1 - eta**2 * gain).clamp_min(0).sqrt()
+        return c_x, self.alpha(s) - c_x * self.alpha(t), eta * self.sigma(s) * gain.sqrt()
+
+    def _variance_gain(self, s, t):
+        """1 - exp(2 (lambda_t - lambda_s)), in [0, 1]: the share of sigma_t^2 that was added between s and t."""
+        return -torch.expm1(2 * (self.half_log_snr(t) - self.half_log_snr(s)))
+
+
+class _VariancePreserving(Path):
+    """Paths with sigma^2 = 1 - alpha^2, given by `log_alpha`, its derivative, and the inverse of `log_alpha`."""
+
+    def alpha(self, t):
+        return self.log_alpha(t).exp()
+
+    def alpha_prime(self, t):
+        return self.log_alpha_prime(t) * self.alpha(t)
+
+    def sigma(self, t):
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def variance_prime(self, t):
+        return -2 * self.alpha(t) * self.alpha_prime(t)
+
+    def t_from_half_log_snr(self, half_log_snr):
+        return self._t_from_log_alpha(-torch.nn.functional.softplus(-2 * as_time(half_log_snr)) / 2)
+
+
+class VPSDE(_VariancePreserving):
+    """Variance-preserving SDE with a linear beta(t) (Song et al. 2021, Eq. 33; appendix C)."""
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
+        if not 0 < beta_min < beta_max:
+            raise ValueError(f"0 < beta_min < beta_max is needed; got beta_min={beta_min}, beta_max={beta_max}")
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def log_alpha(self, t):
+        t = as_time(t)
+        return -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+
+    def log_alpha_prime(self, t):
+        return -(self.beta_min + as_time(t) * (self.beta_max - self.beta_min)) / 2
+
+    def _t_from_log_alpha(self, log_alpha):
+        linear, quadratic = self.beta_min / 2, (self.beta_max - self.beta_min) / 4
+        return -2 * log_alpha / (linear + (linear**2 - 4 * quadratic * log_alpha).sqrt())
+
+
+class SubVPSDE(VPSDE):
+    """Sub-VP SDE: the alpha of `VPSDE`, sigma = 1 - alpha^2 (Song et al. 2021, Eq. 34-35)."""
+
+    def sigma(self, t):
+        return -torch.expm1(2 * self.log_alpha(t))
+
+    def variance_prime(self, t):
+        return 2 * self.sigma(t) * super().variance_prime(t)
+
+    def t_from_half_log_snr(self, half_log_snr):
+        # alpha / (1 - alpha^2) = exp(lambda), solved for log alpha
+        return self._t_from_log_alpha(-torch.asinh(torch.exp(-as_time(half_log_snr)) / 2))
+
+
+class CosineVPSDE(_VariancePreserving):
+    """Cosine schedule, alpha(t) = cos(angle(t)) / cos(angle(0)), angle(t) = (t + offset) / (1 + offset) pi/2
+    (Nichol & Dhariwal 2021, Eq. 17). alpha(1) = 0 exactly."""
+
+    t_max = 0.999
+    straight = 1.0
+
+    def __init__(self, offset: float = 0.008):
+        if offset <= 0:
+            raise ValueError(f"offset must be positive; got {offset}")
+        self.rate = math.pi / 2 / (1 + offset)
+        self.angle_0 = self.rate * offset
+
+    def alpha(self, t):
+        # sin of the angle left to pi/2: exactly 0 at t = 1
+        return torch.sin(self.rate * (1 - as_time(t))) / math.cos(self.angle_0)
+
+    def alpha_prime(self, t):
+        return -self.rate * torch.cos(self.rate * (1 - as_time(t))) / math.cos(self.angle_0)
+
+    def sigma(self, t):
+        # sin(x - y) sin(x + y) = cos(y)^2 - cos(x)^2, without its cancellation at t = 0
+        turned = self.rate * as_time(t)
+        return (torch.sin(turned) * torch.sin(turned + 2 * self.angle_0)).sqrt() / math.cos(self.angle_0)
+
+    def t_from_half_log_snr(self, half_log_snr):
+        alpha2, sigma2 = torch.sigmoid(2 * as_time(half_log_snr)), torch.sigmoid(-2 * as_time(half_log_snr))
+        cos0, sin0 = math.cos(self.angle_0), math.sin(self.angle_0)
+        angle = torch.atan2((sin0**2 + sigma2 * cos0**2).sqrt(), alpha2.sqrt() * cos0)
+        return (angle - self.angle_0) / self.rate
+
+
+class DiscreteVPSDE(_VariancePreserving):
+    """The DDPM chain of N betas (Ho et al. 2020) as a continuous path through its N noise levels: level n = 0..N-1 of
+    the chain is t = (n + 1) / N, with alpha^2 = prod_{i <= n} (1 - beta_i), and t = 0 is clean data.
+
+    Between the levels log alpha is a monotone cubic (Fritsch & Carlson 1980), so the path is continuously
+    differentiable and invertible.
+
+    Args:
+        betas: N >= 2 numbers in (0, 1).
+    """
+
+    time_offset = -1.0
+
+    def __init__(self, betas):
+        betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
+        if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
+            raise ValueError(
+                f"betas must be at least two numbers in (0, 1); got shape {tuple(betas.shape)} "
+                f"with values from {betas.min():g} to {betas.max():g}"
+            )
+        self.levels = len(betas)
+        self.t_min = 1 / self.levels
+        knots = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0) / 2])
+        self._knots, self._slopes = knots, _monotone_slopes(knots * self.levels)
+
+    @classmethod
+    def from_beta_schedule(
+        cls,
+        num_train_timesteps: int = 1000,
+        beta_schedule: str = "linear",
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        trained_betas=None,
+        rescale_betas_zero_snr: bool = False,
+    ):
+        """The path of a stock diffusers scheduler: the same arguments give the same noise levels.
+
+        `rescale_betas_zero_snr` shifts the last level to (almost) no signal (Lin et al. 2023, algorithm 1); as in
+        diffusers' Euler and DPM-Solver schedulers, its alpha^2 is 2^-24 instead of 0. Raises ValueError for an unknown
+        schedule.
+        """
+        n = num_train_timesteps
+        if trained_betas is not None:
+            betas = torch.as_tensor(trained_betas, dtype=torch.float64)
+        elif beta_schedule == "linear":
+            betas = torch.linspace(beta_start, beta_end, n, dtype=torch.float64)
+        elif beta_schedule == "scaled_linear":
+            betas = torch.linspace(beta_start**0.5, beta_end**0.5, n, dtype=torch.float64) ** 2
+        elif beta_schedule == "squaredcos_cap_v2":
+            alpha2 = CosineVPSDE().alpha(torch.arange(n + 1, dtype=torch.float64) / n) ** 2
+            betas = (1 - alpha2[1:] / alpha2[:-1]).clamp_max(0.999)
+        else:
+            raise ValueError(
+                f"beta_schedule {beta_schedule!r} is unknown; choose one of linear, scaled_linear, squaredcos_cap_v2"
+            )
+        if rescale_betas_zero_snr:
+            alpha = (1 - betas).cumprod(0).sqrt()
+            alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+            alpha[-1] = 2.0**-12
+            betas = 1 - torch.cat([alpha[:1], alpha[1:] / alpha[:-1]]) ** 2
+        return cls(betas)
+
+    def log_alpha(self, t):
+        left, right, slope_left, slope_right, x = self._segment(as_time(t))
+        rise = right - left
+        return left + x * (
+            slope_left + x * (3 * rise - 2 * slope_left - slope_right + x * (slope_left + slope_right - 2 * rise))
+        )
+
+    def log_alpha_prime(self, t):
+        left, right, slope_left, slope_right, x = self._segment(as_time(t))
+        rise = right - left
+        cubic = 3 * x * (slope_left + slope_right - 2 * rise)
+        return self.levels * (slope_left + x * (2 * (3 * rise - 2 * slope_left - slope_right) + cubic))
+
+    def _segment(self, t):
+        """Ends, end slopes (per segment) and position in [0, 1] of the segment that holds t."""
+        knots, slopes = self._knots.to(t.device, t.dtype), self._slopes.to(t.device, t.dtype)
+        index = (t * self.levels).floor().clamp(0, self.levels - 1).long()
+        ends = knots[index], knots[index + 1], slopes[index] / self.levels, slopes[index + 1] / self.levels
+        return *ends, t * self.levels - index
+
+    def _t_from_log_alpha(self, log_alpha):
+        # bisection inside the segment: log_alpha(t) is monotone, and 60 halvings exhaust float64
+        knots = self._knots.to(log_alpha.device, log_alpha.dtype)
+        index = torch.searchsorted(-knots, -log_alpha.contiguous(), right=True) - 1
+        low = index.clamp(0, self.levels - 1) / self.levels
+        low = low.to(log_alpha.dtype)
+        width = 1 / self.levels
+        for _ in range(60):
+            width /= 2
+            low = torch.where(self.log_alpha(low + width) > log_alpha, low + width, low)
+        return low
+
+
+def _monotone_slopes(values):
+    """Slopes d value / d t at knots t = 0, 1/N, ..., 1 for a monotone cubic; `values` are N times the knot values.
+
+    Harmonic means inside, one-sided three-point slopes at the ends, limited so that the cubic stays monotone
+    (Fritsch & Carlson 1980; Fritsch & Butland 1984).
+    """
+    secants = values.diff()
+    inner = 2 * secants[1:] * secants[:-1] / (secants[1:] + secants[:-1])
+
+    def end(first, second):
+        # same sign as the secant, at most three times as steep
+        slope = (3 * first - second) / 2
+        return torch.where(
+            slope * first <= 0, 0.1 * first, torch.where(slope.abs() > 3 * first.abs(), 3 * first, slope)
+        )
+
+    return torch.cat([end(secants[0], secants[1])[None], inner, end(secants[-1], secants[-2])[None]])
+
+
+class VESDE(Path):
+    """Variance-exploding SDE, alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t (Song et al. 2021, Eq. 30-31).
+
+    Convention at t = 0: sigma(0) = sigma_min, as in the original code, so t = 0 is data with noise sigma_min, and
+    clean data is reached by a final denoising.
+    """
+
+    t_min = 1e-5
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"0 < sigma_min < sigma_max is needed; got sigma_min={sigma_min}, sigma_max={sigma_max}")
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.prior_std = sigma_max
+        self.rate = math.log(sigma_max / sigma_min)
+
+    def alpha(self, t):
+        return torch.ones_like(as_time(t))
+
+    def alpha_prime(self, t):
+        return torch.zeros_like(as_time(t))
+
+    def sigma(self, t):
+        return self.sigma_min * torch.exp(self.rate * as_time(t))
+
+    def variance_prime(self, t):
+        return 2 * self.rate * self.sigma(t) ** 2
+
+    def t_from_half_log_snr(self, half_log_snr):
+        return (-as_time(half_log_snr) - math.log(self.sigma_min)) / self.rate
+
+
+class EDMSDE(Path):
+    """The path of Karras et al. 2022: alpha = 1, sigma = t in units of the largest noise, sigma(t) = sigma_max t.
+
+    `sigma_min` is the smallest noise that is trained and sampled: t_min = sigma_min / sigma_max.
+    """
+
+    time_input = "log_sigma"
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"0 < sigma_min < sigma_max is needed; got sigma_min={sigma_min}, sigma_max={sigma_max}")
+        self.sigma_max = sigma_max
+        self.prior_std = sigma_max
+        self.t_min = sigma_min / sigma_max
+
+    def alpha(self, t):
+        return torch.ones_like(as_time(t))
+
+    def alpha_prime(self, t):
+        return torch.zeros_like(as_time(t))
+
+    def sigma(self, t):
+        return self.sigma_max * as_time(t)
+
+    def variance_prime(self, t):
+        return 2 * self.sigma_max**2 * as_time(t)
+
+    def t_from_half_log_snr(self, half_log_snr):
+        return torch.exp(-as_time(half_log_snr)) / self.sigma_max
+
+
+class LinearSDE(Path):
+    """The straight path of flow matching, alpha = 1 - t, sigma = t (Lipman et al. 2023; SiT, Ma et al. 2024)."""
+
+    t_max = 0.999
+    straight = 1.0
+
+    def alpha(self, t):
+        return 1 - as_time(t)
+
+    def alpha_prime(self, t):
+        return -torch.ones_like(as_time(t))
+
+    def sigma(self, t):
+        return as_time(t).clone()
+
+    def variance_prime(self, t):
+        return 2 * as_time(t)
+
+    def t_from_half_log_snr(self, half_log_snr):
+        return torch.sigmoid(-as_time(half_log_snr))
+
+
+# --- what a network predicts ------------------------------------------------------------------------------------------
+
+
+class Prediction(NamedTuple):
+    """One row at given times: x0 = a x_t + b F(input_scale x_t), Eq. (6); float64 tensors of the times' shape."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    input_scale: torch.Tensor
+
+
+def _epsilon(path, t, sigma_data):
+    return 1 / path.alpha(t), -path.sigma(t) / path.alpha(t)
+
+
+def _sample(path, t, sigma_data):
+    return torch.zeros_like(path.alpha(t)), torch.ones_like(path.alpha(t))
+
+
+def _score(path, t, sigma_data):
+    return 1 / path.alpha(t), path.sigma(t) ** 2 / path.alpha(t)
+
+
+def _v_prediction(path, t, sigma_data):
+    # v = alpha noise - sigma x0 (Salimans & Ho 2022)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    norm = alpha**2 + sigma**2
+    return alpha / norm, -sigma / norm
+
+
+def _flow_prediction(path, t, sigma_data):
+    # F = alpha' x0 + sigma' noise (Lipman et al. 2023)
+    alpha, sigma, alpha_prime, sigma_prime = path.alpha(t), path.sigma(t), path.alpha_prime(t), path.sigma_prime(t)
+    norm = sigma_prime * alpha - sigma * alpha_prime
+    return sigma_prime / norm, -sigma / norm
+
+
+def _edm(path, t, sigma_data):
+    # c_skip and c_out of Karras et al. 2022, Table 1, for any alpha
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    variance = alpha**2 * sigma_data**2 + sigma**2
+    return alpha * sigma_data**2 / variance, sigma * sigma_data / variance.sqrt()
+
+
+PREDICTIONS = {
+    "epsilon": _epsilon,
+    "sample": _sample,
+    "score": _score,
+    "v_prediction": _v_prediction,
+    "flow_prediction": _flow_prediction,
+    "edm": _edm,
+}
+
+
+def prediction(path, prediction_type, t, sigma_data=0.5):
+    """The row of a prediction type at times t, as a `Prediction`.
+
+    Args:
+        prediction_type: epsilon (the noise), sample (x0), score, v_prediction, flow_prediction (the velocity), or edm:
+            the preconditioned output of Karras et al. 2022, whose input is scaled to unit variance.
+        sigma_data: standard deviation of the data, used by edm only.
+    """
+    a, b = PREDICTIONS[prediction_type](path, t, sigma_data)
+    input_scale = torch.ones_like(a)
+    if prediction_type == "edm":
+        input_scale = (path.alpha(t) ** 2 * sigma_data**2 + path.sigma(t) ** 2).rsqrt()
+    return Prediction(a, b, input_scale)
+
+
+def training_target(path, prediction_type, x0, noise, t, sigma_data=0.5):
+    """What the network should output at x_t = path.sample(x0, noise, t), Eq. (7): shape and dtype of x0."""
+    row = prediction(path, prediction_type, t, sigma_data)
+    c_x0 = (1 - row.a * path.alpha(t)) / row.b
+    c_noise = -row.a * path.sigma(t) / row.b
+    return expand_to(c_x0, x0) * x0 + expand_to(c_noise, x0) * noise
+
+
+# --- how a network is told the time -----------------------------------------------------------------------------------
+
+
+TIME_INPUTS = ("t", "sigma", "log_sigma")
+
+
+def network_time(path, t, time_input, scale, offset):
+    """The number that the network receives at path time t: scale * q + offset, float64.
+
+    q is t; or sigma, the noise of x_t / alpha (for alpha = 1 the path's own sigma, as NCSN++ receives it); or its
+    natural logarithm (Karras et al. 2022 receive log(sigma) / 4).
+    """
+    if time_input == "t":
+        return scale * as_time(t) + offset
+    log_sigma = -path.half_log_snr(t)
+    return scale * (log_sigma if time_input == "log_sigma" else log_sigma.exp()) + offset
+
+
+def path_time(path, timestep, time_input, scale, offset):
+    """The inverse of `network_time`: path time in [0, 1], float64."""
+    value = (as_time(timestep) - offset) / scale
+    if time_input == "t":
+        return value
+    return path.t_from_half_log_snr(-(value if time_input == "log_sigma" else value.log()))
+
+
+# --- time grids -------------------------------------------------------------------------------------------------------
+
+# Each takes (path, n, t_min, t_max, levels, offset) and returns n falling times of network evaluations; the step after
+# the last one leads to the end of the trajectory. `levels` is the number of training time steps, in which diffusers'
+# grids count; a discrete path is evaluated at whole levels by these.
+
+
+def _whole(path, level):
+    return level.round() if path.levels else level
+
+
+def _linspace(path, n, t_min, t_max, levels, offset):
+    # diffusers counts levels from 0: rounding there, not at t * levels, makes ties fall the same way
+    level = torch.linspace(t_max * levels - 1, t_min * levels - 1, n, dtype=torch.float64)
+    return (_whole(path, level) + 1) / levels
+
+
+def _leading(path, n, t_min, t_max, levels, offset):
+    level = torch.arange(n - 1, -1, -1, dtype=torch.float64) * (levels // n) + offset
+    return (level + 1) / levels
+
+
+def _trailing(path, n, t_min, t_max, levels, offset):
+    level = t_max * levels * (1 - torch.arange(n, dtype=torch.float64) / n)
+    return _whole(path, level) / levels
+
+
+def _quadratic(path, n, t_min, t_max, levels, offset):
+    return torch.linspace(t_max**0.5, t_min**0.5, n, dtype=torch.float64) ** 2
+
+
+def _karras(path, n, t_min, t_max, levels, offset):
+    # rho = 7 in the noise level of x / alpha (Karras et al. 2022, Eq. 5)
+    ends = [math.exp(-float(path.half_log_snr(t)) / 7) for t in (t_max, t_min)]
+    sigma = torch.linspace(*ends, n, dtype=torch.float64) ** 7
+    return path.t_from_half_log_snr(-sigma.log())
+
+
+def _log_snr(path, n, t_min, t_max, levels, offset):
+    ends = [float(path.half_log_snr(t)) for t in (t_max, t_min)]
+    return path.t_from_half_log_snr(torch.linspace(*ends, n, dtype=torch.float64))
+
+
+TIME_GRIDS = {
+    "linspace": _linspace,
+    "leading": _leading,
+    "trailing": _trailing,
+    "quadratic": _quadratic,
+    "karras": _karras,
+    "log_snr": _log_snr,
+}
+
+
+def time_grid(path, spacing, n, t_min, t_max, levels, offset=0):
+    """n strictly falling times in (0, 1] at which the network is evaluated, a float64 tensor.
+
+    Args:
+        spacing: linspace (uniform in t from t_max to t_min), leading and trailing (as in diffusers), quadratic (uniform
+            in sqrt(t)), karras (rho = 7), or log_snr (uniform in lambda).
+        levels: number of training time steps; leading, trailing and linspace count in these, and on a discrete path
+            they keep to whole levels.
+        offset: added to the levels of `leading` (diffusers' steps_offset).
+
+    Raises ValueError when the grid does not fall strictly inside (0, 1], naming n and the spacing.
+    """
+    times = TIME_GRIDS[spacing](path, n, t_min, t_max, levels, offset)
+    # a curved grid passes through its ends only up to rounding
+    times = torch.where((times - t_max).abs() < 1e-9, t_max, times)
+    if not (torch.isfinite(times).all() and (times.diff() < 0).all() and times[-1] > 0 and times[0] <= 1):
+        raise ValueError(
+            f"{n} time steps with timestep_spacing {spacing!r} do not fall strictly from {t_max:g} to {t_min:g} "
+            f"({levels} training time steps): use fewer steps, or another spacing"
+        )
+    return times

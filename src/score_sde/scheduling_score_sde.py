@@ -1,0 +1,450 @@
+"""`ScoreSDEScheduler`: a diffusers scheduler over any noise path and a plan of solver stages.
+
+No formula stands here: the noise mathematics is in `paths`, the solvers are in `solvers`.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from .paths import (
+    EDMSDE,
+    PREDICTIONS,
+    TIME_GRIDS,
+    TIME_INPUTS,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    DiscreteVPSDE,
+    LinearSDE,
+    SubVPSDE,
+    expand_to,
+    network_time,
+    path_time,
+    prediction,
+    time_grid,
+)
+from .solvers import CORRECTORS, PREDICTORS, Memory, plan
+
+
+SDE_TYPES = {
+    "vp": VPSDE,
+    "subvp": SubVPSDE,
+    "ve": VESDE,
+    "cosine_vp": CosineVPSDE,
+    "discrete_vp": DiscreteVPSDE.from_beta_schedule,
+    "edm": EDMSDE,
+    "linear": LinearSDE,
+}
+
+
+def check_choice(name, value, choices):
+    """Raise ValueError, naming the value and the choices, unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(map(str, choices))}")
+
+
+@dataclass
+class ScoreSDESchedulerOutput(BaseOutput):
+    """Output of `ScoreSDEScheduler.step`.
+
+    prev_sample: the sample at the next entry of the plan, the shape and dtype of the sample that went in.
+    pred_original_sample: the denoised sample, an estimate of x0 (clipped or thresholded where configured).
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
+    """Sample from a score-based diffusion model: reverse SDE, probability-flow ODE, predictor-corrector.
+
+    The path (`sde_type` and its parameters) and the meaning of the network's output (`prediction_type`) are facts of
+    the trained network; predictor, corrector and grid are free to choose at any time:
+    `ScoreSDEScheduler.from_config(scheduler.config, predictor="heun")`. Samples are x_t = alpha x0 + sigma noise as the
+    path has them: they are not rescaled. `num_inference_steps` counts time steps; `nfe`, the length of `timesteps`,
+    counts network evaluations.
+
+    | predictor | what it is | order | evaluations a step | source |
+    |---|---|---|---|---|
+    | euler | probability-flow ODE, Euler in t | 1 | 1 | Song et al. 2021, Eq. 13 |
+    | heun | probability-flow ODE, trapezoid rule in sigma; diffusers' Heun | 2 | 2 | Karras et al. 2022 |
+    | dpmpp_2m | probability-flow ODE, exponential multistep | 2 | 1 | Lu et al. 2022b |
+    | ddim | DDIM with noise eta, 0 by default (diffusers' DDIM; its Euler is the same step) | 1 | 1 | Song et al. 2021b |
+    | ancestral | DDPM's ancestral sampling on any path: ddim with eta = 1 | | 1 | Ho et al. 2020 |
+    | euler_maruyama | reverse SDE with noise eta g, eta 1 by default | | 1 | Song et al. 2021, Eq. 6 |
+    | reverse_diffusion | the forward SDE's own discretisation reversed | | 1 | Song et al. 2021, Eq. 46 |
+
+    A corrector (`langevin` with Song's signal-to-noise rule, or `annealed_langevin`) adds `corrector_steps` evaluations
+    after every step of any predictor.
+
+    In stock pipelines: `DDPMPipeline` and `DiTPipeline` start from unit noise and don't scale the network's input, so
+    they fit the paths whose prior is standard normal (vp, subvp, cosine_vp, discrete_vp, linear) with any prediction
+    type but edm. `DiTPipeline` passes no generator to `step`, so its stochastic samplers draw from the global one.
+
+    Args:
+        num_train_timesteps: number of the network's training time steps; for discrete_vp, of noise levels.
+        sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
+        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, or edm (preconditioned).
+        predictor: see the table.
+        eta: noise of ddim (0 to 1) and euler_maruyama (0 and above); None for the predictor's own default.
+        corrector: None, langevin, or annealed_langevin.
+        corrector_steps: Langevin steps after each predictor step.
+        corrector_snr: signal-to-noise ratio r of the corrector's step size.
+        timestep_spacing: linspace, leading, trailing, quadratic, karras, or log_snr: see `paths.time_grid`.
+        steps_offset: offset of the leading grid.
+        denoise_final: the last evaluation, at `t_min`, returns the denoised sample. False stops early: the sample at
+            `t_min` with its noise.
+        t_min: smallest time, in (0, 1); None for the path's own.
+        t_max: largest time, in (0, 1]; None for 1, or a little less where alpha(1) = 0 and the predictor, grid or
+            prediction type is singular there.
+        beta_min, beta_max: of vp and subvp. sigma_min, sigma_max: of ve and edm. beta_start, beta_end, beta_schedule,
+            trained_betas, rescale_betas_zero_snr: of discrete_vp, as in diffusers. None means the path's own default.
+        sigma_data: standard deviation of the data, for prediction type edm.
+        time_input: what the network receives as time is time_scale q + time_offset, where q is "t", "sigma" (of
+            x_t / alpha) or "log_sigma" (its natural logarithm). None for the path's own: t for all (with offset -1 on
+            discrete_vp, which gives 0 to num_train_timesteps - 1), but log_sigma for edm.
+        time_scale: None for num_train_timesteps with "t", a quarter of it with "log_sigma" (1000 times the c_noise of
+            Karras et al.), 1 with "sigma".
+        time_offset: None for the path's own.
+        clip_sample: clip the denoised sample to [-clip_sample_range, clip_sample_range]: for pixels only.
+        thresholding: dynamic thresholding of the denoised sample (Saharia et al. 2022): the
+            dynamic_thresholding_ratio-quantile of its magnitude, between 1 and sample_max_value, becomes 1.
+
+    Raises ValueError at construction for every unknown or contradictory value, with what is allowed.
+    """
+
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        sde_type: str = "vp",
+        prediction_type: str = "epsilon",
+        predictor: str = "dpmpp_2m",
+        eta: float | None = None,
+        corrector: str | None = None,
+        corrector_steps: int = 1,
+        corrector_snr: float = 0.16,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        denoise_final: bool = True,
+        t_min: float | None = None,
+        t_max: float | None = None,
+        beta_min: float | None = None,
+        beta_max: float | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        beta_start: float | None = None,
+        beta_end: float | None = None,
+        beta_schedule: str | None = None,
+        trained_betas: list[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        sigma_data: float = 0.5,
+        time_input: str | None = None,
+        time_scale: float | None = None,
+        time_offset: float | None = None,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+    ):
+        check_choice("sde_type", sde_type, SDE_TYPES)
+        check_choice("prediction_type", prediction_type, PREDICTIONS)
+        check_choice("predictor", predictor, PREDICTORS)
+        check_choice("corrector", corrector, (None, *CORRECTORS))
+        check_choice("timestep_spacing", timestep_spacing, TIME_GRIDS)
+        if num_train_timesteps < 1 or corrector_steps < 1:
+            raise ValueError(
+                f"num_train_timesteps {num_train_timesteps} and corrector_steps {corrector_steps} must be at least 1"
+            )
+        if corrector_snr <= 0 or sigma_data <= 0:
+            raise ValueError(f"corrector_snr {corrector_snr} and sigma_data {sigma_data} must be positive")
+        if eta is not None and (PREDICTORS[predictor].eta is None or predictor == "ancestral"):
+            takes_eta = [name for name, row in PREDICTORS.items() if row.eta is not None and name != "ancestral"]
+            raise ValueError(f"predictor {predictor!r} takes no eta (got {eta}); those that do: {', '.join(takes_eta)}")
+        if eta is not None and not 0 <= eta <= (1 if predictor == "ddim" else float("inf")):
+            raise ValueError(f"eta {eta} is out of range: [0, 1] for ddim, 0 or more for euler_maruyama")
+
+        self.path = self._build_path()
+        self.t_min = self.path.t_min if t_min is None else t_min
+        if time_input is None:
+            time_input = self.path.time_input
+        check_choice("time_input", time_input, TIME_INPUTS)
+        default_scale = {"t": num_train_timesteps, "log_sigma": num_train_timesteps / 4, "sigma": 1}[time_input]
+        # what the network was trained on must stand in the saved config
+        self.register_to_config(
+            time_input=time_input,
+            time_scale=float(default_scale if time_scale is None else time_scale),
+            time_offset=float(self.path.time_offset if time_offset is None else time_offset),
+        )
+        self.t_max = self._largest_time() if t_max is None else t_max
+        if not 0 < self.t_min < self.t_max <= 1:
+            raise ValueError(f"0 < t_min < t_max <= 1 is needed; got t_min={self.t_min}, t_max={self.t_max}")
+
+        # standard deviation of the noise that sampling starts from
+        self.init_noise_sigma = self.path.prior_std * float(self.path.sigma(self.t_max) / self.path.sigma(1.0))
+        # entries of the plan per time step: where img2img pipelines may cut `timesteps`
+        self.order = PREDICTORS[predictor].evaluations + (corrector_steps if corrector else 0)
+        self.timesteps = self.timestep(
+            self.t_max + (self.t_min - self.t_max) * torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
+        )
+        self.num_inference_steps = None
+        self._plan = None
+        self._begin_index = None
+        self._step_index = None
+
+    def _build_path(self):
+        build = SDE_TYPES[self.config.sde_type]
+        allowed = inspect.signature(build).parameters
+        of_paths = {name for other in SDE_TYPES.values() for name in inspect.signature(other).parameters}
+        given = {
+            name: self.config[name] for name in of_paths & self.config.keys() if self.config[name] not in (None, False)
+        }
+        unknown = given.keys() - allowed.keys() - {"num_train_timesteps"}
+        if unknown:
+            raise ValueError(
+                f"sde_type {self.config.sde_type!r} has no parameter {', '.join(sorted(unknown))}; "
+                f"it has {', '.join(allowed)}"
+            )
+        path = build(**{name: value for name, value in given.items() if name in allowed})
+        if path.levels not in (None, self.config.num_train_timesteps):
+            raise ValueError(
+                f"trained_betas holds {path.levels} levels, num_train_timesteps is {self.config.num_train_timesteps}"
+            )
+        return path
+
+    def _largest_time(self):
+        """1 where everything that this scheduler computes is finite there, the path's t_max otherwise."""
+        try:
+            self._build_plan(self._times(2, t_max=1.0))
+        except ValueError:
+            return self.path.t_max
+        row = prediction(self.path, self.config.prediction_type, 1.0, self.config.sigma_data)
+        return 1.0 if all(torch.isfinite(value) for value in row) else self.path.t_max
+
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
+        """A scheduler from a config of ours or of a stock diffusers scheduler: the same path, prediction type, grid and
+        clipping as the stock scheduler; the predictor is ours, unless given in `kwargs`.
+
+        Stock configs: every scheduler with a `beta_schedule` (DDPM, DDIM, Euler, Heun, DPM-Solver, UniPC, ...), and
+        ScoreSdeVeScheduler. Raises ValueError for others.
+        """
+        if isinstance(config, dict) and "sde_type" not in config:
+            config = from_stock_config(config)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    # --- facts about the noise, for training scripts --------------------------------------------------------------
+
+    def __len__(self):
+        return self.config.num_train_timesteps
+
+    def timestep(self, t):
+        """The number that the network receives as time at path time t: float32, the shape of t."""
+        return network_time(self.path, t, self.config.time_input, self.config.time_scale, self.config.time_offset).to(
+            torch.float32
+        )
+
+    def path_time(self, timesteps):
+        """Path time in [0, 1], float64, of the number(s) that the network receives: the inverse of `timestep`."""
+        return path_time(self.path, timesteps, self.config.time_input, self.config.time_scale, self.config.time_offset)
+
+    def add_noise(self, original_samples, noise, timesteps):
+        """x_t for clean samples (B, ...), noise of the same shape, and timesteps () or (B,) as the network has them."""
+        return self.path.sample(original_samples, noise, self.path_time(timesteps))
+
+    def get_velocity(self, sample, noise, timesteps):
+        """alpha noise - sigma x0, the target of v_prediction, for clean samples, noise and timesteps as in
+        `add_noise`."""
+        t = self.path_time(timesteps)
+        return expand_to(self.path.alpha(t), sample) * noise - expand_to(self.path.sigma(t), sample) * sample
+
+    # --- sampling -------------------------------------------------------------------------------------------------
+
+    @property
+    def nfe(self):
+        """Network evaluations of one trajectory: the length of `timesteps`."""
+        return len(self._require_plan())
+
+    @property
+    def step_index(self):
+        """Position in the plan, None before the first step."""
+        return self._step_index
+
+    @property
+    def begin_index(self):
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0):
+        """Start the next trajectory at this entry of `timesteps` (image-to-image)."""
+        self._begin_index = begin_index
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device=None, timesteps: list | None = None):
+        """Plan a trajectory. Call it before `step`, and again before every new trajectory.
+
+        Args:
+            num_inference_steps: number of time steps, at least 1; the network is called `nfe` times.
+            device: where `timesteps` shall be.
+            timesteps: instead of a number, the falling numbers (as the network receives them) at which to evaluate.
+
+        Raises ValueError when neither or both are given, or when no falling grid of this size exists.
+        """
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("pass either num_inference_steps or timesteps")
+        if timesteps is not None:
+            times = self.path_time(torch.as_tensor(timesteps, dtype=torch.float64, device="cpu"))
+            if times.ndim != 1 or not (times.diff() < 0).all() or not 0 < times[-1] <= times[0] <= 1:
+                raise ValueError(f"timesteps {list(timesteps)} must fall strictly, from at most {self.timestep(1.0):g}")
+        elif num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps {num_inference_steps} must be at least 1")
+        else:
+            times = self._times(num_inference_steps, self.t_max)
+
+        self._plan = self._build_plan(times)
+        evaluated = torch.tensor([stage.t_eval for stage in self._plan], dtype=torch.float64)
+        row = prediction(self.path, self.config.prediction_type, evaluated, self.config.sigma_data)
+        self._rows = list(zip(*(values.tolist() for values in row), strict=True))
+        timesteps = self.timestep(evaluated)
+        if self.path.levels and torch.equal(timesteps, timesteps.round()):
+            timesteps = timesteps.long()
+        self.timesteps = timesteps.to(device)
+        self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
+        self._memory = Memory()
+        self._step_index = None
+        self._begin_index = None
+
+    def _times(self, n, t_max):
+        spacing = self.config.timestep_spacing
+        # a trajectory that stops early steps n times without an evaluation at its end
+        points = n if self.config.denoise_final else n + 1
+        times = time_grid(
+            self.path, spacing, points, self.t_min, t_max, self.config.num_train_timesteps, self.config.steps_offset
+        )
+        return times
+
+    def _build_plan(self, times):
+        return plan(
+            self.path,
+            times,
+            self.config.predictor,
+            denoise_final=self.config.denoise_final,
+            eta=self.config.eta,
+            corrector=self.config.corrector,
+            corrector_steps=self.config.corrector_steps,
+            corrector_snr=self.config.corrector_snr,
+        )
+
+    def _require_plan(self):
+        if self._plan is None:
+            raise ValueError("no trajectory is planned: call scheduler.set_timesteps(num_inference_steps) first")
+        return self._plan
+
+    def _enter(self, timestep):
+        """Find the entry of the plan at which a trajectory begins."""
+        self._require_plan()
+        if self._step_index is not None:
+            return
+        if self._begin_index is not None:
+            self._step_index = self._begin_index
+            return
+        timestep = torch.as_tensor(timestep).to(self.timesteps.device)
+        found = (self.timesteps == timestep).nonzero()
+        if len(found) == 0:
+            raise ValueError(
+                f"timestep {timestep} is none of this trajectory's timesteps; pass one of scheduler.timesteps"
+            )
+        self._step_index = int(found[0])
+
+    def scale_model_input(self, sample, timestep=None):
+        """What the network receives for a sample: the sample itself, but for prediction type edm, whose input has unit
+        variance."""
+        if self.config.prediction_type != "edm":
+            return sample
+        self._enter(timestep)
+        return sample * self._rows[self._step_index][2]
+
+    def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True):
+        """Run the next entry of the plan.
+
+        Args:
+            model_output: the network's output for `scale_model_input(sample, timestep)`, (B, C, ...); (B, 2 C, ...)
+                from a network that learned a variance, whose second half is not used.
+            timestep: an entry of `timesteps`; it only matters for the first call, which finds its place by it.
+            sample: the current sample (B, C, ...), any floating dtype; half precision is computed in float32.
+            generator: source of the noise, one or one per sample.
+            return_dict: return a `ScoreSDESchedulerOutput` instead of the tuple (prev_sample,).
+
+        Raises ValueError before `set_timesteps`, past the end of the plan, and for shapes that don't fit.
+        """
+        self._enter(timestep)
+        if self._step_index >= len(self._plan):
+            raise ValueError(f"all {len(self._plan)} entries of the plan have run: call set_timesteps again")
+        channels = sample.shape[1] if sample.ndim > 1 else None
+        if sample.ndim > 1 and model_output.shape[1:2] == (2 * channels,):
+            model_output = model_output[:, :channels]
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"model_output has shape {tuple(model_output.shape)}, which does not fit sample {tuple(sample.shape)}"
+            )
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        x = sample.to(dtype)
+        a, b, _ = self._rows[self._step_index]
+        denoised = a * x + b * model_output.to(dtype)
+        if self.config.thresholding:
+            denoised = self._threshold(denoised)
+        elif self.config.clip_sample:
+            denoised = denoised.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+
+        def draw_noise():
+            return randn_tensor(x.shape, generator=generator, device=x.device, dtype=dtype)
+
+        prev_sample = self._plan[self._step_index].update(x, denoised, self._memory, draw_noise).to(sample.dtype)
+        self._step_index += 1
+        if not return_dict:
+            return (prev_sample,)
+        return ScoreSDESchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised.to(sample.dtype))
+
+    def _threshold(self, denoised):
+        """Dynamic thresholding (Saharia et al. 2022, section 2.3)."""
+        magnitude = torch.quantile(denoised.flatten(1).abs(), self.config.dynamic_thresholding_ratio, dim=1)
+        limit = expand_to(magnitude.clamp(1, self.config.sample_max_value), denoised)
+        return torch.minimum(torch.maximum(denoised, -limit), limit) / limit
+
+
+def from_stock_config(config):
+    """The config of a `ScoreSDEScheduler` on the same path as a stock scheduler with this config; keys that belong to
+    the stock scheduler's own solver stay in it, for the way back. Raises ValueError for a config without a known path.
+    """
+    # arguments left at the stock class's defaults count as given: they are facts about the trained network
+    stock = {key: value for key, value in config.items() if key != "_use_default_values"}
+    if "sampling_eps" in stock:  # ScoreSdeVeScheduler
+        return {
+            "num_train_timesteps": stock["num_train_timesteps"],
+            "sde_type": "ve",
+            "sigma_min": stock["sigma_min"],
+            "sigma_max": stock["sigma_max"],
+            "prediction_type": "score",
+            "time_input": "sigma",
+            "corrector_snr": stock["snr"],
+            "t_min": stock["sampling_eps"],
+        }
+    if "beta_schedule" in stock and stock.get("timestep_type", "discrete") == "discrete":
+        ours = {"sde_type": "discrete_vp", "sigma_min": None, "sigma_max": None}
+        for flag, spacing in (("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "log_snr")):
+            if stock.get(flag):
+                ours["timestep_spacing"] = spacing
+        return stock | ours
+    raise ValueError(
+        f"no noise path is known for the config of {config.get('_class_name', 'this scheduler')}: from_config takes "
+        f"schedulers with a discrete beta_schedule (DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler, "
+        f"DPMSolverMultistepScheduler, ...) and ScoreSdeVeScheduler; build others as "
+        f"ScoreSDEScheduler(sde_type=..., ...)"
+    )
