@@ -1,0 +1,36 @@
+"""Score-based diffusion through SDEs (Song et al. 2021) and Diffusion Transformers for diffusers."""
+
+import importlib
+
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "paths": ["VPSDE", "SubVPSDE", "VESDE", "CosineVPSDE", "DiscreteVPSDE", "EDMSDE", "LinearSDE"],
+    "scheduling_score_sde": ["ScoreSDEScheduler"],
+    "transformer_score_dit": ["DiTModel"],
+    "unet_score": ["ScoreUNetModel"],
+    "pipelines": ["ScoreSDEPipeline"],
+    "hub": ["load_bundle", "save_bundle"],
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+# diffusers looks these up on the package that a component's class comes from
+_DIFFUSERS_BASES = {
+    "ModelMixin": "diffusers.models.modeling_utils",
+    "SchedulerMixin": "diffusers.schedulers.scheduling_utils",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name):
+    """Import a public name on its first use: `import score_sde` alone is quick."""
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if name in _DIFFUSERS_BASES:
+        return getattr(importlib.import_module(_DIFFUSERS_BASES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -75,7 +75,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     | euler | probability-flow ODE, Euler in t | 1 | 1 | Song et al. 2021, Eq. 13 |
     | heun | probability-flow ODE, trapezoid rule in sigma; diffusers' Heun | 2 | 2 | Karras et al. 2022 |
     | dpmpp_2m | probability-flow ODE, exponential multistep | 2 | 1 | Lu et al. 2022b |
-    | ddim | DDIM with noise eta, 0 by default (diffusers' DDIM; its Euler is the same step) | 1 | 1 | Song et al. 2021b |
+    | ddim | diffusers' DDIM, noise eta, 0 by default (its Euler is the same step) | 1 | 1 | Song et al. 2021b |
     | ancestral | DDPM's ancestral sampling on any path: ddim with eta = 1 | | 1 | Ho et al. 2020 |
     | euler_maruyama | reverse SDE with noise eta g, eta 1 by default | | 1 | Song et al. 2021, Eq. 6 |
     | reverse_diffusion | the forward SDE's own discretisation reversed | | 1 | Song et al. 2021, Eq. 46 |

@@ -4,8 +4,8 @@ A plan is a list of stages, one per network evaluation. Its numbers are worked o
 stage then only combines tensors. The equation numbers are those of `paths`.
 
 A predictor is a function (path, times, i, eta) -> the stages that lead from times[i] to times[i + 1]; adding a solver
-is adding one such function and its row in PREDICTORS. A corrector is a function (path, t, snr) -> one stage that keeps the
-marginal at t.
+is adding one such function and its row in PREDICTORS. A corrector is a function (path, t, snr) -> one stage that keeps
+the marginal at t.
 """
 
 import math

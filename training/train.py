@@ -1,0 +1,192 @@
+"""Train a score-based diffusion model, in pixels or in the latent space of an autoencoder.
+
+    accelerate launch training/train.py training/configs/quick_start/diffusion.yaml
+
+Writes into output_dir: checkpoints/, samples/ (PNG grids) and pipeline/, a folder that
+`ScoreSDEPipeline.from_pretrained` opens, with a model card. To go on with a stopped run, add
+`--resume_from_checkpoint latest`.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from config import DataConfig, LoopConfig, json_options, option, parse
+from data import ImageDataset, LatentDataset
+from encode_latents import fingerprint, load_vae
+from loop import fit, make_accelerator, sample_path, save_grid
+
+from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
+from score_sde.hub import save_bundle
+from score_sde.losses import TIME_DENSITIES, denoising_loss
+from score_sde.pipelines.latents import encode_moments, normalize_latents
+
+
+NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
+
+
+@dataclass
+class TrainConfig(LoopConfig, DataConfig):
+    """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
+
+    latents: str | None = option(
+        None, "Folder written by training/encode_latents.py: train on these latents instead of images."
+    )
+    vae: str | None = option(
+        None,
+        "Autoencoder in diffusers format, a folder or Hub id: encode images on the fly. With latents, it is the one "
+        "they were encoded by, unless given.",
+    )
+    network: str = option("dit", "dit (DiTModel) or unet (ScoreUNetModel).")
+    network_name: str | None = option(None, "A published configuration of the network by name, such as DiT-S/2.")
+    network_kwargs: str = option(
+        "{}", 'Arguments of the network\'s class, as JSON: {"hidden_size": 256}; they win over network_name.'
+    )
+    class_conditional: bool = option(True, "Train on class labels, where the data has them.")
+    sde_type: str = option("vp", "Noise path: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.")
+    prediction_type: str = option(
+        "v_prediction", "What the network predicts: epsilon, sample, score, v_prediction, flow_prediction, or edm."
+    )
+    scheduler_kwargs: str = option("{}", 'More arguments of ScoreSDEScheduler, as JSON: {"beta_max": 20}.')
+    time_density: str = option("uniform", "Density of the training times: uniform in t, or log_normal in sigma (EDM).")
+    sample_num_images: int = option(64, "Images in a sample grid.")
+    sample_guidance_scale: float = option(1.0, "Classifier-free guidance of the sample grids: 1 is none.")
+    sample_num_inference_steps: int = option(50, "Time steps of the sample grids.")
+
+    def problems(self):
+        yield from DataConfig.problems(self)
+        yield from LoopConfig.problems(self)
+        if self.network not in NETWORKS:
+            yield f"network {self.network!r} is unknown; choose one of {', '.join(NETWORKS)}"
+        if self.time_density not in TIME_DENSITIES:
+            yield f"time_density {self.time_density!r} is unknown; choose one of {', '.join(TIME_DENSITIES)}"
+        if self.latents and self.random_flip:
+            yield "random_flip needs images: latents cannot be mirrored"
+        if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
+            yield "sample_num_images and sample_num_inference_steps must be at least 1"
+        # every argument of the scheduler is checked here, before any data is opened
+        try:
+            self.make_scheduler()
+            json_options("network_kwargs", self.network_kwargs)
+        except (TypeError, ValueError) as error:
+            yield str(error)
+
+    def make_scheduler(self):
+        return ScoreSDEScheduler(
+            sde_type=self.sde_type,
+            prediction_type=self.prediction_type,
+            **json_options("scheduler_kwargs", self.scheduler_kwargs),
+        )
+
+
+def make_network(config, shape, num_classes):
+    """The network for samples of this shape (channels, size, size)."""
+    _, network_class = NETWORKS[config.network]
+    build = network_class
+    if config.network_name:
+
+        def build(**kwargs):
+            return network_class.from_name(config.network_name, **kwargs)
+
+    from_data = {"sample_size": shape[1], "in_channels": shape[0], "num_classes": num_classes}
+    if config.network_name and config.network == "dit":
+        from_data["learn_sigma"] = False  # no objective here trains a variance
+    return build(**(from_data | json_options("network_kwargs", config.network_kwargs)))
+
+
+def sample_grid(pipeline, config, path, seed=0):
+    """Draw images, the classes in turn, one seed per image, and write them as a PNG grid; return the images."""
+    count = config.sample_num_images
+    labels = None if pipeline.num_classes is None else [i % pipeline.num_classes for i in range(count)]
+    pipeline.set_progress_bar_config(desc="sampling", leave=False)
+    images = pipeline(
+        batch_size=count,
+        class_labels=labels,
+        guidance_scale=1.0 if labels is None else config.sample_guidance_scale,
+        num_inference_steps=config.sample_num_inference_steps,
+        generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
+    ).images
+    save_grid(images, path, columns=pipeline.num_classes if labels is not None else None)
+    return images
+
+
+def main(argv=None):
+    config = parse(TrainConfig, sys.argv[1:] if argv is None else argv)
+    accelerator = make_accelerator(config)
+    scheduler = config.make_scheduler()
+
+    # data: images, latents encoded before, or images encoded on the fly
+    vae = None
+    if config.latents:
+        dataset = LatentDataset(config.latents)
+        vae = load_vae(config.vae or dataset.facts["vae"])
+        if fingerprint(vae) != dataset.facts["vae_fingerprint"]:
+            raise ValueError(
+                f"the latents in {config.latents!r} were encoded by another autoencoder than the one that is now in "
+                f"{config.vae or dataset.facts['vae']!r}: encode them anew, or pass --vae with the one they are from"
+            )
+        vae.to(accelerator.device)
+        shape = dataset.shape
+    else:
+        with accelerator.main_process_first():
+            dataset = ImageDataset(config)
+        shape = dataset.shape
+        if config.vae:
+            vae = load_vae(config.vae).to(accelerator.device)
+            example = dataset[0]["images"][None].to(accelerator.device)
+            shape = tuple(encode_moments(vae, example)[0].shape[1:])
+    num_classes = dataset.num_classes if config.class_conditional else None
+    model = make_network(config, shape, num_classes)
+    id2label = dataset.id2label if num_classes else None
+    component, _ = NETWORKS[config.network]
+
+    def compute_loss(model, batch, draws):
+        if "images" in batch:
+            x0 = batch["images"]
+            if config.random_flip:
+                flipped = draws.uniform() < 0.5
+                x0 = torch.where(flipped.reshape(-1, 1, 1, 1), x0.flip(-1), x0)
+        if vae is not None:
+            with torch.no_grad():
+                mean, std = (batch["mean"], batch["std"]) if config.latents else encode_moments(vae, x0)
+            x0 = normalize_latents(mean + std * draws.normal(mean.shape[1:]), vae.config)
+        t = TIME_DENSITIES[config.time_density](scheduler, draws.stratified())
+        labels = batch["labels"] if num_classes else None
+        losses = denoising_loss(model, scheduler, x0, draws.normal(x0.shape[1:]), t, labels)
+        return losses.mean(), {}
+
+    def make_pipeline(network):
+        return ScoreSDEPipeline(scheduler=scheduler, vae=vae, id2label=id2label, **{component: network})
+
+    def on_sample(network, path):
+        sample_grid(make_pipeline(network), config, path)
+
+    network, facts = fit(config, accelerator, model, dataset, compute_loss, on_sample)
+
+    # the result: a folder that from_pretrained opens, with its card
+    if accelerator.is_main_process:
+        pipeline = make_pipeline(network)
+        grid = sample_path(config.output_dir, facts["steps"])
+        sample_grid(pipeline, config, grid)
+        facts |= {
+            "rows": len(dataset),
+            "dataset": dataset.facts["dataset"] if config.latents else config.dataset,
+            "split": dataset.facts["split"] if config.latents else config.split,
+            "diffusers": diffusers.__version__,
+            "samples": {
+                "guidance_scale": config.sample_guidance_scale,
+                "num_inference_steps": config.sample_num_inference_steps,
+                "network_evaluations": scheduler.nfe,
+            },
+        }
+        folder = save_bundle(
+            pipeline.to("cpu"), os.path.join(config.output_dir, "pipeline"), facts=facts, sample_grid=grid
+        )
+        print(f"samples: {grid}\npipeline: {folder}")
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Train a diffusers AutoencoderKL on images, for latent diffusion.
+
+    accelerate launch training/train_autoencoder.py training/configs/quick_start/autoencoder.yaml
+
+The loss is reconstruction (mean absolute error of pixels in [-1, 1]) plus kl_weight times the KL divergence to the
+standard normal, summed over the latent. Writes output_dir/vae, a folder that AutoencoderKL.from_pretrained opens; its
+config holds latents_mean and latents_std per channel, measured over the training images, and scaling_factor 1: with
+them the latents have zero mean and unit variance.
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from config import DataConfig, LoopConfig, option, parse
+from data import ImageDataset
+from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
+from loop import fit, make_accelerator, sample_path, save_grid
+from torch import nn
+from tqdm.auto import tqdm
+
+from score_sde.pipelines.latents import encode_moments
+
+
+@dataclass
+class AutoencoderConfig(LoopConfig, DataConfig):
+    """Train a diffusers AutoencoderKL on images, for latent diffusion."""
+
+    latent_channels: int = option(4, "Channels of the latent.")
+    block_out_channels: list[int] = field(
+        default_factory=lambda: [64, 128, 256],
+        metadata={"help": "Channels at each resolution; each but the first halves height and width."},
+    )
+    layers_per_block: int = option(1, "Residual blocks at each resolution.")
+    norm_num_groups: int = option(
+        16, "Groups of the group normalisation; must divide every entry of block_out_channels."
+    )
+    kl_weight: float = option(1e-6, "Weight of the KL divergence.")
+    statistics_images: int = option(10_000, "Training images over which latents_mean and latents_std are measured.")
+    sample_num_images: int = option(32, "Images in a grid of reconstructions.")
+
+    def problems(self):
+        yield from DataConfig.problems(self)
+        yield from LoopConfig.problems(self)
+        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
+            yield f"norm_num_groups {self.norm_num_groups} must divide block_out_channels {self.block_out_channels}"
+        factor = 2 ** (len(self.block_out_channels) - 1)
+        if self.resolution % factor:
+            yield f"resolution {self.resolution} must be a multiple of {factor}, the factor of the autoencoder"
+        for name in ("latent_channels", "layers_per_block", "statistics_images", "sample_num_images"):
+            if getattr(self, name) < 1:
+                yield f"{name} {getattr(self, name)} must be at least 1"
+        if self.kl_weight < 0:
+            yield f"kl_weight {self.kl_weight} must be 0 or more"
+
+
+class Reconstruction(nn.Module):
+    """An autoencoder as one forward pass, so that distributed training sees every parameter: images and standard normal
+    noise to reconstructions and the KL divergence (B,)."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def enable_gradient_checkpointing(self):
+        self.vae.enable_gradient_checkpointing()
+
+    def forward(self, images, noise):
+        posterior = self.vae.encode(images).latent_dist
+        return self.vae.decode(posterior.mean + posterior.std * noise).sample, posterior.kl()
+
+
+@torch.no_grad()
+def latent_statistics(vae, dataset, count, device):
+    """Mean and standard deviation per channel of latents drawn from the posterior, over `count` images."""
+    total = torch.zeros(2, vae.config.latent_channels, dtype=torch.float64)
+    rows, batches = 0, torch.utils.data.DataLoader(dataset, batch_size=128)
+    for batch in tqdm(batches, desc="latent statistics", total=math.ceil(min(count, len(dataset)) / 128)):
+        mean, std = encode_moments(vae, batch["images"].to(device))
+        mean, std = mean.double(), std.double()
+        moments = torch.stack([mean.mean((0, 2, 3)), (mean**2 + std**2).mean((0, 2, 3))])
+        total += moments.cpu() * len(mean)
+        rows += len(mean)
+        if rows >= count:
+            break
+    mean, square = total / rows
+    return mean.tolist(), (square - mean**2).sqrt().tolist()
+
+
+@torch.no_grad()
+def reconstruction_grid(vae, dataset, count, path, device):
+    """Write images and, below each row of them, their reconstructions; return the mean PSNR in dB."""
+    images = torch.stack([dataset[i]["images"] for i in range(min(count, len(dataset)))])
+    mean, _ = encode_moments(vae, images.to(device))
+    decoded = vae.decode(mean).sample.clamp(-1, 1).cpu()
+    error = ((decoded - images) / 2).square().flatten(1).mean(1)
+    processor, rows = VaeImageProcessor(), []
+    for start in range(0, len(images), 8):
+        rows += [images[start : start + 8], decoded[start : start + 8]]
+    save_grid(processor.postprocess(torch.cat(rows), output_type="pil"), path, columns=min(8, len(images)))
+    return float((-10 * error.log10()).mean())
+
+
+def main(argv=None):
+    config = parse(AutoencoderConfig, sys.argv[1:] if argv is None else argv)
+    config.label_column = None
+    accelerator = make_accelerator(config)
+    with accelerator.main_process_first():
+        dataset = ImageDataset(config)
+    levels = len(config.block_out_channels)
+    vae = AutoencoderKL(
+        in_channels=config.image_channels,
+        out_channels=config.image_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_num_groups,
+        sample_size=config.resolution,
+        scaling_factor=1.0,
+    )
+    latent_size = config.resolution // 2 ** (levels - 1)
+
+    def compute_loss(model, batch, draws):
+        images = batch["images"]
+        if config.random_flip:
+            images = torch.where((draws.uniform() < 0.5).reshape(-1, 1, 1, 1), images.flip(-1), images)
+        noise = draws.normal((config.latent_channels, latent_size, latent_size))
+        reconstructed, kl = model(images, noise)
+        error, kl = (reconstructed.float() - images).abs().mean(), kl.mean()
+        return error + config.kl_weight * kl, {"reconstruction_error": error, "kl": kl}
+
+    def on_sample(model, path):
+        reconstruction_grid(model.vae, dataset, config.sample_num_images, path, accelerator.device)
+
+    model, facts = fit(config, accelerator, Reconstruction(vae), dataset, compute_loss, on_sample)
+
+    if accelerator.is_main_process:
+        vae = model.vae
+        mean, std = latent_statistics(vae, dataset, config.statistics_images, accelerator.device)
+        vae.register_to_config(latents_mean=mean, latents_std=std)
+        grid = sample_path(config.output_dir, facts["steps"])
+        facts["training_psnr_db"] = reconstruction_grid(
+            vae, dataset, config.sample_num_images, grid, accelerator.device
+        )
+        folder = os.path.join(config.output_dir, "vae")
+        shutil.rmtree(folder + ".partial", ignore_errors=True)
+        vae.save_pretrained(folder + ".partial")
+        with open(os.path.join(folder + ".partial", "training.json"), "w", encoding="utf-8") as file:
+            json.dump(facts, file, indent=2)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(folder + ".partial", folder)
+        print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}\nautoencoder: {folder}")
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main()
