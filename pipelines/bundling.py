@@ -122,8 +122,8 @@ class BundleMixin:
 
     @classmethod
     def fetch(cls, folder_or_repo, **kwargs):
-        """The local folder of a bundle, and the arguments that were not about downloading. From the Hub only configs and
-        safetensors weights are downloaded. Raises ValueError for what is no pipeline folder."""
+        """The local folder of a bundle, and the arguments that were not about downloading. From the Hub only configs
+        and safetensors weights are downloaded. Raises ValueError for what is no pipeline folder."""
         folder = str(folder_or_repo)
         download = {key: kwargs.pop(key) for key in DOWNLOAD_ARGUMENTS if key in kwargs}
         if not os.path.isdir(folder):

@@ -15,6 +15,10 @@ from diffusers.optimization import SchedulerType
 from transformers import HfArgumentParser
 
 
+# all of diffusers' but the one that needs rules of its own
+LR_SCHEDULERS = [kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT]
+
+
 def option(default, help):
     return field(default=default, metadata={"help": help})
 
@@ -88,8 +92,8 @@ class LoopConfig:
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name} {getattr(self, name)} must lie in [0, 1)"
-        if self.lr_scheduler not in [kind.value for kind in SchedulerType]:
-            yield f"lr_scheduler {self.lr_scheduler!r} is unknown; choose one of {', '.join(SchedulerType)}"
+        if self.lr_scheduler not in LR_SCHEDULERS:
+            yield f"lr_scheduler {self.lr_scheduler!r} is unknown; choose one of {', '.join(LR_SCHEDULERS)}"
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             yield f"mixed_precision {self.mixed_precision!r} is unknown; choose one of no, fp16, bf16"
         resume = self.resume_from_checkpoint

@@ -3,8 +3,8 @@
     accelerate launch training/encode_latents.py --vae runs/vae --dataset fashion_mnist_10k --output_dir runs/latents
 
 Writes moments-00000.safetensors, ... with tensors mean and std (rows, channels, height, width), in the autoencoder's
-own units, and labels (rows,); and latents.json, which says what they are. Several processes share the shards. When it was
-stopped, run the same command again: whole shards stay. `LatentDataset` in data.py reads the folder.
+own units, and labels (rows,); and latents.json, which says what they are. Several processes share the shards. When it
+was stopped, run the same command again: whole shards stay. `LatentDataset` in data.py reads the folder.
 """
 
 import hashlib

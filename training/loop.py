@@ -99,7 +99,12 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
     )
-    lr_scheduler = get_scheduler(config.lr_scheduler, optimizer, config.lr_warmup_steps, config.max_train_steps)
+    lr_scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+    )
     model, optimizer = accelerator.prepare(model, optimizer)
     network = accelerator.unwrap_model(model)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
