@@ -122,7 +122,7 @@ def encode_shard(vae, dataset, rows, path, config, device):
         parts["std"].append(std.float().cpu())
         if "labels" in batch:
             parts["labels"].append(batch["labels"])
-    save_file({name: torch.cat(values) for name, values in parts.items() if values}, path + ".partial")
+    save_file({name: torch.cat(values).contiguous() for name, values in parts.items() if values}, path + ".partial")
     os.replace(path + ".partial", path)
 
 

@@ -44,6 +44,7 @@ class TrainConfig(LoopConfig, DataConfig):
     network_kwargs: str = option(
         "{}", 'Arguments of the network\'s class, as JSON: {"hidden_size": 256}; they win over network_name.'
     )
+    model_name: str = option("score-sde model", "Name of the model on its card.")
     class_conditional: bool = option(True, "Train on class labels, where the data has them.")
     sde_type: str = option("vp", "Noise path: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.")
     prediction_type: str = option(
@@ -171,6 +172,7 @@ def main(argv=None):
         grid = sample_path(config.output_dir, facts["steps"])
         sample_grid(pipeline, config, grid)
         facts |= {
+            "model_name": config.model_name,
             "rows": len(dataset),
             "dataset": dataset.facts["dataset"] if config.latents else config.dataset,
             "split": dataset.facts["split"] if config.latents else config.split,

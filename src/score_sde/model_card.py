@@ -9,6 +9,8 @@ from importlib.resources import files
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from . import __version__
+
 
 # what every measurement must say about itself
 REQUIRED_OF_METRICS = ("name", "value", "n", "seed", "dataset", "split", "command")
@@ -44,12 +46,12 @@ def write_card(folder):
     network = "transformer" if index.get("transformer", [None])[0] else "unet"
     network_config = _read_json(folder, network, "config.json")
     id2label = index.get("id2label") or {}
-    name = training.get("config", {}).get("output_dir") or os.path.basename(os.path.abspath(folder))
+    name = training.get("model_name") or os.path.basename(os.path.abspath(folder))
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["score-sde", "diffusion", index[network][1]] + (["class-conditional"] if id2label else []),
-        model_name=os.path.basename(os.path.normpath(name)),
+        model_name=name,
         eval_results=[
             EvalResult(
                 task_type="unconditional-image-generation",
@@ -67,7 +69,8 @@ def write_card(folder):
     card = ModelCard.from_template(
         data,
         template_path=str(files("score_sde.model_cards") / "template.md"),
-        model_name=data.model_name,
+        model_name=name,
+        version=__version__,
         network_class=index[network][1],
         network_config=network_config,
         scheduler=_read_json(folder, "scheduler", "scheduler_config.json"),

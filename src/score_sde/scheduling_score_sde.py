@@ -224,7 +224,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     def _largest_time(self):
         """1 where everything that this scheduler computes is finite there, the path's t_max otherwise."""
         try:
-            self._build_plan(self._times(2, t_max=1.0))
+            self._build_plan(self._grid(2, t_max=1.0))
         except ValueError:
             return self.path.t_max
         row = prediction(self.path, self.config.prediction_type, 1.0, self.config.sigma_data)
@@ -306,8 +306,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         elif num_inference_steps < 1:
             raise ValueError(f"num_inference_steps {num_inference_steps} must be at least 1")
         else:
-            times = self._times(num_inference_steps, self.t_max)
+            times = self._grid(num_inference_steps, self.t_max)
 
+        self._times = times
         self._plan = self._build_plan(times)
         evaluated = torch.tensor([stage.t_eval for stage in self._plan], dtype=torch.float64)
         row = prediction(self.path, self.config.prediction_type, evaluated, self.config.sigma_data)
@@ -321,14 +322,17 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._step_index = None
         self._begin_index = None
 
-    def _times(self, n, t_max):
-        spacing = self.config.timestep_spacing
-        # a trajectory that stops early steps n times without an evaluation at its end
-        points = n if self.config.denoise_final else n + 1
-        times = time_grid(
-            self.path, spacing, points, self.t_min, t_max, self.config.num_train_timesteps, self.config.steps_offset
+    def _grid(self, n, t_max):
+        return time_grid(
+            self.path,
+            self.config.timestep_spacing,
+            # a trajectory that stops early takes n steps without an evaluation at its end
+            n if self.config.denoise_final else n + 1,
+            self.t_min,
+            t_max,
+            self.config.num_train_timesteps,
+            self.config.steps_offset,
         )
-        return times
 
     def _build_plan(self, times):
         return plan(
@@ -352,16 +356,24 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._require_plan()
         if self._step_index is not None:
             return
-        if self._begin_index is not None:
-            self._step_index = self._begin_index
-            return
-        timestep = torch.as_tensor(timestep).to(self.timesteps.device)
-        found = (self.timesteps == timestep).nonzero()
-        if len(found) == 0:
-            raise ValueError(
-                f"timestep {timestep} is none of this trajectory's timesteps; pass one of scheduler.timesteps"
-            )
-        self._step_index = int(found[0])
+        start = self._begin_index
+        if start is None:
+            timestep = torch.as_tensor(timestep).to(self.timesteps.device)
+            found = (self.timesteps == timestep).nonzero()
+            if len(found) == 0:
+                raise ValueError(
+                    f"timestep {timestep} is none of this trajectory's timesteps; pass one of scheduler.timesteps"
+                )
+            start = int(found[0])
+        if start:
+            first_step, inside = divmod(start, self.order)
+            if inside:
+                raise ValueError(
+                    f"a trajectory cannot begin at entry {start}, inside a time step: pass a multiple of {self.order}"
+                )
+            # a multistep solver has no past here: it begins again
+            self._plan[start:] = self._build_plan(self._times[first_step:])
+        self._step_index = start
 
     def scale_model_input(self, sample, timestep=None):
         """What the network receives for a sample: the sample itself, but for prediction type edm, whose input has unit
