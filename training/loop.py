@@ -98,6 +98,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
+        fused=True,
     )
     lr_scheduler = get_scheduler(
         config.lr_scheduler,
