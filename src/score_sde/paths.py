@@ -311,8 +311,7 @@ class DiscreteVPSDE(_VariancePreserving):
         # bisection inside the segment: log_alpha(t) is monotone, and 60 halvings exhaust float64
         knots = self._knots.to(log_alpha.device, log_alpha.dtype)
         index = torch.searchsorted(-knots, -log_alpha.contiguous(), right=True) - 1
-        low = index.clamp(0, self.levels - 1) / self.levels
-        low = low.to(log_alpha.dtype)
+        low = index.clamp(0, self.levels - 1).to(log_alpha.dtype) / self.levels
         width = 1 / self.levels
         for _ in range(60):
             width /= 2

@@ -3,9 +3,9 @@
 A plan is a list of stages, one per network evaluation. Its numbers are worked out once, in float64, before sampling; a
 stage then only combines tensors. The equation numbers are those of `paths`.
 
-A predictor is a function (path, times, i, eta) -> the stages that lead from times[i] to times[i + 1]; adding a solver
-is adding one such function and its row in PREDICTORS. A corrector is a function (path, t, snr) -> one stage that keeps
-the marginal at t.
+A predictor is a function (path, times, eta) -> for each of the steps between the falling times, its list of stages;
+adding a solver is adding one such function and its row in PREDICTORS. A corrector is a
+function (path, times, snr) -> for each of the times, one stage that keeps its marginal.
 """
 
 import math
@@ -95,74 +95,72 @@ class LangevinStage:
 # --- predictors -------------------------------------------------------------------------------------------------------
 
 
-def _numbers(*values):
-    return tuple(float(value) for value in values)
+def _rows(*columns):
+    """The numbers of several tensors, one tuple per time step."""
+    return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def euler(path, times, i, eta):
+def euler(path, times, eta):
     """Euler in t on the probability-flow ODE: x + (s - t) velocity, Eq. (8)."""
-    return euler_maruyama(path, times, i, 0.0)
+    return euler_maruyama(path, times, 0.0)
 
 
-def euler_maruyama(path, times, i, eta):
+def euler_maruyama(path, times, eta):
     """Euler-Maruyama on the reverse SDE with noise eta g, Eq. (8): the step is the grid's own."""
-    t, s = times[i], times[i + 1]
+    t, step = times[:-1], times.diff()
     alpha, sigma = path.alpha(t), path.sigma(t)
     # velocity = sigma'/sigma x + (alpha' - sigma'/sigma alpha) x0;   -score = x / sigma^2 - alpha / sigma^2 x0
-    growth = path.sigma_prime(t) / sigma
-    stiffness = noise = 0.0
+    pull, noise = path.sigma_prime(t) / sigma, torch.zeros_like(t)
     if eta:
-        stiffness = eta**2 * path.diffusion(t) ** 2 / (2 * sigma**2)
-        noise = eta * path.diffusion(t) * (t - s).sqrt()
-    sample = 1 + (s - t) * (growth + stiffness)
-    denoised = (s - t) * (path.alpha_prime(t) - (growth + stiffness) * alpha)
-    return [LinearStage(float(t), float(sample), _numbers(denoised), noise=float(noise))]
+        pull = pull + eta**2 * path.diffusion(t) ** 2 / (2 * sigma**2)
+        noise = eta * path.diffusion(t) * (-step).sqrt()
+    rows = _rows(t, 1 + step * pull, step * (path.alpha_prime(t) - pull * alpha), noise)
+    return [[LinearStage(time, sample, (denoised,), noise=std)] for time, sample, denoised, std in rows]
 
 
-def reverse_diffusion(path, times, i, eta):
+def reverse_diffusion(path, times, eta):
     """The forward SDE's own discretisation, reversed: (2 - A) x + B^2 score + B z (Song et al. 2021, Eq. 46), with the
     exact transition (A, B) of Eq. (4): DDPM's sqrt(1 - beta_i), sqrt(beta_i) on a discrete path."""
-    t, s = times[i], times[i + 1]
-    scale, std = path.transition(s, t)
+    t = times[:-1]
+    scale, std = path.transition(times[1:], t)
     pull = std**2 / path.sigma(t) ** 2
-    return [LinearStage(float(t), float(2 - scale - pull), _numbers(pull * path.alpha(t)), noise=float(std))]
+    rows = _rows(t, 2 - scale - pull, pull * path.alpha(t), std)
+    return [[LinearStage(time, sample, (denoised,), noise=std)] for time, sample, denoised, std in rows]
 
 
-def ddim(path, times, i, eta):
+def ddim(path, times, eta):
     """The posterior with x0 replaced by the denoised sample, Eq. (5): DDIM for eta = 0, DDPM's ancestral step for 1."""
-    t, s = times[i], times[i + 1]
-    c_x, c_0, std = path.posterior(t, s, eta)
-    return [LinearStage(float(t), float(c_x), _numbers(c_0), noise=float(std))]
+    rows = _rows(times[:-1], *path.posterior(times[:-1], times[1:], eta))
+    return [[LinearStage(time, c_x, (c_0,), noise=std)] for time, c_x, c_0, std in rows]
 
 
-def heun(path, times, i, eta):
+def heun(path, times, eta):
     """The trapezoid rule in the straight coordinates, Eq. (9): Heun's method (Karras et al. 2022, algorithm 1)."""
-    t, s = times[i], times[i + 1]
-    (c_t, sigma_t), (c_s, sigma_s) = [(path.alpha(r) + path.straight * path.sigma(r), path.sigma(r)) for r in (t, s)]
-    scale, half_step = c_s / c_t, c_s * (sigma_s / c_s - sigma_t / c_t) / 2
-    to_s = LinearStage(float(t), float(scale + 2 * half_step / sigma_t), _numbers(-2 * half_step * c_t / sigma_t))
-    average = LinearStage(
-        float(s),
-        sample=float(half_step / sigma_s),
-        denoised=_numbers(-half_step * c_s / sigma_s, -half_step * c_t / sigma_t),
-        start=float(scale + half_step / sigma_t),
-        first=False,
-    )
-    return [to_s, average]
+    sigma = path.sigma(times)
+    c = path.alpha(times) + path.straight * sigma
+    scale, half = c[1:] / c[:-1], c[1:] * (sigma / c).diff() / 2
+    # the slope (x - c x0) / sigma at both ends of the step, times half of it
+    x_t, x0_t = half / sigma[:-1], -half * c[:-1] / sigma[:-1]
+    x_s, x0_s = half / sigma[1:], -half * c[1:] / sigma[1:]
+    stages = []
+    for t, s, *step in _rows(times[:-1], times[1:], scale + 2 * x_t, 2 * x0_t, x_s, x0_s, x0_t, scale + x_t):
+        to_s, to_s_x0, sample, denoised, denoised_before, start = step
+        trapezoid = LinearStage(s, sample, (denoised, denoised_before), start=start, first=False)
+        stages.append([LinearStage(t, to_s, (to_s_x0,)), trapezoid])
+    return stages
 
 
-def dpmpp_2m(path, times, i, eta):
+def dpmpp_2m(path, times, eta):
     """DPM-Solver++(2M), the midpoint form of diffusers (Lu et al. 2022, algorithm 2): exact in the linear term, the
     denoised sample extrapolated linearly in lambda from the two latest evaluations."""
-    [first_order] = ddim(path, times, i, 0.0)
-    if i == 0:
-        return [first_order]
-    before, t, s = [path.half_log_snr(times[j]) for j in (i - 1, i, i + 1)]
-    # D_0 + (s - t) / (t - before) / 2 (D_0 - D_1); the first ratio is 0 where `before` has no signal at all
-    extrapolation = (s - t) / (t - before) / 2
-    (c_0,) = first_order.denoised
-    weights = _numbers(c_0 * (1 + extrapolation), -c_0 * extrapolation)
-    return [LinearStage(first_order.t_eval, first_order.sample, weights)]
+    stages, steps = ddim(path, times, 0.0), path.half_log_snr(times).diff()
+    # D_0 + (lambda_s - lambda_t) / (lambda_t - lambda_before) / 2 (D_0 - D_1)
+    for i, extrapolation in enumerate((steps[1:] / steps[:-1] / 2).tolist(), start=1):
+        [first_order] = stages[i]
+        (c_0,) = first_order.denoised
+        weights = (c_0 * (1 + extrapolation), -c_0 * extrapolation)
+        stages[i] = [LinearStage(first_order.t_eval, first_order.sample, weights)]
+    return stages
 
 
 class Predictor(NamedTuple):
@@ -190,20 +188,15 @@ PREDICTORS = {
 # --- correctors -------------------------------------------------------------------------------------------------------
 
 
-def langevin(path, t, snr):
+def langevin(path, times, snr):
     """Langevin dynamics with a step size from the ratio of norms (Song et al. 2021, algorithms 4 and 5)."""
-    return LangevinStage(float(t), float(path.alpha(t)), float(path.sigma(t)), snr)
+    return [LangevinStage(*row, snr=snr) for row in _rows(times, path.alpha(times), path.sigma(times))]
 
 
-def annealed_langevin(path, t, snr):
+def annealed_langevin(path, times, snr):
     """Annealed Langevin dynamics (Song & Ermon 2019): the step size 2 (snr sigma)^2 follows the noise level."""
-    return LinearStage(
-        float(t),
-        sample=1 - 2 * snr**2,
-        denoised=_numbers(2 * snr**2 * path.alpha(t)),
-        noise=float(2 * snr * path.sigma(t)),
-        corrects=True,
-    )
+    kept, rows = 1 - 2 * snr**2, _rows(times, 2 * snr**2 * path.alpha(times), 2 * snr * path.sigma(times))
+    return [LinearStage(t, kept, (denoised,), noise=noise, corrects=True) for t, denoised, noise in rows]
 
 
 CORRECTORS = {"langevin": langevin, "annealed_langevin": annealed_langevin}
@@ -226,11 +219,11 @@ def plan(path, times, predictor, *, denoise_final, eta=None, corrector=None, cor
     """
     row = PREDICTORS[predictor]
     eta = row.eta if eta is None else eta
-    stages = []
-    for i in range(len(times) - 1):
-        stages += row.stages(path, times, i, eta)
-        if corrector is not None:
-            stages += [CORRECTORS[corrector](path, times[i + 1], corrector_snr)] * corrector_steps
+    steps = row.stages(path, times, eta)
+    if corrector is not None:
+        corrections = CORRECTORS[corrector](path, times[1:], corrector_snr)
+        steps = [step + [correction] * corrector_steps for step, correction in zip(steps, corrections, strict=True)]
+    stages = [stage for step in steps for stage in step]
     if denoise_final:
         stages.append(LinearStage(float(times[-1]), sample=0.0, denoised=(1.0,)))
     for stage in stages:

@@ -1,0 +1,375 @@
+"""DiTModel and ScoreUNetModel: published sizes, the originals' outputs, saving, label dropout, inputs refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from score_sde import DiTModel, ScoreUNetModel
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def tiny_dit(**overrides):
+    config = {
+        "sample_size": 8,
+        "patch_size": 2,
+        "in_channels": 3,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "num_classes": 5,
+    }
+    torch.manual_seed(0)
+    return awake(DiTModel(**(config | overrides)))
+
+
+def tiny_unet(**overrides):
+    config = {
+        "sample_size": 8,
+        "in_channels": 3,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "attention_resolutions": (4,),
+        "dropout": 0.0,
+        "num_classes": 5,
+    }
+    torch.manual_seed(0)
+    return awake(ScoreUNetModel(**(config | overrides)))
+
+
+def awake(model):
+    """Random weights everywhere, so that nothing is hidden behind a zero-initialised layer."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+both = pytest.mark.parametrize("build", [tiny_dit, tiny_unet])
+
+
+def inputs(batch=3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, 3, 8, 8, generator=generator)
+    return x, 999 * torch.rand(batch, generator=generator), torch.arange(batch) % 5
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# --- published facts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    # Peebles & Xie 2023, Table 4, counted by formula from the paper's sizes
+    [
+        ("DiT-S/8", 33.1),
+        ("DiT-S/4", 32.9),
+        ("DiT-S/2", 33.0),
+        ("DiT-B/8", 130.9),
+        ("DiT-B/4", 130.5),
+        ("DiT-B/2", 130.5),
+        ("DiT-L/8", 458.6),
+        ("DiT-L/4", 458.1),
+        ("DiT-L/2", 458.1),
+        ("DiT-XL/8", 675.7),
+        ("DiT-XL/4", 675.1),
+        ("DiT-XL/2", 675.1),
+    ],
+)
+def test_published_parameter_counts(name, millions):
+    with torch.device("meta"):
+        model = DiTModel.from_name(name)
+    assert parameters(model) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+def test_exact_parameter_counts_of_the_originals():
+    with torch.device("meta"):
+        assert parameters(DiTModel.from_name("DiT-XL/2")) == 674_834_720
+        assert parameters(ScoreUNetModel.from_name("DDPM++")) == 61_804_419
+        assert parameters(ScoreUNetModel.from_name("DDPM++ deep")) == 106_632_579
+
+
+def test_dit_equals_the_original_implementation():
+    recorded = load_file(FIXTURES / "dit_original.safetensors")
+    model = DiTModel(
+        sample_size=8, hidden_size=32, num_layers=2, num_attention_heads=4, num_classes=10, learn_sigma=True
+    ).eval()
+    load_recorded(model, recorded)
+    with torch.no_grad():
+        output = model(recorded["sample"], recorded["timestep"], recorded["class_labels"]).sample
+    assert (output - recorded["output"]).abs().max() < 1e-5
+
+
+def test_unet_equals_the_original_implementation():
+    recorded = load_file(FIXTURES / "ddpmpp_original.safetensors")
+    model = ScoreUNetModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, attention_resolutions=(4,)
+    ).eval()
+    load_recorded(model, recorded)
+    with torch.no_grad():
+        output = model(recorded["sample"], recorded["timestep"]).sample
+    assert (output - recorded["output"]).abs().max() < 1e-5
+
+
+def load_recorded(model, recorded):
+    prefix = "weights."
+    model.load_state_dict({k[len(prefix) :]: v.float() for k, v in recorded.items() if k.startswith(prefix)})
+
+
+def test_fresh_dit_outputs_exactly_zero():
+    model = DiTModel(sample_size=8, hidden_size=32, num_layers=2, num_attention_heads=4)
+    assert model(torch.randn(2, 4, 8, 8), 5, torch.tensor([1, 2])).sample.abs().max() == 0
+
+
+def test_fresh_unet_outputs_almost_zero():
+    model = ScoreUNetModel(sample_size=8, block_out_channels=(16, 32), layers_per_block=1, attention_resolutions=())
+    assert model(torch.randn(2, 3, 8, 8), 5).sample.abs().max() < 1e-3
+
+
+def test_dit_is_initialised_like_the_original():
+    model = DiTModel(hidden_size=384, num_layers=1)
+    # uniform in +-bound has standard deviation bound / sqrt(3); fan-in plus fan-out of the original's layers
+    for weight, fans in [
+        (model.blocks[0].attn.to_q.weight, 384 + 3 * 384),
+        (model.blocks[0].attn.to_out[0].weight, 384 + 384),
+        (model.blocks[0].ff.net[0].proj.weight, 384 + 4 * 384),
+        (model.patch_embed.weight, 16 + 384),
+    ]:
+        bound = (6 / fans) ** 0.5
+        assert weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    for weight in (model.time_embed[0].weight, model.time_embed[2].weight, model.class_embed.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+# --- labels -------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_label_dropout_is_once_per_sample(build):
+    model = build(class_dropout_prob=0.3)
+    x, t, _ = inputs(1)
+    batch = 400
+    x, t, labels = x.expand(batch, -1, -1, -1), t.expand(batch), torch.full((batch,), 2)
+    with torch.no_grad():
+        labelled, null = model(x[:1], t[:1], labels[:1]).sample, model(x[:1], t[:1], None).sample
+        assert (labelled - null).abs().max() > 1e-2
+        torch.manual_seed(0)
+        output = model.train()(x, t, labels).sample
+    is_labelled = (output - labelled).abs().flatten(1).amax(1) < 1e-3
+    is_null = (output - null).abs().flatten(1).amax(1) < 1e-3
+    # every sample is wholly the one or the other, and the rate is that of the config: 5 standard errors
+    assert (is_labelled ^ is_null).all()
+    assert abs(is_null.float().mean() - 0.3) < 5 * (0.3 * 0.7 / batch) ** 0.5
+
+
+@both
+def test_no_label_means_the_null_label(build):
+    model = build()
+    x, t, _ = inputs()
+    with torch.no_grad():
+        assert torch.equal(model(x, t).sample, model(x, t, torch.full((3,), 5)).sample)
+
+
+@both
+def test_unconditional_model_refuses_labels(build):
+    model = build(num_classes=None)
+    x, t, labels = inputs()
+    assert model(x, t).sample.shape == x.shape
+    with pytest.raises(ValueError, match="without classes"):
+        model(x, t, labels)
+
+
+# --- forward ------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_timestep_may_be_a_number_or_a_tensor(build):
+    model = build()
+    x, _, labels = inputs()
+    with torch.no_grad():
+        expected = model(x, torch.full((3,), 500.0), labels).sample
+        for timestep in (500, 500.0, torch.tensor(500), torch.tensor([500, 500, 500])):
+            assert torch.equal(model(x, timestep, labels).sample, expected)
+        (as_tuple,) = model(x, 500, labels, return_dict=False)
+    assert torch.equal(as_tuple, expected)
+
+
+@both
+def test_an_output_does_not_depend_on_its_neighbours(build):
+    model = build()
+    x, t, labels = inputs()
+    with torch.no_grad():
+        together = model(x, t, labels).sample
+        for i in range(3):
+            alone = model(x[i : i + 1], t[i : i + 1], labels[i : i + 1]).sample
+            assert (together[i] - alone[0]).abs().max() < 1e-5
+
+
+@both
+def test_time_and_label_matter(build):
+    model = build()
+    x, t, labels = inputs()
+    with torch.no_grad():
+        output = model(x, t, labels).sample
+        assert (model(x, t + 1, labels).sample - output).abs().max() > 1e-3
+        assert (model(x, t, (labels + 1) % 5).sample - output).abs().max() > 1e-3
+
+
+@both
+def test_gradient_checkpointing_gives_the_same_gradients(build):
+    x, t, labels = inputs()
+    gradients = []
+    for checkpointing in (False, True):
+        model = build()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model(x, t, labels).sample.square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient is not None, name
+        assert (gradient - gradients[1][name]).abs().max() <= 1e-5 * gradient.abs().max(), name
+
+
+def test_learned_sigma_doubles_the_output_channels():
+    model = tiny_dit(learn_sigma=True)
+    x, t, labels = inputs()
+    assert model(x, t, labels).sample.shape == (3, 6, 8, 8)
+    assert model.config.out_channels == 6
+
+
+def test_unet_takes_other_sizes():
+    model = tiny_unet()
+    assert model(torch.randn(1, 3, 12, 16), 3, torch.tensor([1])).sample.shape == (1, 3, 12, 16)
+
+
+@both
+def test_attention_backend_can_be_set(build):
+    model = build()
+    x, t, labels = inputs()
+    with torch.no_grad():
+        before = model(x, t, labels).sample
+        if build is tiny_dit:
+            model.set_attention_backend("native")
+        assert len(model.attn_processors) > 0
+        assert torch.equal(model(x, t, labels).sample, before)
+
+
+def test_fused_projections_give_the_same_output():
+    model = tiny_dit()
+    x, t, labels = inputs()
+    with torch.no_grad():
+        before = model(x, t, labels).sample
+        model.fuse_qkv_projections()
+        assert model.blocks[0].attn.fused_projections
+        assert (model(x, t, labels).sample - before).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+@both
+def test_repeated_blocks_compile_without_graph_breaks(build):
+    model = build()
+    x, t, labels = inputs()
+    with torch.no_grad():
+        before = model(x, t, labels).sample
+        model.compile_repeated_blocks(fullgraph=True)
+        assert (model(x, t, labels).sample - before).abs().max() < 1e-4
+
+
+# --- saving -------------------------------------------------------------------------------------------------------
+
+
+def public_config(model):
+    values = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    return json.loads(json.dumps(values))
+
+
+@both
+@pytest.mark.parametrize("arguments", [{}, {"max_shard_size": "100KB"}, {"variant": "fp16"}], ids=str)
+def test_save_and_load(build, arguments, tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path, **arguments)
+    assert not list(tmp_path.glob("*.bin"))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 or "max_shard_size" not in arguments
+    variant = {key: value for key, value in arguments.items() if key == "variant"}
+    loaded = type(model).from_pretrained(tmp_path, **variant)
+    x, t, labels = inputs()
+    with torch.no_grad():
+        assert torch.equal(loaded(x, t, labels).sample, model(x, t, labels).sample)
+    assert public_config(loaded) == public_config(model)
+
+
+@both
+def test_bfloat16_weights_keep_exact_positions_and_frequencies(build, tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    x, t, labels = inputs()
+    with torch.no_grad():
+        output = loaded(x.bfloat16(), t, labels).sample
+        expected = model(x, t, labels).sample
+    assert output.dtype == torch.bfloat16
+    assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    if build is tiny_dit:
+        assert torch.equal(loaded.positions, model.positions)
+
+
+# --- refused ------------------------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (1, 3, 7, 8)])
+def test_wrong_input_shapes_are_refused_by_name(build, shape):
+    with pytest.raises(ValueError, match=r"has shape \(" + ", ".join(map(str, shape))):
+        build()(torch.zeros(shape), 1)
+
+
+@both
+def test_wrong_label_shapes_are_refused_by_name(build):
+    x, t, _ = inputs()
+    with pytest.raises(ValueError, match=r"class_labels has shape \(2,\)"):
+        build()(x, t, torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"patch_size": 3}, "patch_size 3 must divide sample_size 8"),
+        ({"hidden_size": 30}, "hidden_size 30 must be a multiple"),
+        ({"num_classes": 0}, "num_classes 0"),
+        ({"class_dropout_prob": 1.5}, "class_dropout_prob 1.5"),
+        ({"out_channels": 7}, "out_channels 7"),
+    ],
+)
+def test_dit_refuses_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_dit(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sample_size": 9, "attention_resolutions": ()}, "sample_size 9"),
+        ({"block_out_channels": (10, 20)}, r"block_out_channels \(10, 20\)"),
+        ({"attention_resolutions": (5,)}, r"attention_resolutions \(5,\)"),
+        ({"num_classes": 0}, "num_classes 0"),
+        ({"class_dropout_prob": -1}, "class_dropout_prob -1"),
+    ],
+)
+def test_unet_refuses_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_unet(**arguments)
+
+
+@pytest.mark.parametrize("model_class", [DiTModel, ScoreUNetModel])
+def test_unknown_names_are_refused_with_the_known_ones(model_class):
+    with pytest.raises(ValueError, match="'nothing' is unknown; choose one of D"):
+        model_class.from_name("nothing")
