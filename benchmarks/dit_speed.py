@@ -19,7 +19,6 @@ from pathlib import Path
 
 import diffusers
 import torch
-import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
 
 from score_sde.transformer_score_dit import DiTModel
@@ -36,7 +35,9 @@ def parse_arguments():
     parser.add_argument("--size", nargs="+", default=["S/4", "S/2"], help="sizes of the paper, {S,B,L,XL}/{2,4,8}")
     parser.add_argument("--batch", type=int, default=8, help="images (32x32x4 latents) per step")
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds, each with one step of either model")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and inputs")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the arithmetic (autocast)"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile both models")
     parser.add_argument("--output", type=Path, help="JSON file to write machine, versions and figures to")
     arguments = parser.parse_args()
@@ -78,19 +79,23 @@ class Workload:
         model = BUILDERS[name](size)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.02)  # both alike: no zero-initialised layers in one of them
-        self.model = model.to(arguments.device, getattr(torch, arguments.dtype))
+        self.model = model.to(arguments.device)
         if arguments.compile:
             self.model.compile()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         shape = (arguments.batch, model.config.in_channels, model.config.sample_size, model.config.sample_size)
-        self.latents = torch.randn(shape, device=arguments.device, dtype=self.model.dtype)
+        self.latents = torch.randn(shape, device=arguments.device)
         self.timestep = torch.randint(1000, (arguments.batch,), device=arguments.device)
         self.labels = torch.randint(1000, (arguments.batch,), device=arguments.device)
+        self.dtype = getattr(torch, arguments.dtype)
+
+    def forward(self):
+        with torch.autocast(self.latents.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(self.latents, timestep=self.timestep, class_labels=self.labels).sample
 
     def train(self):
         self.model.train()
-        output = self.model(self.latents, timestep=self.timestep, class_labels=self.labels).sample
-        F.mse_loss(output, torch.zeros_like(output)).backward()
+        self.forward().float().square().mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.wait()
@@ -98,7 +103,7 @@ class Workload:
     @torch.no_grad()
     def sample(self):
         self.model.eval()
-        self.model(self.latents, timestep=self.timestep, class_labels=self.labels)
+        self.forward()
         self.wait()
 
     def wait(self):
@@ -132,11 +137,17 @@ def seconds_per_step(workloads, mode, repeats):
     return seconds
 
 
-def measure(size, arguments):
-    """All figures of one size, as they stand in the JSON file."""
-    # memory first: Linux counts the peak of the process that starts another one to the new one too
+def peak_memory(sizes, arguments):
+    """{size: {name: bytes}}. Call it before anything large is built: Linux counts the peak of the process that starts
+    another one towards the new one's."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {name: pool.apply(training_memory, (name, size, arguments)) for name in BUILDERS}
+        return {
+            size: {name: pool.apply(training_memory, (name, size, arguments)) for name in BUILDERS} for size in sizes
+        }
+
+
+def measure(size, memory, arguments):
+    """All figures of one size, as they stand in the JSON file."""
     workloads = {name: Workload(name, size, arguments) for name in BUILDERS}
     figures = {
         name: {
@@ -192,13 +203,14 @@ def main():
     print(json.dumps({key: report[key] for key in ("machine", "versions", "options")}, indent=2), "\n", flush=True)
     print("| size | model | parameters | train, images/s | sample, images/s | train peak memory, GB |")
     print("|---|---|---|---|---|---|")
+    memory = peak_memory(arguments.size, arguments)
     for size in arguments.size:
-        figures = report["sizes"][size] = measure(size, arguments)
+        figures = report["sizes"][size] = measure(size, memory[size], arguments)
         for name in BUILDERS:
             row = figures[name]
             speeds = f"{row['train_images_per_second']:.2f} | {row['sample_images_per_second']:.2f}"
-            memory = row["train_peak_memory_bytes"] / 1e9
-            print(f"| DiT-{size} | {name} | {row['parameters']:,} | {speeds} | {memory:.2f} |")
+            gigabytes = row["train_peak_memory_bytes"] / 1e9
+            print(f"| DiT-{size} | {name} | {row['parameters']:,} | {speeds} | {gigabytes:.2f} |")
         ratio = figures["ratio"]
         print(f"| DiT-{size} | ours / diffusers | | {ratio['train']:.2f} | {ratio['sample']:.2f} | |", flush=True)
     if arguments.output:

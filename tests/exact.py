@@ -1,7 +1,5 @@
 """Data whose every noised distribution is known in closed form."""
 
-import math
-
 import torch
 
 from score_sde.paths import prediction
@@ -28,20 +26,13 @@ class GaussianMixture:
         alpha, sigma = path.alpha(t), path.sigma(t)
         return alpha * self.means, alpha**2 * self.variances + sigma**2
 
-    def log_density(self, x, path, t):
-        means, variances = self.noised(path, t)
-        squares = (x[:, None] - means) ** 2 / variances + variances.log() + math.log(2 * math.pi)
-        return torch.logsumexp(self.weights.log() - squares.sum(-1) / 2, dim=1)
-
-    def score(self, x, path, t):
+    def denoised(self, x, path, t):
+        """E[x0 | x_t]: the components' posterior means, each by its share."""
         means, variances = self.noised(path, t)
         squares = (x[:, None] - means) ** 2 / variances + variances.log()
         share = torch.softmax(self.weights.log() - squares.sum(-1) / 2, dim=1)[..., None]
-        return -(share * (x[:, None] - means) / variances).sum(1)
-
-    def denoised(self, x, path, t):
-        """E[x0 | x_t] by Tweedie's formula."""
-        return (x + path.sigma(t) ** 2 * self.score(x, path, t)) / path.alpha(t)
+        gains = path.alpha(t) * self.variances / variances
+        return (share * (self.means + gains * (x[:, None] - means))).sum(1)
 
     def flow(self, x, path, t, s):
         """The exact probability-flow map x_t -> x_s, of a single Gaussian."""

@@ -358,11 +358,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             return
         start = self._begin_index
         if start is None:
-            timestep = torch.as_tensor(timestep).to(self.timesteps.device)
-            found = (self.timesteps == timestep).nonzero()
+            found = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps.device)).nonzero()
             if len(found) == 0:
                 raise ValueError(
-                    f"timestep {timestep} is none of this trajectory's timesteps; pass one of scheduler.timesteps"
+                    f"timestep {float(timestep):g} is none of this trajectory's: pass one of scheduler.timesteps"
                 )
             start = int(found[0])
         if start:

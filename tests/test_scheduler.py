@@ -1,0 +1,530 @@
+"""ScoreSDEScheduler: stock schedulers step for step, configs, stock pipelines, every combination, every refusal."""
+
+import copy
+import inspect
+
+import diffusers
+import pytest
+import torch
+from exact import GAUSSIAN
+from test_paths import SCHEDULES
+
+from score_sde import ScoreSDEScheduler
+from score_sde.paths import PREDICTIONS, TIME_GRIDS
+from score_sde.scheduling_score_sde import SDE_TYPES
+from score_sde.solvers import CORRECTORS, PREDICTORS
+
+
+def network(x, timestep):
+    """Some smooth function in place of a network."""
+    weights = torch.linspace(-0.4, 0.5, 9, dtype=x.dtype).reshape(3, 3)
+    return torch.einsum("ij,bjhw->bihw", weights, torch.tanh(x)) * (1 + float(timestep) / 1000)
+
+
+def noise(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def run(scheduler, steps, x, generator=None, function=network):
+    """Run a trajectory as pipelines do; return the end and every state on the way."""
+    scheduler.set_timesteps(steps)
+    states = []
+    arguments = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for timestep in scheduler.timesteps:
+        output = function(scheduler.scale_model_input(x, timestep), timestep)
+        x = scheduler.step(output, timestep, x, **arguments).prev_sample
+        states.append(x)
+    return states
+
+
+def difference(states, others):
+    assert len(states) == len(others)
+    return max((a - b).abs().max().item() for a, b in zip(states, others, strict=True))
+
+
+# --- stock schedulers, step for step ------------------------------------------------------------------------------
+
+# diffusers keeps its noise levels in float32
+TOLERANCE = 5e-4
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_ddim_equals_diffusers(schedule, prediction_type):
+    stock = diffusers.DDIMScheduler(beta_schedule=schedule, clip_sample=False, prediction_type=prediction_type)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="ddim")
+    x = noise(2, 3, 4, 4)
+    assert difference(run(stock, 20, x), run(ours, 20, x)) < TOLERANCE
+    assert torch.equal(stock.timesteps, ours.timesteps)
+
+
+@pytest.mark.parametrize("clip_sample", [False, True])
+def test_ancestral_equals_ddpm_with_the_same_noise(clip_sample):
+    stock = diffusers.DDPMScheduler(clip_sample=clip_sample)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="ancestral")
+    x = noise(2, 3, 4, 4, dtype=torch.float32)
+    states = [run(each, 25, x, torch.Generator().manual_seed(1)) for each in (stock, ours)]
+    assert difference(*states) < TOLERANCE
+
+
+def test_ddim_with_noise_equals_diffusers():
+    stock = diffusers.DDIMScheduler(clip_sample=False)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="ddim", eta=0.6)
+    x = noise(2, 3, 4, 4, dtype=torch.float32)
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    stock.set_timesteps(20)
+    mine, states = run(ours, 20, x, generators[0]), []
+    for timestep in stock.timesteps:
+        x = stock.step(network(x, timestep), timestep, x, eta=0.6, generator=generators[1]).prev_sample
+        states.append(x)
+    assert difference(mine, states) < TOLERANCE
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_dpm_solver_equals_diffusers(schedule, prediction_type):
+    if (schedule, prediction_type) == ("squaredcos_cap_v2", "epsilon"):
+        pytest.skip("1 / alpha is 20,000 at the first level: diffusers' float32 levels decide the result")
+    stock = diffusers.DPMSolverMultistepScheduler(
+        beta_schedule=schedule, timestep_spacing="trailing", prediction_type=prediction_type
+    )
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="dpmpp_2m")
+    x = noise(2, 3, 4, 4)
+    assert difference(run(stock, 20, x), run(ours, 20, x)) < TOLERANCE
+    assert torch.equal(stock.timesteps, ours.timesteps)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("stock_class", "predictor"),
+    [(diffusers.HeunDiscreteScheduler, "heun"), (diffusers.EulerDiscreteScheduler, "ddim")],
+    ids=["heun", "euler"],
+)
+def test_heun_and_euler_equal_diffusers(schedule, stock_class, predictor):
+    """Stock Heun and Euler carry x / alpha: compared as x_t. 28 steps of linspace fall on whole levels."""
+    if (schedule, predictor) == ("squaredcos_cap_v2", "heun"):
+        pytest.skip("Heun's first step, from sigma = 20,000, multiplies the rounding of diffusers' float32 levels")
+    stock = stock_class(beta_schedule=schedule, prediction_type="v_prediction")
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor=predictor)
+    stock.set_timesteps(28)
+    ours.set_timesteps(28)
+    assert (stock.timesteps.double() - ours.timesteps.double()).abs().max() < 1e-3
+    # stock.sigmas belong to the states between the calls; the last one is 0
+    scales = (1 + stock.sigmas.double() ** 2) ** -0.5
+    scaled, x = noise(2, 3, 4, 4) / scales[0], noise(2, 3, 4, 4)
+    worst = 0.0
+    for i, (theirs, mine) in enumerate(zip(stock.timesteps, ours.timesteps, strict=True)):
+        scaled = stock.step(network(stock.scale_model_input(scaled, theirs), theirs), theirs, scaled).prev_sample
+        x = ours.step(network(x, mine), mine, x).prev_sample
+        worst = max(worst, (scaled * scales[i + 1] - x).abs().max().item())
+    assert worst < TOLERANCE
+
+
+def test_euler_on_the_linear_path_is_flow_matching():
+    stock = diffusers.FlowMatchEulerDiscreteScheduler()
+    stock.set_timesteps(10)
+    ours = ScoreSDEScheduler(sde_type="linear", prediction_type="flow_prediction", predictor="euler")
+    ours.set_timesteps(timesteps=stock.timesteps)
+    x = y = noise(2, 3, 4, 4)
+    for timestep in stock.timesteps:
+        x = stock.step(network(x, timestep), timestep, x).prev_sample
+        y = ours.step(network(y, timestep), timestep, y).prev_sample
+        assert (x - y).abs().max() < 1e-4
+
+
+def test_euler_on_the_edm_path_is_edm():
+    stock = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80, sigma_data=0.5)
+    ours = ScoreSDEScheduler(
+        sde_type="edm", prediction_type="edm", predictor="euler", timestep_spacing="karras", time_scale=0.25
+    )
+    x = 80 * noise(2, 3, 4, 4)
+    assert difference(run(stock, 18, x), run(ours, 18, x)) < 1e-2 * 1e-2 * 80
+    # c_noise = log(sigma) / 4
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1e-5
+
+
+# --- configs ------------------------------------------------------------------------------------------------------
+
+STOCK = [
+    diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+    diffusers.DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="sample"
+    ),
+    diffusers.EulerDiscreteScheduler(timestep_spacing="trailing", prediction_type="v_prediction"),
+    diffusers.DPMSolverMultistepScheduler(num_train_timesteps=500),
+    diffusers.DDPMScheduler(trained_betas=[0.01 * (i + 1) for i in range(20)], num_train_timesteps=20),
+    diffusers.UniPCMultistepScheduler(),
+]
+
+
+@pytest.mark.parametrize("stock", STOCK, ids=lambda stock: type(stock).__name__)
+@pytest.mark.parametrize("saved", [False, True])
+def test_from_config_gives_the_stock_path(stock, saved, tmp_path):
+    config = stock.config
+    if saved:
+        stock.save_pretrained(tmp_path)
+        config = type(stock).load_config(tmp_path)
+    ours = ScoreSDEScheduler.from_config(config)
+    levels = torch.arange(len(ours))
+    alpha2 = ours.path.alpha(ours.path_time(levels)) ** 2
+    assert (alpha2 - stock.alphas_cumprod.double()).abs().max() < 1e-6
+    assert ours.config.prediction_type == stock.config.prediction_type
+    assert ours.config.timestep_spacing == stock.config.timestep_spacing
+    assert ours.config.clip_sample == stock.config.get("clip_sample", False)
+
+
+def test_from_config_takes_the_karras_grid():
+    stock = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True)
+    assert ScoreSDEScheduler.from_config(stock.config).config.timestep_spacing == "karras"
+
+
+def test_from_config_of_score_sde_ve():
+    stock = diffusers.ScoreSdeVeScheduler(num_train_timesteps=2000, sigma_min=0.01, sigma_max=1348)
+    ours = ScoreSDEScheduler.from_config(stock.config)
+    ours.set_timesteps(2000)
+    # the network of ScoreSdeVePipeline receives sigma
+    assert (ours.timesteps / stock.sigmas.to(ours.timesteps) - 1).abs().max() < 1e-3
+    assert ours.config.prediction_type == "score"
+    assert ours.init_noise_sigma == pytest.approx(1348)
+
+
+def test_from_config_refuses_unknown_paths():
+    with pytest.raises(ValueError, match="no noise path is known"):
+        ScoreSDEScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config)
+
+
+def test_the_way_back_to_a_stock_scheduler():
+    stock = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="fixed_large")
+    back = diffusers.DDPMScheduler.from_config(ScoreSDEScheduler.from_config(stock.config).config)
+    assert torch.equal(back.alphas_cumprod, stock.alphas_cumprod)
+    assert back.config.variance_type == "fixed_large"
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+def test_config_round_trip(sde_type, tmp_path):
+    scheduler = ScoreSDEScheduler(sde_type=sde_type, predictor="heun", t_min=0.01, corrector="langevin")
+    scheduler.save_pretrained(tmp_path)
+    loaded = ScoreSDEScheduler.from_pretrained(tmp_path)
+    for each in (loaded, ScoreSDEScheduler.from_config(scheduler.config), copy.deepcopy(scheduler)):
+        each.set_timesteps(9)
+        scheduler.set_timesteps(9)
+        assert torch.equal(each.timesteps, scheduler.timesteps)
+        assert (each.t_min, each.t_max) == (0.01, scheduler.t_max)
+        assert each.config.time_scale == scheduler.config.time_scale
+
+
+def test_the_predictor_is_free_to_choose():
+    trained = ScoreSDEScheduler(sde_type="cosine_vp", prediction_type="v_prediction")
+    other = ScoreSDEScheduler.from_config(trained.config, predictor="euler_maruyama", eta=0.5)
+    assert (other.config.sde_type, other.config.prediction_type) == ("cosine_vp", "v_prediction")
+    # alpha(1) = 0: the deterministic solver starts there, the reverse SDE just before
+    assert (trained.t_max, other.t_max) == (1.0, 0.999)
+
+
+# --- every combination --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_every_combination_runs(sde_type, prediction_type, predictor):
+    for corrector in (None, *CORRECTORS):
+        for denoise_final in (True, False):
+            scheduler = ScoreSDEScheduler(
+                sde_type=sde_type,
+                prediction_type=prediction_type,
+                predictor=predictor,
+                corrector=corrector,
+                corrector_snr=0.1,
+                denoise_final=denoise_final,
+            )
+            x = scheduler.init_noise_sigma * noise(64, 4)
+            calls = 0
+            perfect = GAUSSIAN.network(scheduler)
+
+            def count(x, timestep, perfect=perfect):
+                nonlocal calls
+                calls += 1
+                return perfect(x, timestep.double())
+
+            x = run(scheduler, 6, x, torch.Generator().manual_seed(0), count)[-1]
+            assert torch.isfinite(x).all()
+            assert calls == scheduler.nfe == len(scheduler.timesteps)
+            assert scheduler.num_inference_steps == 6
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_samples_have_the_moments_of_the_data(sde_type, predictor):
+    scheduler = ScoreSDEScheduler(
+        sde_type=sde_type,
+        predictor=predictor,
+        timestep_spacing="karras" if sde_type == "edm" else "linspace",
+        prediction_type="sample",
+    )
+    x = scheduler.init_noise_sigma * noise(4000, 4)
+    x = run(scheduler, 200, x, torch.Generator().manual_seed(0), GAUSSIAN.network(scheduler))[-1]
+    std = GAUSSIAN.variances[0].sqrt()
+    # the largest standard deviation is 2 and the discretisation is first order
+    assert ((x.mean(0) - GAUSSIAN.means[0]).abs() < 0.1 * std.max()).all()
+    assert ((x.std(0) - std).abs() < 0.1 * std + 0.03).all()
+
+
+# --- the interface ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_dtype_of_the_sample_is_kept(dtype):
+    scheduler = ScoreSDEScheduler(predictor="ancestral", corrector="langevin")
+    states = run(scheduler, 4, noise(2, 3, 4, 4, dtype=torch.float32).to(dtype))
+    assert all(state.dtype == dtype and torch.isfinite(state).all() for state in states)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (2, 3, 16), (2, 3, 4, 4), (1, 3, 2, 4, 4)])
+def test_states_of_any_shape(shape):
+    scheduler = ScoreSDEScheduler(predictor="ancestral", corrector="langevin")
+    assert run(scheduler, 3, noise(*shape), function=lambda x, timestep: 0.1 * x)[-1].shape == shape
+
+
+def test_gradients_flow_through_step():
+    scheduler = ScoreSDEScheduler(predictor="heun")
+    x = noise(1, 3, 4, 4).requires_grad_()
+    run(scheduler, 3, x)[-1].sum().backward()
+    assert x.grad.abs().min() > 0
+
+
+def test_timesteps_of_a_discrete_path_are_integers():
+    scheduler = ScoreSDEScheduler(sde_type="discrete_vp")
+    scheduler.set_timesteps(1000)
+    assert torch.equal(scheduler.timesteps, torch.arange(999, -1, -1))
+    assert len(scheduler) == 1000
+
+
+def test_heun_and_correctors_count_in_order():
+    scheduler = ScoreSDEScheduler(predictor="heun", corrector="langevin", corrector_steps=3)
+    scheduler.set_timesteps(5)
+    assert scheduler.order == 5
+    assert scheduler.nfe == 4 * 5 + 1
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_image_to_image_begins_inside_the_plan(predictor):
+    """Beginning at entry k is the trajectory whose grid begins there."""
+    scheduler = ScoreSDEScheduler(sde_type="discrete_vp", predictor=predictor)
+    scheduler.set_timesteps(10)
+    begin, x = 4 * scheduler.order, noise(2, 3, 4, 4)
+    times = scheduler.path_time(scheduler.timesteps[:: scheduler.order])
+    later, y = ScoreSDEScheduler.from_config(scheduler.config), x
+    later.set_timesteps(timesteps=later.timestep(times[4:]))
+    assert torch.equal(later.timesteps, scheduler.timesteps[begin:])
+    scheduler.set_begin_index(begin)
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    for timestep in later.timesteps:
+        x = scheduler.step(network(x, timestep), timestep, x, generator=generators[0]).prev_sample
+        y = later.step(network(y, timestep), timestep, y, generator=generators[1]).prev_sample
+    assert (x - y).abs().max() < 1e-6
+
+
+def test_set_timesteps_begins_anew():
+    scheduler = ScoreSDEScheduler()
+    x = noise(2, 3, 4, 4)
+    assert difference(run(scheduler, 7, x), run(scheduler, 7, x)) == 0
+    assert scheduler.step_index == 7
+    scheduler.set_timesteps(7)
+    assert scheduler.step_index is None
+
+
+def test_a_list_of_generators_gives_each_sample_its_own_noise():
+    def sample(seeds):
+        scheduler = ScoreSDEScheduler(predictor="euler_maruyama", corrector="langevin")
+        x = torch.cat([noise(1, 3, 4, 4, seed=seed, dtype=torch.float32) for seed in seeds])
+        return run(scheduler, 5, x, [torch.Generator().manual_seed(seed) for seed in seeds])[-1]
+
+    together = sample([3, 1, 2])
+    for i, seed in enumerate([3, 1, 2]):
+        assert (together[i] - sample([seed])[0]).abs().max() < 1e-4
+
+
+def test_step_returns_what_was_asked_for():
+    scheduler = ScoreSDEScheduler(prediction_type="sample")
+    scheduler.set_timesteps(3)
+    x, x0 = noise(2, 3, 4, 4), noise(2, 3, 4, 4, seed=1)
+    output = copy.deepcopy(scheduler).step(x0, scheduler.timesteps[0], x)
+    assert torch.equal(output.pred_original_sample, x0)
+    (prev_sample,) = scheduler.step(x0, scheduler.timesteps[0], x, return_dict=False)
+    assert torch.equal(prev_sample, output.prev_sample)
+
+
+def test_step_has_no_eta_that_pipelines_would_set_to_zero():
+    parameters = inspect.signature(ScoreSDEScheduler.step).parameters
+    assert "eta" not in parameters
+    assert {"generator", "return_dict"} <= parameters.keys()
+
+
+def test_learned_variance_channels_are_left_out():
+    scheduler = ScoreSDEScheduler()
+    scheduler.set_timesteps(3)
+    x, output = noise(2, 3, 4, 4), noise(2, 6, 4, 4, seed=1)
+    plain = copy.deepcopy(scheduler).step(output[:, :3], scheduler.timesteps[0], x).prev_sample
+    assert torch.equal(scheduler.step(output, scheduler.timesteps[0], x).prev_sample, plain)
+
+
+def test_add_noise_and_velocity_equal_ddpm():
+    stock = diffusers.DDPMScheduler()
+    ours = ScoreSDEScheduler.from_config(stock.config)
+    x0, eps, timesteps = noise(3, 3, 4, 4), noise(3, 3, 4, 4, seed=1), torch.tensor([0, 500, 999])
+    for name in ("add_noise", "get_velocity"):
+        assert (getattr(ours, name)(x0, eps, timesteps) - getattr(stock, name)(x0, eps, timesteps)).abs().max() < 1e-5
+
+
+def test_thresholding_equals_diffusers():
+    stock = diffusers.DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="ancestral")
+    x = 2 * noise(2, 3, 4, 4, dtype=torch.float32)
+    states = [run(each, 10, x, torch.Generator().manual_seed(1)) for each in (stock, ours)]
+    assert difference(*states) < TOLERANCE
+
+
+# --- stock pipelines ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+
+
+def draw(pipeline, **arguments):
+    pipeline.set_progress_bar_config(disable=True)
+    return torch.tensor(
+        pipeline(
+            generator=torch.Generator().manual_seed(0), num_inference_steps=5, output_type="np", **arguments
+        ).images
+    )
+
+
+def test_ddpm_pipeline_draws_the_same_with_our_scheduler(unet):
+    stock = diffusers.DDPMScheduler()
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="ancestral")
+    images = [draw(diffusers.DDPMPipeline(unet, scheduler), batch_size=2) for scheduler in (stock, ours)]
+    assert images[0].std() > 0.01
+    assert (images[0] - images[1]).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("corrector", [None, "langevin"])
+def test_ddpm_pipeline_runs_every_sampler(unet, predictor, corrector):
+    scheduler = ScoreSDEScheduler(sde_type="discrete_vp", predictor=predictor, corrector=corrector)
+    images = draw(diffusers.DDPMPipeline(unet, scheduler), batch_size=2)
+    assert images.shape == (2, 8, 8, 3)
+    assert torch.isfinite(images).all()
+
+
+def test_dit_pipeline_draws_the_same_with_our_scheduler():
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        sample_size=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, out_channels=8, norm_num_groups=8
+    )
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    stock = diffusers.DDIMScheduler(clip_sample=False)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="ddim")
+    images = [
+        draw(diffusers.DiTPipeline(transformer.eval(), vae.eval(), scheduler), class_labels=[1, 7], guidance_scale=3.0)
+        for scheduler in (stock, ours)
+    ]
+    assert images[0].std() > 0.01
+    assert (images[0] - images[1]).abs().max() < TOLERANCE
+    pipeline = diffusers.DiTPipeline(
+        transformer, vae, ScoreSDEScheduler.from_config(ours.config, predictor="heun", corrector="langevin")
+    )
+    assert torch.isfinite(draw(pipeline, class_labels=[1, 7])).all()
+
+
+# --- refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sde_type": "vpp"}, "sde_type 'vpp' is unknown; choose one of vp, subvp"),
+        ({"prediction_type": "noise"}, "prediction_type 'noise' is unknown; choose one of epsilon"),
+        ({"predictor": "huen"}, "predictor 'huen' is unknown; choose one of euler"),
+        ({"corrector": "lang"}, "corrector 'lang' is unknown; choose one of None, langevin"),
+        ({"timestep_spacing": "even"}, "timestep_spacing 'even' is unknown; choose one of linspace"),
+        ({"time_input": "lambda"}, "time_input 'lambda' is unknown; choose one of t"),
+        ({"predictor": "heun", "eta": 0.5}, "'heun' takes no eta .got 0.5.; those that do: ddim, euler_maruyama"),
+        ({"predictor": "ancestral", "eta": 0.5}, "'ancestral' takes no eta"),
+        ({"predictor": "ddim", "eta": 1.5}, "eta 1.5 is out of range"),
+        ({"sde_type": "ve", "beta_min": 0.1}, "'ve' has no parameter beta_min; it has sigma_min, sigma_max"),
+        ({"sde_type": "vp", "trained_betas": [0.1, 0.2]}, "'vp' has no parameter trained_betas"),
+        ({"sde_type": "discrete_vp", "trained_betas": [0.1, 0.2]}, "trained_betas holds 2 levels"),
+        ({"t_min": 0.0}, "got t_min=0.0"),
+        ({"t_min": 0.5, "t_max": 0.4}, "got t_min=0.5, t_max=0.4"),
+        ({"t_max": 1.5}, "t_max=1.5"),
+        ({"corrector_steps": 0}, "corrector_steps 0"),
+        ({"corrector_snr": -1.0}, "corrector_snr -1.0"),
+        ({"sigma_data": 0.0}, "sigma_data 0.0"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreSDEScheduler(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "pass either num_inference_steps or timesteps"),
+        ({"num_inference_steps": 5, "timesteps": [500, 100]}, "pass either num_inference_steps or timesteps"),
+        ({"num_inference_steps": 0}, "num_inference_steps 0 must be at least 1"),
+        ({"timesteps": [100, 500]}, r"timesteps \[100, 500\] must fall strictly"),
+        ({"timesteps": [5000, 500]}, "from at most 999"),
+        ({"num_inference_steps": 2000}, "2000 time steps"),
+    ],
+)
+def test_bad_timesteps_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreSDEScheduler(sde_type="discrete_vp").set_timesteps(**arguments)
+
+
+def test_singular_ends_are_refused_with_the_remedy():
+    scheduler = ScoreSDEScheduler(sde_type="linear", predictor="euler_maruyama", t_max=1.0)
+    with pytest.raises(ValueError, match="pass t_max=0.999"):
+        scheduler.set_timesteps(5)
+
+
+def test_bad_steps_are_refused():
+    x = noise(2, 3, 4, 4)
+    scheduler = ScoreSDEScheduler(predictor="heun")
+    with pytest.raises(ValueError, match="call scheduler.set_timesteps"):
+        scheduler.step(x, 1000, x)
+    with pytest.raises(ValueError, match="call scheduler.set_timesteps"):
+        _ = scheduler.nfe
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match="timestep 3.3 is none of this trajectory"):
+        scheduler.step(x, 3.3, x)
+    with pytest.raises(ValueError, match=r"model_output has shape \(2, 3, 4, 5\)"):
+        scheduler.step(noise(2, 3, 4, 5), scheduler.timesteps[0], x)
+    run(scheduler, 4, x)
+    with pytest.raises(ValueError, match="all 7 entries of the plan have run"):
+        scheduler.step(x, scheduler.timesteps[-1], x)
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(3)
+    with pytest.raises(ValueError, match="cannot begin at entry 3, inside a time step"):
+        scheduler.step(x, scheduler.timesteps[3], x)
+
+
+def test_every_grid_is_a_choice_of_the_scheduler():
+    for spacing in TIME_GRIDS:
+        scheduler = ScoreSDEScheduler(timestep_spacing=spacing)
+        scheduler.set_timesteps(10)
+        assert scheduler.nfe == 10
