@@ -213,6 +213,7 @@ def main():
             print(f"| DiT-{size} | {name} | {row['parameters']:,} | {speeds} | {gigabytes:.2f} |")
         ratio = figures["ratio"]
         print(f"| DiT-{size} | ours / diffusers | | {ratio['train']:.2f} | {ratio['sample']:.2f} | |", flush=True)
+    report["machine"]["load_average_at_end"] = os.getloadavg()[0]
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -172,6 +172,17 @@ def test_label_dropout_is_once_per_sample(build):
 
 
 @both
+def test_labels_are_never_dropped_in_eval_mode(build):
+    model = build(class_dropout_prob=1.0)
+    x, t, labels = inputs()
+    with torch.no_grad():
+        labelled, null = model(x, t, labels).sample, model(x, t, None).sample
+        assert ((labelled - null).abs().flatten(1).amax(1) > 1e-2).all()
+        # train mode: every label is dropped
+        assert (model.train()(x, t, labels).sample - null).abs().max() < 1e-5
+
+
+@both
 def test_no_label_means_the_null_label(build):
     model = build()
     x, t, _ = inputs()
@@ -239,6 +250,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(build):
         assert (gradient - gradients[1][name]).abs().max() <= 1e-5 * gradient.abs().max(), name
 
 
+@both
+def test_channels_last_gives_the_same_output(build):
+    model = build()
+    x, t, labels = inputs()
+    with torch.no_grad():
+        expected = model(x, t, labels).sample
+        output = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t, labels).sample
+    assert (output - expected).abs().max() < 1e-5
+
+
 def test_learned_sigma_doubles_the_output_channels():
     model = tiny_dit(learn_sigma=True)
     x, t, labels = inputs()
@@ -273,15 +294,37 @@ def test_fused_projections_give_the_same_output():
         assert (model(x, t, labels).sample - before).abs().max() < 1e-5
 
 
+def test_lora_adapter_trains_alone():
+    peft = pytest.importorskip("peft")
+    model = tiny_dit()
+    x, t, labels = inputs()
+    with torch.no_grad():
+        before = model(x, t, labels).sample
+        model.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+        assert (model(x, t, labels).sample - before).abs().max() < 1e-5
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    # two matrices for each of four projections in two blocks
+    assert len(trained) == 16 and all("lora" in name for name in trained)
+
+
 @pytest.mark.slow
-@both
-def test_repeated_blocks_compile_without_graph_breaks(build):
-    model = build()
+def test_repeated_blocks_compile_without_graph_breaks():
+    model = tiny_dit()
     x, t, labels = inputs()
     with torch.no_grad():
         before = model(x, t, labels).sample
         model.compile_repeated_blocks(fullgraph=True)
         assert (model(x, t, labels).sample - before).abs().max() < 1e-4
+
+
+def test_unet_compiles_without_graph_breaks():
+    model = tiny_unet()
+    x, t, labels = inputs()
+    with torch.no_grad():
+        before = model(x, t, labels).sample
+        # this backend traces as all do, and runs the graph as it is
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert (compiled(x, t, labels).sample - before).abs().max() < 1e-5
 
 
 # --- saving -------------------------------------------------------------------------------------------------------

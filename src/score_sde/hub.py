@@ -5,7 +5,7 @@ import os
 import shutil
 
 from . import pipelines
-from .model_card import write_card
+from .model_card import check_metrics, write_card
 from .pipelines.bundling import BundleMixin, read_index, saved_class_name
 
 
@@ -44,7 +44,11 @@ def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None):
 
 def add_metrics(folder, metrics):
     """Add measurements to a bundle's metrics.json and write its card anew. A measurement of the same name and settings
-    replaces the one before."""
+    replaces the one before.
+
+    Raises ValueError for a measurement without provenance; nothing is written then.
+    """
+    check_metrics(metrics)
     path = os.path.join(folder, "metrics.json")
     known = []
     if os.path.isfile(path):

@@ -99,7 +99,6 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock", "Attention"]
-    _repeated_blocks = ["ResnetBlock"]
     _skip_layerwise_casting_patterns = ["norm", "time_embed", "conv_in", "conv_out"]
 
     @register_to_config

@@ -1,0 +1,511 @@
+"""Training: objectives against the exact score, data, configuration, exact resume, several processes, whole runs."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import diffusers
+import encode_latents
+import numpy as np
+import pytest
+import quick_start
+import torch
+import train
+import train_autoencoder
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from config import LoopConfig, parse
+from data import GlobalBatchSampler, ImageDataset, resize_and_crop
+from exact import GAUSSIAN
+from loop import Draws
+from PIL import Image
+from safetensors.torch import load_file
+
+from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde.losses import TIME_DENSITIES, denoising_loss
+from score_sde.paths import PREDICTIONS, expand_to, prediction
+from score_sde.pipelines.latents import normalize_latents
+from score_sde.scheduling_score_sde import SDE_TYPES
+
+
+TRAINING = Path(train.__file__).parent
+TINY_DIT = '{"patch_size": 2, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}'
+TINY_RUN = [
+    *("--resolution", "8", "--image_channels", "1", "--batch_size", "4", "--lr_warmup_steps", "0"),
+    *("--sample_num_images", "10", "--sample_num_inference_steps", "2", "--learning_rate", "1e-2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Scripts run one after another in this process as if each had its own."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def run(main, *arguments):
+    main([str(argument) for argument in arguments])
+
+
+def train_tiny(output_dir, *arguments):
+    run(train.main, *TINY_RUN, "--network_kwargs", TINY_DIT, "--output_dir", output_dir, *arguments)
+    return load_file(output_dir / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def equal(tensors, others):
+    return tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+# --- objectives ---------------------------------------------------------------------------------------------------
+
+
+def batch(scheduler, n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x0 = GAUSSIAN.sample(n, generator)
+    noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    return x0, noise, TIME_DENSITIES["uniform"](scheduler, torch.rand(n, generator=generator, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_the_exact_score_minimises_the_loss(sde_type, prediction_type):
+    """In every parametrisation the exact denoiser's loss rises when its output is shifted or scaled, by the square of
+    the change, because the error of the exact output is uncorrelated with every function of x_t."""
+    scheduler = ScoreSDEScheduler(sde_type=sde_type, prediction_type=prediction_type)
+    x0, noise, t = batch(scheduler, 20_000)
+    outputs = []
+
+    def exact(x, timestep, class_labels=None):
+        # Gaussian data: the denoised sample is linear in x_t, with one gain per time
+        path, (mean,), (variance,) = scheduler.path, GAUSSIAN.means, GAUSSIAN.variances
+        alpha, sigma = expand_to(path.alpha(t), x), expand_to(path.sigma(t), x)
+        x_t = path.sample(x0, noise, t)
+        denoised = mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x_t - alpha * mean)
+        row = prediction(path, prediction_type, t, 0.5)
+        outputs.append((denoised - expand_to(row.a, x) * x_t) / expand_to(row.b, x))
+        return SimpleNamespace(sample=outputs[-1] * factor + offset)
+
+    factor, offset = 1.0, 0.0
+    best = denoising_loss(exact, scheduler, x0, noise, t).double()
+    for factor, offset in [(1.0, 0.2), (1.0, -0.2), (0.9, 0.0), (1.1, 0.0)]:
+        change = denoising_loss(exact, scheduler, x0, noise, t).double() - best
+        expected = ((factor - 1) * outputs[0] + offset).square().mean(1)
+        standard_error = (change - expected).std() / len(t) ** 0.5
+        assert (change - expected).mean().abs() < 5 * standard_error
+    assert best.shape == (20_000,)
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+def test_time_densities(sde_type):
+    scheduler = ScoreSDEScheduler(sde_type=sde_type)
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    uniform = TIME_DENSITIES["uniform"](scheduler, u)
+    assert scheduler.t_min <= uniform.min() < uniform.max() <= scheduler.t_max
+    assert uniform.mean() == pytest.approx((scheduler.t_min + scheduler.t_max) / 2)
+    log_normal = TIME_DENSITIES["log_normal"](scheduler, u)
+    assert scheduler.t_min <= log_normal.min() <= log_normal.max() <= scheduler.t_max
+    log_sigma = -scheduler.path.half_log_snr(log_normal)
+    # Karras et al. 2022: median exp(-1.2), one standard deviation 1.2
+    assert log_sigma.quantile(0.5) == pytest.approx(-1.2, abs=1e-3)
+    assert log_sigma.quantile(0.8413447) == pytest.approx(0.0, abs=5e-3)
+
+
+# --- randomness and order of the data -----------------------------------------------------------------------------
+
+
+def test_processes_share_the_draws_of_one():
+    def draws(processes, index, batch_size):
+        accelerator = SimpleNamespace(num_processes=processes, process_index=index, device=torch.device("cpu"))
+        return Draws(3, 128, accelerator, batch_size)
+
+    alone, shared = draws(1, 0, 8), [draws(2, index, 4) for index in range(2)]
+    for name, arguments in (("normal", ((3, 2),)), ("uniform", ()), ("stratified", ()), ("normal", ((5,),))):
+        together = torch.cat([getattr(each, name)(*arguments) for each in shared])
+        assert torch.equal(getattr(alone, name)(*arguments), together)
+    parts = (draws(1, 0, 8).stratified() * 8).floor()
+    assert torch.equal(parts, torch.arange(8.0, dtype=torch.float64))
+
+
+def take(sampler, batches):
+    return [row for _, rows in zip(range(batches), iter(sampler), strict=False) for row in rows]
+
+
+def test_every_row_is_seen_once_an_epoch_and_resume_goes_on():
+    whole = take(GlobalBatchSampler(10, 4, 0, 0, 1), 10)
+    for epoch in range(4):
+        assert sorted(whole[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert whole[:10] != whole[10:20]
+    assert take(GlobalBatchSampler(10, 4, 0, 0, 1, images_seen=12), 7) == whole[12:]
+    shared = [take(GlobalBatchSampler(10, 2, 0, rank, 2), 10) for rank in range(2)]
+    merged = [row for i in range(10) for rank in range(2) for row in shared[rank][2 * i : 2 * i + 2]]
+    assert merged == whole
+    assert take(GlobalBatchSampler(10, 4, 1, 0, 1), 10) != whole
+
+
+# --- configuration ------------------------------------------------------------------------------------------------
+
+
+def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("batch_size: 3\nlearning_rate: 1e-3\nnetwork_kwargs: {hidden_size: 16}\nrandom_flip: true\n")
+    config = parse(train.TrainConfig, [str(path), "--batch_size", "5"])
+    assert (config.batch_size, config.learning_rate, config.random_flip) == (5, 0.001, True)
+    assert json.loads(config.network_kwargs) == {"hidden_size": 16}
+    assert config.resolution == train.TrainConfig().resolution
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch_size", "0"], "batch_size 0 must be at least 1"),
+        (["--batch_size", "many"], "invalid int value: 'many'"),
+        (["--learning_rate", "-1"], "learning_rate -1.0"),
+        (["--ema_decay", "1"], "ema_decay 1.0 must lie in [0, 1)"),
+        (["--lr_scheduler", "exotic"], "lr_scheduler 'exotic' is unknown; choose one of linear"),
+        (["--mixed_precision", "fp8"], "mixed_precision 'fp8' is unknown; choose one of no, fp16, bf16"),
+        (["--network", "cnn"], "network 'cnn' is unknown; choose one of dit, unet"),
+        (["--sde_type", "vpp"], "sde_type 'vpp' is unknown; choose one of vp"),
+        (["--prediction_type", "noise"], "prediction_type 'noise' is unknown"),
+        (["--scheduler_kwargs", "{"], "scheduler_kwargs '{' is not JSON"),
+        (["--scheduler_kwargs", '{"beta": 1}'], "unexpected keyword argument 'beta'"),
+        (["--network_kwargs", "[1]"], "network_kwargs '[1]' must be a JSON object"),
+        (["--time_density", "normal"], "time_density 'normal' is unknown; choose one of uniform, log_normal"),
+        (["--image_channels", "2"], "image_channels 2 must be 1 or 3"),
+        (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint 'nowhere' is not a folder"),
+        (["--latents", "here", "--random_flip"], "random_flip needs images"),
+        (["missing.yaml"], "cannot read missing.yaml"),
+    ],
+)
+def test_bad_options_are_refused_before_any_data_is_opened(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        run(train.main, *arguments, "--dataset", "does_not_exist.parquet")
+    error = capsys.readouterr().err
+    assert message in error
+    assert "does_not_exist" not in error
+
+
+def test_unknown_keys_of_a_yaml_file_are_refused(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text("learning_rat: 1\n")
+    with pytest.raises(SystemExit):
+        parse(train.TrainConfig, [str(path)])
+    assert "option 'learning_rat' is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "config_class", [train.TrainConfig, train_autoencoder.AutoencoderConfig, encode_latents.EncodeConfig]
+)
+def test_help_explains_every_option(config_class, capsys):
+    with pytest.raises(SystemExit):
+        parse(config_class, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for each in dataclasses.fields(config_class):
+        assert f"--{each.name}" in text
+        assert len(each.metadata["help"]) > 10
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+def data_config(**changes):
+    return dataclasses.replace(train.TrainConfig(image_channels=1), **changes)
+
+
+def parquet(path, rows, **columns):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    values = {"image": [Image.new("L", (9, 7), 10 * i) for i in range(rows)], "label": [i % 2 for i in range(rows)]}
+    datasets.Dataset.from_dict(values | columns, features=features).to_parquet(path)
+    return str(path)
+
+
+def test_embedded_data():
+    dataset = ImageDataset(data_config())
+    assert (len(dataset), dataset.num_classes, dataset.id2label[9]) == (10_000, 10, "Ankle boot")
+    item = dataset[0]
+    assert item["images"].shape == (1, 32, 32)
+    assert item["images"].min() == -1
+    assert len(ImageDataset(data_config(), split="test")) == 2000
+    counts = np.bincount(dataset.data["label"])
+    assert (counts == 1000).all()
+
+
+def test_resize_and_crop_keeps_the_centre():
+    columns = np.tile(np.arange(64, dtype=np.uint8) * 4, (32, 1))
+    cropped = np.asarray(resize_and_crop(Image.fromarray(columns), 32))
+    assert np.array_equal(cropped, columns[:, 16:48])
+    assert resize_and_crop(Image.new("RGB", (30, 90)), 10).size == (10, 10)
+
+
+def test_a_folder_of_images(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (8, 8), (100 * i, 0, 200)).save(tmp_path / name / f"{i}.png")
+    dataset = ImageDataset(data_config(dataset=str(tmp_path), resolution=8, image_channels=3))
+    assert (len(dataset), dataset.id2label) == (4, {0: "cat", 1: "dog"})
+    assert torch.allclose(dataset[0]["images"][2], torch.full((8, 8), 200 / 127.5 - 1))
+
+
+def test_what_is_missing_in_the_data_is_named(tmp_path):
+    path = parquet(tmp_path / "train.parquet", 4)
+    for changes, message in [
+        ({"dataset": path, "image_column": "picture"}, "no column 'picture'; it has image, label.*--image_column"),
+        ({"dataset": path, "label_column": "class"}, "no column 'class'; it has image, label.*--label_column none"),
+        ({"dataset": str(tmp_path / "{split}.parquet"), "split": "dev"}, "dev.parquet' does not exist"),
+        ({"dataset": parquet(tmp_path / "empty.parquet", 0)}, "split 'train' of dataset '.*empty.parquet' is empty"),
+        ({"dataset": "no/such-dataset"}, "dataset 'no/such-dataset', split 'train', cannot be opened"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ImageDataset(data_config(**changes))
+
+
+def test_a_corrupt_image_is_named(tmp_path):
+    good = io.BytesIO()
+    Image.new("L", (9, 7)).save(good, format="PNG")
+    images = [{"bytes": good.getvalue(), "path": None}] * 3 + [{"bytes": b"not an image", "path": None}]
+    dataset = ImageDataset(data_config(dataset=parquet(tmp_path / "train.parquet", 4, image=images), resolution=8))
+    assert dataset[2]["images"].shape == (1, 8, 8)
+    with pytest.raises(
+        ValueError, match="row 3 of dataset '.*train.parquet', split 'train': the image in column 'image'"
+    ):
+        dataset[3]
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "component"),
+    [
+        ([], "transformer"),
+        (["--label_column", "none", "--random_flip"], "transformer"),
+        (["--mixed_precision", "bf16", "--gradient_checkpointing"], "transformer"),
+        (["--sde_type", "edm", "--prediction_type", "edm", "--time_density", "log_normal"], "transformer"),
+        (["--sde_type", "ve", "--prediction_type", "score"], "transformer"),
+        (["--network", "unet", "--network_kwargs", '{"block_out_channels": [8, 8], "layers_per_block": 1, '
+          '"attention_resolutions": [4]}'], "unet"),
+    ],
+    ids=["plain", "unconditional", "bf16", "edm", "ve", "unet"],
+)  # fmt: skip
+def test_a_run_ends_in_a_pipeline_with_samples_and_card(arguments, component, tmp_path):
+    train_tiny_or_unet = ["--output_dir", tmp_path, "--max_train_steps", 2, "--sample_steps", 1]
+    run(train.main, *TINY_RUN, "--network_kwargs", TINY_DIT, *train_tiny_or_unet, *arguments)
+    pipeline = ScoreSDEPipeline.from_pretrained(tmp_path / "pipeline")
+    assert getattr(pipeline, component) is not None
+    assert pipeline.num_classes == (None if "none" in arguments else 10)
+    pipeline.set_progress_bar_config(disable=True)
+    assert np.isfinite(pipeline(num_inference_steps=2, output_type="np").images).all()
+    for name in ("step-00000001.png", "step-00000002.png"):
+        grid = Image.open(tmp_path / "samples" / name)
+        assert grid.size == ((3 if "none" in arguments else 10) * 64, (4 if "none" in arguments else 1) * 64)
+    facts = json.loads((tmp_path / "pipeline" / "training.json").read_text())
+    assert (facts["steps"], facts["images_seen"], facts["rows"]) == (2, 8, 10_000)
+    assert "## Training" in (tmp_path / "pipeline" / "README.md").read_text()
+
+
+def test_the_published_weights_are_the_averaged_ones(tmp_path):
+    weights = train_tiny(tmp_path, "--max_train_steps", 3, "--ema_decay", "0.9")
+    checkpoint = tmp_path / "checkpoints" / "step-00000003"
+    averaged = load_file(checkpoint / "ema.safetensors")
+    trained = load_file(checkpoint / "model.safetensors")
+    assert all(any(torch.equal(value, each) for each in averaged.values()) for value in weights.values())
+    assert not equal(weights, trained)
+
+
+RESUMED = ["--checkpointing_steps", 3, "--gradient_accumulation_steps", 2, "--checkpoints_total_limit", 5]
+
+
+def test_resume_repeats_the_run_bit_for_bit(tmp_path):
+    whole = train_tiny(tmp_path / "whole", *RESUMED, "--max_train_steps", 6)
+    train_tiny(tmp_path / "parts", *RESUMED, "--max_train_steps", 3)
+    # a checkpoint that was being written when the run stopped counts for nothing
+    (tmp_path / "parts" / "checkpoints" / "step-00000004.partial").mkdir()
+    resumed = train_tiny(tmp_path / "parts", *RESUMED, "--max_train_steps", 6, "--resume_from_checkpoint", "latest")
+    assert equal(whole, resumed)
+    last = Path("checkpoints") / "step-00000006"
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert equal(load_file(tmp_path / "whole" / last / name), load_file(tmp_path / "parts" / last / name))
+    states = [
+        torch.load(tmp_path / each / last / "optimizer.bin", weights_only=True)["state"] for each in ("whole", "parts")
+    ]
+    for parameter in states[0]:
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(states[0][parameter][name], states[1][parameter][name])
+    # and the training was no standstill
+    assert not equal(whole, load_file(tmp_path / "whole" / "checkpoints" / "step-00000003" / "ema.safetensors"))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    train_tiny(tmp_path, "--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 2)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000003", "step-00000004"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    train_tiny(tmp_path, "--max_train_steps", 1, "--checkpointing_steps", 1)
+    more = ["--max_train_steps", 2, "--resume_from_checkpoint", "latest"]
+    with pytest.raises(ValueError, match="of a different run: sde_type was 'vp', is 've'"):
+        train_tiny(tmp_path, *more, "--sde_type", "ve")
+    state = tmp_path / "checkpoints" / "step-00000001" / "state.json"
+    state.write_text(state.read_text()[:100])
+    with pytest.raises(ValueError, match="step-00000001' is not a checkpoint"):
+        train_tiny(tmp_path, *more)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path):
+    arguments = ["--max_train_steps", 20, "--checkpointing_steps", 1, "--logging_steps", 1, "--learning_rate", "1e30"]
+    with pytest.raises(FloatingPointError, match=r"lower learning_rate \(now 1e\+30\)"):
+        train_tiny(tmp_path, *arguments)
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        assert (checkpoint / "state.json").is_file()
+    assert not (tmp_path / "pipeline").exists()
+
+
+def launch(script, *arguments, processes):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes]
+    command += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", TRAINING / script, *arguments]
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    result = subprocess.run([str(each) for each in command], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_two_processes_train_like_one_with_the_same_global_batch(tmp_path):
+    no_dropout = json.dumps(json.loads(TINY_DIT) | {"class_dropout_prob": 0.0})
+    arguments = [*TINY_RUN, "--network_kwargs", no_dropout, "--max_train_steps", 4, "--random_flip"]
+    run(train.main, *arguments, "--batch_size", 8, "--output_dir", tmp_path / "one")
+    launch("train.py", *arguments, "--batch_size", 4, "--output_dir", tmp_path / "two", processes=2)
+    one, two = (
+        load_file(tmp_path / name / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
+        for name in ("one", "two")
+    )
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-4
+    losses = [json.loads((tmp_path / each / "pipeline" / "training.json").read_text()) for each in ("one", "two")]
+    assert losses[0]["final_loss"] == pytest.approx(losses[1]["final_loss"], rel=1e-4)
+    assert losses[1]["processes"] == 2
+    assert losses[0]["images_seen"] == losses[1]["images_seen"] == 32
+
+
+# --- autoencoder and latents --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory):
+    """60 real images, so that encoding takes no time."""
+    path = tmp_path_factory.mktemp("data") / "train.parquet"
+    data = datasets.Dataset.from_parquet(str(Path(quick_start.__file__).parents[1] / EMBEDDED_TRAIN))
+    data.select(range(0, 10_000, 167)).to_parquet(path)
+    return str(path)
+
+
+EMBEDDED_TRAIN = "src/score_sde/data/fashion_mnist/train.parquet"
+TINY_DATA = ["--resolution", 8, "--image_channels", 1]
+
+
+@pytest.fixture
+def tiny_vae(tmp_path, small_data):
+    arguments = ["--block_out_channels", 8, 8, "--norm_num_groups", 4, "--lr_warmup_steps", 0, "--batch_size", 4]
+    run(
+        train_autoencoder.main,
+        *TINY_DATA,
+        *arguments,
+        *("--dataset", small_data, "--max_train_steps", 3, "--output_dir", tmp_path / "autoencoder"),
+    )
+    return tmp_path / "autoencoder" / "vae"
+
+
+def encode(small_data, vae, output_dir, *arguments):
+    run(
+        encode_latents.main,
+        *TINY_DATA,
+        *("--dataset", small_data, "--vae", vae, "--output_dir", output_dir, "--shard_size", 16, *arguments),
+    )
+
+
+def test_autoencoder_and_latents(tiny_vae, small_data, tmp_path):
+    vae = diffusers.AutoencoderKL.from_pretrained(tiny_vae)
+    assert vae.config.scaling_factor == 1.0
+    encode(small_data, tiny_vae, tmp_path / "latents")
+    shards = sorted((tmp_path / "latents").glob("moments-*.safetensors"))
+    assert len(shards) == 4
+    moments = [load_file(shard) for shard in shards]
+    mean, std = (torch.cat([each[name] for each in moments]) for name in ("mean", "std"))
+    assert mean.shape == (60, 4, 4, 4)
+    # posterior samples, normalised by the config, have zero mean and unit variance in every channel
+    first = normalize_latents(mean, vae.config).double()
+    spread = (std.double() / torch.tensor(vae.config.latents_std).reshape(-1, 1, 1)) ** 2
+    assert first.mean((0, 2, 3)).abs().max() < 1e-3
+    assert ((first**2 + spread).mean((0, 2, 3)) - 1).abs().max() < 1e-3
+
+    # stopped and run again: the missing shard comes back, byte for byte, and the others stay
+    before = {shard: (shard.read_bytes(), shard.stat().st_mtime_ns) for shard in shards}
+    shards[2].unlink()
+    encode(small_data, tiny_vae, tmp_path / "latents")
+    assert {shard: shard.read_bytes() for shard in shards} == {shard: data for shard, (data, _) in before.items()}
+    assert all(shards[i].stat().st_mtime_ns == before[shards[i]][1] for i in (0, 1, 3))
+
+    # trained on, with the autoencoder in the pipeline
+    arguments = ["--latents", tmp_path / "latents", "--max_train_steps", 2, "--output_dir", tmp_path / "run"]
+    train_tiny(tmp_path / "run", *arguments)
+    pipeline = ScoreSDEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert list(pipeline.vae.config.latents_mean) == list(vae.config.latents_mean)
+    assert pipeline.transformer.config.in_channels == 4
+    assert pipeline(class_labels="Bag", num_inference_steps=2).images[0].size == (8, 8)
+
+    # latents of another autoencoder are refused, in both places
+    other = tmp_path / "other"
+    shutil.copytree(tiny_vae, other)
+    weights = diffusers.AutoencoderKL.from_pretrained(other)
+    with torch.no_grad():
+        weights.post_quant_conv.bias += 1
+    weights.save_pretrained(other)
+    with pytest.raises(ValueError, match="holds other latents"):
+        encode(small_data, other, tmp_path / "latents")
+    with pytest.raises(ValueError, match="were encoded by another autoencoder"):
+        train_tiny(tmp_path / "run2", *arguments[:4], "--vae", other)
+    shards[0].unlink()
+    with pytest.raises(ValueError, match="holds 3 of 4 shards"):
+        train_tiny(tmp_path / "run3", *arguments[:4])
+
+
+def test_images_can_be_encoded_on_the_fly(tiny_vae, small_data, tmp_path):
+    train_tiny(tmp_path / "run", "--dataset", small_data, "--vae", tiny_vae, "--max_train_steps", 2)
+    assert ScoreSDEPipeline.from_pretrained(tmp_path / "run" / "pipeline").transformer.config.sample_size == 4
+
+
+def test_autoencoder_options_are_checked(capsys):
+    for arguments, message in [
+        (["--norm_num_groups", "7"], "norm_num_groups 7 must divide"),
+        (["--resolution", "30"], "resolution 30 must be a multiple of 4"),
+        (["--kl_weight", "-1"], "kl_weight -1.0"),
+    ]:
+        with pytest.raises(SystemExit):
+            run(train_autoencoder.main, *arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_every_option_is_used():
+    """A field of a config that no script reads would be an option that is accepted and ignored."""
+    sources = "".join(path.read_text() for path in TRAINING.glob("*.py"))
+    for config_class in (
+        LoopConfig,
+        train.TrainConfig,
+        train_autoencoder.AutoencoderConfig,
+        encode_latents.EncodeConfig,
+    ):
+        for each in dataclasses.fields(config_class):
+            assert f"config.{each.name}" in sources or f"self.{each.name}" in sources, each.name
+
+
+@pytest.mark.slow
+def test_quick_start_reaches_its_quality(tmp_path):
+    command = [sys.executable, str(TRAINING / "quick_start.py"), "--output_dir", str(tmp_path / "run")]
+    assert subprocess.run(command).returncode == 0
+    metrics = json.loads((tmp_path / "run" / "diffusion" / "pipeline" / "metrics.json").read_text())
+    values = {metric["name"]: metric["value"] for metric in metrics}
+    assert values["classifier accuracy on real images"] >= 0.85
+    assert values["classifier accuracy on samples"] >= 0.8
