@@ -21,7 +21,7 @@ ALLOWED = {
     "src/score_sde/transformer_score_dit.py": FIELD,
     "src/score_sde/unet_score.py": FIELD,
     "src/score_sde/losses.py": {"torch", ".paths"},
-    "src/score_sde/hub.py": {".pipelines", ".model_card"},
+    "src/score_sde/hub.py": {".", ".pipelines", ".model_card"},
     "src/score_sde/model_card.py": {"huggingface_hub", "."},
     "src/score_sde/__init__.py": set(),
     "pipelines/*.py": FIELD | {"huggingface_hub", ".bundling", ".latents", ".pipeline_score_sde"},

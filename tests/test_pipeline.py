@@ -112,7 +112,7 @@ def test_guidance_is_classifier_free_guidance_on_every_channel(learn_sigma):
             conditional, unconditional = (network(x, timestep, label).sample[:, :3] for label in (labels, null))
             x = scheduler.step(unconditional + 2.5 * (conditional - unconditional), timestep, x).prev_sample
     guided = draw(pipeline, class_labels=[1, 4], latents=latents, guidance_scale=2.5, num_inference_steps=4)
-    assert (guided - x).abs().max() < 1e-4
+    assert (guided - x).abs().max() < 1e-5 * x.abs().max()
     assert (guided - draw(pipeline, class_labels=[1, 4], latents=latents, num_inference_steps=4)).abs().max() > 1e-2
 
 
@@ -254,7 +254,7 @@ def test_the_pipeline_decodes_in_the_units_of_the_autoencoder():
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no pretrained autoencoder beside the checkout")
 @pytest.mark.parametrize("name", ["taesd", "taesd3"])
 def test_pretrained_tiny_autoencoders(name):
-    vae = diffusers.AutoModel.from_pretrained(SHARED / name, dtype=torch.float32)
+    vae = diffusers.AutoModel.from_pretrained(str(SHARED / name), dtype=torch.float32)
     image = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
     with torch.no_grad():
         mean, std = encode_moments(vae, image)

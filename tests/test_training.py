@@ -258,7 +258,10 @@ def test_what_is_missing_in_the_data_is_named(tmp_path):
         ({"dataset": path, "image_column": "picture"}, "no column 'picture'; it has image, label.*--image_column"),
         ({"dataset": path, "label_column": "class"}, "no column 'class'; it has image, label.*--label_column none"),
         ({"dataset": str(tmp_path / "{split}.parquet"), "split": "dev"}, "dev.parquet' does not exist"),
-        ({"dataset": parquet(tmp_path / "empty.parquet", 0)}, "split 'train' of dataset '.*empty.parquet' is empty"),
+        (
+            {"dataset": parquet(tmp_path / "empty.parquet", 0)},
+            "dataset '.*empty.parquet', split 'train', cannot be opened: .*no data",
+        ),
         ({"dataset": "no/such-dataset"}, "dataset 'no/such-dataset', split 'train', cannot be opened"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -367,7 +370,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_p
 
 
 def launch(script, *arguments, processes):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes]
     command += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", TRAINING / script, *arguments]
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     result = subprocess.run([str(each) for each in command], capture_output=True, text=True, env=environment)

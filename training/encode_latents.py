@@ -57,7 +57,7 @@ def fingerprint(vae):
 
 def main(argv=None):
     config = parse(EncodeConfig, sys.argv[1:] if argv is None else argv)
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with accelerator.main_process_first():
         dataset = ImageDataset(config)
     vae = load_vae(config.vae)

@@ -43,6 +43,8 @@ FREE_TO_CHANGE = {
 
 def make_accelerator(config):
     accelerator = Accelerator(
+        # several processes without a GPU: Accelerate would run them side by side, each alone, unless told
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.log_with.split(",") if config.log_with else None,
@@ -198,7 +200,6 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         if config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done):
             save_checkpoint(config, accelerator, ema, lr_scheduler, progress)
     bar.close()
-    accelerator.end_training()
 
     ema.copy_to(network.parameters())
     network.eval()

@@ -188,6 +188,7 @@ def main(argv=None):
         )
         print(f"samples: {grid}\npipeline: {folder}")
     accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ def main(argv=None):
         os.replace(folder + ".partial", folder)
         print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}\nautoencoder: {folder}")
     accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
