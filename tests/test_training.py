@@ -344,6 +344,28 @@ def test_resume_repeats_the_run_bit_for_bit(tmp_path):
     assert not equal(whole, load_file(tmp_path / "whole" / "checkpoints" / "step-00000003" / "ema.safetensors"))
 
 
+def test_a_finished_run_can_be_run_again(tmp_path):
+    """Stopped after the last checkpoint but before the pipeline was written: the same command writes it."""
+    whole = train_tiny(tmp_path, "--max_train_steps", 2)
+    facts = json.loads((tmp_path / "pipeline" / "training.json").read_text())
+    shutil.rmtree(tmp_path / "pipeline")
+    assert equal(train_tiny(tmp_path, "--max_train_steps", 2, "--resume_from_checkpoint", "latest"), whole)
+    again = json.loads((tmp_path / "pipeline" / "training.json").read_text())
+    assert again["final_loss"] == facts["final_loss"]
+    assert again["images_seen"] == facts["images_seen"] == 8
+
+
+def test_values_reach_a_tracker(tmp_path):
+    pytest.importorskip("tensorboard")
+    train_tiny(tmp_path, "--max_train_steps", 2, "--log_with", "tensorboard", "--logging_steps", 1)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    [events] = [path for path in tmp_path.rglob("events.out.tfevents*") if path.parent.name == tmp_path.name]
+    log = EventAccumulator(str(events.parent)).Reload()
+    assert [event.value for event in log.Scalars("images_seen")] == [4, 8]
+    assert {"loss", "gradient_norm", "learning_rate", "images_per_second"} <= set(log.Tags()["scalars"])
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     train_tiny(tmp_path, "--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 2)
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000003", "step-00000004"]

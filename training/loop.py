@@ -114,7 +114,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     ema.to(accelerator.device)
 
     # resume
-    progress = {"step": 0, "images_seen": 0, "seconds": 0.0}
+    progress = {"step": 0, "images_seen": 0, "seconds": 0.0, "loss": None}
     checkpoint = find_checkpoint(config)
     if checkpoint:
         progress = load_checkpoint(checkpoint, config, accelerator, ema, lr_scheduler)
@@ -131,7 +131,9 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     )
     loader = iter(torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=config.num_workers))
     if config.log_with:
-        accelerator.init_trackers(os.path.basename(os.path.normpath(config.output_dir)), asdict(config))
+        # trackers take plain values only
+        options = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
+        accelerator.init_trackers(os.path.basename(os.path.normpath(config.output_dir)), options)
 
     bar = tqdm(
         total=config.max_train_steps,
@@ -141,7 +143,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         disable=not accelerator.is_main_process,
     )
     started = time.monotonic() - progress["seconds"]
-    window, window_started, loss = {}, time.monotonic(), float("nan")
+    window, window_started = {}, time.monotonic()
     while progress["step"] < config.max_train_steps:
         # one optimizer step
         step_values = {}
@@ -173,7 +175,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
             steps = len(window["loss"])
             means = torch.stack([torch.stack(numbers).mean().float() for numbers in window.values()])
             values = dict(zip(window, accelerator.reduce(means, reduction="mean").tolist(), strict=True))
-            loss = values["loss"]
+            loss = progress["loss"] = values["loss"]
             if not torch.isfinite(torch.tensor(loss)):
                 raise FloatingPointError(
                     f"the loss became {loss} between steps {progress['step'] - steps} and {progress['step']}: lower "
@@ -206,7 +208,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     facts = {
         "steps": progress["step"],
         "images_seen": progress["images_seen"],
-        "final_loss": loss,
+        "final_loss": progress["loss"],
         "train_seconds": round(progress["seconds"], 1),
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),

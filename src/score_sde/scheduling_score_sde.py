@@ -167,11 +167,12 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         if corrector_snr <= 0 or sigma_data <= 0:
             raise ValueError(f"corrector_snr {corrector_snr} and sigma_data {sigma_data} must be positive")
-        if eta is not None and (PREDICTORS[predictor].eta is None or predictor == "ancestral"):
-            takes_eta = [name for name, row in PREDICTORS.items() if row.eta is not None and name != "ancestral"]
+        max_eta = PREDICTORS[predictor].max_eta
+        if eta is not None and max_eta is None:
+            takes_eta = [name for name, row in PREDICTORS.items() if row.max_eta is not None]
             raise ValueError(f"predictor {predictor!r} takes no eta (got {eta}); those that do: {', '.join(takes_eta)}")
-        if eta is not None and not 0 <= eta <= (1 if predictor == "ddim" else float("inf")):
-            raise ValueError(f"eta {eta} is out of range: [0, 1] for ddim, 0 or more for euler_maruyama")
+        if eta is not None and not 0 <= eta <= max_eta:
+            raise ValueError(f"eta {eta} is out of range: predictor {predictor!r} takes 0 to {max_eta}")
 
         self.path = self._build_path()
         self.t_min = self.path.t_min if t_min is None else t_min

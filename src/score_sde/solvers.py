@@ -134,6 +134,11 @@ def ddim(path, times, eta):
     return [[LinearStage(time, c_x, (c_0,), noise=std)] for time, c_x, c_0, std in rows]
 
 
+def ancestral(path, times, eta):
+    """Draw from the posterior with x0 replaced by the denoised sample: `ddim` with eta = 1 (Ho et al. 2020)."""
+    return ddim(path, times, 1.0)
+
+
 def heun(path, times, eta):
     """The trapezoid rule in the straight coordinates, Eq. (9): Heun's method (Karras et al. 2022, algorithm 1)."""
     sigma = path.sigma(times)
@@ -165,23 +170,24 @@ def dpmpp_2m(path, times, eta):
 
 class Predictor(NamedTuple):
     """A row of PREDICTORS: the function, its order of convergence (None for the stochastic ones, whose mean and
-    covariance converge), network evaluations per time step, and the noise eta it uses unless told otherwise (None for
-    a solver that has none)."""
+    covariance converge), network evaluations per time step, and for a solver whose noise can be chosen the eta that it
+    uses unless told otherwise and the largest one allowed."""
 
     stages: Callable
     order: int | None
     evaluations: int
-    eta: float | None
+    eta: float | None = None
+    max_eta: float | None = None
 
 
 PREDICTORS = {
-    "euler": Predictor(euler, 1, 1, None),
-    "heun": Predictor(heun, 2, 2, None),
-    "dpmpp_2m": Predictor(dpmpp_2m, 2, 1, None),
-    "ddim": Predictor(ddim, 1, 1, 0.0),
-    "ancestral": Predictor(ddim, None, 1, 1.0),
-    "euler_maruyama": Predictor(euler_maruyama, None, 1, 1.0),
-    "reverse_diffusion": Predictor(reverse_diffusion, None, 1, None),
+    "euler": Predictor(euler, 1, 1),
+    "heun": Predictor(heun, 2, 2),
+    "dpmpp_2m": Predictor(dpmpp_2m, 2, 1),
+    "ddim": Predictor(ddim, 1, 1, eta=0.0, max_eta=1.0),
+    "ancestral": Predictor(ancestral, None, 1),
+    "euler_maruyama": Predictor(euler_maruyama, None, 1, eta=1.0, max_eta=math.inf),
+    "reverse_diffusion": Predictor(reverse_diffusion, None, 1),
 }
 
 
