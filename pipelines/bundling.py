@@ -129,7 +129,10 @@ class BundleMixin:
         if not os.path.isdir(folder):
             if folder.count("/") > 1 or folder.startswith((".", "/", "~")):
                 raise ValueError(f"{folder!r} is neither a folder nor the id of a repo on the Hub")
-            folder = snapshot_download(folder, allow_patterns=["*.json", "*.safetensors"], **download)
+            try:
+                folder = snapshot_download(folder, allow_patterns=["*.json", "*.safetensors"], **download)
+            except OSError as error:
+                raise ValueError(f"{folder!r} is no folder here and cannot be had from the Hub: {error}") from error
         if not os.path.isfile(os.path.join(folder, "model_index.json")):
             raise ValueError(f"{folder!r} holds no model_index.json: it is not a diffusers pipeline folder")
         return folder, kwargs

@@ -73,14 +73,14 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
                         f"class name {label!r} is unknown; this model knows {', '.join(names) or 'no names'}"
                     )
                 label = names[label]
-            if not 0 <= label < self.num_classes:
+            if label not in range(self.num_classes):
                 raise ValueError(
                     f"class label {label} is out of range: this model has labels 0 to {self.num_classes - 1}"
                 )
-            ids.append(label)
+            ids.append(int(label))
         return ids
 
-    def check_inputs(self, batch_size, class_labels, guidance_scale, generator, output_type, latents):
+    def check_inputs(self, batch_size, class_labels, guidance_scale, generator, output_type, callback_inputs):
         """Raise ValueError for arguments that contradict the model or each other, before any work."""
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type {output_type!r} is unknown; choose one of pil, np, pt, latent")
@@ -96,9 +96,14 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             raise ValueError(f"guidance_scale {guidance_scale} needs class_labels")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
-        if isinstance(generator, list) and latents is None and len(generator) != batch_size:
+        if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"{len(generator)} generators were given for {batch_size} images: pass one, or one per image"
+            )
+        unknown = [name for name in callback_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs {unknown} are unknown; choose from {self._callback_tensor_inputs}"
             )
 
     @torch.no_grad()
@@ -146,7 +151,9 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             batch_size = len(labels)
         if batch_size is None:
             batch_size = 1 if latents is None else latents.shape[0]
-        self.check_inputs(batch_size, class_labels, guidance_scale, generator, output_type, latents)
+        self.check_inputs(
+            batch_size, class_labels, guidance_scale, generator, output_type, callback_on_step_end_tensor_inputs
+        )
 
         network, device = self.denoiser, self._execution_device
         size = network.config.sample_size

@@ -1,7 +1,9 @@
 """ScoreSDEPipeline and its bundles: sampling, folders opened with and without this package, cards."""
 
+import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from test_models import tiny_dit, tiny_unet
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.hub import add_metrics
+from score_sde.model_card import write_card
 from score_sde.pipelines.latents import denormalize_latents, encode_moments, normalize_latents
 
 
@@ -62,6 +65,28 @@ def draw(pipeline, **arguments):
     return pipeline(**(defaults | arguments)).images
 
 
+def by_hand(network, scheduler, latents, labels=None, guidance_scale=1.0, null_label=5, generator=None, steps=3):
+    """The sampling loop as diffusers' pipelines write it, with two separate network calls for guidance."""
+    # stock schedulers draw noise from the generator where their step takes one
+    arguments = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    scheduler.set_timesteps(steps)
+    x = latents * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(x, timestep)
+            output = network(scaled, timestep, class_labels=labels).sample
+            if guidance_scale != 1:
+                unconditional = network(scaled, timestep, class_labels=torch.full_like(labels, null_label)).sample
+                output = unconditional + guidance_scale * (output - unconditional)
+            x = scheduler.step(output, timestep, x, **arguments).prev_sample
+    return x
+
+
+def close(a, b, tolerance=1e-5):
+    """Equal up to rounding, in units of the largest value: networks of random weights give large samples."""
+    return (a - b).abs().max() <= tolerance * b.abs().max()
+
+
 # --- sampling -----------------------------------------------------------------------------------------------------
 
 
@@ -102,28 +127,27 @@ def test_no_labels_draw_from_the_null_class():
 
 @pytest.mark.parametrize("learn_sigma", [False, True])
 def test_guidance_is_classifier_free_guidance_on_every_channel(learn_sigma):
-    network = tiny_dit(learn_sigma=learn_sigma)
-    pipeline, scheduler = pixel_pipeline(network=network), ScoreSDEScheduler()
-    latents, labels, null = torch.randn(2, 3, 8, 8), torch.tensor([1, 4]), torch.tensor([5, 5])
-    x = latents
-    scheduler.set_timesteps(4)
-    with torch.no_grad():
-        for timestep in scheduler.timesteps:
-            conditional, unconditional = (network(x, timestep, label).sample[:, :3] for label in (labels, null))
-            x = scheduler.step(unconditional + 2.5 * (conditional - unconditional), timestep, x).prev_sample
-    guided = draw(pipeline, class_labels=[1, 4], latents=latents, guidance_scale=2.5, num_inference_steps=4)
-    assert (guided - x).abs().max() < 1e-5 * x.abs().max()
-    assert (guided - draw(pipeline, class_labels=[1, 4], latents=latents, num_inference_steps=4)).abs().max() > 1e-2
+    network, latents, labels = tiny_dit(learn_sigma=learn_sigma), torch.randn(2, 3, 8, 8), torch.tensor([1, 4])
+    expected = by_hand(network, ScoreSDEScheduler(), latents, labels, guidance_scale=2.5)
+    arguments = {"class_labels": labels, "latents": latents}
+    guided = draw(pixel_pipeline(network=network), guidance_scale=2.5, **arguments)
+    assert close(guided, expected)
+    assert not close(guided, draw(pixel_pipeline(network=network), **arguments), 1e-2)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"predictor": "euler_maruyama", "corrector": "langevin"}], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"predictor": "euler_maruyama", "corrector": "langevin"}, {"predictor": "ancestral"}],
+    ids=str,
+)
 def test_an_image_depends_on_its_seed_only(arguments):
     pipeline = pixel_pipeline(ScoreSDEScheduler(**arguments))
     together = draw(pipeline, class_labels=[0, 1, 2], generator=seeds(7, 8, 9))
     for i, seed in enumerate([7, 8, 9]):
         alone = draw(pipeline, class_labels=[i], generator=seeds(seed))
-        assert (together[i] - alone[0]).abs().max() < 1e-4
+        assert close(together[i], alone[0])
     assert torch.equal(together, draw(pipeline, class_labels=[0, 1, 2], generator=seeds(7, 8, 9)))
+    assert not close(together, draw(pipeline, class_labels=[0, 1, 2], generator=seeds(7, 8, 10)), 1e-2)
 
 
 def test_callback_sees_every_evaluation_and_may_replace_the_latents():
@@ -135,9 +159,23 @@ def test_callback_sees_every_evaluation_and_may_replace_the_latents():
         return {"latents": torch.zeros_like(tensors["latents"])} if len(seen) == 5 else {}
 
     images = draw(pipeline, class_labels=0, callback_on_step_end=callback)
-    assert [timestep for _, timestep in seen] == pipeline.scheduler.timesteps.tolist()
+    assert seen == list(enumerate(pipeline.scheduler.timesteps.tolist()))
     assert len(seen) == pipeline.scheduler.nfe == 5
     assert images.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nfe"),
+    [({}, 3), ({"predictor": "heun"}, 5), ({"predictor": "euler_maruyama", "corrector": "langevin"}, 5)],
+    ids=str,
+)
+def test_the_network_is_called_nfe_times(arguments, nfe):
+    pipeline, calls = pixel_pipeline(ScoreSDEScheduler(**arguments)), []
+    pipeline.transformer.register_forward_hook(lambda network, inputs, output: calls.append(len(inputs[0])))
+    draw(pipeline, class_labels=[0, 1], guidance_scale=2.0)
+    # guidance doubles the batch, not the calls
+    assert calls == [4] * nfe
+    assert pipeline.scheduler.nfe == nfe
 
 
 @pytest.mark.parametrize(
@@ -152,45 +190,77 @@ def test_callback_sees_every_evaluation_and_may_replace_the_latents():
     ids=lambda stock: type(stock).__name__,
 )
 def test_stock_schedulers_fit(stock):
-    images = draw(pixel_pipeline(stock), class_labels=[0, 1], guidance_scale=2.0)
-    assert torch.isfinite(images).all()
+    latents, arguments = torch.randn(2, 3, 8, 8), {"class_labels": [0, 1], "guidance_scale": 2.0}
+    images = draw(pixel_pipeline(stock), latents=latents, generator=seeds(3)[0], **arguments)
+    labels, again = torch.tensor([0, 1]), type(stock).from_config(stock.config)
+    assert close(images, by_hand(tiny_dit(), again, latents, labels, 2.0, generator=seeds(3)[0]))
     if isinstance(stock, diffusers.DDIMScheduler):
         ours = ScoreSDEScheduler.from_config(stock.config, predictor="ddim")
-        assert (draw(pixel_pipeline(ours), class_labels=[0, 1], guidance_scale=2.0) - images).abs().max() < 1e-3
+        assert close(draw(pixel_pipeline(ours), latents=latents, **arguments), images)
 
 
-def test_learned_variance_reaches_a_stock_ddpm_scheduler():
-    network = tiny_dit(learn_sigma=True)
-    drawn = [
-        draw(pixel_pipeline(diffusers.DDPMScheduler(variance_type=kind), network=network), class_labels=[0])
-        for kind in ("learned_range", "fixed_small")
-    ]
-    assert (drawn[0] - drawn[1]).abs().max() > 1e-4
+def test_learned_variance_is_for_the_schedulers_that_use_it():
+    network, latents, labels = tiny_dit(learn_sigma=True), torch.randn(1, 3, 8, 8), torch.tensor([2])
+    learned = diffusers.DDPMScheduler(variance_type="learned_range")
+    images = draw(pixel_pipeline(learned, network=network), class_labels=labels, latents=latents)
+    assert close(images, by_hand(network, learned, latents, labels, generator=seeds(0)[0]))
+    fixed = diffusers.DDPMScheduler()
+    without = draw(pixel_pipeline(fixed, network=network), class_labels=labels, latents=latents)
+    assert not close(without, images, 1e-4)
+    ours = ScoreSDEScheduler.from_config(learned.config)
+    images = draw(pixel_pipeline(ours, network=network), class_labels=labels, latents=latents)
+    assert close(images, by_hand(network, ours, latents, labels))
+
+
+def tiny_stock_unet(**arguments):
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    sizes = {"sample_size": 8, "block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(**blocks, **sizes, **arguments).eval()
 
 
 def test_networks_of_diffusers_fit():
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-    )
-    assert draw(quiet(ScoreSDEPipeline(ScoreSDEScheduler(), unet=unet)), batch_size=2).shape == (2, 3, 8, 8)
+    latents, scheduler = torch.randn(2, 3, 8, 8), ScoreSDEScheduler()
+    unet = tiny_stock_unet()
+    images = draw(quiet(ScoreSDEPipeline(scheduler, unet=unet)), latents=latents)
+    assert close(images, by_hand(unet, scheduler, latents))
+    # classes without a null label
+    unet = tiny_stock_unet(num_class_embeds=4)
+    pipeline = quiet(ScoreSDEPipeline(scheduler, unet=unet))
+    images = draw(pipeline, class_labels=[3, 0], latents=latents)
+    assert close(images, by_hand(unet, scheduler, latents, torch.tensor([3, 0])))
+    for arguments in ({}, {"class_labels": [3], "guidance_scale": 2.0}):
+        with pytest.raises(ValueError, match="null label"):
+            draw(pipeline, **arguments)
     dit = diffusers.DiTTransformer2DModel(
         sample_size=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, out_channels=8, norm_num_groups=8
-    )
-    pipeline = quiet(ScoreSDEPipeline(ScoreSDEScheduler(), transformer=dit.eval()))
-    assert draw(pipeline, class_labels=[999], guidance_scale=2.0).shape == (1, 4, 4, 4)
-    ours = quiet(ScoreSDEPipeline(ScoreSDEScheduler(sde_type="ve", prediction_type="score"), unet=tiny_unet()))
-    assert torch.isfinite(draw(ours, class_labels=[1])).all()
+    ).eval()
+    pipeline, latents = quiet(ScoreSDEPipeline(scheduler, transformer=dit)), torch.randn(2, 4, 4, 4)
+    images = draw(pipeline, class_labels=[999, 0], latents=latents, guidance_scale=2.0)
+    labels = torch.tensor([999, 0])
+    # that model takes one time per image
+    assert close(images, by_hand(one_time_each(dit), scheduler, latents, labels, 2.0, null_label=1000))
+
+
+def one_time_each(network):
+    return lambda x, timestep, **arguments: network(x, timestep.expand(len(x)), **arguments)
+
+
+def test_a_score_network_on_the_variance_exploding_path():
+    unet, latents = tiny_unet(), torch.randn(2, 3, 8, 8)
+    scheduler = ScoreSDEScheduler(sde_type="ve", prediction_type="score")
+    images = draw(quiet(ScoreSDEPipeline(scheduler, unet=unet)), class_labels=[1, 2], latents=latents)
+    assert close(images, by_hand(unet, scheduler, latents, torch.tensor([1, 2])))
 
 
 def test_half_precision_networks_keep_a_float32_state():
+    exact = draw(latent_pipeline(), class_labels=[0, 1])
     pipeline = latent_pipeline().to(torch.bfloat16)
     images = draw(pipeline, class_labels=[0, 1])
     assert images.dtype == torch.float32
+    # a bfloat16 state would have 8 significant bits everywhere
+    assert not torch.equal(images, images.bfloat16().float())
+    assert close(images, exact, 0.05)
     assert draw(pipeline, class_labels=[0], output_type="pt").dtype == torch.float32
 
 
@@ -206,6 +276,9 @@ def test_half_precision_networks_keep_a_float32_state():
         ({"output_type": "tensor"}, "output_type 'tensor' is unknown; choose one of pil, np, pt, latent"),
         ({"latents": torch.zeros(2, 3, 4, 4)}, r"latents has shape \(2, 3, 4, 4\); this model needs \(2, 3, 8, 8\)"),
         ({"batch_size": 2, "generator": seeds(0, 1, 2)}, "3 generators were given for 2 images"),
+        ({"latents": torch.zeros(2, 3, 8, 8), "generator": seeds(0, 1, 2)}, "3 generators were given for 2 images"),
+        ({"class_labels": torch.tensor([0.5])}, "class label 0.5 is out of range"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs .*'noise'.*latents"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -352,6 +425,25 @@ def test_installed_classes_open_a_bundle_and_run_none_of_its_code(tmp_path):
     assert not trace.exists()
 
 
+def test_a_bundle_in_the_cache_of_the_hub_opens_offline(tmp_path):
+    """Configs and weights only, as they are downloaded."""
+    cached = tmp_path / "models--me--tiny"
+    pixel_pipeline().save_pretrained(cached / "snapshots" / ("a" * 40))
+    for path in cached.rglob("*.py"):
+        path.unlink()
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    for load in (ScoreSDEPipeline.from_pretrained, load_bundle):
+        loaded = quiet(load("me/tiny", cache_dir=tmp_path))
+        assert torch.equal(draw(loaded, class_labels=["hat"]), draw(pixel_pipeline(), class_labels=["hat"]))
+
+
+def test_pickled_weights_are_not_opened(tmp_path):
+    pixel_pipeline().save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(OSError, match="safetensors"):
+        ScoreSDEPipeline.from_pretrained(tmp_path)
+
+
 def test_components_and_dtype_can_be_passed(tmp_path):
     latent_pipeline().save_pretrained(tmp_path)
     scheduler = ScoreSDEScheduler(predictor="heun")
@@ -388,6 +480,8 @@ def test_unknown_classes_are_refused(tmp_path, changes, message):
     edit_index(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
         ScoreSDEPipeline.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("load", [ScoreSDEPipeline.from_pretrained, load_bundle])
@@ -396,6 +490,8 @@ def test_what_is_no_bundle_is_refused(tmp_path, load):
         load(tmp_path)
     with pytest.raises(ValueError, match="neither a folder nor the id of a repo"):
         load(tmp_path / "missing")
+    with pytest.raises(ValueError, match="'me/missing' is no folder here and cannot be had from the Hub"):
+        load("me/missing", cache_dir=tmp_path)
 
 
 # --- cards --------------------------------------------------------------------------------------------------------
@@ -426,7 +522,16 @@ def test_the_card_states_the_facts_and_no_others(tmp_path):
     card = ModelCard.load(os.path.join(folder, "README.md"))
     assert card.data.library_name == "diffusers"
     assert (card.data.eval_results[0].metric_name, card.data.eval_results[0].metric_value) == ("accuracy", 0.9)
-    for fact in ("# Tiny", "DiTModel", "AutoencoderKL", "1,234 images", "train it", "0.5000", "measure", "shirt"):
+    for fact in (
+        "# Tiny",
+        "DiTModel",
+        "AutoencoderKL",
+        "| training images | 1,234 |",
+        "train it",
+        "0.5000",
+        "measure",
+        "shirt",
+    ):
         assert fact in card.text
     bare = ModelCard.load(os.path.join(save_bundle(pixel_pipeline(), tmp_path / "bare"), "README.md"))
     for absent in ("## Training", "## Measured", "samples.png", "None"):
@@ -450,9 +555,38 @@ def test_a_metric_without_provenance_is_refused(tmp_path):
     assert (tmp_path / "bundle" / "metrics.json").read_text() == before
 
 
-def test_a_failed_save_keeps_the_bundle_before(tmp_path):
-    folder = save_bundle(pixel_pipeline(), tmp_path / "bundle", facts=FACTS)
-    before = {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="lacks value"):
-        save_bundle(latent_pipeline(), tmp_path / "bundle", metrics=[{"name": "fid"}])
-    assert {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()} == before
+def files_of(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fails", ["component", "metrics", "sample_grid"])
+def test_a_failed_save_keeps_the_bundle_before(tmp_path, fails):
+    save_bundle(pixel_pipeline(), tmp_path / "bundle", facts=FACTS)
+    before, broken, arguments = files_of(tmp_path / "bundle"), latent_pipeline(), {}
+    if fails == "component":  # weights without values cannot be written
+        broken.transformer.to("meta")
+    elif fails == "metrics":
+        arguments = {"metrics": [{"name": "fid"}]}
+    else:
+        arguments = {"sample_grid": tmp_path / "missing.png"}
+    with pytest.raises((NotImplementedError, ValueError, FileNotFoundError), match="meta|lacks value|missing.png"):
+        save_bundle(broken, tmp_path / "bundle", **arguments)
+    assert files_of(tmp_path / "bundle") == before
+    # the next save starts clean
+    save_bundle(latent_pipeline(), tmp_path / "bundle")
+    assert os.listdir(tmp_path) == ["bundle"]
+    assert load_bundle(tmp_path / "bundle").vae is not None
+    assert not (tmp_path / "bundle" / "training.json").exists()
+
+
+def test_an_absent_fact_is_left_out_of_the_card(tmp_path):
+    folder = Path(save_bundle(pixel_pipeline(), tmp_path / "bundle"))
+    for absent in [*FACTS, "all but steps"]:
+        facts = {name: value for name, value in FACTS.items() if name != absent}
+        (folder / "training.json").write_text(json.dumps({"steps": 3} if absent == "all but steps" else facts))
+        write_card(folder)
+        card = (folder / "README.md").read_text()
+        # no cell without a value, no half of a sentence
+        gap = re.search(r"^\|.*(\| *,|, *\||split ,|\|  +\|).*|.*(None|(?<!`)``(?!`)|\(\)).*", card, flags=re.MULTILINE)
+        assert gap is None, (absent, gap[0])
+        assert ("| optimizer steps | 3 |" in card) == (absent != "steps")

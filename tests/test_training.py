@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import classifier
 import datasets
 import diffusers
 import encode_latents
+import evaluate
 import numpy as np
 import pytest
 import quick_start
 import torch
 import train
 import train_autoencoder
+import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from config import LoopConfig, parse
 from data import GlobalBatchSampler, ImageDataset, resize_and_crop
@@ -27,7 +30,7 @@ from loop import Draws
 from PIL import Image
 from safetensors.torch import load_file
 
-from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle
 from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.paths import PREDICTIONS, expand_to, prediction
 from score_sde.pipelines.latents import normalize_latents
@@ -35,6 +38,7 @@ from score_sde.scheduling_score_sde import SDE_TYPES
 
 
 TRAINING = Path(train.__file__).parent
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TINY_DIT = '{"patch_size": 2, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}'
 TINY_RUN = [
     *("--resolution", "8", "--image_channels", "1", "--batch_size", "4", "--lr_warmup_steps", "0"),
@@ -116,6 +120,50 @@ def test_time_densities(sde_type):
     assert log_sigma.quantile(0.8413447) == pytest.approx(0.0, abs=5e-3)
 
 
+def target_by_hand(prediction_type, path, t, x0, noise, sigma_data=0.5):
+    """What a network of this prediction type should return, from its definition."""
+    alpha, sigma = expand_to(path.alpha(t), x0), expand_to(path.sigma(t), x0)
+    if prediction_type == "edm":  # Karras et al. 2022, Table 1, for x_t / alpha
+        scaled, ratio = x0 + sigma / alpha * noise, sigma / alpha
+        c_skip, c_out = (
+            sigma_data**2 / (ratio**2 + sigma_data**2),
+            ratio * sigma_data / (ratio**2 + sigma_data**2) ** 0.5,
+        )
+        return (x0 - c_skip * scaled) / c_out
+    return {
+        "epsilon": noise,
+        "sample": x0,
+        "score": -noise / sigma,
+        "v_prediction": alpha * noise - sigma * x0,
+        "flow_prediction": expand_to(path.alpha_prime(t), x0) * x0 + expand_to(path.sigma_prime(t), x0) * noise,
+    }[prediction_type]
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_the_loss_is_zero_at_the_target_and_the_network_sees_what_the_sampler_shows_it(sde_type, prediction_type):
+    scheduler, seen = ScoreSDEScheduler(sde_type=sde_type, prediction_type=prediction_type), {}
+    scheduler.set_timesteps(7)
+    timestep = scheduler.timesteps[3]
+    x0, noise, _ = batch(scheduler, 8)
+    t = scheduler.path_time(timestep).expand(8)
+
+    def network(x, timestep, class_labels=None):
+        seen.update(x=x, timestep=timestep, labels=class_labels)
+        target = target_by_hand(prediction_type, scheduler.path, t, x0, noise)
+        return SimpleNamespace(sample=torch.cat([target + error, 1e3 * target], dim=1))  # a variance is not trained
+
+    error = 0.0
+    scale = target_by_hand(prediction_type, scheduler.path, t, x0, noise).square().mean()
+    assert (denoising_loss(network, scheduler, x0, noise, t, "labels") < 1e-10 * scale).all()
+    error = 0.5
+    assert (denoising_loss(network, scheduler, x0, noise, t, "labels") - 0.25).abs().max() < 1e-3
+    shown = scheduler.scale_model_input(scheduler.path.sample(x0, noise, t), timestep)
+    assert (seen["x"] - shown).abs().max() < 1e-6 * shown.abs().max()
+    assert (seen["timestep"] - timestep).abs().max() < 1e-5 * abs(timestep)
+    assert seen["labels"] == "labels"
+
+
 # --- randomness and order of the data -----------------------------------------------------------------------------
 
 
@@ -153,10 +201,10 @@ def test_every_row_is_seen_once_an_epoch_and_resume_goes_on():
 
 def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text("batch_size: 3\nlearning_rate: 1e-3\nnetwork_kwargs: {hidden_size: 16}\nrandom_flip: true\n")
+    path.write_text("batch_size: 3\nlearning_rate: 1e-3\nnetwork_kwargs: {hidden_size: 48}\nrandom_flip: true\n")
     config = parse(train.TrainConfig, [str(path), "--batch_size", "5"])
     assert (config.batch_size, config.learning_rate, config.random_flip) == (5, 0.001, True)
-    assert json.loads(config.network_kwargs) == {"hidden_size": 16}
+    assert json.loads(config.network_kwargs) == {"hidden_size": 48}
     assert config.resolution == train.TrainConfig().resolution
 
 
@@ -166,6 +214,21 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--batch_size", "0"], "batch_size 0 must be at least 1"),
         (["--batch_size", "many"], "invalid int value: 'many'"),
         (["--learning_rate", "-1"], "learning_rate -1.0"),
+        (["--learning_rate", "nan"], "learning_rate nan"),
+        (["--max_grad_norm", "0"], "max_grad_norm 0.0"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps 0 must be at least 1"),
+        (["--max_train_steps", "0"], "max_train_steps 0 must be at least 1"),
+        (["--checkpoints_total_limit", "0"], "checkpoints_total_limit 0 must be at least 1"),
+        (["--adam_beta2", "1"], "adam_beta2 1.0 must lie in [0, 1)"),
+        (["--adam_weight_decay", "-1"], "adam_weight_decay -1.0"),
+        (["--seed", "-1"], "seed -1 must be at least 0"),
+        (["--resolution", "0"], "resolution 0 must be at least 1"),
+        (["--num_workers", "-1"], "num_workers -1 must be 0 or more"),
+        (["--sample_num_images", "0"], "sample_num_images"),
+        (["--network_name", "DiT-S/3"], "model name 'DiT-S/3' is unknown; choose one of DiT-S/2"),
+        (["--network_kwargs", '{"hidden": 1}'], "'hidden'"),
+        (["--network_kwargs", '{"patch_size": 5}'], "patch_size 5 must divide sample_size 32"),
+        (["--scheduler_kwargs", '{"predictor": "huen"}'], "predictor 'huen' is unknown; choose one of euler, heun"),
         (["--ema_decay", "1"], "ema_decay 1.0 must lie in [0, 1)"),
         (["--lr_scheduler", "exotic"], "lr_scheduler 'exotic' is unknown; choose one of linear"),
         (["--mixed_precision", "fp8"], "mixed_precision 'fp8' is unknown; choose one of no, fp16, bf16"),
@@ -199,7 +262,8 @@ def test_unknown_keys_of_a_yaml_file_are_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "config_class", [train.TrainConfig, train_autoencoder.AutoencoderConfig, encode_latents.EncodeConfig]
+    "config_class",
+    [train.TrainConfig, train_autoencoder.AutoencoderConfig, encode_latents.EncodeConfig, evaluate.EvaluateConfig],
 )
 def test_help_explains_every_option(config_class, capsys):
     with pytest.raises(SystemExit):
@@ -208,6 +272,46 @@ def test_help_explains_every_option(config_class, capsys):
     for each in dataclasses.fields(config_class):
         assert f"--{each.name}" in text
         assert len(each.metadata["help"]) > 10
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name"),
+    [
+        (train_autoencoder.AutoencoderConfig, "autoencoder"),
+        (train.TrainConfig, "diffusion"),
+        (encode_latents.EncodeConfig, "latents"),
+        (evaluate.EvaluateConfig, "evaluation"),
+    ],
+)
+def test_the_presets_fit_their_scripts(config_class, name, tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    needed = {"latents": ["--vae", "a"], "evaluation": ["--pipeline", tmp_path]}.get(name, [])
+    path = TRAINING / "configs" / "quick_start" / f"{name}.yaml"
+    config = dataclasses.asdict(parse(config_class, [str(each) for each in (path, *needed)]))
+    for key, value in yaml.safe_load(path.read_text()).items():
+        assert config[key] == (json.dumps(value) if isinstance(value, dict) else value)
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (train_autoencoder.main, ["--norm_num_groups", "7"], "norm_num_groups 7 must divide"),
+        (train_autoencoder.main, ["--resolution", "30"], "resolution 30 must be a multiple of 4"),
+        (train_autoencoder.main, ["--kl_weight", "-1"], "kl_weight -1.0"),
+        (train_autoencoder.main, ["--latent_channels", "0"], "latent_channels 0 must be at least 1"),
+        (encode_latents.main, [], "vae is missing"),
+        (encode_latents.main, ["--vae", "a", "--shard_size", "0"], "shard_size 0"),
+        (evaluate.main, ["--pipeline", "nowhere"], "pipeline 'nowhere' is not a pipeline folder"),
+        (evaluate.main, ["--label_column", "none"], "label_column is missing"),
+        (evaluate.main, ["--num_images", "0"], "num_images 0 must be at least 1"),
+    ],
+)
+def test_bad_options_of_the_other_scripts(main, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        run(main, *arguments, "--dataset", "does_not_exist.parquet")
+    error = capsys.readouterr().err
+    assert message in error
+    assert "does_not_exist" not in error
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -280,6 +384,36 @@ def test_a_corrupt_image_is_named(tmp_path):
         dataset[3]
 
 
+def test_greyscale_and_colour(tmp_path):
+    (tmp_path / "all").mkdir()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "all" / "red.png")
+    colour = ImageDataset(data_config(dataset=str(tmp_path), resolution=8, image_channels=3, label_column=None))[0]
+    assert colour.keys() == {"images"}
+    assert torch.equal(colour["images"][:, 0, 0], torch.tensor([1.0, -1.0, -1.0]))
+    grey = ImageDataset(data_config(dataset=str(tmp_path), resolution=8, label_column=None))[0]["images"]
+    # the luma of red, ITU-R 601-2
+    assert (grey - (0.299 * 255 / 127.5 - 1)).abs().max() < 1 / 127.5
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], [0, -1], [0.5, 1.5]], ids=str)
+def test_labels_that_are_no_class_numbers_are_refused(labels, tmp_path):
+    images = [Image.new("L", (8, 8))] * 2
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    if not isinstance(labels[0], str):
+        features["label"] = datasets.Value("float64" if isinstance(labels[0], float) else "int64")
+    data = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    data.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="label column 'label' must hold integers from 0; it has"):
+        ImageDataset(data_config(dataset=str(tmp_path / "train.parquet")))
+
+
+def test_a_row_without_a_class_is_refused(tmp_path):
+    """-1 is how datasets on the Hub say that a split is not labelled."""
+    path = parquet(tmp_path / "train.parquet", 2, label=[0, -1])
+    with pytest.raises(ValueError, match="label column 'label' must hold integers from 0; it has"):
+        ImageDataset(data_config(dataset=path))
+
+
 # --- whole runs ---------------------------------------------------------------------------------------------------
 
 
@@ -310,6 +444,68 @@ def test_a_run_ends_in_a_pipeline_with_samples_and_card(arguments, component, tm
     facts = json.loads((tmp_path / "pipeline" / "training.json").read_text())
     assert (facts["steps"], facts["images_seen"], facts["rows"]) == (2, 8, 10_000)
     assert "## Training" in (tmp_path / "pipeline" / "README.md").read_text()
+
+
+def by_hand(x0, draws, density):
+    """The mean square of a v-prediction network's target on the VP path: the loss of a network that returns 0."""
+    scheduler, u = ScoreSDEScheduler(), draws.stratified()
+    t = scheduler.t_min + (1 - scheduler.t_min) * u
+    if density == "log_normal":  # log(sigma / alpha) ~ N(-1.2, 1.2^2)
+        t = scheduler.path.t_from_half_log_snr(1.2 - 1.2 * torch.special.ndtri(u)).clamp(scheduler.t_min, 1)
+    target = target_by_hand("v_prediction", scheduler.path, t, x0, draws.normal(x0.shape[1:]))
+    return pytest.approx(target.square().mean().item(), rel=1e-5)
+
+
+def first_batch(dataset, seed):
+    rows = next(iter(GlobalBatchSampler(len(dataset), 4, seed, 0, 1)))
+    one_process = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+    return torch.stack([dataset[row]["images"] for row in rows]), Draws(seed, 0, one_process, 4)
+
+
+@pytest.mark.parametrize("density", TIME_DENSITIES)
+def test_the_first_loss_is_the_one_worked_out_by_hand(density, tmp_path):
+    """A fresh DiT returns 0."""
+    train_tiny(tmp_path, "--max_train_steps", 1, "--random_flip", "--time_density", density, "--seed", 3)
+    x0, draws = first_batch(ImageDataset(data_config(resolution=8)), seed=3)
+    mirrored = draws.uniform() < 0.5
+    assert 0 < mirrored.sum() < 4
+    x0[mirrored] = x0[mirrored].flip(3)
+    facts = json.loads((tmp_path / "pipeline" / "training.json").read_text())
+    assert facts["final_loss"] == by_hand(x0, draws, density)
+
+
+def test_the_network_is_trained_on_the_labels_of_the_images(tmp_path):
+    no_dropout = json.dumps(json.loads(TINY_DIT) | {"class_dropout_prob": 0.0})
+    # the label of a fresh DiT has no influence, and so no gradient, in the first two steps
+    first, last = (
+        train_tiny(tmp_path / str(steps), "--max_train_steps", steps, "--network_kwargs", no_dropout)[
+            "class_embed.weight"
+        ]
+        for steps in (2, 4)
+    )
+    trained = (first != last).any(1).nonzero().flatten().tolist()
+    dataset = ImageDataset(data_config())
+    rows = take(GlobalBatchSampler(len(dataset), 4, 0, 0, 1, images_seen=8), 2)
+    assert trained == sorted({dataset[row]["labels"] for row in rows})
+
+
+def test_the_optimizer_does_what_the_options_say(tmp_path):
+    options = ["--lr_scheduler", "cosine", "--lr_warmup_steps", 2, "--max_grad_norm", 1e-3, "--adam_weight_decay", 0.1]
+    options += ["--adam_beta1", 0.8, "--adam_beta2", 0.95, "--gradient_accumulation_steps", 2, "--max_train_steps", 4]
+    train_tiny(tmp_path, *options, "--checkpointing_steps", 1, "--checkpoints_total_limit", 4)
+    # the rate of the next step: two steps of warm-up to 1e-2, then half a cosine over the two that are left
+    for step, rate in enumerate([0.5e-2, 1e-2, 0.5e-2, 0.0], start=1):
+        checkpoint = tmp_path / "checkpoints" / f"step-{step:08d}"
+        optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
+        [group], states = optimizer["param_groups"], optimizer["state"].values()
+        assert group["lr"] == pytest.approx(rate, abs=1e-9)
+        assert (*group["betas"], group["weight_decay"]) == (0.8, 0.95, 0.1)
+        # two micro-batches of four images make one step
+        assert {int(state["step"]) for state in states} == {step}
+        assert json.loads((checkpoint / "state.json").read_text())["progress"]["images_seen"] == 8 * step
+        if step == 1:  # the first moment is 1 - beta1 of a gradient that was clipped
+            norm = torch.cat([state["exp_avg"].flatten() for state in states]).norm() / 0.2
+            assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_the_published_weights_are_the_averaged_ones(tmp_path):
@@ -374,8 +570,12 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     train_tiny(tmp_path, "--max_train_steps", 1, "--checkpointing_steps", 1)
     more = ["--max_train_steps", 2, "--resume_from_checkpoint", "latest"]
-    with pytest.raises(ValueError, match="of a different run: sde_type was 'vp', is 've'"):
-        train_tiny(tmp_path, *more, "--sde_type", "ve")
+    for option, message in [
+        (["--sde_type", "ve"], "sde_type was 'vp', is 've'"),
+        (["--learning_rate", "0.5"], "learning_rate was 0.01, is 0.5"),
+    ]:
+        with pytest.raises(ValueError, match=f"of a different run: {message}"):
+            train_tiny(tmp_path, *more, *option)
     state = tmp_path / "checkpoints" / "step-00000001" / "state.json"
     state.write_text(state.read_text()[:100])
     with pytest.raises(ValueError, match="step-00000001' is not a checkpoint"):
@@ -413,6 +613,43 @@ def test_two_processes_train_like_one_with_the_same_global_batch(tmp_path):
     assert losses[0]["final_loss"] == pytest.approx(losses[1]["final_loss"], rel=1e-4)
     assert losses[1]["processes"] == 2
     assert losses[0]["images_seen"] == losses[1]["images_seen"] == 32
+
+
+def test_recomputing_activations_and_sampling_on_the_way_change_no_weights(tmp_path):
+    weights = train_tiny(tmp_path / "plain", "--max_train_steps", 3)
+    for option in (["--gradient_checkpointing"], ["--sample_steps", 1], ["--num_workers", 1]):
+        assert equal(train_tiny(tmp_path / option[0], "--max_train_steps", 3, *option), weights)
+    assert not equal(train_tiny(tmp_path / "seed", "--max_train_steps", 3, "--seed", 1), weights)
+
+
+TINY_UNET = '{"block_out_channels": [8, 8], "layers_per_block": 1, "attention_resolutions": [4], "dropout": 0.5}'
+
+
+def test_an_interrupted_run_with_dropout_and_a_schedule_goes_on(tmp_path):
+    """The same command again after the newest checkpoint was lost, or with its folder named."""
+    network = ["--network", "unet", "--network_kwargs", TINY_UNET, "--lr_scheduler", "cosine", "--lr_warmup_steps", 2]
+    arguments = [*TINY_RUN, *network, *RESUMED, "--max_train_steps", 6, "--output_dir"]
+    run(train.main, *arguments, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / "latest" / "checkpoints")
+    shutil.rmtree(tmp_path / "latest" / "checkpoints" / "step-00000006")
+    run(train.main, *arguments, tmp_path / "latest", "--resume_from_checkpoint", "latest")
+    third = tmp_path / "whole" / "checkpoints" / "step-00000003"
+    run(train.main, *arguments, tmp_path / "named", "--resume_from_checkpoint", third)
+    whole, latest, named = (
+        load_file(tmp_path / name / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+        for name in ("whole", "latest", "named")
+    )
+    assert equal(whole, latest)
+    assert equal(whole, named)
+
+
+def test_no_checkpoint_holds_a_loss_that_is_not_finite(tmp_path):
+    """Also when the loss is looked at less often than checkpoints are written."""
+    often = ["--checkpointing_steps", 1, "--checkpoints_total_limit", 1, "--logging_steps", 50]
+    with pytest.raises(FloatingPointError, match=r"lower learning_rate \(now 1e\+30\)"):
+        train_tiny(tmp_path, "--max_train_steps", 20, "--learning_rate", "1e30", *often)
+    [checkpoint] = (tmp_path / "checkpoints").iterdir()
+    assert all(torch.isfinite(value).all() for value in load_file(checkpoint / "model.safetensors").values())
 
 
 # --- autoencoder and latents --------------------------------------------------------------------------------------
@@ -462,7 +699,7 @@ def test_autoencoder_and_latents(tiny_vae, small_data, tmp_path):
     assert mean.shape == (60, 4, 4, 4)
     # posterior samples, normalised by the config, have zero mean and unit variance in every channel
     first = normalize_latents(mean, vae.config).double()
-    spread = (std.double() / torch.tensor(vae.config.latents_std).reshape(-1, 1, 1)) ** 2
+    spread = (std.double() / per_channel(vae.config.latents_std)) ** 2
     assert first.mean((0, 2, 3)).abs().max() < 1e-3
     assert ((first**2 + spread).mean((0, 2, 3)) - 1).abs().max() < 1e-3
 
@@ -497,20 +734,102 @@ def test_autoencoder_and_latents(tiny_vae, small_data, tmp_path):
         train_tiny(tmp_path / "run3", *arguments[:4])
 
 
-def test_images_can_be_encoded_on_the_fly(tiny_vae, small_data, tmp_path):
-    train_tiny(tmp_path / "run", "--dataset", small_data, "--vae", tiny_vae, "--max_train_steps", 2)
-    assert ScoreSDEPipeline.from_pretrained(tmp_path / "run" / "pipeline").transformer.config.sample_size == 4
+def test_training_sees_the_same_latents_encoded_before_or_on_the_fly(tiny_vae, small_data, tmp_path):
+    encode(small_data, tiny_vae, tmp_path / "latents")
+    train_tiny(tmp_path / "before", "--latents", tmp_path / "latents", "--max_train_steps", 1)
+    train_tiny(tmp_path / "on the fly", "--dataset", small_data, "--vae", tiny_vae, "--max_train_steps", 1)
+    assert ScoreSDEPipeline.from_pretrained(tmp_path / "on the fly" / "pipeline").transformer.config.sample_size == 4
+    vae = diffusers.AutoencoderKL.from_pretrained(tiny_vae)
+    images, draws = first_batch(ImageDataset(data_config(dataset=small_data, resolution=8)), seed=0)
+    with torch.no_grad():
+        posterior = vae.encode(images).latent_dist
+    latents = posterior.mean + posterior.std * draws.normal(posterior.mean.shape[1:])
+    x0 = (latents - per_channel(vae.config.latents_mean)) / per_channel(vae.config.latents_std)
+    expected = by_hand(x0, draws, "uniform")
+    for name in ("before", "on the fly"):
+        assert json.loads((tmp_path / name / "pipeline" / "training.json").read_text())["final_loss"] == expected
 
 
-def test_autoencoder_options_are_checked(capsys):
-    for arguments, message in [
-        (["--norm_num_groups", "7"], "norm_num_groups 7 must divide"),
-        (["--resolution", "30"], "resolution 30 must be a multiple of 4"),
-        (["--kl_weight", "-1"], "kl_weight -1.0"),
-    ]:
-        with pytest.raises(SystemExit):
-            run(train_autoencoder.main, *arguments)
-        assert message in capsys.readouterr().err
+def per_channel(values):
+    return torch.tensor(values).reshape(-1, 1, 1)
+
+
+def tiny_dc(folder):
+    blocks = {"block_types": "ResBlock", "block_out_channels": (8, 8), "layers_per_block": (1, 1)}
+    blocks |= {"qkv_multiscales": ((), ())}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in blocks.items()}
+    diffusers.AutoencoderDC(in_channels=1, latent_channels=4, scaling_factor=0.5, **sides).save_pretrained(folder)
+
+
+def test_images_are_encoded_on_the_fly_by_any_autoencoder(tiny_vae, small_data, tmp_path):
+    tiny_dc(tmp_path / "dc")
+    for name, vae in (("kl", tiny_vae), ("dc", tmp_path / "dc")):
+        train_tiny(tmp_path / name, "--dataset", small_data, "--vae", vae, "--max_train_steps", 2)
+        pipeline = ScoreSDEPipeline.from_pretrained(tmp_path / name / "pipeline")
+        assert pipeline.transformer.config.sample_size == 4
+        assert type(pipeline.vae).__name__ == {"kl": "AutoencoderKL", "dc": "AutoencoderDC"}[name]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no photographs beside the checkout")
+def test_photographs_in_the_latents_of_a_pretrained_autoencoder(tmp_path):
+    arguments = ["--dataset", SHARED / "clothing256_{split}.parquet", "--split", "test", "--vae", SHARED / "taesd"]
+    train_tiny(tmp_path, *arguments, "--image_channels", 3, "--resolution", 32, "--max_train_steps", 2)
+    pipeline = ScoreSDEPipeline.from_pretrained(tmp_path / "pipeline")
+    assert pipeline(class_labels=0, num_inference_steps=2).images[0].size == (32, 32)
+
+
+def test_two_processes_encode_the_same_latents(tiny_vae, small_data, tmp_path):
+    encode(small_data, tiny_vae, tmp_path / "one")
+    arguments = [*TINY_DATA, "--dataset", small_data, "--vae", tiny_vae, "--shard_size", 16]
+    launch("encode_latents.py", *arguments, "--output_dir", tmp_path / "two", processes=2)
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert len(one) == 5
+    assert one == two
+
+
+def test_an_autoencoder_resumes_bit_for_bit(small_data, tmp_path):
+    arguments = [*TINY_DATA, "--block_out_channels", 8, 8, "--norm_num_groups", 4, "--dataset", small_data]
+    arguments += ["--batch_size", 4, "--checkpointing_steps", 2, "--random_flip", "--output_dir"]
+    run(train_autoencoder.main, *arguments, tmp_path / "whole", "--max_train_steps", 4)
+    run(train_autoencoder.main, *arguments, tmp_path / "parts", "--max_train_steps", 2)
+    more = ["--max_train_steps", 4, "--resume_from_checkpoint", "latest"]
+    run(train_autoencoder.main, *arguments, tmp_path / "parts", *more)
+    name = Path("vae") / "diffusion_pytorch_model.safetensors"
+    assert equal(load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name))
+
+
+def test_accuracy_is_the_share_of_images_that_are_recognised():
+    logits = torch.eye(3).repeat(200, 1)
+    labels = torch.tensor([0, 1, 0]).repeat(200)
+    assert classifier.accuracy(lambda images: images, logits, labels) == pytest.approx(2 / 3)
+
+
+def test_evaluation_writes_figures_onto_the_card(small_data, tmp_path):
+    train_tiny(tmp_path, "--dataset", small_data, "--max_train_steps", 1)
+    folder = tmp_path / "pipeline"
+    arguments = ["--test_split", "train", "--num_images", 13, "--num_inference_steps", 2, "--guidance_scale", 1.5]
+    arguments += ["--classifier_epochs", 1, "--dataset", small_data, "--pipeline", folder]
+    found = []
+    # a measurement that is made again replaces the one before
+    for _ in range(2):
+        run(evaluate.main, *TINY_DATA, *arguments)
+        found.append(json.loads((folder / "metrics.json").read_text()))
+    real, samples = found[0]
+    assert (real["n"], samples["n"], samples["nfe"], samples["guidance_scale"]) == (60, 13, 2, 1.5)
+    assert [metric["value"] for metric in found[1]] == [real["value"], samples["value"]]
+    assert f"| classifier accuracy on samples | {samples['value']} | 13 |" in (folder / "README.md").read_text()
+    # and the images don't depend on the batch size
+    together, apart = (
+        evaluate.generate(
+            load_bundle(folder),
+            [0, 1, 2, 3, 4],
+            evaluate.EvaluateConfig(num_inference_steps=2, batch_size=batch_size, seed=5),
+            torch.device("cpu"),
+        )
+        for batch_size in (5, 2)
+    )
+    assert (together - apart).abs().max() < 1e-4
+    assert (together[0] - together[2]).abs().max() > 0.1
 
 
 def test_every_option_is_used():
@@ -521,6 +840,7 @@ def test_every_option_is_used():
         train.TrainConfig,
         train_autoencoder.AutoencoderConfig,
         encode_latents.EncodeConfig,
+        evaluate.EvaluateConfig,
     ):
         for each in dataclasses.fields(config_class):
             assert f"config.{each.name}" in sources or f"self.{each.name}" in sources, each.name

@@ -83,11 +83,13 @@ class LoopConfig:
             "checkpoints_total_limit": 1,
             "sample_steps": 0,
             "logging_steps": 1,
+            "adam_weight_decay": 0,
+            "seed": 0,
         }
         for name, least in at_least.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # true for nan, too
                 yield f"{name} {getattr(self, name)} must be at least {least}"
-        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
+        if not (self.learning_rate > 0 and self.max_grad_norm > 0):
             yield f"learning_rate {self.learning_rate} and max_grad_norm {self.max_grad_norm} must be positive"
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:

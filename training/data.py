@@ -67,14 +67,11 @@ class ImageDataset(torch.utils.data.Dataset):
         self.num_classes = self.id2label = None
         if self.label_column is not None:
             feature = self.data.features[self.label_column]
-            names = feature.names if isinstance(feature, ClassLabel) else None
-            if names is None:
-                labels = self.data.unique(self.label_column)
-                if not all(isinstance(label, int) and label >= 0 for label in labels):
-                    raise ValueError(
-                        f"label column {self.label_column!r} must hold integers from 0; it has {labels[:5]}"
-                    )
-                names = [str(label) for label in range(max(labels) + 1)]
+            labels = self.data.unique(self.label_column)
+            if not all(isinstance(label, int) and label >= 0 for label in labels):
+                raise ValueError(f"label column {self.label_column!r} must hold integers from 0; it has {labels[:5]}")
+            known = isinstance(feature, ClassLabel)
+            names = feature.names if known else [str(label) for label in range(max(labels) + 1)]
             self.num_classes, self.id2label = len(names), dict(enumerate(names))
 
     def __len__(self):

@@ -169,9 +169,10 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         for name, numbers in step_values.items():
             window.setdefault(name, []).append(torch.stack(numbers).mean())
 
-        # log
+        # log; before a checkpoint, too: none is written once the loss is not finite
         done = progress["step"] == config.max_train_steps
-        if progress["step"] % config.logging_steps == 0 or done:
+        saves = config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done)
+        if progress["step"] % config.logging_steps == 0 or saves or done:
             steps = len(window["loss"])
             means = torch.stack([torch.stack(numbers).mean().float() for numbers in window.values()])
             values = dict(zip(window, accelerator.reduce(means, reduction="mean").tolist(), strict=True))
@@ -199,7 +200,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
             if accelerator.is_main_process:
                 with_averaged_weights(ema, network, on_sample, sample_path(config.output_dir, progress["step"]))
             accelerator.wait_for_everyone()
-        if config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done):
+        if saves:
             save_checkpoint(config, accelerator, ema, lr_scheduler, progress)
     bar.close()
 

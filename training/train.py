@@ -67,11 +67,14 @@ class TrainConfig(LoopConfig, DataConfig):
             yield "random_flip needs images: latents cannot be mirrored"
         if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
             yield "sample_num_images and sample_num_inference_steps must be at least 1"
-        # every argument of the scheduler is checked here, before any data is opened
+        # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened
         try:
             self.make_scheduler()
             json_options("network_kwargs", self.network_kwargs)
-        except (TypeError, ValueError) as error:
+            if self.network in NETWORKS and not (self.latents or self.vae):
+                with torch.device("meta"):  # without memory or time
+                    make_network(self, (self.image_channels, self.resolution, self.resolution), num_classes=1)
+        except (TypeError, ValueError, RuntimeError) as error:
             yield str(error)
 
     def make_scheduler(self):

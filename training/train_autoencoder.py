@@ -55,7 +55,7 @@ class AutoencoderConfig(LoopConfig, DataConfig):
         for name in ("latent_channels", "layers_per_block", "statistics_images", "sample_num_images"):
             if getattr(self, name) < 1:
                 yield f"{name} {getattr(self, name)} must be at least 1"
-        if self.kl_weight < 0:
+        if not self.kl_weight >= 0:
             yield f"kl_weight {self.kl_weight} must be 0 or more"
 
 

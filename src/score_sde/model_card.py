@@ -34,6 +34,27 @@ def _read_json(*path):
         return json.load(file)
 
 
+def training_rows(training):
+    """What is known of the training run, as (name, value) rows."""
+    config = training.get("config", {})
+    rows = [
+        ("data", training.get("dataset"), "{}"),
+        ("split", training.get("split"), "{}"),
+        ("training images", training.get("rows"), "{:,}"),
+        ("optimizer steps", training.get("steps"), "{:,}"),
+        ("images seen", training.get("images_seen"), "{:,}"),
+        ("final training loss", training.get("final_loss"), "{:.4f}"),
+        ("time", training.get("train_seconds"), "{} s"),
+        ("processes", training.get("processes"), "{}"),
+        ("machine", training.get("machine"), "{}"),
+        ("learning rate", config.get("learning_rate"), "{}"),
+        ("EMA decay", config.get("ema_decay"), "{}"),
+        ("torch", training.get("torch"), "{}"),
+        ("diffusers", training.get("diffusers"), "{}"),
+    ]
+    return [(name, form.format(value)) for name, value, form in rows if value is not None]
+
+
 def write_card(folder):
     """Write README.md of a bundle from the files in it, under a temporary name first.
 
@@ -78,6 +99,7 @@ def write_card(folder):
         labels=[id2label[label] for label in sorted(id2label, key=int)],
         num_classes=network_config.get("num_classes"),
         training=training,
+        training_rows=training_rows(training),
         metrics=metrics,
         has_samples=os.path.isfile(os.path.join(folder, "samples.png")),
     )
