@@ -1,9 +1,10 @@
 """Speed and memory of `score_sde`'s DiTModel beside diffusers' DiTTransformer2DModel of the same size.
 
 Both models run in the same process, round by round, one right after the other and in alternating order, so that slow
-drifts of the machine touch both alike; it still has to be idle. Speeds are medians over the rounds in images per second; the ratio is
-the median of the rounds' own ratios, ours / diffusers. Peak memory is that of training steps, in a fresh process per
-model: on a CPU the resident memory of the whole process with its libraries, on a GPU the memory that torch allocated.
+drifts of the machine touch both alike; it still has to be idle. Speeds are medians over the rounds in images per
+second; the ratio is the median of the rounds' own ratios, ours / diffusers. Peak memory is that of training steps, in a
+fresh process per model: on a CPU the resident memory of the whole process with its libraries, on a GPU the memory that
+torch allocated.
 """
 
 import argparse
