@@ -180,10 +180,10 @@ def test_from_config_takes_the_karras_grid():
 
 def test_from_config_of_score_sde_ve():
     stock = diffusers.ScoreSdeVeScheduler(num_train_timesteps=2000, sigma_min=0.01, sigma_max=1348)
-    ours = ScoreSDEScheduler.from_config(stock.config)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="reverse_diffusion", corrector="langevin")
     ours.set_timesteps(2000)
     # the network of ScoreSdeVePipeline receives sigma
-    assert (ours.timesteps / stock.sigmas.to(ours.timesteps) - 1).abs().max() < 1e-3
+    assert (ours.timesteps[::2] / stock.sigmas.to(ours.timesteps) - 1).abs().max() < 1e-3
     assert ours.config.prediction_type == "score"
     assert ours.init_noise_sigma == pytest.approx(1348)
 
@@ -223,12 +223,18 @@ def test_the_predictor_is_free_to_choose():
 
 # --- every combination --------------------------------------------------------------------------------------------
 
+ALL_PREDICTORS = ["auto", *PREDICTORS]
+
+
+def correctors(predictor):
+    return CORRECTORS if predictor == "none" else (None, *CORRECTORS)
+
 
 @pytest.mark.parametrize("sde_type", SDE_TYPES)
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
-@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("predictor", ALL_PREDICTORS)
 def test_every_combination_runs(sde_type, prediction_type, predictor):
-    for corrector in (None, *CORRECTORS):
+    for corrector in correctors(predictor):
         for denoise_final in (True, False):
             scheduler = ScoreSDEScheduler(
                 sde_type=sde_type,
@@ -254,7 +260,7 @@ def test_every_combination_runs(sde_type, prediction_type, predictor):
 
 
 @pytest.mark.parametrize("sde_type", SDE_TYPES)
-@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("predictor", [name for name in ALL_PREDICTORS if name != "none"])
 def test_samples_have_the_moments_of_the_data(sde_type, predictor):
     scheduler = ScoreSDEScheduler(
         sde_type=sde_type,
@@ -294,7 +300,7 @@ def test_gradients_flow_through_step():
 
 
 def test_timesteps_of_a_discrete_path_are_integers():
-    scheduler = ScoreSDEScheduler(sde_type="discrete_vp")
+    scheduler = ScoreSDEScheduler(sde_type="discrete_vp", predictor="ddim")
     scheduler.set_timesteps(1000)
     assert torch.equal(scheduler.timesteps, torch.arange(999, -1, -1))
     assert len(scheduler) == 1000
@@ -307,7 +313,7 @@ def test_heun_and_correctors_count_in_order():
     assert scheduler.nfe == 4 * 5 + 1
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("predictor", [name for name in PREDICTORS if name != "none"])
 def test_image_to_image_begins_inside_the_plan(predictor):
     """Beginning at entry k is the trajectory whose grid begins there."""
     scheduler = ScoreSDEScheduler(sde_type="discrete_vp", predictor=predictor)
@@ -420,13 +426,13 @@ def test_ddpm_pipeline_draws_the_same_with_our_scheduler(unet):
     assert (images[0] - images[1]).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS)
-@pytest.mark.parametrize("corrector", [None, "langevin"])
-def test_ddpm_pipeline_runs_every_sampler(unet, predictor, corrector):
-    scheduler = ScoreSDEScheduler(sde_type="discrete_vp", predictor=predictor, corrector=corrector)
-    images = draw(diffusers.DDPMPipeline(unet, scheduler), batch_size=2)
-    assert images.shape == (2, 8, 8, 3)
-    assert torch.isfinite(images).all()
+@pytest.mark.parametrize("predictor", ALL_PREDICTORS)
+def test_ddpm_pipeline_runs_every_sampler(unet, predictor):
+    for corrector in correctors(predictor):
+        scheduler = ScoreSDEScheduler(sde_type="discrete_vp", predictor=predictor, corrector=corrector)
+        images = draw(diffusers.DDPMPipeline(unet, scheduler), batch_size=2)
+        assert images.shape == (2, 8, 8, 3)
+        assert torch.isfinite(images).all()
 
 
 def test_dit_pipeline_draws_the_same_with_our_scheduler():
@@ -457,11 +463,20 @@ def test_dit_pipeline_draws_the_same_with_our_scheduler():
     [
         ({"sde_type": "vpp"}, "sde_type 'vpp' is unknown; choose one of vp, subvp"),
         ({"prediction_type": "noise"}, "prediction_type 'noise' is unknown; choose one of epsilon"),
-        ({"predictor": "huen"}, "predictor 'huen' is unknown; choose one of euler"),
+        ({"predictor": "huen"}, "predictor 'huen' is unknown; choose one of auto, euler"),
         ({"corrector": "lang"}, "corrector 'lang' is unknown; choose one of None, langevin"),
         ({"timestep_spacing": "even"}, "timestep_spacing 'even' is unknown; choose one of linspace"),
         ({"time_input": "lambda"}, "time_input 'lambda' is unknown; choose one of t"),
-        ({"predictor": "heun", "eta": 0.5}, "'heun' takes no eta .got 0.5.; those that do: ddim, euler_maruyama"),
+        ({"predictor": "deis_2", "eta": 0.5}, "'deis_2' takes no eta .got 0.5.; those that do: heun, rk4, ddim"),
+        ({"eta": 0.5}, "'auto' takes no eta"),
+        ({"variance_type": "learned"}, "variance_type 'learned' is unknown; choose one of fixed_small, fixed_large"),
+        ({"predictor": "ddim", "s_churn": 10}, "'ddim' takes no s_churn .got 10.; those that do: euler, heun, rk4"),
+        ({"predictor": "heun", "s_churn": -1}, "s_churn -1 must be at least 0"),
+        ({"predictor": "heun", "s_churn": 10, "eta": 0.5}, "s_churn 10 goes with neither eta nor a corrector"),
+        ({"predictor": "heun", "s_churn": 10, "corrector": "langevin"}, "goes with neither eta nor a corrector"),
+        ({"predictor": "none"}, "'none' needs a corrector; choose one of langevin, annealed_langevin"),
+        ({"corrector_position": "between"}, "corrector_position 'between' is unknown; choose one of after, before"),
+        ({"rho": 0.0}, "rho 0.0 must be positive"),
         ({"predictor": "ancestral", "eta": 0.5}, "'ancestral' takes no eta"),
         ({"predictor": "ddim", "eta": 1.5}, "eta 1.5 is out of range"),
         ({"sde_type": "ve", "beta_min": 0.1}, "'ve' has no parameter beta_min; it has sigma_min, sigma_max"),
@@ -483,17 +498,20 @@ def test_bad_arguments_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "pass either num_inference_steps or timesteps"),
+        ({}, "pass either num_inference_steps or timesteps or sigmas"),
         ({"num_inference_steps": 5, "timesteps": [500, 100]}, "pass either num_inference_steps or timesteps"),
+        ({"sigmas": [1.0, 0.5], "timesteps": [500, 100]}, "pass either num_inference_steps or timesteps or sigmas"),
+        ({"sigmas": [0.5, 1.0]}, r"sigmas \[0.5, 1.0\] must fall strictly"),
+        ({"sigmas": [500.0, 1.0]}, "from at most 157"),
         ({"num_inference_steps": 0}, "num_inference_steps 0 must be at least 1"),
-        ({"timesteps": [100, 500]}, r"timesteps \[100, 500\] must fall strictly"),
+        ({"timesteps": [100, 500]}, r"timesteps \[100.0, 500.0\] must fall strictly"),
         ({"timesteps": [5000, 500]}, "from at most 999"),
         ({"num_inference_steps": 2000}, "2000 time steps"),
     ],
 )
 def test_bad_timesteps_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        ScoreSDEScheduler(sde_type="discrete_vp").set_timesteps(**arguments)
+        ScoreSDEScheduler(sde_type="discrete_vp", predictor="ddim").set_timesteps(**arguments)
 
 
 def test_singular_ends_are_refused_with_the_remedy():
@@ -525,6 +543,6 @@ def test_bad_steps_are_refused():
 
 def test_every_grid_is_a_choice_of_the_scheduler():
     for spacing in TIME_GRIDS:
-        scheduler = ScoreSDEScheduler(timestep_spacing=spacing)
+        scheduler = ScoreSDEScheduler(timestep_spacing=spacing, predictor="ddim")
         scheduler.set_timesteps(10)
         assert scheduler.nfe == 10

@@ -228,7 +228,7 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--network_name", "DiT-S/3"], "model name 'DiT-S/3' is unknown; choose one of DiT-S/2"),
         (["--network_kwargs", '{"hidden": 1}'], "'hidden'"),
         (["--network_kwargs", '{"patch_size": 5}'], "patch_size 5 must divide sample_size 32"),
-        (["--scheduler_kwargs", '{"predictor": "huen"}'], "predictor 'huen' is unknown; choose one of euler, heun"),
+        (["--scheduler_kwargs", '{"predictor": "huen"}'], "predictor 'huen' is unknown; choose one of auto, euler"),
         (["--ema_decay", "1"], "ema_decay 1.0 must lie in [0, 1)"),
         (["--lr_scheduler", "exotic"], "lr_scheduler 'exotic' is unknown; choose one of linear"),
         (["--mixed_precision", "fp8"], "mixed_precision 'fp8' is unknown; choose one of no, fp16, bf16"),

@@ -135,6 +135,16 @@ class Path:
         c_x = self.sigma(s) / self.sigma(t) * (1 - eta**2 * gain).clamp_min(0).sqrt()
         return c_x, self.alpha(s) - c_x * self.alpha(t), eta * self.sigma(s) * gain.sqrt()
 
+    def straight_coordinates(self, t):
+        """(c, u) of the coordinates (9) in which the ODE's solution for a constant denoised sample is straight."""
+        sigma = self.sigma(t)
+        c = self.alpha(t) + self.straight * sigma
+        return c, sigma / c
+
+    def t_from_straight(self, u):
+        """The time at which the coordinate u of (9) has this value."""
+        return self.t_from_half_log_snr((1 - self.straight * u).log() - u.log())
+
     def _variance_gain(self, s, t):
         """1 - exp(2 (lambda_t - lambda_s)), in [0, 1]: the share of sigma_t^2 that was added between s and t."""
         return -torch.expm1(2 * (self.half_log_snr(t) - self.half_log_snr(s)))
@@ -528,70 +538,106 @@ def path_time(path, timestep, time_input, scale, offset):
 
 # --- time grids -------------------------------------------------------------------------------------------------------
 
-# Each takes (path, n, t_min, t_max, levels, offset) and returns n falling times of network evaluations; the step after
-# the last one leads to the end of the trajectory. `levels` is the number of training time steps, in which diffusers'
-# grids count; a discrete path is evaluated at whole levels by these.
+# Each takes (path, n, t_min, t_max, and options by name) and returns n falling times of network evaluations; the step
+# after the last one leads to the end of the trajectory. The option `levels` is the number of training time steps, in
+# which diffusers' grids count; a discrete path is evaluated at whole levels by these.
 
 
 def _whole(path, level):
     return level.round() if path.levels else level
 
 
-def _linspace(path, n, t_min, t_max, levels, offset):
+def _linspace(path, n, t_min, t_max, *, levels, **_):
     # diffusers counts levels from 0: rounding there, not at t * levels, makes ties fall the same way
     level = torch.linspace(t_max * levels - 1, t_min * levels - 1, n, dtype=torch.float64)
     return (_whole(path, level) + 1) / levels
 
 
-def _leading(path, n, t_min, t_max, levels, offset):
+def _leading(path, n, t_min, t_max, *, levels, offset=0, **_):
     level = torch.arange(n - 1, -1, -1, dtype=torch.float64) * (levels // n) + offset
     return (level + 1) / levels
 
 
-def _trailing(path, n, t_min, t_max, levels, offset):
+def _trailing(path, n, t_min, t_max, *, levels, **_):
     level = t_max * levels * (1 - torch.arange(n, dtype=torch.float64) / n)
     return _whole(path, level) / levels
 
 
-def _quadratic(path, n, t_min, t_max, levels, offset):
+def _uniform(path, n, t_min, t_max, **_):
+    return torch.linspace(t_max, t_min, n, dtype=torch.float64)
+
+
+def _quadratic(path, n, t_min, t_max, **_):
     return torch.linspace(t_max**0.5, t_min**0.5, n, dtype=torch.float64) ** 2
 
 
-def _karras(path, n, t_min, t_max, levels, offset):
-    # rho = 7 in the noise level of x / alpha (Karras et al. 2022, Eq. 5)
-    ends = [math.exp(-float(path.half_log_snr(t)) / 7) for t in (t_max, t_min)]
-    sigma = torch.linspace(*ends, n, dtype=torch.float64) ** 7
+def _karras(path, n, t_min, t_max, *, rho=7.0, **_):
+    # in the noise level of x / alpha (Karras et al. 2022, Eq. 5)
+    ends = [math.exp(-float(path.half_log_snr(t)) / rho) for t in (t_max, t_min)]
+    sigma = torch.linspace(*ends, n, dtype=torch.float64) ** rho
     return path.t_from_half_log_snr(-sigma.log())
 
 
-def _log_snr(path, n, t_min, t_max, levels, offset):
+def _log_snr(path, n, t_min, t_max, **_):
     ends = [float(path.half_log_snr(t)) for t in (t_max, t_min)]
     return path.t_from_half_log_snr(torch.linspace(*ends, n, dtype=torch.float64))
+
+
+def _logistic(path, n, t_min, t_max, *, center=0.4, width=1.2, tail=0.5, **_):
+    # n - 1 equal shares of the logistic distribution of lambda, and a last one, `tail` times as large, to clean data
+    first, last = (torch.sigmoid((path.half_log_snr(as_time(t)) - center) / width) for t in (t_max, t_min))
+    last = torch.minimum(last, first + (1 - first) * (n - 1) / (n - 1 + tail))
+    share = first + (last - first) * torch.linspace(0, 1, n, dtype=torch.float64)
+    return path.t_from_half_log_snr(center + width * torch.logit(share))
+
+
+def _beta(path, n, t_min, t_max, *, levels, **_):
+    # quantiles of Beta(0.6, 0.6), dense at both ends (Lee et al. 2024)
+    return t_min + (t_max - t_min) * _beta_quantile(torch.linspace(1, 0, n, dtype=torch.float64), 0.6)
+
+
+def _beta_quantile(share, concentration, points=4096):
+    """The inverse of the distribution function of Beta(concentration, concentration)."""
+    # with x = sin(angle)^2 the density is 2 (sin cos)^(2 concentration - 1), without a singularity
+    angle = torch.linspace(0, math.pi / 2, points + 1, dtype=torch.float64)
+    density = (torch.sin(angle) * torch.cos(angle)).abs() ** (2 * concentration - 1)
+    mass = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density, angle)])
+    mass = mass / mass[-1]
+    right = torch.searchsorted(mass, share).clamp(1, points)
+    inside = (share - mass[right - 1]) / (mass[right] - mass[right - 1])
+    return torch.sin(angle[right - 1] + inside * (angle[right] - angle[right - 1])) ** 2
 
 
 TIME_GRIDS = {
     "linspace": _linspace,
     "leading": _leading,
     "trailing": _trailing,
+    "uniform": _uniform,
     "quadratic": _quadratic,
     "karras": _karras,
     "log_snr": _log_snr,
+    "logistic": _logistic,
+    "beta": _beta,
 }
 
 
-def time_grid(path, spacing, n, t_min, t_max, levels, offset=0):
+def time_grid(path, spacing, n, t_min, t_max, *, levels, **options):
     """n strictly falling times in (0, 1] at which the network is evaluated, a float64 tensor.
 
     Args:
-        spacing: linspace (uniform in t from t_max to t_min), leading and trailing (as in diffusers), quadratic (uniform
-            in sqrt(t)), karras (rho = 7), or log_snr (uniform in lambda).
-        levels: number of training time steps; leading, trailing and linspace count in these, and on a discrete path
-            they keep to whole levels.
-        offset: added to the levels of `leading` (diffusers' steps_offset).
+        spacing: linspace (uniform in t from t_max to t_min), leading and trailing: as in diffusers, in whole levels on
+            a discrete path; uniform (in t), quadratic (uniform in sqrt(t)), karras, log_snr (uniform in lambda),
+            logistic (equal shares of a logistic distribution of lambda; where it ends depends on n), or beta (quantiles
+            of Beta(0.6, 0.6) in t).
+        levels: number of training time steps, in which leading, trailing and linspace count.
+        offset: added to the levels of leading (diffusers' steps_offset).
+        rho: exponent of karras.
+        center, width, tail: of logistic; `tail` is the share of lambda that is left to the last step, to clean data,
+            in units of the other steps' shares.
 
     Raises ValueError when the grid does not fall strictly inside (0, 1], naming n and the spacing.
     """
-    times = TIME_GRIDS[spacing](path, n, t_min, t_max, levels, offset)
+    times = TIME_GRIDS[spacing](path, n, t_min, t_max, levels=levels, **options)
     # a curved grid passes through its ends only up to rounding
     times = torch.where((times - t_max).abs() < 1e-9, t_max, times)
     if not (torch.isfinite(times).all() and (times.diff() < 0).all() and times[-1] > 0 and times[0] <= 1):

@@ -4,6 +4,7 @@ No formula stands here: the noise mathematics is in `paths`, the solvers are in 
 """
 
 import inspect
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ from .paths import (
     prediction,
     time_grid,
 )
-from .solvers import CORRECTORS, PREDICTORS, Memory, plan
+from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Churn, Memory, automatic, plan
 
 
 SDE_TYPES = {
@@ -127,13 +128,21 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         sde_type: str = "vp",
         prediction_type: str = "epsilon",
-        predictor: str = "dpmpp_2m",
+        predictor: str = "auto",
         eta: float | None = None,
+        variance_type: str = "fixed_small",
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float | None = None,
+        s_noise: float = 1.0,
         corrector: str | None = None,
         corrector_steps: int = 1,
         corrector_snr: float = 0.16,
+        corrector_position: str = "after",
         timestep_spacing: str = "linspace",
         steps_offset: int = 0,
+        rho: float = 7.0,
+        calibration: dict | None = None,
         denoise_final: bool = True,
         t_min: float | None = None,
         t_max: float | None = None,
@@ -158,21 +167,18 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     ):
         check_choice("sde_type", sde_type, SDE_TYPES)
         check_choice("prediction_type", prediction_type, PREDICTIONS)
-        check_choice("predictor", predictor, PREDICTORS)
+        check_choice("predictor", predictor, ("auto", *PREDICTORS))
         check_choice("corrector", corrector, (None, *CORRECTORS))
+        check_choice("corrector_position", corrector_position, ("after", "before"))
+        check_choice("variance_type", variance_type, VARIANCES)
         check_choice("timestep_spacing", timestep_spacing, TIME_GRIDS)
         if num_train_timesteps < 1 or corrector_steps < 1:
             raise ValueError(
                 f"num_train_timesteps {num_train_timesteps} and corrector_steps {corrector_steps} must be at least 1"
             )
-        if corrector_snr <= 0 or sigma_data <= 0:
-            raise ValueError(f"corrector_snr {corrector_snr} and sigma_data {sigma_data} must be positive")
-        max_eta = PREDICTORS[predictor].max_eta
-        if eta is not None and max_eta is None:
-            takes_eta = [name for name, row in PREDICTORS.items() if row.max_eta is not None]
-            raise ValueError(f"predictor {predictor!r} takes no eta (got {eta}); those that do: {', '.join(takes_eta)}")
-        if eta is not None and not 0 <= eta <= max_eta:
-            raise ValueError(f"eta {eta} is out of range: predictor {predictor!r} takes 0 to {max_eta}")
+        if corrector_snr <= 0 or sigma_data <= 0 or rho <= 0:
+            raise ValueError(f"corrector_snr {corrector_snr}, sigma_data {sigma_data} and rho {rho} must be positive")
+        self._check_noise()
 
         self.path = self._build_path()
         self.t_min = self.path.t_min if t_min is None else t_min
@@ -193,14 +199,37 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         # standard deviation of the noise that sampling starts from
         self.init_noise_sigma = self.path.prior_std * float(self.path.sigma(self.t_max) / self.path.sigma(1.0))
         # entries of the plan per time step: where img2img pipelines may cut `timesteps`
-        self.order = PREDICTORS[predictor].evaluations + (corrector_steps if corrector else 0)
+        evaluations = 1 if predictor == "auto" else PREDICTORS[predictor].evaluations
+        self.order = evaluations + (corrector_steps if corrector else 0)
         self.timesteps = self.timestep(
             self.t_max + (self.t_min - self.t_max) * torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
         )
         self.num_inference_steps = None
         self._plan = None
+        self._learned_variance = predictor == "ancestral" and variance_type == "learned_range"
         self._begin_index = None
         self._step_index = None
+
+    def _check_noise(self):
+        """Raise ValueError for settings of the noise that the predictor doesn't have, or that contradict each other."""
+        predictor, eta, s_churn = self.config.predictor, self.config.eta, self.config.s_churn
+        row = PREDICTORS.get(predictor)
+        if eta is not None and (row is None or row.max_eta is None):
+            takes_eta = [name for name, row in PREDICTORS.items() if row.max_eta is not None]
+            raise ValueError(f"predictor {predictor!r} takes no eta (got {eta}); those that do: {', '.join(takes_eta)}")
+        if eta is not None and not 0 <= eta <= row.max_eta:
+            raise ValueError(f"eta {eta} is out of range: predictor {predictor!r} takes 0 to {row.max_eta}")
+        if s_churn < 0 or self.config.s_noise <= 0:
+            raise ValueError(f"s_churn {s_churn} must be at least 0, and s_noise {self.config.s_noise} above 0")
+        if s_churn and (row is None or not row.ode):
+            takes_churn = [name for name, row in PREDICTORS.items() if row.ode]
+            raise ValueError(
+                f"predictor {predictor!r} takes no s_churn (got {s_churn}); those that do: {', '.join(takes_churn)}"
+            )
+        if s_churn and (eta or self.config.corrector):
+            raise ValueError(f"s_churn {s_churn} goes with neither eta nor a corrector: leave out one of them")
+        if predictor == "none" and self.config.corrector is None:
+            raise ValueError(f"predictor 'none' needs a corrector; choose one of {', '.join(CORRECTORS)}")
 
     def _build_path(self):
         build = SDE_TYPES[self.config.sde_type]
@@ -225,7 +254,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     def _largest_time(self):
         """1 where everything that this scheduler computes is finite there, the path's t_max otherwise."""
         try:
-            self._build_plan(self._grid(2, t_max=1.0))
+            self._build_plan(self._grid(2, 1.0), self._solver(2))
         except ValueError:
             return self.path.t_max
         row = prediction(self.path, self.config.prediction_type, 1.0, self.config.sigma_data)
@@ -288,29 +317,35 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """Start the next trajectory at this entry of `timesteps` (image-to-image)."""
         self._begin_index = begin_index
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device=None, timesteps: list | None = None):
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device=None,
+        timesteps: list | None = None,
+        sigmas: list | None = None,
+    ):
         """Plan a trajectory. Call it before `step`, and again before every new trajectory.
 
         Args:
             num_inference_steps: number of time steps, at least 1; the network is called `nfe` times.
             device: where `timesteps` shall be.
             timesteps: instead of a number, the falling numbers (as the network receives them) at which to evaluate.
+            sigmas: instead, the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
+                sigma itself on the linear path.
 
-        Raises ValueError when neither or both are given, or when no falling grid of this size exists.
+        Raises ValueError unless exactly one of the three is given, or when no falling grid of this size exists.
         """
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("pass either num_inference_steps or timesteps")
-        if timesteps is not None:
-            times = self.path_time(torch.as_tensor(timesteps, dtype=torch.float64, device="cpu"))
-            if times.ndim != 1 or not (times.diff() < 0).all() or not 0 < times[-1] <= times[0] <= 1:
-                raise ValueError(f"timesteps {list(timesteps)} must fall strictly, from at most {self.timestep(1.0):g}")
+        if sum(each is not None for each in (num_inference_steps, timesteps, sigmas)) != 1:
+            raise ValueError("pass either num_inference_steps or timesteps or sigmas")
+        if num_inference_steps is None:
+            times = self._explicit_times(timesteps, sigmas)
         elif num_inference_steps < 1:
             raise ValueError(f"num_inference_steps {num_inference_steps} must be at least 1")
         else:
             times = self._grid(num_inference_steps, self.t_max)
 
         self._times = times
-        self._plan = self._build_plan(times)
+        self._plan = self._build_plan(times, self._solver(len(times)))
         evaluated = torch.tensor([stage.t_eval for stage in self._plan], dtype=torch.float64)
         row = prediction(self.path, self.config.prediction_type, evaluated, self.config.sigma_data)
         self._rows = list(zip(*(values.tolist() for values in row), strict=True))
@@ -318,33 +353,64 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if self.path.levels and torch.equal(timesteps, timesteps.round()):
             timesteps = timesteps.long()
         self.timesteps = timesteps.to(device)
+        self._storage = self.timesteps.untyped_storage().data_ptr()
         self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
-        self._memory = Memory()
+        self._memory = Memory(self._plan)
         self._step_index = None
         self._begin_index = None
 
+    def _explicit_times(self, timesteps, sigmas):
+        """The times of given numbers, as `set_timesteps` takes them."""
+        given, name = (sigmas, "sigmas") if timesteps is None else (timesteps, "timesteps")
+        values = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+        if timesteps is not None:
+            times, largest = self.path_time(values), float(self.timestep(1.0))
+        elif isinstance(self.path, LinearSDE):
+            times, largest = values, 1.0
+        else:
+            times = self.path.t_from_half_log_snr(-values.log())
+            largest = float(torch.exp(-self.path.half_log_snr(1.0)))
+        falls = values.ndim == 1 and len(values) > 0 and bool((times.diff() < 0).all())
+        if not falls or not 0 < times[-1] <= times[0] <= 1 + 1e-6 or values[0] > largest + 1e-6 * abs(largest):
+            raise ValueError(f"{name} {values.tolist()} must fall strictly, from at most {largest:g}")
+        return times.clamp_max(1.0)
+
     def _grid(self, n, t_max):
+        """The times of n steps up to t_max."""
+        spacing, options = self.config.timestep_spacing, {"rho": self.config.rho}
+        if self.config.predictor == "auto":
+            rule = automatic(n)
+            spacing, options = "logistic", {"center": rule.center, "width": rule.width, "tail": rule.tail}
         return time_grid(
             self.path,
-            self.config.timestep_spacing,
+            spacing,
             # a trajectory that stops early takes n steps without an evaluation at its end
             n if self.config.denoise_final else n + 1,
             self.t_min,
             t_max,
-            self.config.num_train_timesteps,
-            self.config.steps_offset,
+            levels=self.config.num_train_timesteps,
+            offset=self.config.steps_offset,
+            **options,
         )
 
-    def _build_plan(self, times):
+    def _solver(self, n):
+        """The predictor of a trajectory of n steps, as `plan` takes it."""
+        return automatic(n).predictor if self.config.predictor == "auto" else self.config.predictor
+
+    def _build_plan(self, times, predictor):
+        s_tmax = math.inf if self.config.s_tmax is None else self.config.s_tmax
         return plan(
             self.path,
             times,
-            self.config.predictor,
-            denoise_final=self.config.denoise_final,
+            predictor,
+            to_data=self.config.denoise_final,
             eta=self.config.eta,
+            churn=Churn(self.config.s_churn, self.config.s_tmin, s_tmax, self.config.s_noise),
+            variance=self.config.variance_type,
             corrector=self.config.corrector,
             corrector_steps=self.config.corrector_steps,
             corrector_snr=self.config.corrector_snr,
+            corrector_position=self.config.corrector_position,
         )
 
     def _require_plan(self):
@@ -357,23 +423,30 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._require_plan()
         if self._step_index is not None:
             return
-        start = self._begin_index
-        if start is None:
-            found = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps.device)).nonzero()
-            if len(found) == 0:
-                raise ValueError(
-                    f"timestep {float(timestep):g} is none of this trajectory's: pass one of scheduler.timesteps"
-                )
-            start = int(found[0])
+        start = self._position(timestep) if self._begin_index is None else self._begin_index
         if start:
             first_step, inside = divmod(start, self.order)
             if inside:
                 raise ValueError(
                     f"a trajectory cannot begin at entry {start}, inside a time step: pass a multiple of {self.order}"
                 )
-            # a multistep solver has no past here: it begins again
-            self._plan[start:] = self._build_plan(self._times[first_step:])
+            predictor = self._solver(len(self._times))
+            if PREDICTORS[predictor].multistep:
+                # it has no past here: it begins again
+                self._plan[start:] = self._build_plan(self._times[first_step:], predictor)
         self._step_index = start
+
+    def _position(self, timestep):
+        """The first entry of `timesteps` that equals `timestep`."""
+        if torch.is_tensor(timestep) and timestep.untyped_storage().data_ptr() == self._storage:
+            # one of our own, as in a loop over `timesteps`: found without waiting for the device
+            return timestep.storage_offset()
+        found = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps.device)).nonzero()
+        if len(found) == 0:
+            raise ValueError(
+                f"timestep {float(timestep):g} is none of this trajectory's: pass one of scheduler.timesteps"
+            )
+        return int(found[0])
 
     def scale_model_input(self, sample, timestep=None):
         """What the network receives for a sample: the sample itself, but for prediction type edm, whose input has unit
@@ -388,7 +461,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: the network's output for `scale_model_input(sample, timestep)`, (B, C, ...); (B, 2 C, ...)
-                from a network that learned a variance, whose second half is not used.
+                from a network that learned a variance, which ancestral sampling with learned_range uses.
             timestep: an entry of `timesteps`; it only matters for the first call, which finds its place by it.
             sample: the current sample (B, C, ...), any floating dtype; half precision is computed in float32.
             generator: source of the noise, one or one per sample.
@@ -399,9 +472,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._enter(timestep)
         if self._step_index >= len(self._plan):
             raise ValueError(f"all {len(self._plan)} entries of the plan have run: call set_timesteps again")
-        channels = sample.shape[1] if sample.ndim > 1 else None
-        if sample.ndim > 1 and model_output.shape[1:2] == (2 * channels,):
-            model_output = model_output[:, :channels]
+        stage, variance = self._plan[self._step_index], None
+        if sample.ndim > 1 and model_output.shape[1:2] == (2 * sample.shape[1],):
+            model_output, variance = model_output.chunk(2, dim=1)
+        elif self._learned_variance and model_output.shape == sample.shape:
+            raise ValueError(
+                f"variance_type 'learned_range' needs a network with {2 * sample.shape[1]} output channels; "
+                f"got {sample.shape[1]}: pass variance_type='fixed_small'"
+            )
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"model_output has shape {tuple(model_output.shape)}, which does not fit sample {tuple(sample.shape)}"
@@ -418,7 +496,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         def draw_noise():
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=dtype)
 
-        prev_sample = self._plan[self._step_index].update(x, denoised, self._memory, draw_noise).to(sample.dtype)
+        if variance is not None:
+            variance = variance.to(dtype)
+        prev_sample = stage.update(x, denoised, self._memory, draw_noise, variance).to(sample.dtype)
         self._step_index += 1
         if not return_dict:
             return (prev_sample,)
@@ -450,6 +530,8 @@ def from_stock_config(config):
         }
     if "beta_schedule" in stock and stock.get("timestep_type", "discrete") == "discrete":
         ours = {"sde_type": "discrete_vp", "sigma_min": None, "sigma_max": None}
+        # DDPM's names; other schedulers, which add no such noise, say None
+        ours["variance_type"] = (stock.get("variance_type") or "fixed_small").removesuffix("_log")
         for flag, spacing in (("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "log_snr")):
             if stock.get(flag):
                 ours["timestep_spacing"] = spacing

@@ -1,17 +1,20 @@
 """Solvers of the reverse process, as plans of stages.
 
 A plan is a list of stages, one per network evaluation. Its numbers are worked out once, in float64, before sampling; a
-stage then only combines tensors. The equation numbers are those of `paths`.
+stage then only combines tensors. The equation numbers are those of `paths`; c, u are the straight coordinates (9) and
+kappa = sigma / alpha = exp(-lambda).
 
-A predictor is a function (path, times, eta) -> for each of the steps between the falling times, its list of stages;
-adding a solver is adding one such function and its row in PREDICTORS. A corrector is a
-function (path, times, snr) -> for each of the times, one stage that keeps its marginal.
+A predictor is a row of PREDICTORS. Its stages come from one function, of one of two kinds:
+    single-step: (path, t, s, eta) -> for each start t and end s, the stages of that step;
+    multistep: (path, times, eta, to_data) -> for each of the falling times, the stages of the step that begins there.
+A corrector is a function (path, times, snr) -> for each of the times, one stage that keeps its marginal.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,51 +23,55 @@ from .paths import expand_to
 
 
 class Memory:
-    """What a trajectory remembers between stages: the state at the start of the time step, and past denoised samples
-    of the predictor's stages, newest first."""
+    """What a trajectory remembers between the predictor's stages: the samples at which the network was evaluated and
+    the denoised samples that it returned, newest first."""
 
-    def __init__(self, history: int = 4):
-        self.start = None
+    def __init__(self, stages=()):
+        linear = [stage for stage in stages if isinstance(stage, LinearStage)]
+        history = max((max(len(stage.samples), len(stage.denoised)) for stage in linear), default=1)
+        self.samples = deque(maxlen=history)
         self.denoised = deque(maxlen=history)
 
 
 @dataclass(frozen=True)
 class LinearStage:
-    """x <- sample x + start x_start + sum_k denoised[k] D_k + noise z.
+    """x <- sum_k samples[k] X_k + sum_k denoised[k] D_k + noise z.
 
-    D_0 is the denoised sample of this evaluation, D_k the k-th before it, x_start the state at the start of the time
-    step, z standard normal noise. `first` marks the first stage of a time step; `corrects` a corrector's stage, whose
-    evaluation multistep solvers don't see.
+    X_0 is the sample of this evaluation and D_0 its denoised sample, X_k and D_k those of the k-th evaluation before
+    it, z standard normal noise. `corrects` marks a corrector's stage, whose evaluation predictors don't see.
+
+    With `noise_range`, the logarithms of two standard deviations, the network chooses the one of z between them by
+    the values in [-1, 1] that it learned (Nichol & Dhariwal 2021, Eq. 15).
     """
 
     t_eval: float
-    sample: float
+    samples: tuple[float, ...]
     denoised: tuple[float, ...]
-    start: float = 0.0
     noise: float = 0.0
-    first: bool = True
+    noise_range: tuple[float, float] | None = None
     corrects: bool = False
 
     @property
     def coefficients(self):
-        return (self.sample, self.start, self.noise, *self.denoised)
+        return (*self.samples, *self.denoised, self.noise, *(self.noise_range or ()))
 
-    def update(self, x, denoised, memory: Memory, draw_noise: Callable):
+    def update(self, x, denoised, memory: Memory, draw_noise: Callable, variance=None):
         if self.corrects:
-            past = [denoised]
+            past_samples, past_denoised = [x], [denoised]
         else:
-            if self.first:
-                memory.start = x
+            memory.samples.appendleft(x)
             memory.denoised.appendleft(denoised)
-            past = memory.denoised
-        out = self.sample * x if self.sample else 0.0
-        for coefficient, value in zip(self.denoised, past, strict=False):
-            out = out + coefficient * value
-        if self.start:
-            out = out + self.start * memory.start
-        if self.noise:
-            out = out + self.noise * draw_noise()
-        return out
+            past_samples, past_denoised = memory.samples, memory.denoised
+        out = None
+        for coefficients, past in ((self.samples, past_samples), (self.denoised, past_denoised)):
+            # a plan that begins here asks for no past
+            for coefficient, value in zip(coefficients, past, strict=False):
+                if coefficient:
+                    out = coefficient * value if out is None else torch.add(out, value, alpha=coefficient)
+        if self.noise_range is not None:
+            small, large = self.noise_range
+            return out + (small + (variance + 1) / 2 * (large - small)).exp() * draw_noise()
+        return torch.add(out, draw_noise(), alpha=self.noise) if self.noise else out
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class LangevinStage:
     def coefficients(self):
         return (self.alpha, self.sigma, self.snr)
 
-    def update(self, x, denoised, memory: Memory, draw_noise: Callable):
+    def update(self, x, denoised, memory: Memory, draw_noise: Callable, variance=None):
         noise = draw_noise()
         score = (self.alpha * denoised - x) / self.sigma**2
         score_norm, noise_norm = score.flatten(1).norm(dim=1), noise.flatten(1).norm(dim=1)
@@ -92,103 +99,345 @@ class LangevinStage:
         return x + expand_to(2 * root**2, x) * score + expand_to(2 * root, x) * noise
 
 
-# --- predictors -------------------------------------------------------------------------------------------------------
-
-
 def _rows(*columns):
     """The numbers of several tensors, one tuple per time step."""
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def euler(path, times, eta):
+# --- single-step predictors -------------------------------------------------------------------------------------------
+
+
+def euler(path, t, s, eta):
     """Euler in t on the probability-flow ODE: x + (s - t) velocity, Eq. (8)."""
-    return euler_maruyama(path, times, 0.0)
+    return euler_maruyama(path, t, s, 0.0)
 
 
-def euler_maruyama(path, times, eta):
+def euler_maruyama(path, t, s, eta):
     """Euler-Maruyama on the reverse SDE with noise eta g, Eq. (8): the step is the grid's own."""
-    t, step = times[:-1], times.diff()
-    alpha, sigma = path.alpha(t), path.sigma(t)
+    alpha, sigma, step = path.alpha(t), path.sigma(t), s - t
     # velocity = sigma'/sigma x + (alpha' - sigma'/sigma alpha) x0;   -score = x / sigma^2 - alpha / sigma^2 x0
     pull, noise = path.sigma_prime(t) / sigma, torch.zeros_like(t)
     if eta:
         pull = pull + eta**2 * path.diffusion(t) ** 2 / (2 * sigma**2)
         noise = eta * path.diffusion(t) * (-step).sqrt()
     rows = _rows(t, 1 + step * pull, step * (path.alpha_prime(t) - pull * alpha), noise)
-    return [[LinearStage(time, sample, (denoised,), noise=std)] for time, sample, denoised, std in rows]
+    return [[LinearStage(time, (sample,), (denoised,), std)] for time, sample, denoised, std in rows]
 
 
-def reverse_diffusion(path, times, eta):
+def reverse_diffusion(path, t, s, eta):
     """The forward SDE's own discretisation, reversed: (2 - A) x + B^2 score + B z (Song et al. 2021, Eq. 46), with the
     exact transition (A, B) of Eq. (4): DDPM's sqrt(1 - beta_i), sqrt(beta_i) on a discrete path."""
-    t = times[:-1]
-    scale, std = path.transition(times[1:], t)
+    scale, std = path.transition(s, t)
     pull = std**2 / path.sigma(t) ** 2
     rows = _rows(t, 2 - scale - pull, pull * path.alpha(t), std)
-    return [[LinearStage(time, sample, (denoised,), noise=std)] for time, sample, denoised, std in rows]
+    return [[LinearStage(time, (sample,), (denoised,), std)] for time, sample, denoised, std in rows]
 
 
-def ddim(path, times, eta):
+def ddim(path, t, s, eta):
     """The posterior with x0 replaced by the denoised sample, Eq. (5): DDIM for eta = 0, DDPM's ancestral step for 1."""
-    rows = _rows(times[:-1], *path.posterior(times[:-1], times[1:], eta))
-    return [[LinearStage(time, c_x, (c_0,), noise=std)] for time, c_x, c_0, std in rows]
+    rows = _rows(t, *path.posterior(t, s, eta))
+    return [[LinearStage(time, (c_x,), (c_0,), std)] for time, c_x, c_0, std in rows]
 
 
-def ancestral(path, times, eta):
-    """Draw from the posterior with x0 replaced by the denoised sample: `ddim` with eta = 1 (Ho et al. 2020)."""
-    return ddim(path, times, 1.0)
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
-def heun(path, times, eta):
-    """The trapezoid rule in the straight coordinates, Eq. (9): Heun's method (Karras et al. 2022, algorithm 1)."""
-    sigma = path.sigma(times)
-    c = path.alpha(times) + path.straight * sigma
-    scale, half = c[1:] / c[:-1], c[1:] * (sigma / c).diff() / 2
-    # the slope (x - c x0) / sigma at both ends of the step, times half of it
-    x_t, x0_t = half / sigma[:-1], -half * c[:-1] / sigma[:-1]
-    x_s, x0_s = half / sigma[1:], -half * c[1:] / sigma[1:]
-    stages = []
-    for t, s, *step in _rows(times[:-1], times[1:], scale + 2 * x_t, 2 * x0_t, x_s, x0_s, x0_t, scale + x_t):
-        to_s, to_s_x0, sample, denoised, denoised_before, start = step
-        trapezoid = LinearStage(s, sample, (denoised, denoised_before), start=start, first=False)
-        stages.append([LinearStage(t, to_s, (to_s_x0,)), trapezoid])
-    return stages
+def ancestral(path, t, s, eta, variance="fixed_small"):
+    """Draw from the posterior with x0 replaced by the denoised sample: `ddim` with eta = 1 (Ho et al. 2020).
+
+    The noise has the posterior's standard deviation (fixed_small), the transition's (fixed_large), or one between them
+    that the network learned (learned_range).
+    """
+    _, large = path.transition(s, t)
+    steps = ddim(path, t, s, 1.0)
+    if variance == "fixed_large":
+        return [[replace(stage, noise=std)] for [stage], std in zip(steps, large.tolist(), strict=True)]
+    if variance == "learned_range":
+        ranges = [(math.log(stage.noise), math.log(std)) for [stage], std in zip(steps, large.tolist(), strict=True)]
+        return [[replace(stage, noise_range=both)] for [stage], both in zip(steps, ranges, strict=True)]
+    return steps
 
 
-def dpmpp_2m(path, times, eta):
-    """DPM-Solver++(2M), the midpoint form of diffusers (Lu et al. 2022, algorithm 2): exact in the linear term, the
-    denoised sample extrapolated linearly in lambda from the two latest evaluations."""
-    stages, steps = ddim(path, times, 0.0), path.half_log_snr(times).diff()
-    # D_0 + (lambda_s - lambda_t) / (lambda_t - lambda_before) / 2 (D_0 - D_1)
-    for i, extrapolation in enumerate((steps[1:] / steps[:-1] / 2).tolist(), start=1):
-        [first_order] = stages[i]
-        (c_0,) = first_order.denoised
-        weights = (c_0 * (1 + extrapolation), -c_0 * extrapolation)
-        stages[i] = [LinearStage(first_order.t_eval, first_order.sample, weights)]
-    return stages
+def runge_kutta(path, t, s, eta, *, tableau):
+    """An explicit Runge-Kutta method in the straight coordinates, Eq. (9).
+
+    `tableau` holds after each evaluation the weights of the slopes so far; their sum is the fraction of the step at
+    which the next evaluation stands, 1 for the last row, which leads to s.
+    """
+    (c_t, u_t), (c_s, u_s) = path.straight_coordinates(t), path.straight_coordinates(s)
+    times, c, columns = [t], [c_t], []
+    for i, weights in enumerate(tableau):
+        fraction = sum(weights)
+        inside = fraction < 1 and i + 1 < len(tableau)
+        times.append(path.t_from_straight(u_t + fraction * (u_s - u_t)) if inside else s)
+        c.append(path.straight_coordinates(times[-1])[0] if inside else c_s)
+        # newest first; the slope of evaluation j is (X_j - c_j D_j) / sigma_j
+        slopes = [c[-1] * (u_s - u_t) * weights[j] / path.sigma(times[j]) for j in range(i, -1, -1)]
+        samples = [*slopes[:-1], slopes[-1] + c[-1] / c_t]
+        denoised = [-slope * scale for slope, scale in zip(slopes, c[-2::-1], strict=True)]
+        columns.append([times[i], *samples, *denoised])
+    stages = (
+        [LinearStage(time, tuple(rest[: i + 1]), tuple(rest[i + 1 :])) for time, *rest in _rows(*column)]
+        for i, column in enumerate(columns)
+    )
+    return [list(step) for step in zip(*stages, strict=True)]
+
+
+HEUN = ((1.0,), (1 / 2, 1 / 2))
+RK4 = ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+
+
+def dpmpp_single(path, t, s, eta, *, order):
+    """DPM-Solver++, single-step: evaluations at equal parts of the step in lambda, each stage an exponential integrator
+    through the start and the newest evaluation (Lu et al. 2022b, algorithm 1; 2022a, algorithm 2, for order 3)."""
+    begin, end = path.half_log_snr(t), path.half_log_snr(s)
+    times = [t, *(path.t_from_half_log_snr(begin + i / order * (end - begin)) for i in range(1, order)), s]
+    steps = ddim(path, t, times[1], 0.0)
+    for i in range(1, order):
+        levels = torch.stack([path.half_log_snr(time) for time in (times[i], t, times[i + 1])], dim=1)
+        points, measure = _denoised_measure(begin, levels[:, 2], 1.0)
+        weights = path.alpha(times[i + 1])[:, None] * _integrate(measure, points, levels[:, :2])
+        if order == 2:
+            # all of it at the middle
+            weights = torch.stack([weights.sum(1), torch.zeros_like(begin)], dim=1)
+        scale, *_ = path.posterior(t, times[i + 1], 0.0)
+        past = (0.0,) * (i - 1)
+        for stages, row in zip(steps, _rows(times[i], scale, *weights.unbind(1)), strict=True):
+            time, factor, newest, oldest = row
+            stages.append(LinearStage(time, (0.0, *past, factor), (newest, *past, oldest)))
+    return steps
+
+
+# --- multistep predictors ---------------------------------------------------------------------------------------------
+
+
+def multistep(
+    path, times, eta, to_data, *, order, slope=None, bound=None, corrected=False, halves=False, lower_final=False
+):
+    """Exponential integrators through past evaluations: the linear term is exact, the rest a polynomial.
+
+    With q the denoised sample (slope None), and for the noise of the reverse SDE, rho = 1 + eta^2, h = lambda_s -
+    lambda_t, the step is (DPM-Solver++, Lu et al. 2022b; with eta SA-Solver, Xue et al. 2023)
+
+        x_s = sigma_s / sigma_t e^(-eta^2 h) x_t + sum_j W_j q_j + sigma_s sqrt(1 - e^(-2 eta^2 h)) z,
+        W_j = alpha_s int rho e^(-rho (lambda_s - lambda)) L_j dlambda.
+
+    With q = (x - c x0) / sigma, the slope (9) in the coordinates c = alpha + slope sigma, it is (DEIS, Zhang & Chen
+    2023, for slope 0, where q is the noise)
+
+        x_s = c_s (x_t / c_t + sum_j W_j q_j),   W_j = int L_j du.
+
+    L_j are the Lagrange polynomials of the evaluations' places. The integrals are exact to rounding.
+
+    Args:
+        order: number of evaluations in the polynomial; the first steps have fewer.
+        bound: polynomials in kappa / (kappa + bound), for which the step to clean data is an ordinary step; None for
+            polynomials in lambda, in which that step is infinite and falls to order 1.
+        corrected: evaluations also correct the step that led to them, at no cost (UniC, Zhao et al. 2023).
+        halves: weigh two evaluations as the midpoint rule does, which is DPM-Solver++(2M) and UniPC (bh2) of order 2,
+            instead of integrating their polynomial.
+        lower_final: the order falls to 1 over the last steps to clean data.
+    """
+    alpha, sigma = path.alpha(times), path.sigma(times)
+    if to_data:
+        alpha, sigma = torch.cat([alpha, torch.ones(1).to(alpha)]), torch.cat([sigma, torch.zeros(1).to(sigma)])
+    half_log_snr = alpha.log() - sigma.log()
+    place = half_log_snr if bound is None else torch.sigmoid(-half_log_snr - math.log(bound))
+    h, n = half_log_snr.diff(), len(alpha) - 1
+    if slope is None:
+        scale, factor = sigma[1:] / sigma[:-1], alpha[1:]
+        points, measure = _denoised_measure(half_log_snr[:-1], half_log_snr[1:], 1 + eta**2)
+        if eta:
+            scale = scale * torch.exp(-(eta**2) * h)
+    else:
+        c = alpha + slope * sigma
+        scale, factor = c[1:] / c[:-1], c[1:]
+        points, measure = _slope_measure(half_log_snr, sigma / c, slope)
+    noise = sigma[1:] * (-torch.expm1(-2 * eta**2 * h)).sqrt() if eta else torch.zeros_like(h)
+    if bound is not None:
+        points = torch.sigmoid(-points - math.log(bound))
+
+    # number of evaluations in each step's polynomial
+    step = torch.arange(n)
+    size = (step + 1).clamp_max(order)
+    if lower_final and to_data:
+        size = torch.minimum(size, n - step)
+    if bound is None:
+        size = size - (torch.isinf(place[0]) & (size > step) & (step > 0)).long()
+        size[torch.isinf(h)] = 1
+
+    def weights(of, nodes):
+        """W_j of these steps, for polynomials through these evaluations (a row of indices for each)."""
+        return factor[of, None] * _integrate(measure[of], points[of], place[nodes])
+
+    # what each step makes of q, newest evaluation first, and what the evaluation at its end adds to that
+    made, added = torch.zeros(n, order + 1).to(alpha), torch.zeros(n, order + 1).to(alpha)
+    for k in range(1, order + 1):
+        of = step[size == k]
+        past = of[:, None] - torch.arange(k)
+        made[of, :k] = weights(of, past)
+        if halves and k == 2:
+            ahead = made[of, :2].sum(1) * h[of] / h[of - 1] / 2
+            made[of, :2] = torch.stack([made[of, :2].sum(1) + ahead, -ahead], dim=1)
+        if corrected:
+            # the last step's end is not evaluated, and no polynomial in lambda passes through lambda = -inf
+            of = of[(of < n - 1) & (torch.isfinite(place[of - k + 1]))]
+            new = weights(of, of[:, None] + 1 - torch.arange(k + 1))
+            if halves and k == 1:
+                new = new.sum(1, keepdim=True).expand(-1, 2) / 2
+            added[of, : k + 1] = new
+            added[of, 1 : k + 1] -= made[of, :k]
+    made[1:] += scale[1:, None] * added[:-1]
+
+    # evaluations before the first have no weight
+    evaluation = (step[:, None] - torch.arange(order + 1)).clamp_min(0)
+    if slope is None:
+        samples, denoised = torch.zeros(n, 1).to(made), made
+    else:
+        samples, denoised = made / sigma[evaluation], -made * c[evaluation] / sigma[evaluation]
+    samples[:, 0] += scale
+    rows = zip(times.tolist(), samples.tolist(), denoised.tolist(), noise.tolist(), strict=False)
+    return [[LinearStage(time, tuple(x), tuple(x0), std)] for time, x, x0, std in rows]
+
+
+def _gauss_legendre(n):
+    """Nodes and weights on [0, 1] (Golub & Welsch 1969)."""
+    k = torch.arange(1, n, dtype=torch.float64)
+    off_diagonal = torch.diag(k / (4 * k**2 - 1).sqrt(), 1)
+    nodes, vectors = torch.linalg.eigh(off_diagonal + off_diagonal.T)
+    return (nodes + 1) / 2, vectors[0] ** 2
+
+
+NODES, WEIGHTS = _gauss_legendre(64)
+
+
+def _denoised_measure(begin, end, rho):
+    """Points lambda (n, 64) and weights of the integrals of rho e^(-rho (end - lambda)) from begin to end."""
+    h = (end - begin)[:, None]
+    inside = end[:, None] - h * NODES
+    measure = h * WEIGHTS * rho * torch.exp(-rho * h * NODES)
+    # in v = e^(-rho (end - lambda)) where an end is infinite
+    v_begin = torch.exp(-rho * h)
+    v = v_begin + (1 - v_begin) * NODES
+    finite = torch.isfinite(h)
+    points = torch.where(finite, inside, end[:, None] + v.log() / rho)
+    return points, torch.where(finite, measure, (1 - v_begin) * WEIGHTS)
+
+
+def _slope_measure(half_log_snr, u, slope):
+    """Points lambda (n, 64) and weights of the integrals over u between neighbouring levels."""
+    h, du = half_log_snr.diff()[:, None], u.diff()[:, None]
+    inside = half_log_snr[:-1, None] + h * NODES
+    kappa = torch.exp(-inside)
+    measure = -h * WEIGHTS * kappa / (1 + slope * kappa) ** 2
+    # in u where an end is infinite
+    u = u[:-1, None] + du * NODES
+    finite = torch.isfinite(h)
+    points = torch.where(finite, inside, (1 - slope * u).log() - u.log())
+    return points, torch.where(finite, measure, du * WEIGHTS)
+
+
+def _integrate(measure, points, places):
+    """Integrals (n, k) of the Lagrange polynomials through places (n, k), by points and measure (n, 64)."""
+    k = places.shape[1]
+    integrals = []
+    for j in range(k):
+        polynomial = torch.ones_like(points)
+        for other in range(k):
+            if other != j:
+                gap = places[:, j, None] - places[:, other, None]
+                polynomial = polynomial * (points - places[:, other, None]) / gap
+        integrals.append((measure * polynomial).sum(1))
+    return torch.stack(integrals, dim=1)
+
+
+# --- predictors -------------------------------------------------------------------------------------------------------
 
 
 class Predictor(NamedTuple):
-    """A row of PREDICTORS: the function, its order of convergence (None for the stochastic ones, whose mean and
-    covariance converge), network evaluations per time step, and for a solver whose noise can be chosen the eta that it
-    uses unless told otherwise and the largest one allowed."""
+    """A row of PREDICTORS.
 
-    stages: Callable
+    stages: the function, of one of the two kinds.
+    order: of convergence; None for the stochastic ones, whose mean and covariance converge.
+    evaluations: of the network, per time step.
+    eta, max_eta: where the noise can be chosen, the one used unless told otherwise and the largest one allowed.
+    multistep: the kind of the function.
+    ode: a single-step solver that knows no noise itself: eta and churn are added around it.
+    """
+
+    stages: Callable | None
     order: int | None
-    evaluations: int
+    evaluations: int = 1
     eta: float | None = None
     max_eta: float | None = None
+    multistep: bool = False
+    ode: bool = False
+
+
+def _multistep(order, **options):
+    takes_eta = options.get("slope") is None
+    return Predictor(
+        partial(multistep, order=order, **options),
+        order + options.get("corrected", False),
+        eta=0.0 if takes_eta else None,
+        max_eta=math.inf if takes_eta else None,
+        multistep=True,
+    )
+
+
+def _ode(stages, order, evaluations):
+    return Predictor(stages, order, evaluations, eta=0.0, max_eta=1.0, ode=True)
 
 
 PREDICTORS = {
-    "euler": Predictor(euler, 1, 1),
-    "heun": Predictor(heun, 2, 2),
-    "dpmpp_2m": Predictor(dpmpp_2m, 2, 1),
-    "ddim": Predictor(ddim, 1, 1, eta=0.0, max_eta=1.0),
-    "ancestral": Predictor(ancestral, None, 1),
-    "euler_maruyama": Predictor(euler_maruyama, None, 1, eta=1.0, max_eta=math.inf),
-    "reverse_diffusion": Predictor(reverse_diffusion, None, 1),
+    "euler": Predictor(euler, 1, ode=True),
+    "heun": _ode(partial(runge_kutta, tableau=HEUN), 2, 2),
+    "rk4": _ode(partial(runge_kutta, tableau=RK4), 4, 4),
+    "ddim": Predictor(ddim, 1, eta=0.0, max_eta=1.0),
+    "dpmpp_2m": _multistep(2, halves=True),
+    "dpmpp_3m": _multistep(3),
+    "dpmpp_2s": _ode(partial(dpmpp_single, order=2), 2, 2),
+    "dpmpp_3s": _ode(partial(dpmpp_single, order=3), 3, 3),
+    "unipc_1": _multistep(1, corrected=True, halves=True, lower_final=True),
+    "unipc_2": _multistep(2, corrected=True, halves=True, lower_final=True),
+    "unipc_3": _multistep(3, corrected=True, halves=True, lower_final=True),
+    "deis_1": _multistep(1, slope=0.0),
+    "deis_2": _multistep(2, slope=0.0),
+    "deis_3": _multistep(3, slope=0.0),
+    "dpmpp_3b": _multistep(3, bound=2.7),
+    "adams_2": _multistep(2, slope=1.0, bound=1.0, corrected=True),
+    "adams_3": _multistep(3, slope=1.0, bound=1.0, corrected=True),
+    "adams_4": _multistep(4, slope=1.0, bound=1.0, corrected=True),
+    "ancestral": Predictor(ancestral, None),
+    "euler_maruyama": Predictor(euler_maruyama, None, eta=1.0, max_eta=math.inf),
+    "reverse_diffusion": Predictor(reverse_diffusion, None),
+    "none": Predictor(None, None, evaluations=0),
 }
+
+
+class Rule(NamedTuple):
+    """What predictor "auto" stands for from a number of steps on: a key of PREDICTORS and its logistic grid."""
+
+    steps: int
+    predictor: str
+    center: float
+    width: float
+    tail: float
+
+
+# Chosen for the least error (median, and root mean square at half the weight) over mixtures of 64 dimensions on the
+# discrete_vp, ve and linear paths; benchmarks/README.md has the errors on other data, beside those of diffusers.
+AUTOMATIC = [
+    Rule(1, "dpmpp_3b", 0.6, 1.55, 1.35),
+    Rule(8, "adams_2", 0.2, 1.05, 0.6),
+    Rule(10, "adams_3", 0.45, 1.08, 0.45),
+    Rule(15, "adams_4", 0.4, 1.2, 0.5),
+]
+
+
+def automatic(n):
+    """The rule of AUTOMATIC for n steps."""
+    return max(rule for rule in AUTOMATIC if rule.steps <= n)
 
 
 # --- correctors -------------------------------------------------------------------------------------------------------
@@ -202,7 +451,7 @@ def langevin(path, times, snr):
 def annealed_langevin(path, times, snr):
     """Annealed Langevin dynamics (Song & Ermon 2019): the step size 2 (snr sigma)^2 follows the noise level."""
     kept, rows = 1 - 2 * snr**2, _rows(times, 2 * snr**2 * path.alpha(times), 2 * snr * path.sigma(times))
-    return [LinearStage(t, kept, (denoised,), noise=noise, corrects=True) for t, denoised, noise in rows]
+    return [LinearStage(t, (kept,), (denoised,), noise, corrects=True) for t, denoised, noise in rows]
 
 
 CORRECTORS = {"langevin": langevin, "annealed_langevin": annealed_langevin}
@@ -211,27 +460,101 @@ CORRECTORS = {"langevin": langevin, "annealed_langevin": annealed_langevin}
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
-def plan(path, times, predictor, *, denoise_final, eta=None, corrector=None, corrector_steps=1, corrector_snr=0.16):
+class Churn(NamedTuple):
+    """The noise that Karras et al. 2022 (algorithm 2) add before a step, in the noise levels kappa of x / alpha.
+
+    Of N steps, those that begin between s_tmin and s_tmax begin at kappa (1 + min(s_churn / N, sqrt(2) - 1)) instead;
+    the noise that leads there is s_noise times as large as it should be.
+    """
+
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+    s_noise: float = 1.0
+
+
+def _raised(path, times, churn, steps):
+    """The times at which the steps begin with churn. The first step begins where the trajectory does."""
+    half_log_snr = path.half_log_snr(times)
+    kappa = torch.exp(-half_log_snr)
+    inside = (churn.s_tmin <= kappa) & (kappa <= churn.s_tmax) & (torch.arange(len(times)) > 0)
+    gamma = min(churn.s_churn / steps, math.sqrt(2) - 1)
+    return torch.where(inside, path.t_from_half_log_snr(half_log_snr - math.log1p(gamma)), times).clamp_max(times[0])
+
+
+def _single_steps(row, path, times, eta, churn, to_data):
+    """The steps of a single-step predictor along the times, with the noise that is added around an ODE solver."""
+    t, s = times, times[1:]
+    if churn is not None and churn.s_churn > 0:
+        t = _raised(path, times, churn, len(times) if to_data else len(times) - 1)
+        if not to_data:
+            t[-1] = times[-1]
+    reached, target, loudness = s, t[1:], churn.s_noise if churn is not None else 1.0
+    if row.ode and eta:
+        # down to a level from which noise of the posterior's standard deviation leads to s (k-diffusion's ancestral)
+        *_, std = path.posterior(t[:-1], s, eta)
+        level = -((path.sigma(s) ** 2 - std**2) / path.alpha(s) ** 2).log() / 2
+        reached, target = torch.where(std > 0, path.t_from_half_log_snr(level), s).clamp_min(times[-1]), s
+    steps = row.stages(path, t[:-1], reached, 0.0 if row.ode else eta)
+    if row.ode:
+        scale, std = path.transition(reached, target)
+        for step, factor, noise in zip(steps, scale.tolist(), (std * loudness).tolist(), strict=True):
+            last = step[-1]
+            if noise:
+                samples, denoised = (tuple(factor * each for each in part) for part in (last.samples, last.denoised))
+                step[-1] = replace(last, samples=samples, denoised=denoised, noise=noise)
+    if to_data:
+        steps.append([LinearStage(float(t[-1]), (0.0,), (1.0,))])
+    return steps
+
+
+def plan(
+    path,
+    times,
+    predictor,
+    *,
+    to_data,
+    eta=None,
+    churn=None,
+    variance="fixed_small",
+    corrector=None,
+    corrector_steps=1,
+    corrector_snr=0.16,
+    corrector_position="after",
+):
     """The stages that carry a sample along `times`, a list with one entry per network evaluation.
 
     Args:
         times: falling times, a float64 tensor; the network is evaluated at each but the last one reached.
-        predictor: a key of PREDICTORS, with its noise `eta` or None for its own default.
-        denoise_final: the evaluation at the last of the times returns the denoised sample (the mean of x0). Otherwise
-            the trajectory stops at the last of the times, with its noise in it.
-        corrector: a key of CORRECTORS or None; `corrector_steps` of it follow each predictor step.
+        predictor: a key of PREDICTORS.
+        to_data: a last step leads from the last of the times to clean data. Otherwise the trajectory stops at the last
+            of the times, with its noise in it.
+        eta: amount of the predictor's noise, None for its own default.
+        churn: a `Churn` around a deterministic single-step predictor, or None.
+        variance: of the noise of ancestral sampling, see `ancestral`.
+        corrector: a key of CORRECTORS or None; `corrector_steps` of it follow each predictor step but the one to clean
+            data (corrector_position "after"), or come before each step ("before").
 
     Raises ValueError when a coefficient is not finite, which happens where the predictor divides by alpha(1) = 0.
     """
     row = PREDICTORS[predictor]
-    eta = row.eta if eta is None else eta
-    steps = row.stages(path, times, eta)
+    eta = (row.eta or 0.0) if eta is None else eta
+    if predictor == "none":
+        steps = [[] for _ in times[1:]]
+        if to_data:
+            steps.append([LinearStage(float(times[-1]), (0.0,), (1.0,))])
+    elif row.multistep:
+        steps = row.stages(path, times, eta, to_data)
+    else:
+        if predictor == "ancestral":
+            row = row._replace(stages=partial(ancestral, variance=variance))
+        steps = _single_steps(row, path, times, eta, churn, to_data)
     if corrector is not None:
-        corrections = CORRECTORS[corrector](path, times[1:], corrector_snr)
-        steps = [step + [correction] * corrector_steps for step, correction in zip(steps, corrections, strict=True)]
+        before = corrector_position == "before"
+        corrections = CORRECTORS[corrector](path, times if before else times[1:], corrector_snr)
+        for step, correction in zip(steps, corrections, strict=False):
+            step[0 if before else len(step) : 0 if before else len(step)] = [correction] * corrector_steps
     stages = [stage for step in steps for stage in step]
-    if denoise_final:
-        stages.append(LinearStage(float(times[-1]), sample=0.0, denoised=(1.0,)))
     for stage in stages:
         if not all(map(math.isfinite, stage.coefficients)):
             raise ValueError(
