@@ -1,14 +1,31 @@
 """Unconditional and class-conditional image generation, in pixels or in the latent space of an autoencoder."""
 
 import inspect
+from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
+from .adaptive import probability_flow, reverse_sde
 from .bundling import BundleMixin
 from .latents import denormalize_latents
+
+
+@dataclass
+class ScoreSDEPipelineOutput(ImagePipelineOutput):
+    """Output of `ScoreSDEPipeline`.
+
+    images: a list of PIL images, an array or a tensor, as asked for by output_type.
+    nfe: number of network evaluations that every sample took (with guidance, of two samples each).
+    """
+
+    nfe: int | None = None
+
+
+# solver, rtol and atol of every adaptive_solver
+ADAPTIVE = {"ode": (probability_flow, 1e-3, 1e-3), "sde": (reverse_sde, 0.02, 2 / 256)}
 
 
 class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
@@ -80,6 +97,91 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             ids.append(int(label))
         return ids
 
+    def sample_shape(self, batch_size):
+        """Shape (batch, channels, height, width) of what the network generates."""
+        config = self.denoiser.config
+        size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
+        return (batch_size, config.in_channels, *size)
+
+    def guided_network(self, batch_size, class_labels=None, guidance_scale=1.0):
+        """The network with classes and guidance applied: f(input (B, C, H, W), timesteps (B,)) -> output, float32.
+
+        Args:
+            class_labels: one number per sample, or None for no class.
+        """
+        network, device = self.denoiser, self._execution_device
+        guided, labels = guidance_scale != 1, None
+        if class_labels is not None:
+            labels = torch.tensor(class_labels + [self.null_label] * (batch_size if guided else 0), device=device)
+        elif self.null_label is not None:
+            labels = torch.full((batch_size,), self.null_label, device=device)
+
+        def predict(model_input, timesteps):
+            model_input = model_input.to(network.dtype)
+            if guided:
+                model_input, timesteps = torch.cat([model_input] * 2), torch.cat([timesteps] * 2)
+            output = network(model_input, timesteps, class_labels=labels).sample.float()
+            if guided:
+                conditional, unconditional = output.chunk(2)
+                output = unconditional + guidance_scale * (conditional - unconditional)
+            return output
+
+        return predict
+
+    def prepare_trajectories(self, num_samples, class_labels=None, guidance_scale=1.0, generator=None, noise=None):
+        """(network, noise) for `ScoreSDEScheduler.calibrate`: the guided network of these classes, by default all in
+        turn, and noise (num_samples, C, H, W) for it."""
+        if noise is None:
+            noise = randn_tensor(self.sample_shape(num_samples), generator=generator, device=self._execution_device)
+        if class_labels is None and self.num_classes is not None:
+            class_labels = [i % self.num_classes for i in range(len(noise))]
+        elif class_labels is not None:
+            class_labels = self.label_ids(class_labels)
+        if class_labels is not None and len(class_labels) != len(noise):
+            raise ValueError(f"{len(class_labels)} class_labels were given for {len(noise)} samples")
+        self.check_inputs(len(noise), class_labels, guidance_scale, generator, "latent", [])
+        return self.guided_network(len(noise), class_labels, guidance_scale), noise.to(self._execution_device)
+
+    def check_adaptive(self, rtol, atol, adaptive_solver):
+        """Raise ValueError for what an adaptive solver can't do."""
+        if adaptive_solver not in ADAPTIVE:
+            raise ValueError(f"adaptive_solver {adaptive_solver!r} is unknown; choose one of {', '.join(ADAPTIVE)}")
+        if not hasattr(self.scheduler, "denoiser"):
+            raise ValueError(
+                f"num_inference_steps=None needs a ScoreSDEScheduler, not a {type(self.scheduler).__name__}: "
+                f"pipe.scheduler = ScoreSDEScheduler.from_config(pipe.scheduler.config)"
+            )
+        if any(each is not None and each <= 0 for each in (rtol, atol)):
+            raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
+
+    def sample_adaptively(self, network, x, rtol, atol, adaptive_solver, generator):
+        """The sample that an adaptive solver reaches from noise x, and the number of network evaluations."""
+        scheduler, nfe = self.scheduler, 0
+        bar = self.progress_bar(total=1.0)
+        t_max, t_min = (torch.as_tensor(t, dtype=torch.float64) for t in (scheduler.t_max, scheduler.t_min))
+
+        def count(model_input, timesteps):
+            nonlocal nfe
+            nfe += 1
+            return network(model_input, timesteps)
+
+        network_at = scheduler.denoiser(count)
+
+        def denoise(x, t):
+            # the share of the time that the slowest sample has come
+            bar.n = max(bar.n, round(float((t_max - t.max()) / (t_max - t_min)), 3))
+            bar.refresh()
+            return network_at(x, t)
+
+        solve, default_rtol, default_atol = ADAPTIVE[adaptive_solver]
+        rtol, atol = (default_rtol if rtol is None else rtol), (default_atol if atol is None else atol)
+        arguments = {"generator": generator} if adaptive_solver == "sde" else {}
+        x = solve(scheduler.path, denoise, x, t_max, t_min, rtol, atol, **arguments)
+        if scheduler.config.denoise_final:
+            x = denoise(x, t_min)
+        bar.close()
+        return x, nfe
+
     def check_inputs(self, batch_size, class_labels, guidance_scale, generator, output_type, callback_inputs):
         """Raise ValueError for arguments that contradict the model or each other, before any work."""
         if output_type not in ("pil", "np", "pt", "latent"):
@@ -119,6 +221,9 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end=None,
         callback_on_step_end_tensor_inputs: list[str] = ("latents",),
+        rtol: float | None = None,
+        atol: float | None = None,
+        adaptive_solver: str = "ode",
     ):
         """Generate images.
 
@@ -128,16 +233,21 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             guidance_scale: classifier-free guidance (Ho & Salimans 2022), on every channel: 1 is none, larger values
                 follow the class more closely at the cost of variety.
             num_inference_steps: time steps; the number of network evaluations is `scheduler.nfe` with our scheduler.
+                None leaves the steps to an adaptive solver, which needs our scheduler and takes only the path and the
+                final denoising from it.
             generator: source of all noise; with a list of one per image, an image depends on its own seed only.
             latents: the standard normal noise to start from, (batch, channels, height, width), instead of drawing it.
             output_type: pil; np: float (batch, height, width, channels) in [0, 1]; pt: float (batch, channels, height,
                 width) in [0, 1]; latent: what the network generates, undecoded.
             return_dict: return an `ImagePipelineOutput` instead of the tuple (images,).
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": ...}) after every network
-                evaluation; a dict that it returns may replace "latents".
+                evaluation; a dict that it returns may replace "latents". Adaptive solvers don't call it.
+            rtol, atol: tolerances of the adaptive solver; by default both 1e-3 for "ode", 0.02 and 2 / 256 for "sde".
+            adaptive_solver: "ode", Dormand-Prince 5(4) on the probability-flow ODE (needs torchdiffeq), or "sde", the
+                adaptive solver of the reverse SDE of Jolicoeur-Martineau et al. 2021.
 
         Returns:
-            `.images`.
+            `.images` and `.nfe`.
 
         Raises ValueError for arguments that don't fit the model, before any work.
         """
@@ -154,45 +264,42 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         self.check_inputs(
             batch_size, class_labels, guidance_scale, generator, output_type, callback_on_step_end_tensor_inputs
         )
+        if num_inference_steps is None:
+            self.check_adaptive(rtol, atol, adaptive_solver)
+        elif rtol is not None or atol is not None:
+            raise ValueError(
+                f"rtol={rtol}, atol={atol} are for adaptive solvers: pass num_inference_steps=None with them"
+            )
 
-        network, device = self.denoiser, self._execution_device
-        size = network.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (batch_size, network.config.in_channels, height, width)
+        device, shape = self._execution_device, self.sample_shape(batch_size)
         if latents is None:
             # half precision is for the network only
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}")
         latents = latents.to(device) * self.scheduler.init_noise_sigma
+        network = self.guided_network(batch_size, labels, guidance_scale)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        guided = guidance_scale != 1
-        if labels is not None:
-            labels = torch.tensor(labels + [self.null_label] * (batch_size if guided else 0), device=device)
-        elif self.null_label is not None:
-            labels = torch.full((batch_size,), self.null_label, device=device)
-
-        step_kwargs = {}
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
-            step_kwargs["generator"] = generator
-        # stock schedulers either use a learned variance or cannot take its channels
-        takes_variance = "learned" in str(self.scheduler.config.get("variance_type"))
-        for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            model_input = self.scheduler.scale_model_input(latents, timestep).to(network.dtype)
-            if guided:
-                model_input = torch.cat([model_input, model_input])
-            output = network(model_input, timestep.expand(len(model_input)), class_labels=labels).sample
-            if guided:
-                conditional, unconditional = output.chunk(2)
-                output = unconditional + guidance_scale * (conditional - unconditional)
-            if not takes_variance:
-                output = output[:, : latents.shape[1]]
-            latents = self.scheduler.step(output, timestep, latents, **step_kwargs).prev_sample
-            if callback_on_step_end is not None:
-                values = {"latents": latents}
-                tensors = {name: values[name] for name in callback_on_step_end_tensor_inputs}
-                latents = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
+        if num_inference_steps is None:
+            latents, nfe = self.sample_adaptively(network, latents, rtol, atol, adaptive_solver, generator)
+        else:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            nfe = len(self.scheduler.timesteps)
+            step_kwargs = {}
+            if "generator" in inspect.signature(self.scheduler.step).parameters:
+                step_kwargs["generator"] = generator
+            # stock schedulers either use a learned variance or cannot take its channels
+            takes_variance = "learned" in str(self.scheduler.config.get("variance_type"))
+            for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+                model_input = self.scheduler.scale_model_input(latents, timestep)
+                output = network(model_input, timestep.expand(batch_size))
+                if not takes_variance:
+                    output = output[:, : shape[1]]
+                latents = self.scheduler.step(output, timestep, latents, **step_kwargs).prev_sample
+                if callback_on_step_end is not None:
+                    values = {"latents": latents}
+                    tensors = {name: values[name] for name in callback_on_step_end_tensor_inputs}
+                    latents = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
 
         images = latents
         if output_type != "latent":
@@ -200,4 +307,4 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
                 images = self.vae.decode(denormalize_latents(latents, self.vae.config).to(self.vae.dtype)).sample
             images = self.image_processor.postprocess(images.float(), output_type=output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return ScoreSDEPipelineOutput(images=images, nfe=nfe) if return_dict else (images,)

@@ -17,14 +17,16 @@ TRAINING = {path.stem for path in (ROOT / "training").glob("*.py")}
 ALLOWED = {
     "src/score_sde/paths.py": {"torch"},
     "src/score_sde/solvers.py": {"torch", ".paths"},
-    "src/score_sde/scheduling_score_sde.py": FIELD | {".paths", ".solvers"},
+    "src/score_sde/calibration.py": {"torch", ".solvers"},
+    "src/score_sde/scheduling_score_sde.py": FIELD | {".paths", ".solvers", ".calibration"},
     "src/score_sde/transformer_score_dit.py": FIELD,
     "src/score_sde/unet_score.py": FIELD,
     "src/score_sde/losses.py": {"torch", ".paths"},
     "src/score_sde/hub.py": {".pipelines", ".model_card"},
     "src/score_sde/model_card.py": {"huggingface_hub", ".__version__"},
     "src/score_sde/__init__.py": set(),
-    "pipelines/*.py": FIELD | {"huggingface_hub", ".bundling", ".latents", ".pipeline_score_sde"},
+    "pipelines/*.py": FIELD
+    | {"huggingface_hub", "torchdiffeq", ".adaptive", ".bundling", ".latents", ".pipeline_score_sde"},
     "model_cards/*.py": set(),
     "training/*.py": FIELD
     | {"accelerate", "datasets", "huggingface_hub", "numpy", "PIL", "safetensors", "score_sde", "tqdm"}

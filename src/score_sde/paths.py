@@ -135,15 +135,31 @@ class Path:
         c_x = self.sigma(s) / self.sigma(t) * (1 - eta**2 * gain).clamp_min(0).sqrt()
         return c_x, self.alpha(s) - c_x * self.alpha(t), eta * self.sigma(s) * gain.sqrt()
 
-    def straight_coordinates(self, t):
-        """(c, u) of the coordinates (9) in which the ODE's solution for a constant denoised sample is straight."""
+    def reverse_coefficients(self, t, eta=0.0):
+        """(of_x, of_x0) of the reverse drift dx/dt = of_x x + of_x0 x0 of Eq. (8), with noise eta g."""
+        of_x = self.sigma_prime(t) / self.sigma(t)
+        if eta:
+            # -score = x / sigma^2 - alpha / sigma^2 x0
+            of_x = of_x + eta**2 * self.diffusion(t) ** 2 / (2 * self.sigma(t) ** 2)
+        return of_x, self.alpha_prime(t) - of_x * self.alpha(t)
+
+    def reverse_drift(self, x, denoised, t, eta=0.0):
+        """dx/dt of Eq. (8) without its noise, given the denoised sample: the velocity of the ODE for eta = 0, the drift
+        of the reverse SDE for 1; t of shape () or (B,)."""
+        of_x, of_x0 = self.reverse_coefficients(t, eta)
+        return expand_to(of_x, x) * x + expand_to(of_x0, x) * denoised
+
+    def straight_coordinates(self, t, slope=None):
+        """(c, u) of the coordinates (9) in which the ODE's solution for a constant denoised sample is straight; `slope`
+        is their k, None for the path's own."""
         sigma = self.sigma(t)
-        c = self.alpha(t) + self.straight * sigma
+        c = self.alpha(t) + (self.straight if slope is None else slope) * sigma
         return c, sigma / c
 
-    def t_from_straight(self, u):
+    def t_from_straight(self, u, slope=None):
         """The time at which the coordinate u of (9) has this value."""
-        return self.t_from_half_log_snr((1 - self.straight * u).log() - u.log())
+        slope = self.straight if slope is None else slope
+        return self.t_from_half_log_snr((1 - slope * u).log() - u.log())
 
     def _variance_gain(self, s, t):
         """1 - exp(2 (lambda_t - lambda_s)), in [0, 1]: the share of sigma_t^2 that was added between s and t."""

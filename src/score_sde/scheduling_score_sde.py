@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
+from .calibration import Fit
 from .paths import (
     EDMSDE,
     PREDICTIONS,
@@ -30,7 +31,7 @@ from .paths import (
     prediction,
     time_grid,
 )
-from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Churn, Memory, automatic, plan
+from .solvers import AUTOMATIC, CORRECTORS, PREDICTORS, VARIANCES, Churn, Memory, automatic, plan
 
 
 SDE_TYPES = {
@@ -179,6 +180,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if corrector_snr <= 0 or sigma_data <= 0 or rho <= 0:
             raise ValueError(f"corrector_snr {corrector_snr}, sigma_data {sigma_data} and rho {rho} must be positive")
         self._check_noise()
+        self._check_calibration()
 
         self.path = self._build_path()
         self.t_min = self.path.t_min if t_min is None else t_min
@@ -230,6 +232,15 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"s_churn {s_churn} goes with neither eta nor a corrector: leave out one of them")
         if predictor == "none" and self.config.corrector is None:
             raise ValueError(f"predictor 'none' needs a corrector; choose one of {', '.join(CORRECTORS)}")
+
+    def _check_calibration(self):
+        """Raise ValueError unless `calibration` holds what `calibrate` writes."""
+        for n, entry in (self.config.calibration or {}).items():
+            predictor, times = entry
+            check_choice(f"predictor of calibration {n!r}", predictor, PREDICTORS)
+            falls = all(a > b for a, b in zip(times, times[1:], strict=False))
+            if str(len(times)) != n or not falls or not 0 < times[-1] <= times[0] <= 1:
+                raise ValueError(f"calibration {n!r} must hold as many times, falling strictly from at most 1: {times}")
 
     def _build_path(self):
         build = SDE_TYPES[self.config.sde_type]
@@ -297,6 +308,22 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         t = self.path_time(timesteps)
         return expand_to(self.path.alpha(t), sample) * noise - expand_to(self.path.sigma(t), sample) * sample
 
+    def denoiser(self, network):
+        """The network as a function f(x, t) -> denoised samples (clipped or thresholded where configured), for samples
+        x (B, C, ...) and path times t: one number, or one per sample.
+
+        Args:
+            network: f(input, timesteps (B,)) -> output (B, C, ...), or (B, 2 C, ...) with a learned variance.
+        """
+
+        def denoise(x, t):
+            t = torch.as_tensor(t, device=x.device)
+            row = prediction(self.path, self.config.prediction_type, t, self.config.sigma_data)
+            output = network(expand_to(row.input_scale, x) * x, self.timestep(t).expand(len(x)))
+            return self._limit(expand_to(row.a, x) * x + expand_to(row.b, x) * output[:, : x.shape[1]])
+
+        return denoise
+
     # --- sampling -------------------------------------------------------------------------------------------------
 
     @property
@@ -339,13 +366,17 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("pass either num_inference_steps or timesteps or sigmas")
         if num_inference_steps is None:
             times = self._explicit_times(timesteps, sigmas)
+            predictor = self._solver(len(times))
         elif num_inference_steps < 1:
             raise ValueError(f"num_inference_steps {num_inference_steps} must be at least 1")
+        elif self.config.predictor == "auto" and str(num_inference_steps) in (self.config.calibration or {}):
+            predictor, times = self.config.calibration[str(num_inference_steps)]
+            times = torch.tensor(times, dtype=torch.float64)
         else:
-            times = self._grid(num_inference_steps, self.t_max)
+            times, predictor = self._grid(num_inference_steps, self.t_max), self._solver(num_inference_steps)
 
-        self._times = times
-        self._plan = self._build_plan(times, self._solver(len(times)))
+        self._times, self._predictor = times, predictor
+        self._plan = self._build_plan(times, predictor)
         evaluated = torch.tensor([stage.t_eval for stage in self._plan], dtype=torch.float64)
         row = prediction(self.path, self.config.prediction_type, evaluated, self.config.sigma_data)
         self._rows = list(zip(*(values.tolist() for values in row), strict=True))
@@ -413,6 +444,84 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             corrector_position=self.config.corrector_position,
         )
 
+    @torch.no_grad()
+    def calibrate(
+        self,
+        model,
+        nfe: int | list[int],
+        *,
+        noise=None,
+        num_samples: int = 16,
+        class_labels=None,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+        reference_steps: int = 100,
+        sweeps: int = 6,
+    ):
+        """Fit the times of `nfe` network evaluations to a model, for predictor "auto".
+
+        From a few samples of noise, the ends of trajectories of nfe steps are compared with those of reference_steps
+        steps. The predictor and then, one after another, the times are chosen for the smallest difference (geometric
+        mean and root mean square over the samples, at equal weight). The result goes into the config, as
+        `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the scheduler. It costs about
+        reference_steps + 15 sweeps nfe network evaluations of num_samples samples for every nfe.
+
+        Args:
+            model: a `ScoreSDEPipeline`; or a function f(input (B, C, ...), timesteps (B,)) -> output (B, C, ...), which
+                needs `noise`.
+            nfe: a number of evaluations of at least 2, or several.
+            noise: standard normal, (B, C, ...), instead of drawing num_samples of the model's size.
+            class_labels, guidance_scale: for the pipeline; by default its classes in turn. Guidance changes the
+                trajectories: calibrate with the scale that will be used.
+            generator: source of the noise that the pipeline draws.
+            sweeps: how often every time is tried.
+
+        Returns {nfe: (error before, error after)}, each the root of geometric mean times root mean square.
+
+        Raises ValueError for another predictor than "auto", with a corrector, or without a final denoising; and for a
+        model whose output is not finite.
+        """
+        numbers = [nfe] if isinstance(nfe, int) else list(nfe)
+        if self.config.predictor != "auto" or self.config.corrector or not self.config.denoise_final:
+            raise ValueError(
+                f"times are fitted for predictor 'auto' with denoise_final and without a corrector; this scheduler has "
+                f"predictor={self.config.predictor!r}, corrector={self.config.corrector!r}, "
+                f"denoise_final={self.config.denoise_final}"
+            )
+        if not numbers or min(numbers) < 2 or max(numbers) >= reference_steps:
+            raise ValueError(f"nfe {nfe} must be at least 2 and less than reference_steps {reference_steps}")
+        if hasattr(model, "guided_network"):
+            network, noise = model.prepare_trajectories(num_samples, class_labels, guidance_scale, generator, noise)
+        elif noise is None:
+            raise ValueError("a model that is no ScoreSDEPipeline needs noise: pass a (B, C, ...) tensor")
+        else:
+            network = model
+        x = noise.to(torch.promote_types(noise.dtype, torch.float32)) * self.init_noise_sigma
+        denoise = self.denoiser(network)
+
+        stages = self._build_plan(self._grid(reference_steps, self.t_max), self._solver(reference_steps))
+        target, memory = x, Memory(stages)
+        for stage in logging.tqdm(stages, desc="reference"):
+            target = stage.update(target, denoise(target, stage.t_eval), memory, None)
+        if not torch.isfinite(target).all():
+            raise ValueError("the model's output is not finite on the reference trajectory")
+
+        fit = Fit(self.path, denoise, self._build_plan, x, target)
+        calibration, errors = dict(self.config.calibration or {}), {}
+        for n in numbers:
+            grid = self._grid(n, self.t_max)
+            before = fit.run(grid, self._solver(n))
+            predictors = dict.fromkeys(rule.predictor for rule in AUTOMATIC)
+            found = [(fit.run(grid, predictor), predictor) for predictor in predictors]
+            best, predictor = min(found, key=lambda each: each[0].score)
+            with logging.tqdm(total=sweeps * (n - 1), desc=f"{n} evaluations") as bar:
+                best = fit.improve(best, predictor, sweeps, bar.update)
+            if best.score < before.score:
+                calibration[str(n)] = [predictor, best.times.tolist()]
+            errors[n] = (math.exp(before.score), math.exp(min(best.score, before.score)))
+        self.register_to_config(calibration=calibration)
+        return errors
+
     def _require_plan(self):
         if self._plan is None:
             raise ValueError("no trajectory is planned: call scheduler.set_timesteps(num_inference_steps) first")
@@ -430,10 +539,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(
                     f"a trajectory cannot begin at entry {start}, inside a time step: pass a multiple of {self.order}"
                 )
-            predictor = self._solver(len(self._times))
-            if PREDICTORS[predictor].multistep:
+            if PREDICTORS[self._predictor].multistep:
                 # it has no past here: it begins again
-                self._plan[start:] = self._build_plan(self._times[first_step:], predictor)
+                self._plan[start:] = self._build_plan(self._times[first_step:], self._predictor)
         self._step_index = start
 
     def _position(self, timestep):
@@ -487,11 +595,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(dtype)
         a, b, _ = self._rows[self._step_index]
-        denoised = a * x + b * model_output.to(dtype)
-        if self.config.thresholding:
-            denoised = self._threshold(denoised)
-        elif self.config.clip_sample:
-            denoised = denoised.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        denoised = self._limit(a * x + b * model_output.to(dtype))
 
         def draw_noise():
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=dtype)
@@ -504,8 +608,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             return (prev_sample,)
         return ScoreSDESchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised.to(sample.dtype))
 
-    def _threshold(self, denoised):
-        """Dynamic thresholding (Saharia et al. 2022, section 2.3)."""
+    def _limit(self, denoised):
+        """Clip or threshold the denoised sample where configured."""
+        if self.config.clip_sample and not self.config.thresholding:
+            return denoised.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        if not self.config.thresholding:
+            return denoised
+        # dynamic thresholding (Saharia et al. 2022, section 2.3)
         magnitude = torch.quantile(denoised.flatten(1).abs(), self.config.dynamic_thresholding_ratio, dim=1)
         limit = expand_to(magnitude.clamp(1, self.config.sample_max_value), denoised)
         return torch.minimum(torch.maximum(denoised, -limit), limit) / limit
