@@ -109,7 +109,7 @@ def run_stock(sampler, path, denoise, noise, evaluations, **step_arguments):
     for i, timestep in enumerate(timesteps):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x, timestep)
-        if sampler.make is diffusers.DDIMScheduler:
+        if sampler.make in (diffusers.DDIMScheduler, diffusers.DDPMScheduler):
             level = math.sqrt(1 / float(scheduler.alphas_cumprod[timestep]) - 1)
         else:
             level = float(scheduler.sigmas[i])
