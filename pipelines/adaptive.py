@@ -51,45 +51,91 @@ def _worst(y, like):
     return rms(y.reshape(like.shape)).max() if y.numel() == like.numel() else y.abs().max()
 
 
+class BrownianSteps:
+    """Increments of Brownian motions, one per sample, over steps of each sample's own length.
+
+    The increment of a step that was rejected is not forgotten, which would favour some noise and bias the samples: the
+    shorter steps that follow are drawn given it (Rackauckas & Nie 2017, RSwM1).
+    """
+
+    def __init__(self, like):
+        self.lengths, self.increments = [], []
+        self.depth = torch.zeros(len(like), dtype=torch.long, device=like.device)
+
+    def draw(self, lengths, noise):
+        """(lengths, increments) of the next steps, from standard normal noise: the lengths asked for (B,), or less
+        where a part of a rejected step ends before."""
+        known_length, known = torch.full_like(lengths, torch.inf), torch.zeros_like(noise)
+        for k, (length, increment) in enumerate(zip(self.lengths, self.increments, strict=True)):
+            top = self.depth == k + 1
+            known_length = torch.where(top, length, known_length)
+            known = torch.where(_per_sample(top, noise), increment, known)
+        lengths = torch.minimum(lengths, known_length)
+        # Brownian bridge; without an end that is known, 1 - share is 1
+        share = lengths / known_length
+        drawn = _per_sample(share, noise) * known + _per_sample((lengths * (1 - share)).sqrt(), noise) * noise
+        rest = known_length - lengths
+        for k in range(len(self.lengths)):
+            top = self.depth == k + 1
+            self.lengths[k] = torch.where(top, rest, self.lengths[k])
+            self.increments[k] = torch.where(_per_sample(top, noise), known - drawn, self.increments[k])
+        self.depth = self.depth - ((self.depth > 0) & (rest <= 1e-12)).long()
+        return lengths, drawn
+
+    def reject(self, rejected, lengths, increments):
+        """Take back the steps of some samples: `rejected` (B,)."""
+        if bool((rejected & (self.depth == len(self.lengths))).any()):
+            self.lengths.append(torch.zeros_like(lengths))
+            self.increments.append(torch.zeros_like(increments))
+        for k in range(len(self.lengths)):
+            here = rejected & (self.depth == k)
+            self.lengths[k] = torch.where(here, lengths, self.lengths[k])
+            self.increments[k] = torch.where(_per_sample(here, increments), increments, self.increments[k])
+        self.depth = self.depth + rejected.long()
+
+
+def _per_sample(value, like):
+    """One value per sample (B,), to go with states (B, ...)."""
+    value = value if value.dtype == torch.bool else value.to(like.dtype)
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def reverse_sde(path, denoise, x, t, s, rtol, atol, generator=None, first_step=0.01, safety=0.9, power=0.9):
     """Follow the reverse SDE from time t to s by the adaptive solver of Jolicoeur-Martineau et al. 2021 (algorithm 1):
-    Euler-Maruyama against stochastic improved Euler, every sample with its own steps.
+    Euler-Maruyama against stochastic improved Euler, every sample with its own steps. Other than there, a rejected step
+    does not draw its noise anew, see `BrownianSteps`.
 
     Args:
         denoise: f(x, t) -> denoised samples, for one time per sample.
         x: samples at t, (B, ...).
         rtol, atol: of the difference between the two methods; the paper's are 0.02 and one grey level, 2 / 256.
 
-    Returns the samples at s.
+    Returns the samples at s. Raises FloatingPointError when the network's output is not finite.
     """
 
-    def expand(value):
-        return value.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-
-    def half_step(at, time, noise, size):
-        drift = path.reverse_drift(at, denoise(at, time), time, eta=1.0)
-        return expand(path.diffusion(time) * size.sqrt()) * noise - expand(size) * drift
+    def change(at, times, lengths, increments):
+        drift = path.reverse_drift(at, denoise(at, times), times, eta=1.0)
+        return _per_sample(path.diffusion(times), x) * increments - _per_sample(lengths, x) * drift
 
     times = torch.full((len(x),), float(t), dtype=torch.float64, device=x.device)
-    sizes = torch.full_like(times, first_step).clamp_max(float(t) - float(s))
-    before = x
-    while True:
-        active = times > s
-        if not active.any():
-            return x
-        noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    lengths = torch.full_like(times, first_step)
+    before, steps = x, BrownianSteps(x)
+    while bool((times > s).any()):
         # samples that have arrived stand still
-        sizes = torch.where(active, torch.minimum(sizes, times - s), 0.0)
-        euler = x + half_step(x, times, noise, sizes)
-        improved = (euler + x + half_step(euler, times - sizes, noise, sizes)) / 2
+        noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        lengths, increments = steps.draw(torch.minimum(lengths, times - s), noise)
+        euler = x + change(x, times, lengths, increments)
+        improved = (x + euler + change(euler, times - lengths, lengths, increments)) / 2
         tolerance = torch.maximum(torch.full_like(x, atol), rtol * torch.maximum(euler.abs(), before.abs()))
         error = rms((euler - improved) / tolerance).double()
         if not torch.isfinite(error).all():
-            raise FloatingPointError(f"the network returned a value that is not finite near t = {times.max():g}")
-        accepted = active & (error <= 1)
-        x = torch.where(expand(accepted).bool(), improved, x)
-        before = torch.where(expand(accepted).bool(), euler, before)
-        times = torch.where(accepted, times - sizes, times)
+            raise FloatingPointError(f"the network's output is not finite near t = {times.max():g}")
+        accepted = error <= 1
+        steps.reject(~accepted, lengths, increments)
+        x = torch.where(_per_sample(accepted, x), improved, x)
+        before = torch.where(_per_sample(accepted, x), euler, before)
+        times = torch.where(accepted, times - lengths, times)
         # what rounding leaves of the last step is none
         times = torch.where(times - s < 1e-9, torch.full_like(times, float(s)), times)
-        sizes = torch.where(active, safety * sizes * error.clamp_min(1e-9) ** -power, sizes)
+        lengths = safety * lengths.clamp_min(1e-9) * error.clamp_min(1e-6) ** -power
+    return x

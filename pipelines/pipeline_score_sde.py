@@ -128,6 +128,13 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
         return predict
 
+    def decode(self, latents):
+        """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a
+        model of pixels the same."""
+        if self.vae is not None:
+            latents = self.vae.decode(denormalize_latents(latents, self.vae.config).to(self.vae.dtype)).sample
+        return latents.float()
+
     def prepare_trajectories(self, num_samples, class_labels=None, guidance_scale=1.0, generator=None, noise=None):
         """(network, noise) for `ScoreSDEScheduler.calibrate`: the guided network of these classes, by default all in
         turn, and noise (num_samples, C, H, W) for it."""
@@ -303,8 +310,6 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
         images = latents
         if output_type != "latent":
-            if self.vae is not None:
-                images = self.vae.decode(denormalize_latents(latents, self.vae.config).to(self.vae.dtype)).sample
-            images = self.image_processor.postprocess(images.float(), output_type=output_type)
+            images = self.image_processor.postprocess(self.decode(latents), output_type=output_type)
         self.maybe_free_model_hooks()
         return ScoreSDEPipelineOutput(images=images, nfe=nfe) if return_dict else (images,)

@@ -32,11 +32,12 @@ class Fit:
         build: f(times, predictor) -> stages, deterministic, one per time.
         x: samples at the first time, (B, ...).
         target: where the exact trajectory leads from there, (B, ...).
+        t_min: the smallest time allowed.
     """
 
-    def __init__(self, path, denoise: Callable, build: Callable, x, target):
+    def __init__(self, path, denoise: Callable, build: Callable, x, target, t_min):
         self.path, self.denoise, self.build, self.x, self.target = path, denoise, build, x, target
-        self.evaluations = 0
+        self.t_min = t_min
 
     def run(self, times, predictor, known: Trajectory | None = None):
         """The trajectory along these times; what it shares with a known one is not evaluated again."""
@@ -55,7 +56,6 @@ class Fit:
             after.samples.extend(memory.samples)
             after.denoised.extend(memory.denoised)
             states.append((stage.update(x, self.denoise(x, stage.t_eval), after, None), after))
-            self.evaluations += 1
         return Trajectory(times, stages, states, self.error(states[-1][0]))
 
     def error(self, x):
@@ -78,7 +78,8 @@ class Fit:
                     moved[i] = moved[i] + direction * reach[i - 1]
                     times = best.times.clone()
                     times[i] = self.path.t_from_half_log_snr(moved[i])
-                    if not (times.diff() < 0).all() or not 0 < times[i] < 1:
+                    # times that coincide would make the solver's weights infinite
+                    if not (moved.diff() > 1e-2).all() or times[i] < self.t_min:
                         continue
                     tried = self.run(times, predictor, best)
                     if tried.score < best.score:

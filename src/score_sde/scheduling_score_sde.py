@@ -506,7 +506,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if not torch.isfinite(target).all():
             raise ValueError("the model's output is not finite on the reference trajectory")
 
-        fit = Fit(self.path, denoise, self._build_plan, x, target)
+        fit = Fit(self.path, denoise, self._build_plan, x, target, self.t_min)
         calibration, errors = dict(self.config.calibration or {}), {}
         for n in numbers:
             grid = self._grid(n, self.t_max)
