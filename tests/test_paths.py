@@ -298,7 +298,7 @@ def test_grids_fall_strictly(path, spacing, n):
     assert times[-1] > 0
     if spacing != "leading":
         assert times[0] == pytest.approx(path.t_max, abs=1e-3)
-    if spacing in ("linspace", "quadratic", "karras", "log_snr") and n > 1:
+    if spacing in ("linspace", "uniform", "quadratic", "karras", "log_snr", "beta") and n > 1:
         assert times[-1] == pytest.approx(path.t_min, rel=1e-6)
 
 
@@ -320,6 +320,38 @@ def test_karras_grid_is_the_published_one():
 def test_log_snr_grid_is_uniform_in_lambda():
     steps = VPSDE().half_log_snr(grid(VPSDE(), "log_snr", 12)).diff()
     assert close(steps, steps.mean().expand(11), 1e-8)
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0])
+def test_karras_grid_with_another_exponent_is_uniform_in_its_root(rho):
+    sigma = 80 * grid(EDMSDE(), "karras", 12, rho=rho)
+    steps = (sigma ** (1 / rho)).diff()
+    assert close(steps, steps.mean().expand(11), 1e-8)
+
+
+def test_beta_grid_has_the_quantiles_of_its_distribution():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    times = grid(VPSDE(), "beta", 25, t_min=1e-3, t_max=1.0)
+    share = torch.tensor(scipy_stats.beta.cdf(((times - 1e-3) / 0.999).clamp(0, 1).numpy(), 0.6, 0.6))
+    assert (share - torch.linspace(1, 0, 25, dtype=torch.float64)).abs().max() < 1e-4
+
+
+def test_uniform_grid_keeps_to_no_levels():
+    times = grid(PATHS["linear"], "uniform", 8, t_max=1.0)
+    assert close(times.diff(), times.diff().mean().expand(7), 1e-9)
+    assert ((times * 1000) % 1).max() > 0.1
+
+
+@every_path
+def test_logistic_grid_has_equal_shares_and_a_tail(path):
+    n, center, width, tail = 9, 0.3, 1.4, 0.6
+    times = grid(path, "logistic", n, t_min=1e-5, center=center, width=width, tail=tail)
+    share = torch.sigmoid((path.half_log_snr(times) - center) / width)
+    steps = share.diff()
+    assert close(steps, steps.mean().expand(n - 1), 1e-6)
+    # the rest, to clean data, unless the path ends before
+    rest = (1 - share[-1]) / steps.mean()
+    assert rest == pytest.approx(tail, rel=1e-4) or times[-1] == pytest.approx(1e-5, rel=1e-3)
 
 
 def test_too_many_steps_are_refused():

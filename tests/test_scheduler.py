@@ -10,9 +10,9 @@ from exact import GAUSSIAN
 from test_paths import SCHEDULES
 
 from score_sde import ScoreSDEScheduler
-from score_sde.paths import PREDICTIONS, TIME_GRIDS
+from score_sde.paths import PREDICTIONS, TIME_GRIDS, time_grid
 from score_sde.scheduling_score_sde import SDE_TYPES
-from score_sde.solvers import CORRECTORS, PREDICTORS
+from score_sde.solvers import CORRECTORS, PREDICTORS, automatic
 
 
 def network(x, timestep):
@@ -141,6 +141,75 @@ def test_euler_on_the_edm_path_is_edm():
     assert difference(run(stock, 18, x), run(ours, 18, x)) < 1e-2 * 1e-2 * 80
     # c_noise = log(sigma) / 4
     assert (stock.timesteps - ours.timesteps).abs().max() < 1e-5
+
+
+# --- the samplers of the original papers, written as there --------------------------------------------------------
+
+
+def test_ncsn_is_annealed_langevin_alone():
+    """Song & Ermon 2019, algorithm 1: alpha_i = epsilon sigma_i^2 / sigma_L^2, T steps at each of L levels; and the
+    final denoising of Jolicoeur-Martineau et al. 2020."""
+    levels, steps, epsilon, sigma_min = 10, 5, 2e-5, 0.01
+    scheduler = ScoreSDEScheduler(
+        sde_type="ve",
+        sigma_min=sigma_min,
+        sigma_max=1.0,
+        prediction_type="score",
+        predictor="none",
+        corrector="annealed_langevin",
+        corrector_steps=steps,
+        corrector_snr=epsilon**0.5 / (2 * sigma_min),
+        corrector_position="before",
+        timestep_spacing="log_snr",
+    )
+    x = noise(8, 4)
+    ours = run(scheduler, levels, x, torch.Generator().manual_seed(0), GAUSSIAN.network(scheduler))[-1]
+    assert scheduler.nfe == levels * steps + 1
+
+    def score(x, sigma):
+        return (GAUSSIAN.means - x) / (GAUSSIAN.variances + sigma**2)
+
+    generator = torch.Generator().manual_seed(0)
+    for sigma in torch.logspace(0, -2, levels, dtype=torch.float64):
+        alpha = epsilon * sigma**2 / sigma_min**2
+        for _ in range(steps):
+            z = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            x = x + alpha / 2 * score(x, sigma) + alpha.sqrt() * z
+    x = x + sigma_min**2 * score(x, sigma_min)
+    assert (ours - x).abs().max() < 1e-4
+
+
+def test_the_predictor_corrector_sampler_of_score_sde():
+    """Song et al. 2021, algorithm 2 with their settings for VE: reverse diffusion after one Langevin step, r = 0.16."""
+    n, snr = 30, 0.16
+    scheduler = ScoreSDEScheduler(
+        sde_type="ve",
+        prediction_type="score",
+        predictor="reverse_diffusion",
+        corrector="langevin",
+        corrector_snr=snr,
+        corrector_position="before",
+    )
+    x = scheduler.init_noise_sigma * noise(8, 4)
+    ours = run(scheduler, n, x, torch.Generator().manual_seed(0), GAUSSIAN.network(scheduler))[-1]
+    assert scheduler.nfe == 2 * n
+
+    def score(x, sigma):
+        return (GAUSSIAN.means - x) / (GAUSSIAN.variances + sigma**2)
+
+    generator = torch.Generator().manual_seed(0)
+    sigmas = 0.01 * 5000 ** torch.linspace(1, 1e-5, n, dtype=torch.float64)
+    for i, sigma in enumerate(sigmas):
+        z, gradient = torch.randn(x.shape, generator=generator, dtype=torch.float64), score(x, sigma)
+        step = 2 * (snr * z.norm(dim=1, keepdim=True) / gradient.norm(dim=1, keepdim=True)) ** 2
+        x = x + step * gradient + (2 * step).sqrt() * z
+        if i + 1 < n:
+            variance = sigma**2 - sigmas[i + 1] ** 2
+            z = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            x = x + variance * score(x, sigma) + variance.sqrt() * z
+    x = x + sigmas[-1] ** 2 * score(x, sigmas[-1])
+    # our networks receive float32 timesteps
+    assert (ours - x).abs().max() < 1e-3
 
 
 # --- configs ------------------------------------------------------------------------------------------------------
@@ -329,6 +398,37 @@ def test_image_to_image_begins_inside_the_plan(predictor):
         x = scheduler.step(network(x, timestep), timestep, x, generator=generators[0]).prev_sample
         y = later.step(network(y, timestep), timestep, y, generator=generators[1]).prev_sample
     assert (x - y).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("sde_type", ["discrete_vp", "ve", "linear"])
+def test_noise_levels_can_be_given(sde_type):
+    """As diffusers counts them: sigma / alpha, or the flow's sigma."""
+    scheduler = ScoreSDEScheduler(sde_type=sde_type, predictor="dpmpp_3m")
+    sigmas = [0.9, 0.5, 0.2, 0.05]
+    scheduler.set_timesteps(sigmas=sigmas)
+    times = scheduler.path_time(scheduler.timesteps)
+    expected = times if sde_type == "linear" else scheduler.path.sigma(times) / scheduler.path.alpha(times)
+    assert (expected - torch.tensor(sigmas)).abs().max() < 1e-4
+    assert scheduler.nfe == scheduler.num_inference_steps == 4
+
+
+def test_auto_is_what_its_rules_say():
+    automatic_one = ScoreSDEScheduler(sde_type="discrete_vp")
+    automatic_one.set_timesteps(12)
+    rule = automatic(12)
+    named = ScoreSDEScheduler.from_config(automatic_one.config, predictor=rule.predictor)
+    path = automatic_one.path
+    grid = {"center": rule.center, "width": rule.width, "tail": rule.tail}
+    times = time_grid(path, "logistic", 12, path.t_min, 1.0, levels=1000, **grid)
+    named.set_timesteps(timesteps=automatic_one.timestep(times))
+    x = noise(2, 3, 4, 4)
+    states = []
+    for scheduler in (automatic_one, named):
+        state = x
+        for timestep in scheduler.timesteps:
+            state = scheduler.step(network(state, timestep), timestep, state).prev_sample
+        states.append(state)
+    assert (states[0] - states[1]).abs().max() < 1e-4
 
 
 def test_set_timesteps_begins_anew():

@@ -72,34 +72,71 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     path has them: they are not rescaled. `num_inference_steps` counts time steps; `nfe`, the length of `timesteps`,
     counts network evaluations.
 
-    | predictor | what it is | order | evaluations a step | source |
+    | predictor | what it is for | order | evaluations a step | source |
     |---|---|---|---|---|
-    | euler | probability-flow ODE, Euler in t | 1 | 1 | Song et al. 2021, Eq. 13 |
-    | heun | probability-flow ODE, trapezoid rule in sigma; diffusers' Heun | 2 | 2 | Karras et al. 2022 |
-    | dpmpp_2m | probability-flow ODE, exponential multistep | 2 | 1 | Lu et al. 2022b |
-    | ddim | diffusers' DDIM, noise eta, 0 by default (its Euler is the same step) | 1 | 1 | Song et al. 2021b |
-    | ancestral | DDPM's ancestral sampling on any path: ddim with eta = 1 | | 1 | Ho et al. 2020 |
-    | euler_maruyama | reverse SDE with noise eta g, eta 1 by default | | 1 | Song et al. 2021, Eq. 6 |
-    | reverse_diffusion | the forward SDE's own discretisation reversed | | 1 | Song et al. 2021, Eq. 46 |
+    | auto | the default: the best measured predictor and grid for the number of steps | | 1 | below |
+    | adams_2, _3, _4 | ODE, 10 steps and more: Adams in straight coordinates | 3, 4, 5 | 1 | below |
+    | dpmpp_3b | ODE, 5 to 9 steps: dpmpp_3m in a bounded variable | 3 | 1 | below |
+    | dpmpp_2m, _3m | ODE, exponential multistep; SDE with eta | 2, 3 | 1 | Lu et al. 2022b; Xue et al. 2023 |
+    | dpmpp_2s, _3s | the same, single-step | 2, 3 | 2, 3 | Lu et al. 2022a, 2022b |
+    | unipc_1, _2, _3 | dpmpp with a free corrector; diffusers' UniPC | 2, 3, 4 | 1 | Zhao et al. 2023 |
+    | deis_1, _2, _3 | ODE, multistep in the predicted noise | 1, 2, 3 | 1 | Zhang & Chen 2023 |
+    | ddim | ODE, noise eta; diffusers' DDIM and, for eta = 0, Euler | 1 | 1 | Song et al. 2021b |
+    | euler | ODE, Euler in t; flow matching's Euler | 1 | 1 | Song et al. 2021, Eq. 13 |
+    | heun | ODE, trapezoid rule; with s_churn EDM's stochastic sampler | 2 | 2 | Karras et al. 2022 |
+    | rk4 | ODE to high accuracy, classical Runge-Kutta | 4 | 4 | |
+    | ancestral | DDPM's chain on any path; learned variance | | 1 | Ho et al. 2020 |
+    | euler_maruyama | SDE with noise eta g | | 1 | Song et al. 2021, Eq. 6 |
+    | reverse_diffusion | SDE, for Song's PC sampler | | 1 | Song et al. 2021, Eq. 46 |
+    | none | a corrector alone: NCSN's annealed Langevin | | 0 | Song & Ermon 2019 |
+
+    ODE is the probability-flow ODE, SDE the reverse SDE. With `eta` heun, rk4, dpmpp_2s and dpmpp_3s step to a lower
+    level and add noise from there (ancestral sampling).
+
+    `auto` takes dpmpp_3b below 10 steps, adams_2 below 15, and adams_4 from there on, each on a logistic grid of lambda
+    of its own (`solvers.AUTOMATIC`), whatever `timestep_spacing` says; or, where the scheduler was calibrated for a
+    number of steps, what was found then (`calibrate`). adams and dpmpp_3b extrapolate past evaluations by polynomials
+    in a variable that stays finite at clean data, so that their last step has the order of the others; adams does so
+    with the velocity of flow matching, noise - x0, in the coordinates x / (alpha + sigma), sigma / (alpha + sigma),
+    where data and noise have the same scale. The rules were chosen by error on mixtures with known scores;
+    benchmarks/README.md shows them on others.
 
     A corrector (`langevin` with Song's signal-to-noise rule, or `annealed_langevin`) adds `corrector_steps` evaluations
-    after every step of any predictor.
+    to every step of any predictor. Samplers of the papers as settings:
+
+    - DDPM: predictor="ancestral", as many steps as training had;
+    - Song's PC sampler: predictor="reverse_diffusion", corrector="langevin", corrector_position="before", 1000 steps
+      (corrector_snr=0.16 on ve; their code scales the step by 1 - beta on vp);
+    - NCSN with step size epsilon: predictor="none", corrector="annealed_langevin", corrector_position="before",
+      corrector_steps=100, corrector_snr=epsilon**0.5 / (2 * sigma_min), timestep_spacing="log_snr";
+    - EDM's stochastic sampler: predictor="heun", timestep_spacing="karras", s_churn=40, s_tmin=0.05, s_tmax=50,
+      s_noise=1.003. The trajectory begins at its first noise level, without churn there.
 
     In stock pipelines: `DDPMPipeline` and `DiTPipeline` start from unit noise and don't scale the network's input, so
     they fit the paths whose prior is standard normal (vp, subvp, cosine_vp, discrete_vp, linear) with any prediction
-    type but edm. `DiTPipeline` passes no generator to `step`, so its stochastic samplers draw from the global one.
+    type but edm; the pipelines of Stable Diffusion fit every path and type. `DiTPipeline` passes no generator to
+    `step`, so its stochastic samplers draw from the global one.
 
     Args:
         num_train_timesteps: number of the network's training time steps; for discrete_vp, of noise levels.
         sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
         prediction_type: epsilon, sample, score, v_prediction, flow_prediction, or edm (preconditioned).
         predictor: see the table.
-        eta: noise of ddim (0 to 1) and euler_maruyama (0 and above); None for the predictor's own default.
+        eta: amount of noise: 0 to 1 for ddim, heun, rk4, dpmpp_2s and dpmpp_3s, 0 and above for euler_maruyama,
+            dpmpp_2m, dpmpp_3m, dpmpp_3b and unipc; None for the predictor's own default, 1 for euler_maruyama, else 0.
+        variance_type: of the noise of ancestral: fixed_small (the posterior's), fixed_large (the transition's), or
+            learned_range (between them, from a network with twice the channels, such as DiT).
+        s_churn, s_tmin, s_tmax, s_noise: of euler, heun, rk4, dpmpp_2s and dpmpp_3s: noise added before the steps that
+            begin at noise levels sigma / alpha from s_tmin to s_tmax (None: no limit) (Karras et al. 2022).
         corrector: None, langevin, or annealed_langevin.
-        corrector_steps: Langevin steps after each predictor step.
+        corrector_steps: Langevin steps with each predictor step.
         corrector_snr: signal-to-noise ratio r of the corrector's step size.
-        timestep_spacing: linspace, leading, trailing, quadratic, karras, or log_snr: see `paths.time_grid`.
+        corrector_position: "after" each predictor step but the last, to clean data, or "before" each.
+        timestep_spacing: linspace, leading, trailing, uniform, quadratic, karras, log_snr, logistic, or beta: see
+            `paths.time_grid`. Not used by auto.
         steps_offset: offset of the leading grid.
+        rho: exponent of the karras grid.
+        calibration: {number of steps: [predictor, times]}, written by `calibrate`, for auto.
         denoise_final: the last evaluation, at `t_min`, returns the denoised sample. False stops early: the sample at
             `t_min` with its noise.
         t_min: smallest time, in (0, 1); None for the path's own.
