@@ -92,7 +92,7 @@ def ours(scheduler, denoise, noise, evaluations, generator=None):
 
 def errors(x, exact):
     distance = (x - exact).pow(2).mean(1)
-    return float(distance.median().sqrt()), float(distance.mean().sqrt())
+    return tuple(float(f"{value:.4g}") for value in (distance.median().sqrt(), distance.mean().sqrt()))
 
 
 def quiet():
@@ -269,7 +269,7 @@ def main():
             "sliced_wasserstein": stochastic,
             "failures": failures,
         }
-        options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def main():
         "accuracy of 500 steps": reference_accuracy,
         "median error, rms error, accuracy": found,
     }
-    Path(f"{options.output}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    Path(f"{options.output}.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

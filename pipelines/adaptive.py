@@ -13,7 +13,8 @@ def rms(x):
 
 
 def probability_flow(path, denoise, x, t, s, rtol, atol):
-    """Follow the probability-flow ODE from time t to s by Dormand-Prince 5(4) of torchdiffeq.
+    """Follow the probability-flow ODE from time t to s, down to data or up to noise, by Dormand-Prince 5(4) of
+    torchdiffeq.
 
     It runs in the coordinates y = x / (alpha + sigma), u = sigma / (alpha + sigma), where data and noise have the same
     scale; the error that is held under atol + rtol |y| is that of the worst sample.
@@ -24,31 +25,43 @@ def probability_flow(path, denoise, x, t, s, rtol, atol):
 
     Returns the samples at s. Raises ImportError without torchdiffeq.
     """
+
+    def slope(time, c, y):
+        return (c * y - c * denoise(c * y, time)) / path.sigma(time).to(y)
+
+    return integrate(path, slope, x, t, s, rtol, atol)
+
+
+def integrate(path, slope, x, t, s, rtol, atol, others=()):
+    """Integrate the ODE dy/du = slope(t, c, y) of the coordinates of `probability_flow`, and those of other states
+    (B, ...) beside it: slope(t, c, y, *others) then returns the derivatives of all. Returns x, or a tuple of all, at
+    s."""
     try:
         from torchdiffeq import odeint
     except ImportError as error:
         raise ImportError(
-            "num_inference_steps=None with an ODE needs torchdiffeq: pip install torchdiffeq (or score-sde[adaptive])"
+            "solving an ODE adaptively needs torchdiffeq: pip install torchdiffeq (or score-sde[adaptive])"
         ) from error
 
-    def slope(u, y):
+    def derivative(u, state):
         time = path.t_from_straight(u, slope=1.0)
         c, _ = path.straight_coordinates(time, slope=1.0)
-        c = c.to(y.dtype)
-        return (c * y - c * denoise(c * y, time)) / path.sigma(time).to(y.dtype)
+        changes = slope(time, c.to(x), *state)
+        return changes if others else (changes,)
+
+    def worst(state):
+        # torchdiffeq measures by this what has the form of the state, and numbers
+        return max(rms(each).max() for each in state) if isinstance(state, tuple) else state.abs().max()
 
     (c_t, u_t), (c_s, u_s) = (path.straight_coordinates(time, slope=1.0) for time in (t, s))
     ends = torch.stack([u_t, u_s]).to(x.device)
-    y = x / c_t.to(x.device, x.dtype)
     # without step_t it would step past the end, where u < 0 may be no level of the path, and interpolate
-    options = {"norm": lambda y: _worst(y, x), "step_t": ends[1:]}
-    y = odeint(slope, y, ends, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
-    return y * c_s.to(x.device, x.dtype)
-
-
-def _worst(y, like):
-    """torchdiffeq measures states, and also numbers, by this."""
-    return rms(y.reshape(like.shape)).max() if y.numel() == like.numel() else y.abs().max()
+    options = {"norm": worst, "step_t": ends[1:]}
+    state = (x / c_t.to(x), *others)
+    y, *rest = (
+        each[-1] for each in odeint(derivative, state, ends, rtol=rtol, atol=atol, method="dopri5", options=options)
+    )
+    return (y * c_s.to(x), *rest) if others else y * c_s.to(x)
 
 
 class BrownianSteps:

@@ -10,7 +10,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .adaptive import probability_flow, reverse_sde
 from .bundling import BundleMixin
-from .latents import denormalize_latents
+from .latents import denormalize_latents, encode_moments, normalize_latents
+from .likelihood import log_likelihood
 
 
 @dataclass
@@ -22,6 +23,17 @@ class ScoreSDEPipelineOutput(ImagePipelineOutput):
     """
 
     nfe: int | None = None
+
+
+def slerp(a, b, share):
+    """Spherical interpolation between codes (B, ...): a at share 0, b at share 1. Every sample keeps the length between
+    those of its two ends, as Gaussian noise does."""
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
+    angle = cosine.acos().clamp_min(1e-6)
+    weights = ((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin()
+    weight_a, weight_b = (weight.reshape(-1, *[1] * (a.ndim - 1)).to(a.dtype) for weight in weights)
+    return weight_a * a + weight_b * b
 
 
 # solver, rtol and atol of every adaptive_solver
@@ -135,6 +147,119 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             latents = self.vae.decode(denormalize_latents(latents, self.vae.config).to(self.vae.dtype)).sample
         return latents.float()
 
+    def to_latents(self, images):
+        """What the network works on for images (B, channels, height, width) in [-1, 1], the inverse of `decode`: the
+        autoencoder's mean latents, or for a model of pixels the same. Float32.
+
+        Raises ValueError for another shape or range.
+        """
+        low, high = float(images.min()), float(images.max())
+        if not torch.is_floating_point(images) or low < -1.001 or high > 1.001:
+            raise ValueError(f"images must be floating-point in [-1, 1]; got {images.dtype} from {low:g} to {high:g}")
+        images = images.to(self._execution_device)
+        if self.vae is not None:
+            moments, _ = encode_moments(self.vae, images.to(self.vae.dtype))
+            images = normalize_latents(moments, self.vae.config)
+        return images.float()
+
+    def _check_data(self, images, latents):
+        """Latents of the one that is given."""
+        if (images is None) == (latents is None):
+            raise ValueError("pass either images or latents")
+        latents = self.to_latents(images) if latents is None else latents.to(self._execution_device)
+        if latents.shape != self.sample_shape(len(latents)):
+            raise ValueError(
+                f"the model works on samples of shape {self.sample_shape(len(latents))}, not {tuple(latents.shape)}"
+            )
+        return latents
+
+    @torch.no_grad()
+    def encode(self, images=None, latents=None, class_labels=None, guidance_scale=1.0, rtol=1e-5, atol=1e-5):
+        """The noise that the probability-flow ODE carries samples to: their encoding, unique for the data's
+        distribution (Song et al. 2021, section 4.3 and appendix D.5). Needs torchdiffeq.
+
+        `pipe(latents=noise, num_inference_steps=None, rtol=..., atol=...)` leads back; with a scheduler that has
+        denoise_final=False exactly, up to the tolerances. Codes can be interpolated (`slerp`), or scaled to change the
+        temperature.
+
+        Args:
+            images: (B, channels, height, width) in [-1, 1]; or
+            latents: samples of what the network generates (for a model of pixels the same as images).
+            class_labels, guidance_scale: as for `__call__`.
+            rtol, atol: tolerances of the ODE's solution.
+
+        Returns noise (B, C, H, W) of unit variance.
+        """
+        x = self._check_data(images, latents)
+        self.check_adaptive(rtol, atol, "ode")
+        network = self.prepare_network(len(x), class_labels, guidance_scale)
+        scheduler = self.scheduler
+        t_max, t_min = (torch.as_tensor(t, dtype=torch.float64) for t in (scheduler.t_max, scheduler.t_min))
+        denoise = scheduler.denoiser(network, limited=False)
+        return probability_flow(scheduler.path, denoise, x, t_min, t_max, rtol, atol) / scheduler.init_noise_sigma
+
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        images=None,
+        latents=None,
+        class_labels=None,
+        guidance_scale=1.0,
+        trace="rademacher",
+        num_probes=1,
+        generator=None,
+        rtol=1e-5,
+        atol=1e-5,
+    ):
+        """The exact log-likelihood of samples under the model's probability-flow ODE (Song et al. 2021, section 4.3).
+        Needs torchdiffeq.
+
+        For a model of pixels it is the density of the images in [-1, 1]; `.bits_per_dim()` of the result is that of the
+        whole numbers 0 to 255 which `dequantize` made them from. For a latent model it is the density of the normalised
+        latents, the likelihood of the images being unknown. Both are at the scheduler's t_min: choose it as small as
+        the network was trained.
+
+        Args:
+            images: (B, channels, height, width) in [-1, 1]; or
+            latents: samples of what the network generates (for a model of pixels the same as images).
+            class_labels: a label or name per sample, for the likelihood given the class; by default, that without.
+            guidance_scale: as for `__call__`; 1 is the model's own distribution.
+            trace, num_probes, generator: of the divergence's estimate: see `likelihood.log_likelihood`.
+            rtol, atol: tolerances of the ODE's solution.
+
+        Returns a `likelihood.Likelihood`.
+        """
+        x = self._check_data(images, latents)
+        self.check_adaptive(rtol, atol, "ode")
+        network = self.prepare_network(len(x), class_labels, guidance_scale)
+        scheduler = self.scheduler
+        t_max, t_min = (torch.as_tensor(t, dtype=torch.float64) for t in (scheduler.t_max, scheduler.t_min))
+        denoise = scheduler.denoiser(network, limited=False)
+        return log_likelihood(
+            scheduler.path,
+            denoise,
+            x,
+            t_min,
+            t_max,
+            scheduler.init_noise_sigma,
+            rtol,
+            atol,
+            trace,
+            num_probes,
+            generator,
+        )
+
+    def prepare_network(self, batch_size, class_labels=None, guidance_scale=1.0):
+        """`guided_network` for class labels as `__call__` takes them, checked."""
+        labels = None
+        if class_labels is not None and self.num_classes is not None:
+            labels = self.label_ids(class_labels)
+            labels = labels * batch_size if len(labels) == 1 else labels
+            if len(labels) != batch_size:
+                raise ValueError(f"{len(labels)} class_labels were given for {batch_size} samples")
+        self.check_inputs(batch_size, class_labels, guidance_scale, None, "latent", [])
+        return self.guided_network(batch_size, labels, guidance_scale)
+
     def prepare_trajectories(self, num_samples, class_labels=None, guidance_scale=1.0, generator=None, noise=None):
         """(network, noise) for `ScoreSDEScheduler.calibrate`: the guided network of these classes, by default all in
         turn, and noise (num_samples, C, H, W) for it."""
@@ -142,12 +267,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             noise = randn_tensor(self.sample_shape(num_samples), generator=generator, device=self._execution_device)
         if class_labels is None and self.num_classes is not None:
             class_labels = [i % self.num_classes for i in range(len(noise))]
-        elif class_labels is not None:
-            class_labels = self.label_ids(class_labels)
-        if class_labels is not None and len(class_labels) != len(noise):
-            raise ValueError(f"{len(class_labels)} class_labels were given for {len(noise)} samples")
-        self.check_inputs(len(noise), class_labels, guidance_scale, generator, "latent", [])
-        return self.guided_network(len(noise), class_labels, guidance_scale), noise.to(self._execution_device)
+        return self.prepare_network(len(noise), class_labels, guidance_scale), noise.to(self._execution_device)
 
     def check_adaptive(self, rtol, atol, adaptive_solver):
         """Raise ValueError for what an adaptive solver can't do."""

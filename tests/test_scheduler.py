@@ -8,6 +8,7 @@ import pytest
 import torch
 from exact import GAUSSIAN
 from test_paths import SCHEDULES
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from score_sde import ScoreSDEScheduler
 from score_sde.paths import PREDICTIONS, TIME_GRIDS, time_grid
@@ -329,6 +330,54 @@ def test_every_combination_runs(sde_type, prediction_type, predictor):
 
 
 @pytest.mark.parametrize("sde_type", SDE_TYPES)
+@pytest.mark.parametrize("spacing", TIME_GRIDS)
+def test_every_predictor_runs_on_every_grid(sde_type, spacing):
+    for predictor in ALL_PREDICTORS:
+        for position in ("after", "before"):
+            corrector = "langevin" if predictor == "none" or position == "before" else None
+            scheduler = ScoreSDEScheduler(
+                sde_type=sde_type,
+                predictor=predictor,
+                corrector=corrector,
+                corrector_position=position,
+                corrector_snr=0.1,
+                timestep_spacing=spacing,
+                prediction_type="sample",
+            )
+            x = scheduler.init_noise_sigma * noise(4, 4)
+            x = run(scheduler, 7, x, torch.Generator().manual_seed(0), GAUSSIAN.network(scheduler))[-1]
+            assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize(
+    ("sde_type", "convention"),
+    [
+        ("ve", {"time_input": "sigma"}),
+        ("ve", {"time_input": "log_sigma", "time_scale": 1.0}),
+        ("vp", {"time_scale": 999.0}),
+        ("discrete_vp", {}),
+        ("linear", {"time_scale": 1.0}),
+        ("edm", {"time_scale": 0.25}),
+    ],
+)
+@pytest.mark.parametrize("predictor", ALL_PREDICTORS)
+def test_every_predictor_tells_networks_the_time_their_way(sde_type, convention, predictor):
+    """However the network counts time, the samples are the same."""
+    ends = []
+    for chosen in ({}, convention):
+        corrector = "langevin" if predictor == "none" else None
+        scheduler = ScoreSDEScheduler(
+            sde_type=sde_type, predictor=predictor, corrector=corrector, timestep_spacing="log_snr", **chosen
+        )
+        x = scheduler.init_noise_sigma * noise(4, 4)
+        perfect = GAUSSIAN.network(scheduler)
+        x = run(scheduler, 6, x, torch.Generator().manual_seed(0), lambda x, t, f=perfect: f(x, t.double()))[-1]
+        ends.append(x)
+    # the timesteps are float32
+    assert (ends[0] - ends[1]).abs().max() < 2e-2 * ends[0].abs().max()
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
 @pytest.mark.parametrize("predictor", [name for name in ALL_PREDICTORS if name != "none"])
 def test_samples_have_the_moments_of_the_data(sde_type, predictor):
     scheduler = ScoreSDEScheduler(
@@ -449,6 +498,27 @@ def test_a_list_of_generators_gives_each_sample_its_own_noise():
     together = sample([3, 1, 2])
     for i, seed in enumerate([3, 1, 2]):
         assert (together[i] - sample([seed])[0]).abs().max() < 1e-4
+
+
+class Waits(TorchDispatchMode):
+    """Fails where the host would wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "equal"), f"{func} waits"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("predictor", ALL_PREDICTORS)
+@pytest.mark.parametrize("clipping", [{}, {"clip_sample": True}, {"thresholding": True}])
+def test_the_loop_never_waits_for_the_device(predictor, clipping):
+    for corrector in correctors(predictor):
+        scheduler = ScoreSDEScheduler(predictor=predictor, corrector=corrector, **clipping)
+        scheduler.set_timesteps(4)
+        x, output = noise(2, 3, 4, 4), noise(2, 3, 4, 4, seed=1)
+        with Waits():
+            for timestep in scheduler.timesteps:
+                scheduler.scale_model_input(x, timestep)
+                x = scheduler.step(output, timestep, x).prev_sample
 
 
 def test_step_returns_what_was_asked_for():

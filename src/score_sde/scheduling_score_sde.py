@@ -345,19 +345,22 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         t = self.path_time(timesteps)
         return expand_to(self.path.alpha(t), sample) * noise - expand_to(self.path.sigma(t), sample) * sample
 
-    def denoiser(self, network):
-        """The network as a function f(x, t) -> denoised samples (clipped or thresholded where configured), for samples
-        x (B, C, ...) and path times t: one number, or one per sample.
+    def denoiser(self, network, limited=True):
+        """The network as a function f(x, t) -> denoised samples, for samples x (B, C, ...) and path times t: one
+        number, or one per sample.
 
         Args:
             network: f(input, timesteps (B,)) -> output (B, C, ...), or (B, 2 C, ...) with a learned variance.
+            limited: clip or threshold the denoised samples where configured, as in sampling; otherwise they are the
+                model's own, as its likelihood needs them.
         """
 
         def denoise(x, t):
             t = torch.as_tensor(t, device=x.device)
             row = prediction(self.path, self.config.prediction_type, t, self.config.sigma_data)
             output = network(expand_to(row.input_scale, x) * x, self.timestep(t).expand(len(x)))
-            return self._limit(expand_to(row.a, x) * x + expand_to(row.b, x) * output[:, : x.shape[1]])
+            denoised = expand_to(row.a, x) * x + expand_to(row.b, x) * output[:, : x.shape[1]]
+            return self._limit(denoised) if limited else denoised
 
         return denoise
 
