@@ -95,6 +95,59 @@ def test_dpm_solver_equals_diffusers(schedule, prediction_type):
     assert torch.equal(stock.timesteps, ours.timesteps)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
+def test_unipc_equals_diffusers(order, prediction_type, spacing):
+    stock = diffusers.UniPCMultistepScheduler(
+        solver_order=order, prediction_type=prediction_type, timestep_spacing=spacing, steps_offset=1
+    )
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor=f"unipc_{order}")
+    x = noise(2, 3, 4, 4)
+    for steps in (5, 20):
+        assert difference(run(stock, steps, x), run(ours, steps, x)) < TOLERANCE
+        assert torch.equal(stock.timesteps, ours.timesteps)
+
+
+def test_sde_dpm_solver_equals_diffusers_with_the_same_noise():
+    stock = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", timestep_spacing="trailing")
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="dpmpp_2m", eta=1.0)
+    x = noise(2, 3, 4, 4, dtype=torch.float32)
+    states = [run(each, 15, x, torch.Generator().manual_seed(2)) for each in (stock, ours)]
+    assert difference(*states) < TOLERANCE
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large", "learned_range"])
+def test_every_variance_of_ddpm_equals_diffusers(variance_type):
+    stock = diffusers.DDPMScheduler(clip_sample=False, variance_type=variance_type)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="ancestral")
+    assert ours.config.variance_type == variance_type
+
+    def learned(x, timestep):
+        output = network(x, timestep)
+        return torch.cat([output, torch.sin(x)], dim=1) if variance_type == "learned_range" else output
+
+    x = noise(2, 3, 4, 4, dtype=torch.float32)
+    states = [run(each, 25, x, torch.Generator().manual_seed(1), learned) for each in (stock, ours)]
+    assert difference(*states) < TOLERANCE
+
+
+def test_the_whole_chain_of_ddpm_equals_diffusers():
+    stock = diffusers.DDPMScheduler()
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="ancestral")
+    x = noise(1, 3, 2, 2, dtype=torch.float32)
+    ends = [run(each, 1000, x, torch.Generator().manual_seed(1))[-1] for each in (stock, ours)]
+    assert (ends[0] - ends[1]).abs().max() < TOLERANCE
+
+
+def test_a_learned_variance_needs_its_channels():
+    scheduler = ScoreSDEScheduler(predictor="ancestral", variance_type="learned_range")
+    scheduler.set_timesteps(3)
+    x = noise(2, 3, 4, 4)
+    with pytest.raises(ValueError, match="needs a network with 6 output channels; got 3"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
     ("stock_class", "predictor"),

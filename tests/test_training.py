@@ -303,7 +303,7 @@ def test_the_presets_fit_their_scripts(config_class, name, tmp_path):
         (encode_latents.main, ["--vae", "a", "--shard_size", "0"], "shard_size 0"),
         (evaluate.main, ["--pipeline", "nowhere"], "pipeline 'nowhere' is not a pipeline folder"),
         (evaluate.main, ["--label_column", "none"], "label_column is missing"),
-        (evaluate.main, ["--num_images", "0"], "num_images 0 must be at least 1"),
+        (evaluate.main, ["--num_images", "0"], "num_images 0 and likelihood 0: one of them must be positive"),
     ],
 )
 def test_bad_options_of_the_other_scripts(main, arguments, message, capsys):

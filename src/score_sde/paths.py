@@ -563,14 +563,14 @@ def _whole(path, level):
     return level.round() if path.levels else level
 
 
-def _linspace(path, n, t_min, t_max, *, levels, **_):
+def _linspace(path, n, t_min, t_max, *, levels, open_end=False, **_):
     # diffusers counts levels from 0: rounding there, not at t * levels, makes ties fall the same way
-    level = torch.linspace(t_max * levels - 1, t_min * levels - 1, n, dtype=torch.float64)
+    level = torch.linspace(t_max * levels - 1, t_min * levels - 1, n + open_end, dtype=torch.float64)[:n]
     return (_whole(path, level) + 1) / levels
 
 
-def _leading(path, n, t_min, t_max, *, levels, offset=0, **_):
-    level = torch.arange(n - 1, -1, -1, dtype=torch.float64) * (levels // n) + offset
+def _leading(path, n, t_min, t_max, *, levels, offset=0, open_end=False, **_):
+    level = torch.arange(n + open_end - 1, -1, -1, dtype=torch.float64)[:n] * (levels // (n + open_end)) + offset
     return (level + 1) / levels
 
 
@@ -647,6 +647,7 @@ def time_grid(path, spacing, n, t_min, t_max, *, levels, **options):
             of Beta(0.6, 0.6) in t).
         levels: number of training time steps, in which leading, trailing and linspace count.
         offset: added to the levels of leading (diffusers' steps_offset).
+        open_end: linspace and leading are those of n + 1 levels without the last.
         rho: exponent of karras.
         center, width, tail: of logistic; `tail` is the share of lambda that is left to the last step, to clean data,
             in units of the other steps' shares.

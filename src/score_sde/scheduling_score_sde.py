@@ -135,6 +135,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         timestep_spacing: linspace, leading, trailing, uniform, quadratic, karras, log_snr, logistic, or beta: see
             `paths.time_grid`. Not used by auto.
         steps_offset: offset of the leading grid.
+        open_end: the linspace and leading grids are those of one level more, without the last, as diffusers'
+            DPM-Solver, UniPC, DEIS and SA-Solver have them.
         rho: exponent of the karras grid.
         calibration: {number of steps: [predictor, times]}, written by `calibrate`, for auto.
         denoise_final: the last evaluation, at `t_min`, returns the denoised sample. False stops early: the sample at
@@ -179,6 +181,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         corrector_position: str = "after",
         timestep_spacing: str = "linspace",
         steps_offset: int = 0,
+        open_end: bool = False,
         rho: float = 7.0,
         calibration: dict | None = None,
         denoise_final: bool = True,
@@ -461,6 +464,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             t_max,
             levels=self.config.num_train_timesteps,
             offset=self.config.steps_offset,
+            open_end=self.config.open_end,
             **options,
         )
 
@@ -681,6 +685,7 @@ def from_stock_config(config):
         ours = {"sde_type": "discrete_vp", "sigma_min": None, "sigma_max": None}
         # DDPM's names; other schedulers, which add no such noise, say None
         ours["variance_type"] = (stock.get("variance_type") or "fixed_small").removesuffix("_log")
+        ours["open_end"] = "solver_order" in stock or "predictor_order" in stock
         for flag, spacing in (("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "log_snr")):
             if stock.get(flag):
                 ours["timestep_spacing"] = spacing
