@@ -1,4 +1,4 @@
-"""Exact log-likelihoods by the probability-flow ODE (Song et al. 2021, section 4.3 and appendix D.2)."""
+"""Exact log-likelihoods by the probability-flow ODE (Song et al. 2021, section 4.3 and appendix D.2), and its codes."""
 
 import math
 from dataclasses import dataclass
@@ -53,6 +53,17 @@ def dequantize(images, generator=None):
     """Whole numbers 0 to 255 (B, ...) as samples in [-1, 1], float32: each with a uniform draw from [0, 1) added."""
     noise = torch.rand(images.shape, generator=generator, device=images.device)
     return (images + noise) / 128 - 1
+
+
+def slerp(a, b, share):
+    """Spherical interpolation between codes (B, ...): a at share 0, b at share 1. Every sample keeps the length between
+    those of its two ends, as Gaussian noise does."""
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
+    angle = cosine.acos().clamp_min(1e-6)
+    weights = ((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin()
+    weight_a, weight_b = (weight.reshape(-1, *[1] * (a.ndim - 1)).to(a.dtype) for weight in weights)
+    return weight_a * a + weight_b * b
 
 
 def log_likelihood(

@@ -25,17 +25,6 @@ class ScoreSDEPipelineOutput(ImagePipelineOutput):
     nfe: int | None = None
 
 
-def slerp(a, b, share):
-    """Spherical interpolation between codes (B, ...): a at share 0, b at share 1. Every sample keeps the length between
-    those of its two ends, as Gaussian noise does."""
-    flat_a, flat_b = a.flatten(1), b.flatten(1)
-    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
-    angle = cosine.acos().clamp_min(1e-6)
-    weights = ((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin()
-    weight_a, weight_b = (weight.reshape(-1, *[1] * (a.ndim - 1)).to(a.dtype) for weight in weights)
-    return weight_a * a + weight_b * b
-
-
 # solver, rtol and atol of every adaptive_solver
 ADAPTIVE = {"ode": (probability_flow, 1e-3, 1e-3), "sde": (reverse_sde, 0.02, 2 / 256)}
 

@@ -9,8 +9,7 @@ from exact import GAUSSIAN, MIXTURE, GaussianMixture
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
 from score_sde.paths import VESDE, VPSDE, CosineVPSDE, LinearSDE
 from score_sde.pipelines.adaptive import probability_flow
-from score_sde.pipelines.likelihood import Likelihood, dequantize, log_likelihood
-from score_sde.pipelines.pipeline_score_sde import slerp
+from score_sde.pipelines.likelihood import Likelihood, dequantize, log_likelihood, slerp
 
 
 PATHS = [VPSDE(), VESDE(), CosineVPSDE(), LinearSDE()]
