@@ -427,7 +427,6 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if self.path.levels and torch.equal(timesteps, timesteps.round()):
             timesteps = timesteps.long()
         self.timesteps = timesteps.to(device)
-        self._storage = self.timesteps.untyped_storage().data_ptr()
         self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
         self._memory = Memory(self._plan)
         self._step_index = None
@@ -590,9 +589,11 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _position(self, timestep):
         """The first entry of `timesteps` that equals `timestep`."""
-        if torch.is_tensor(timestep) and timestep.untyped_storage().data_ptr() == self._storage:
-            # one of our own, as in a loop over `timesteps`: found without waiting for the device
-            return timestep.storage_offset()
+        if torch.is_tensor(timestep):
+            own, its = self.timesteps.untyped_storage(), timestep.untyped_storage()
+            if own.data_ptr() == its.data_ptr():
+                # a view, as in a loop over `timesteps`: found without waiting for the device
+                return timestep.storage_offset() - self.timesteps.storage_offset()
         found = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps.device)).nonzero()
         if len(found) == 0:
             raise ValueError(
