@@ -51,7 +51,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         self.register_modules(scheduler=scheduler, transformer=transformer, unet=unet, vae=vae)
         # JSON keys are strings
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
-        self.image_processor = VaeImageProcessor()
+        self.image_processor = VaeImageProcessor(do_resize=False)
 
     @property
     def denoiser(self):
@@ -183,9 +183,9 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         self.check_adaptive(rtol, atol, "ode")
         network = self.prepare_network(len(x), class_labels, guidance_scale)
         scheduler = self.scheduler
-        t_max, t_min = (torch.as_tensor(t, dtype=torch.float64) for t in (scheduler.t_max, scheduler.t_min))
         denoise = scheduler.denoiser(network, limited=False)
-        return probability_flow(scheduler.path, denoise, x, t_min, t_max, rtol, atol) / scheduler.init_noise_sigma
+        noise = probability_flow(scheduler.path, denoise, x, scheduler.t_min, scheduler.t_max, rtol, atol)
+        return noise / scheduler.init_noise_sigma
 
     @torch.no_grad()
     def log_likelihood(
@@ -222,14 +222,12 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         self.check_adaptive(rtol, atol, "ode")
         network = self.prepare_network(len(x), class_labels, guidance_scale)
         scheduler = self.scheduler
-        t_max, t_min = (torch.as_tensor(t, dtype=torch.float64) for t in (scheduler.t_max, scheduler.t_min))
-        denoise = scheduler.denoiser(network, limited=False)
         return log_likelihood(
             scheduler.path,
-            denoise,
+            scheduler.denoiser(network, limited=False),
             x,
-            t_min,
-            t_max,
+            scheduler.t_min,
+            scheduler.t_max,
             scheduler.init_noise_sigma,
             rtol,
             atol,
@@ -264,17 +262,21 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             raise ValueError(f"adaptive_solver {adaptive_solver!r} is unknown; choose one of {', '.join(ADAPTIVE)}")
         if not hasattr(self.scheduler, "denoiser"):
             raise ValueError(
-                f"num_inference_steps=None needs a ScoreSDEScheduler, not a {type(self.scheduler).__name__}: "
+                f"adaptive solvers need a ScoreSDEScheduler, not a {type(self.scheduler).__name__}: "
                 f"pipe.scheduler = ScoreSDEScheduler.from_config(pipe.scheduler.config)"
             )
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
 
-    def sample_adaptively(self, network, x, rtol, atol, adaptive_solver, generator):
-        """The sample that an adaptive solver reaches from noise x, and the number of network evaluations."""
+    def sample_adaptively(self, network, noise, rtol, atol, adaptive_solver, generator, image=None, t_start=None):
+        """The sample that an adaptive solver reaches from noise, or from an image with noise at t_start; and the number
+        of network evaluations."""
         scheduler, nfe = self.scheduler, 0
-        bar = self.progress_bar(total=1.0)
-        t_max, t_min = (torch.as_tensor(t, dtype=torch.float64) for t in (scheduler.t_max, scheduler.t_min))
+        bar, t_max, t_min = self.progress_bar(total=1.0), scheduler.t_max, scheduler.t_min
+        x = noise * scheduler.init_noise_sigma
+        if image is not None:
+            t_max = t_start
+            x = scheduler.path.sample(image, noise, torch.tensor(t_start, dtype=torch.float64))
 
         def count(model_input, timesteps):
             nonlocal nfe
@@ -285,7 +287,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
         def denoise(x, t):
             # the share of the time that the slowest sample has come
-            bar.n = max(bar.n, round(float((t_max - t.max()) / (t_max - t_min)), 3))
+            bar.n = max(bar.n, round((t_max - float(torch.as_tensor(t).max())) / (t_max - t_min), 3))
             bar.refresh()
             return network_at(x, t)
 
@@ -340,6 +342,8 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         rtol: float | None = None,
         atol: float | None = None,
         adaptive_solver: str = "ode",
+        image=None,
+        strength: float = 0.6,
     ):
         """Generate images.
 
@@ -361,6 +365,11 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             rtol, atol: tolerances of the adaptive solver; by default both 1e-3 for "ode", 0.02 and 2 / 256 for "sde".
             adaptive_solver: "ode", Dormand-Prince 5(4) on the probability-flow ODE (needs torchdiffeq), or "sde", the
                 adaptive solver of the reverse SDE of Jolicoeur-Martineau et al. 2021.
+            image: begin with this image under noise instead of with noise alone (SDEdit, Meng et al. 2022): a PIL
+                image, an array or tensor in [0, 1], or a list of them; one, or one per image to generate. Needs our
+                scheduler.
+            strength: how far into the noise the image goes, in (0, 1]: the path time at which the trajectory begins,
+                from 0 for the smallest to 1 for the largest. All num_inference_steps are taken from there.
 
         Returns:
             `.images` and `.nfe`.
@@ -375,8 +384,10 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             if batch_size not in (None, len(labels)):
                 raise ValueError(f"{len(labels)} class_labels were given for batch_size {batch_size}")
             batch_size = len(labels)
+        if image is not None:
+            image = self.image_processor.preprocess(image)
         if batch_size is None:
-            batch_size = 1 if latents is None else latents.shape[0]
+            batch_size = next((len(given) for given in (latents, image) if given is not None), 1)
         self.check_inputs(
             batch_size, class_labels, guidance_scale, generator, output_type, callback_on_step_end_tensor_inputs
         )
@@ -387,19 +398,38 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
                 f"rtol={rtol}, atol={atol} are for adaptive solvers: pass num_inference_steps=None with them"
             )
 
+        t_start = None
+        if image is not None:
+            if not hasattr(self.scheduler, "denoiser") or not 0 < strength <= 1:
+                raise ValueError(
+                    f"image needs a ScoreSDEScheduler and a strength in (0, 1]; got a {type(self.scheduler).__name__} "
+                    f"and strength {strength}"
+                )
+            if len(image) not in (1, batch_size):
+                raise ValueError(f"{len(image)} images were given for batch_size {batch_size}")
+            image = self._check_data(image, None).expand(batch_size, -1, -1, -1)
+            t_start = self.scheduler.t_min + strength * (self.scheduler.t_max - self.scheduler.t_min)
+
         device, shape = self._execution_device, self.sample_shape(batch_size)
         if latents is None:
             # half precision is for the network only
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}")
-        latents = latents.to(device) * self.scheduler.init_noise_sigma
+        noise = latents.to(device)
         network = self.guided_network(batch_size, labels, guidance_scale)
 
         if num_inference_steps is None:
-            latents, nfe = self.sample_adaptively(network, latents, rtol, atol, adaptive_solver, generator)
+            latents, nfe = self.sample_adaptively(
+                network, noise, rtol, atol, adaptive_solver, generator, image, t_start
+            )
         else:
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            if image is None:
+                self.scheduler.set_timesteps(num_inference_steps, device=device)
+                latents = noise * self.scheduler.init_noise_sigma
+            else:
+                self.scheduler.set_timesteps(num_inference_steps, device=device, t_start=t_start)
+                latents = self.scheduler.add_noise(image, noise, self.scheduler.timesteps[:1])
             nfe = len(self.scheduler.timesteps)
             step_kwargs = {}
             if "generator" in inspect.signature(self.scheduler.step).parameters:

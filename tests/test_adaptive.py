@@ -13,7 +13,7 @@ PATHS = [VPSDE(), VESDE(), CosineVPSDE(), EDMSDE(), LinearSDE()]
 
 
 def ends(path):
-    return (torch.tensor(t, dtype=torch.float64) for t in (path.t_max, path.t_min))
+    return path.t_max, path.t_min
 
 
 def noise(path, n, dimensions, dtype=torch.float64):
@@ -131,7 +131,7 @@ def test_stock_schedulers_are_refused(pipeline):
     from diffusers import DDPMScheduler
 
     pipeline.scheduler = DDPMScheduler(prediction_type="v_prediction")
-    with pytest.raises(ValueError, match="needs a ScoreSDEScheduler, not a DDPMScheduler"):
+    with pytest.raises(ValueError, match="need a ScoreSDEScheduler, not a DDPMScheduler"):
         call(pipeline, num_inference_steps=None)
 
 

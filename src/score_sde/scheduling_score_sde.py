@@ -393,6 +393,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         device=None,
         timesteps: list | None = None,
         sigmas: list | None = None,
+        t_start: float | None = None,
     ):
         """Plan a trajectory. Call it before `step`, and again before every new trajectory.
 
@@ -402,21 +403,29 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             timesteps: instead of a number, the falling numbers (as the network receives them) at which to evaluate.
             sigmas: instead, the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
                 sigma itself on the linear path.
+            t_start: path time in (0, 1] at which the num_inference_steps begin, instead of t_max: from an image with
+                its noise (image-to-image). The leading grid, which does not begin at t_max either, doesn't know it.
 
-        Raises ValueError unless exactly one of the three is given, or when no falling grid of this size exists.
+        Raises ValueError unless exactly one of the first three is given, or when no falling grid of this size exists.
         """
         if sum(each is not None for each in (num_inference_steps, timesteps, sigmas)) != 1:
             raise ValueError("pass either num_inference_steps or timesteps or sigmas")
+        if t_start is not None and (num_inference_steps is None or not self.t_min < t_start <= self.t_max):
+            raise ValueError(
+                f"t_start {t_start} must lie above {self.t_min:g} and at most at {self.t_max:g}, and goes with "
+                f"num_inference_steps"
+            )
         if num_inference_steps is None:
             times = self._explicit_times(timesteps, sigmas)
             predictor = self._solver(len(times))
         elif num_inference_steps < 1:
             raise ValueError(f"num_inference_steps {num_inference_steps} must be at least 1")
-        elif self.config.predictor == "auto" and str(num_inference_steps) in (self.config.calibration or {}):
+        elif t_start is None and self._is_calibrated(num_inference_steps):
             predictor, times = self.config.calibration[str(num_inference_steps)]
             times = torch.tensor(times, dtype=torch.float64)
         else:
-            times, predictor = self._grid(num_inference_steps, self.t_max), self._solver(num_inference_steps)
+            times = self._grid(num_inference_steps, self.t_max if t_start is None else t_start)
+            predictor = self._solver(num_inference_steps)
 
         self._times, self._predictor = times, predictor
         self._plan = self._build_plan(times, predictor)
@@ -431,6 +440,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._memory = Memory(self._plan)
         self._step_index = None
         self._begin_index = None
+
+    def _is_calibrated(self, n):
+        return self.config.predictor == "auto" and str(n) in (self.config.calibration or {})
 
     def _explicit_times(self, timesteps, sigmas):
         """The times of given numbers, as `set_timesteps` takes them."""
