@@ -104,30 +104,48 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
         return (batch_size, config.in_channels, *size)
 
-    def guided_network(self, batch_size, class_labels=None, guidance_scale=1.0):
+    def guided_network(self, batch_size, class_labels=None, guidance_scale=1.0, guider=None, weaker_network=None):
         """The network with classes and guidance applied: f(input (B, C, H, W), timesteps (B,)) -> output, float32.
 
         Args:
             class_labels: one number per sample, or None for no class.
+            guidance_scale, guider, weaker_network: as for `__call__`.
         """
-        network, device = self.denoiser, self._execution_device
-        guided, labels = guidance_scale != 1, None
-        if class_labels is not None:
-            labels = torch.tensor(class_labels + [self.null_label] * (batch_size if guided else 0), device=device)
-        elif self.null_label is not None:
-            labels = torch.full((batch_size,), self.null_label, device=device)
+        device = self._execution_device
+        null = None if self.null_label is None else torch.full((batch_size,), self.null_label, device=device)
+        labels = null if class_labels is None else torch.tensor(class_labels, device=device)
+        # what guidance leads away from: the weaker network on the same classes, or the network without a class
+        away = (self.denoiser, null) if weaker_network is None else (weaker_network, labels)
+        calls = 0
 
-        def predict(model_input, timesteps):
-            model_input = model_input.to(network.dtype)
-            if guided:
-                model_input, timesteps = torch.cat([model_input] * 2), torch.cat([timesteps] * 2)
-            output = network(model_input, timesteps, class_labels=labels).sample.float()
-            if guided:
-                conditional, unconditional = output.chunk(2)
-                output = unconditional + guidance_scale * (conditional - unconditional)
-            return output
+        def call(network, model_input, timesteps, labels):
+            return network(model_input.to(network.dtype), timesteps, class_labels=labels).sample.float()
 
-        return predict
+        def plain(model_input, timesteps):
+            return call(self.denoiser, model_input, timesteps, labels)
+
+        def guided(model_input, timesteps):
+            if weaker_network is None:
+                both = torch.cat([model_input] * 2), torch.cat([timesteps] * 2), torch.cat([labels, null])
+                towards, from_there = call(self.denoiser, *both).chunk(2)
+            else:
+                towards, from_there = plain(model_input, timesteps), call(away[0], model_input, timesteps, away[1])
+            return from_there + guidance_scale * (towards - from_there)
+
+        def by_guider(model_input, timesteps):
+            nonlocal calls
+            guider.set_state(calls, len(self.scheduler.timesteps), timesteps[0])
+            calls += 1
+            batches = guider.prepare_inputs({"network": (self.denoiser, away[0]), "labels": (labels, away[1])})
+            for batch in batches:
+                guider.prepare_models(batch.network)
+                batch.noise_pred = call(batch.network, model_input, timesteps, batch.labels)
+                guider.cleanup_models(batch.network)
+            return guider(batches).pred
+
+        if guider is not None:
+            return by_guider
+        return plain if guidance_scale == 1 else guided
 
     def decode(self, latents):
         """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a
@@ -300,19 +318,34 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         bar.close()
         return x, nfe
 
-    def check_inputs(self, batch_size, class_labels, guidance_scale, generator, output_type, callback_inputs):
+    def check_inputs(
+        self,
+        batch_size,
+        class_labels,
+        guidance_scale,
+        generator,
+        output_type,
+        callback_inputs,
+        guider=None,
+        weaker_network=None,
+    ):
         """Raise ValueError for arguments that contradict the model or each other, before any work."""
+        if guider is not None and guidance_scale != 1:
+            raise ValueError(f"guidance_scale {guidance_scale} and a guider were given: the guider has its own scale")
+        if weaker_network is not None and guider is None and guidance_scale == 1:
+            raise ValueError("weaker_network needs a guidance_scale other than 1, or a guider")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type {output_type!r} is unknown; choose one of pil, np, pt, latent")
         if class_labels is not None and self.num_classes is None:
             raise ValueError("class_labels were given, but the network is unconditional (it has no class table)")
-        if guidance_scale != 1 and self.null_label is None:
+        from_no_class = (guidance_scale != 1 or guider is not None) and weaker_network is None
+        if from_no_class and self.null_label is None:
             raise ValueError(
                 f"guidance_scale {guidance_scale} needs a class-conditional network with a null label; pass 1"
             )
         if class_labels is None and self.num_classes is not None and self.null_label is None:
             raise ValueError("this network knows no null label: pass class_labels")
-        if guidance_scale != 1 and class_labels is None:
+        if from_no_class and class_labels is None:
             raise ValueError(f"guidance_scale {guidance_scale} needs class_labels")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
@@ -344,6 +377,8 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         adaptive_solver: str = "ode",
         image=None,
         strength: float = 0.6,
+        guider=None,
+        weaker_network=None,
     ):
         """Generate images.
 
@@ -370,6 +405,10 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
                 scheduler.
             strength: how far into the noise the image goes, in (0, 1]: the path time at which the trajectory begins,
                 from 0 for the smallest to 1 for the largest. All num_inference_steps are taken from there.
+            guider: one of `diffusers.guiders` instead of guidance_scale, such as ClassifierFreeGuidance(guidance_scale,
+                start=0.2, stop=0.8), guidance in an interval of the network evaluations (Kynkaanniemi et al. 2024).
+            weaker_network: auto-guidance (Karras et al. 2024): a smaller or less trained network of the same kind;
+                guidance then leads away from what it predicts for the same classes.
 
         Returns:
             `.images` and `.nfe`.
@@ -389,10 +428,19 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         if batch_size is None:
             batch_size = next((len(given) for given in (latents, image) if given is not None), 1)
         self.check_inputs(
-            batch_size, class_labels, guidance_scale, generator, output_type, callback_on_step_end_tensor_inputs
+            batch_size,
+            class_labels,
+            guidance_scale,
+            generator,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+            guider,
+            weaker_network,
         )
         if num_inference_steps is None:
             self.check_adaptive(rtol, atol, adaptive_solver)
+            if guider is not None:
+                raise ValueError("a guider counts steps: pass num_inference_steps with it, not None")
         elif rtol is not None or atol is not None:
             raise ValueError(
                 f"rtol={rtol}, atol={atol} are for adaptive solvers: pass num_inference_steps=None with them"
@@ -417,7 +465,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}")
         noise = latents.to(device)
-        network = self.guided_network(batch_size, labels, guidance_scale)
+        network = self.guided_network(batch_size, labels, guidance_scale, guider, weaker_network)
 
         if num_inference_steps is None:
             latents, nfe = self.sample_adaptively(
