@@ -32,10 +32,10 @@ def probability_flow(path, denoise, x, t, s, rtol, atol):
     return integrate(path, slope, x, t, s, rtol, atol)
 
 
-def integrate(path, slope, x, t, s, rtol, atol, others=()):
+def integrate(path, slope, x, t, s, rtol, atol, others=(), steps=None):
     """Integrate the ODE dy/du = slope(t, c, y) of the coordinates of `probability_flow`, and those of other states
-    (B, ...) beside it: slope(t, c, y, *others) then returns the derivatives of all. Returns x, or a tuple of all, at
-    s."""
+    (B, ...) beside it: slope(t, c, y, *others) then returns the derivatives of all. With a number of steps, by RK4 in
+    as many equal parts of u, instead of adaptively. Returns x, or a tuple of all, at s."""
     try:
         from torchdiffeq import odeint
     except ImportError as error:
@@ -54,13 +54,14 @@ def integrate(path, slope, x, t, s, rtol, atol, others=()):
         return max(rms(each).max() for each in state) if isinstance(state, tuple) else state.abs().max()
 
     (c_t, u_t), (c_s, u_s) = (path.straight_coordinates(time, slope=1.0) for time in (t, s))
-    ends = torch.stack([u_t, u_s]).to(x.device)
-    # without step_t it would step past the end, where u < 0 may be no level of the path, and interpolate
-    options = {"norm": worst, "step_t": ends[1:]}
+    if steps is None:
+        stops = torch.stack([u_t, u_s])
+        # without step_t it would step past the end, where u < 0 may be no level of the path, and interpolate
+        settings = {"rtol": rtol, "atol": atol, "method": "dopri5", "options": {"norm": worst, "step_t": stops[1:]}}
+    else:
+        stops, settings = torch.linspace(0, 1, steps + 1, dtype=u_t.dtype) * (u_s - u_t) + u_t, {"method": "rk4"}
     state = (x / c_t.to(x), *others)
-    y, *rest = (
-        each[-1] for each in odeint(derivative, state, ends, rtol=rtol, atol=atol, method="dopri5", options=options)
-    )
+    y, *rest = (each[-1] for each in odeint(derivative, state, stops.to(x.device), **settings))
     return (y * c_s.to(x), *rest) if others else y * c_s.to(x)
 
 

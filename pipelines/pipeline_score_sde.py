@@ -201,8 +201,11 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         self.check_adaptive(rtol, atol, "ode")
         network = self.prepare_network(len(x), class_labels, guidance_scale)
         scheduler = self.scheduler
-        denoise = scheduler.denoiser(network, limited=False)
-        noise = probability_flow(scheduler.path, denoise, x, scheduler.t_min, scheduler.t_max, rtol, atol)
+        with self.progress_bar(total=1.0) as bar:
+            denoise = self._with_progress(
+                bar, scheduler.denoiser(network, limited=False), scheduler.t_min, scheduler.t_max
+            )
+            noise = probability_flow(scheduler.path, denoise, x, scheduler.t_min, scheduler.t_max, rtol, atol)
         return noise / scheduler.init_noise_sigma
 
     @torch.no_grad()
@@ -217,6 +220,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         generator=None,
         rtol=1e-5,
         atol=1e-5,
+        steps=None,
     ):
         """The exact log-likelihood of samples under the model's probability-flow ODE (Song et al. 2021, section 4.3).
         Needs torchdiffeq.
@@ -232,7 +236,8 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             class_labels: a label or name per sample, for the likelihood given the class; by default, that without.
             guidance_scale: as for `__call__`; 1 is the model's own distribution.
             trace, num_probes, generator: of the divergence's estimate: see `likelihood.log_likelihood`.
-            rtol, atol: tolerances of the ODE's solution.
+            rtol, atol: tolerances of the ODE's adaptive solution.
+            steps: instead, number of RK4 steps of four evaluations each.
 
         Returns a `likelihood.Likelihood`.
         """
@@ -240,19 +245,24 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         self.check_adaptive(rtol, atol, "ode")
         network = self.prepare_network(len(x), class_labels, guidance_scale)
         scheduler = self.scheduler
-        return log_likelihood(
-            scheduler.path,
-            scheduler.denoiser(network, limited=False),
-            x,
-            scheduler.t_min,
-            scheduler.t_max,
-            scheduler.init_noise_sigma,
-            rtol,
-            atol,
-            trace,
-            num_probes,
-            generator,
-        )
+        with self.progress_bar(total=1.0) as bar:
+            denoise = self._with_progress(
+                bar, scheduler.denoiser(network, limited=False), scheduler.t_min, scheduler.t_max
+            )
+            return log_likelihood(
+                scheduler.path,
+                denoise,
+                x,
+                scheduler.t_min,
+                scheduler.t_max,
+                scheduler.init_noise_sigma,
+                rtol,
+                atol,
+                trace,
+                num_probes,
+                generator,
+                steps,
+            )
 
     def prepare_network(self, batch_size, class_labels=None, guidance_scale=1.0):
         """`guided_network` for class labels as `__call__` takes them, checked."""
@@ -286,6 +296,18 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
 
+    @staticmethod
+    def _with_progress(bar, denoise, begin, end):
+        """f(x, t) that moves the bar to the share of the way from begin to end that the slowest sample has come."""
+
+        def reporting(x, t):
+            share = ((torch.as_tensor(t, dtype=torch.float64) - begin) / (end - begin)).min()
+            bar.n = max(bar.n, round(float(share), 3))
+            bar.refresh()
+            return denoise(x, t)
+
+        return reporting
+
     def sample_adaptively(self, network, noise, rtol, atol, adaptive_solver, generator, image=None, t_start=None):
         """The sample that an adaptive solver reaches from noise, or from an image with noise at t_start; and the number
         of network evaluations."""
@@ -301,14 +323,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             nfe += 1
             return network(model_input, timesteps)
 
-        network_at = scheduler.denoiser(count)
-
-        def denoise(x, t):
-            # the share of the time that the slowest sample has come
-            bar.n = max(bar.n, round((t_max - float(torch.as_tensor(t).max())) / (t_max - t_min), 3))
-            bar.refresh()
-            return network_at(x, t)
-
+        denoise = self._with_progress(bar, scheduler.denoiser(count), t_max, t_min)
         solve, default_rtol, default_atol = ADAPTIVE[adaptive_solver]
         rtol, atol = (default_rtol if rtol is None else rtol), (default_atol if atol is None else atol)
         arguments = {"generator": generator} if adaptive_solver == "sde" else {}

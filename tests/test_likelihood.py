@@ -53,6 +53,19 @@ def test_gaussian_data_to_1e_4_nats_per_dim(path, trace):
     assert found.nfe > 10
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+def test_a_fixed_number_of_steps(path):
+    x = draw(MIXTURE, 16)
+    exact = measure(MIXTURE, path, x, trace="exact", tolerance=1e-8).log_prob
+    errors = []
+    for steps in (50, 100):
+        found = measure(MIXTURE, path, x, trace="exact", steps=steps)
+        assert found.nfe == 4 * steps
+        errors.append((found.log_prob - exact).abs().max() / 2)
+    assert errors[1] < 1e-3
+    assert errors[1] < errors[0] / 8
+
+
 def test_gaussian_data_whose_prior_is_exact():
     """Data of unit variance on a variance-preserving path: the prior is what the data become, and log p is theirs."""
     data = GaussianMixture([1.0], [[0.0] * 3], [[1.0] * 3])
@@ -108,7 +121,11 @@ def test_bits_per_dim_of_uniform_noise_is_8():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"trace": "full"}, "trace 'full' is unknown; choose one of rademacher"), ({"num_probes": 0}, "num_probes 0")],
+    [
+        ({"trace": "full"}, "trace 'full' is unknown; choose one of rademacher"),
+        ({"num_probes": 0}, "num_probes 0"),
+        ({"steps": 0}, "steps 0"),
+    ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -204,6 +221,8 @@ def test_the_pipeline_measures_likelihoods(pipeline):
     alone = pipeline.log_likelihood(latents=latents()[:1], class_labels=[0], trace="exact")
     assert abs(alone.log_prob[0] - summed.log_prob[0]) < 1e-2
     assert all(parameter.grad is None for parameter in pipeline.transformer.parameters())
+    fixed = pipeline.log_likelihood(latents=latents(), class_labels=[0, 2], trace="exact", steps=30)
+    assert (fixed.log_prob - summed.log_prob).abs().max() < 0.05
     # in pixels of a model without an autoencoder
     images = latents().clamp(-1, 1)
     assert torch.equal(
