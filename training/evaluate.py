@@ -118,7 +118,7 @@ def measure_likelihood(pipeline, config, device):
     """The metric of the likelihood of real images."""
     test, generator = ImageDataset(config, split=config.test_split), torch.Generator().manual_seed(config.seed)
     count = min(config.likelihood, len(test))
-    pipeline.to(device)
+    pipeline.to(device).set_progress_bar_config(disable=True)
     # a network that knows no null label has no distribution without a class
     labelled = pipeline.num_classes is not None and pipeline.null_label is None
     values, nfe = [], []
