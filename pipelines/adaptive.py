@@ -12,6 +12,12 @@ def rms(x):
     return x.flatten(1).pow(2).mean(1).sqrt()
 
 
+def per_sample(value, like):
+    """One value per sample (B,), to go with states (B, ...)."""
+    value = value if value.dtype == torch.bool else value.to(like.dtype)
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def probability_flow(path, denoise, x, t, s, rtol, atol):
     """Follow the probability-flow ODE from time t to s, down to data or up to noise, by Dormand-Prince 5(4) of
     torchdiffeq.
@@ -26,16 +32,16 @@ def probability_flow(path, denoise, x, t, s, rtol, atol):
     Returns the samples at s. Raises ImportError without torchdiffeq.
     """
 
-    def slope(time, c, y):
-        return (c * y - c * denoise(c * y, time)) / path.sigma(time).to(y)
+    def slope(time, x):
+        return path.straight_velocity(x, denoise(x, time), time, slope=1.0)
 
     return integrate(path, slope, x, t, s, rtol, atol)
 
 
 def integrate(path, slope, x, t, s, rtol, atol, others=(), steps=None):
-    """Integrate the ODE dy/du = slope(t, c, y) of the coordinates of `probability_flow`, and those of other states
-    (B, ...) beside it: slope(t, c, y, *others) then returns the derivatives of all. With a number of steps, by RK4 in
-    as many equal parts of u, instead of adaptively. Returns x, or a tuple of all, at s."""
+    """Integrate the ODE dy/du = slope(t, x) of the coordinates of `probability_flow`, and those of other states beside
+    it: slope(t, x, *others) then returns the derivatives of all. With a number of steps, by RK4 in as many equal parts
+    of u, instead of adaptively. Returns x, or a tuple of all, at s."""
     try:
         from torchdiffeq import odeint
     except ImportError as error:
@@ -44,9 +50,9 @@ def integrate(path, slope, x, t, s, rtol, atol, others=(), steps=None):
         ) from error
 
     def derivative(u, state):
-        time = path.t_from_straight(u, slope=1.0)
+        time, (y, *rest) = path.t_from_straight(u, slope=1.0), state
         c, _ = path.straight_coordinates(time, slope=1.0)
-        changes = slope(time, c.to(x), *state)
+        changes = slope(time, c.to(x) * y, *rest)
         return changes if others else (changes,)
 
     def worst(state):
@@ -83,16 +89,16 @@ class BrownianSteps:
         for k, (length, increment) in enumerate(zip(self.lengths, self.increments, strict=True)):
             top = self.depth == k + 1
             known_length = torch.where(top, length, known_length)
-            known = torch.where(_per_sample(top, noise), increment, known)
+            known = torch.where(per_sample(top, noise), increment, known)
         lengths = torch.minimum(lengths, known_length)
         # Brownian bridge; without an end that is known, 1 - share is 1
         share = lengths / known_length
-        drawn = _per_sample(share, noise) * known + _per_sample((lengths * (1 - share)).sqrt(), noise) * noise
+        drawn = per_sample(share, noise) * known + per_sample((lengths * (1 - share)).sqrt(), noise) * noise
         rest = known_length - lengths
         for k in range(len(self.lengths)):
             top = self.depth == k + 1
             self.lengths[k] = torch.where(top, rest, self.lengths[k])
-            self.increments[k] = torch.where(_per_sample(top, noise), known - drawn, self.increments[k])
+            self.increments[k] = torch.where(per_sample(top, noise), known - drawn, self.increments[k])
         self.depth = self.depth - ((self.depth > 0) & (rest <= 1e-12)).long()
         return lengths, drawn
 
@@ -104,14 +110,8 @@ class BrownianSteps:
         for k in range(len(self.lengths)):
             here = rejected & (self.depth == k)
             self.lengths[k] = torch.where(here, lengths, self.lengths[k])
-            self.increments[k] = torch.where(_per_sample(here, increments), increments, self.increments[k])
+            self.increments[k] = torch.where(per_sample(here, increments), increments, self.increments[k])
         self.depth = self.depth + rejected.long()
-
-
-def _per_sample(value, like):
-    """One value per sample (B,), to go with states (B, ...)."""
-    value = value if value.dtype == torch.bool else value.to(like.dtype)
-    return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def reverse_sde(path, denoise, x, t, s, rtol, atol, generator=None, first_step=0.01, safety=0.9, power=0.9):
@@ -129,7 +129,7 @@ def reverse_sde(path, denoise, x, t, s, rtol, atol, generator=None, first_step=0
 
     def change(at, times, lengths, increments):
         drift = path.reverse_drift(at, denoise(at, times), times, eta=1.0)
-        return _per_sample(path.diffusion(times), x) * increments - _per_sample(lengths, x) * drift
+        return per_sample(path.diffusion(times), x) * increments - per_sample(lengths, x) * drift
 
     times = torch.full((len(x),), float(t), dtype=torch.float64, device=x.device)
     lengths = torch.full_like(times, first_step)
@@ -146,8 +146,8 @@ def reverse_sde(path, denoise, x, t, s, rtol, atol, generator=None, first_step=0
             raise FloatingPointError(f"the network's output is not finite near t = {times.max():g}")
         accepted = error <= 1
         steps.reject(~accepted, lengths, increments)
-        x = torch.where(_per_sample(accepted, x), improved, x)
-        before = torch.where(_per_sample(accepted, x), euler, before)
+        x = torch.where(per_sample(accepted, x), improved, x)
+        before = torch.where(per_sample(accepted, x), euler, before)
         times = torch.where(accepted, times - lengths, times)
         # what rounding leaves of the last step is none
         times = torch.where(times - s < 1e-9, torch.full_like(times, float(s)), times)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .adaptive import integrate
+from .adaptive import integrate, per_sample
 
 
 TRACES = ("rademacher", "gaussian", "exact")
@@ -61,9 +61,8 @@ def slerp(a, b, share):
     flat_a, flat_b = a.flatten(1), b.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
     angle = cosine.acos().clamp_min(1e-6)
-    weights = ((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin()
-    weight_a, weight_b = (weight.reshape(-1, *[1] * (a.ndim - 1)).to(a.dtype) for weight in weights)
-    return weight_a * a + weight_b * b
+    weight_a, weight_b = ((part * angle).sin() / angle.sin() for part in (1 - share, share))
+    return per_sample(weight_a, a) * a + per_sample(weight_b, b) * b
 
 
 def log_likelihood(
@@ -100,11 +99,11 @@ def log_likelihood(
         drawn = randn_tensor((num_probes, *x.shape), generator=generator, device=x.device, dtype=x.dtype)
         probes = list(drawn.sign() if trace == "rademacher" else drawn)
 
-    def slope(time, c, y, _):
+    def slope(time, x, _):
         nonlocal nfe
         nfe += 1
         with torch.enable_grad():
-            at = (c * y).detach().requires_grad_()
+            at = x.detach().requires_grad_()
             denoised = denoise(at, time)
             along = [
                 torch.autograd.grad(denoised, at, probe, retain_graph=i + 1 < len(probes))[0]
@@ -115,10 +114,10 @@ def log_likelihood(
         traces = torch.stack([(g * p).flatten(1).sum(1) for g, p in zip(along, probes, strict=True)], dim=1)
         if trace == "exact":
             traces = traces.sum(1, keepdim=True)
-        sigma = path.sigma(time).to(y)
-        # per dimension, so that the tolerance is
-        divergence = c / sigma * (1 - c * traces / dimensions)
-        return (c * y - c * denoised.detach()) / sigma, divergence
+        # the trace of the slope's derivative by y = x / c, per dimension, so that the tolerance is
+        c, _ = path.straight_coordinates(time, slope=1.0)
+        divergence = c.to(x) * path.straight_velocity(torch.ones_like(traces), traces / dimensions, time, slope=1.0)
+        return path.straight_velocity(x, denoised.detach(), time, slope=1.0), divergence
 
     gained = torch.zeros(len(x), 1 if trace == "exact" else num_probes, device=x.device, dtype=x.dtype)
     noise, gained = integrate(path, slope, x, t_min, t_max, rtol, atol, (gained,), steps)

@@ -1,6 +1,7 @@
 """Unconditional and class-conditional image generation, in pixels or in the latent space of an autoencoder."""
 
 import inspect
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,25 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             ids.append(int(label))
         return ids
 
+    def prepare_labels(self, class_labels, batch_size=None):
+        """Class labels as `__call__` takes them, as a list of one number per sample: by default as many samples as
+        labels. None for no class.
+
+        Raises ValueError where the network has no classes, or needs one, or for another number of labels than samples.
+        """
+        if class_labels is None:
+            if self.num_classes is not None and self.null_label is None:
+                raise ValueError("this network knows no null label: pass class_labels")
+            return None
+        if self.num_classes is None:
+            raise ValueError("class_labels were given, but the network is unconditional (it has no class table)")
+        labels = self.label_ids(class_labels)
+        if batch_size is not None and len(labels) == 1:
+            labels = labels * batch_size
+        if batch_size not in (None, len(labels)):
+            raise ValueError(f"{len(labels)} class_labels were given for {batch_size} samples")
+        return labels
+
     def sample_shape(self, batch_size):
         """Shape (batch, channels, height, width) of what the network generates."""
         config = self.denoiser.config
@@ -107,39 +127,54 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
     def guided_network(self, batch_size, class_labels=None, guidance_scale=1.0, guider=None, weaker_network=None):
         """The network with classes and guidance applied: f(input (B, C, H, W), timesteps (B,)) -> output, float32.
 
-        Args:
-            class_labels: one number per sample, or None for no class.
-            guidance_scale, guider, weaker_network: as for `__call__`.
+        Args: as for `__call__`.
+
+        Raises ValueError for labels that the network doesn't have, and guidance that it can't follow.
         """
+        labels = self.prepare_labels(class_labels, batch_size)
+        if guider is not None and guidance_scale != 1:
+            raise ValueError(f"guidance_scale {guidance_scale} and a guider were given: the guider has its own scale")
+        if weaker_network is not None and guider is None and guidance_scale == 1:
+            raise ValueError("weaker_network needs a guidance_scale other than 1, or a guider")
+        if (guidance_scale != 1 or guider is not None) and weaker_network is None:
+            if self.null_label is None:
+                raise ValueError(
+                    f"guidance_scale {guidance_scale} needs a class-conditional network with a null label; pass 1"
+                )
+            if labels is None:
+                raise ValueError(f"guidance_scale {guidance_scale} needs class_labels")
+
         device = self._execution_device
         null = None if self.null_label is None else torch.full((batch_size,), self.null_label, device=device)
-        labels = null if class_labels is None else torch.tensor(class_labels, device=device)
-        # what guidance leads away from: the weaker network on the same classes, or the network without a class
+        labels = null if labels is None else torch.tensor(labels, device=device)
+        # guidance leads from what the one predicts to what the other does
+        towards = self.denoiser, labels
         away = (self.denoiser, null) if weaker_network is None else (weaker_network, labels)
         calls = 0
 
-        def call(network, model_input, timesteps, labels):
+        def call(network, labels, model_input, timesteps):
             return network(model_input.to(network.dtype), timesteps, class_labels=labels).sample.float()
 
         def plain(model_input, timesteps):
-            return call(self.denoiser, model_input, timesteps, labels)
+            return call(*towards, model_input, timesteps)
 
         def guided(model_input, timesteps):
             if weaker_network is None:
-                both = torch.cat([model_input] * 2), torch.cat([timesteps] * 2), torch.cat([labels, null])
-                towards, from_there = call(self.denoiser, *both).chunk(2)
+                both = torch.cat([labels, null]), torch.cat([model_input] * 2), torch.cat([timesteps] * 2)
+                to, origin = call(self.denoiser, *both).chunk(2)
             else:
-                towards, from_there = plain(model_input, timesteps), call(away[0], model_input, timesteps, away[1])
-            return from_there + guidance_scale * (towards - from_there)
+                to, origin = (call(*each, model_input, timesteps) for each in (towards, away))
+            return origin + guidance_scale * (to - origin)
 
         def by_guider(model_input, timesteps):
             nonlocal calls
             guider.set_state(calls, len(self.scheduler.timesteps), timesteps[0])
             calls += 1
-            batches = guider.prepare_inputs({"network": (self.denoiser, away[0]), "labels": (labels, away[1])})
+            networks, both_labels = zip(towards, away, strict=True)
+            batches = guider.prepare_inputs({"network": networks, "labels": both_labels})
             for batch in batches:
                 guider.prepare_models(batch.network)
-                batch.noise_pred = call(batch.network, model_input, timesteps, batch.labels)
+                batch.noise_pred = call(batch.network, batch.labels, model_input, timesteps)
                 guider.cleanup_models(batch.network)
             return guider(batches).pred
 
@@ -180,6 +215,16 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             )
         return latents
 
+    @contextmanager
+    def _towards_noise(self, images, latents, class_labels, guidance_scale, rtol, atol):
+        """(x, denoise) for the way from data to noise, with a progress bar."""
+        x = self._check_data(images, latents)
+        self.check_adaptive(rtol, atol, "ode")
+        network = self.guided_network(len(x), class_labels, guidance_scale)
+        denoise, ends = self.scheduler.denoiser(network, limited=False), (self.scheduler.t_min, self.scheduler.t_max)
+        with self.progress_bar(total=1.0) as bar:
+            yield x, self._with_progress(bar, denoise, *ends)
+
     @torch.no_grad()
     def encode(self, images=None, latents=None, class_labels=None, guidance_scale=1.0, rtol=1e-5, atol=1e-5):
         """The noise that the probability-flow ODE carries samples to: their encoding, unique for the data's
@@ -197,14 +242,8 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
         Returns noise (B, C, H, W) of unit variance.
         """
-        x = self._check_data(images, latents)
-        self.check_adaptive(rtol, atol, "ode")
-        network = self.prepare_network(len(x), class_labels, guidance_scale)
         scheduler = self.scheduler
-        with self.progress_bar(total=1.0) as bar:
-            denoise = self._with_progress(
-                bar, scheduler.denoiser(network, limited=False), scheduler.t_min, scheduler.t_max
-            )
+        with self._towards_noise(images, latents, class_labels, guidance_scale, rtol, atol) as (x, denoise):
             noise = probability_flow(scheduler.path, denoise, x, scheduler.t_min, scheduler.t_max, rtol, atol)
         return noise / scheduler.init_noise_sigma
 
@@ -241,14 +280,8 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
         Returns a `likelihood.Likelihood`.
         """
-        x = self._check_data(images, latents)
-        self.check_adaptive(rtol, atol, "ode")
-        network = self.prepare_network(len(x), class_labels, guidance_scale)
         scheduler = self.scheduler
-        with self.progress_bar(total=1.0) as bar:
-            denoise = self._with_progress(
-                bar, scheduler.denoiser(network, limited=False), scheduler.t_min, scheduler.t_max
-            )
+        with self._towards_noise(images, latents, class_labels, guidance_scale, rtol, atol) as (x, denoise):
             return log_likelihood(
                 scheduler.path,
                 denoise,
@@ -264,17 +297,6 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
                 steps,
             )
 
-    def prepare_network(self, batch_size, class_labels=None, guidance_scale=1.0):
-        """`guided_network` for class labels as `__call__` takes them, checked."""
-        labels = None
-        if class_labels is not None and self.num_classes is not None:
-            labels = self.label_ids(class_labels)
-            labels = labels * batch_size if len(labels) == 1 else labels
-            if len(labels) != batch_size:
-                raise ValueError(f"{len(labels)} class_labels were given for {batch_size} samples")
-        self.check_inputs(batch_size, class_labels, guidance_scale, None, "latent", [])
-        return self.guided_network(batch_size, labels, guidance_scale)
-
     def prepare_trajectories(self, num_samples, class_labels=None, guidance_scale=1.0, generator=None, noise=None):
         """(network, noise) for `ScoreSDEScheduler.calibrate`: the guided network of these classes, by default all in
         turn, and noise (num_samples, C, H, W) for it."""
@@ -282,7 +304,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             noise = randn_tensor(self.sample_shape(num_samples), generator=generator, device=self._execution_device)
         if class_labels is None and self.num_classes is not None:
             class_labels = [i % self.num_classes for i in range(len(noise))]
-        return self.prepare_network(len(noise), class_labels, guidance_scale), noise.to(self._execution_device)
+        return self.guided_network(len(noise), class_labels, guidance_scale), noise.to(self._execution_device)
 
     def check_adaptive(self, rtol, atol, adaptive_solver):
         """Raise ValueError for what an adaptive solver can't do."""
@@ -333,36 +355,11 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         bar.close()
         return x, nfe
 
-    def check_inputs(
-        self,
-        batch_size,
-        class_labels,
-        guidance_scale,
-        generator,
-        output_type,
-        callback_inputs,
-        guider=None,
-        weaker_network=None,
-    ):
-        """Raise ValueError for arguments that contradict the model or each other, before any work."""
-        if guider is not None and guidance_scale != 1:
-            raise ValueError(f"guidance_scale {guidance_scale} and a guider were given: the guider has its own scale")
-        if weaker_network is not None and guider is None and guidance_scale == 1:
-            raise ValueError("weaker_network needs a guidance_scale other than 1, or a guider")
+    def check_inputs(self, batch_size, generator, output_type, callback_inputs):
+        """Raise ValueError for arguments that contradict each other, before any work."""
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type {output_type!r} is unknown; choose one of pil, np, pt, latent")
-        if class_labels is not None and self.num_classes is None:
-            raise ValueError("class_labels were given, but the network is unconditional (it has no class table)")
-        from_no_class = (guidance_scale != 1 or guider is not None) and weaker_network is None
-        if from_no_class and self.null_label is None:
-            raise ValueError(
-                f"guidance_scale {guidance_scale} needs a class-conditional network with a null label; pass 1"
-            )
-        if class_labels is None and self.num_classes is not None and self.null_label is None:
-            raise ValueError("this network knows no null label: pass class_labels")
-        if from_no_class and class_labels is None:
-            raise ValueError(f"guidance_scale {guidance_scale} needs class_labels")
-        if batch_size is not None and batch_size < 1:
+        if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
@@ -430,28 +427,13 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
         Raises ValueError for arguments that don't fit the model, before any work.
         """
-        labels = None
-        if class_labels is not None and self.num_classes is not None:
-            labels = self.label_ids(class_labels)
-            if batch_size is not None and len(labels) == 1:
-                labels = labels * batch_size
-            if batch_size not in (None, len(labels)):
-                raise ValueError(f"{len(labels)} class_labels were given for batch_size {batch_size}")
-            batch_size = len(labels)
+        labels = self.prepare_labels(class_labels, batch_size)
         if image is not None:
             image = self.image_processor.preprocess(image)
         if batch_size is None:
-            batch_size = next((len(given) for given in (latents, image) if given is not None), 1)
-        self.check_inputs(
-            batch_size,
-            class_labels,
-            guidance_scale,
-            generator,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-            guider,
-            weaker_network,
-        )
+            batch_size = next((len(given) for given in (labels, latents, image) if given is not None), 1)
+        self.check_inputs(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
+        network = self.guided_network(batch_size, labels, guidance_scale, guider, weaker_network)
         if num_inference_steps is None:
             self.check_adaptive(rtol, atol, adaptive_solver)
             if guider is not None:
@@ -480,7 +462,6 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}")
         noise = latents.to(device)
-        network = self.guided_network(batch_size, labels, guidance_scale, guider, weaker_network)
 
         if num_inference_steps is None:
             latents, nfe = self.sample_adaptively(

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from exact import GAUSSIAN, MIXTURE
+from tiny import tiny_pipeline
 
-from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde import ScoreSDEScheduler
 from score_sde.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, LinearSDE
 from score_sde.pipelines.adaptive import probability_flow, reverse_sde
 
@@ -74,12 +75,7 @@ def test_the_sde_stops_at_a_broken_network():
 
 @pytest.fixture
 def pipeline():
-    torch.manual_seed(0)
-    model = DiTModel(4, 2, 2, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=3)
-    torch.nn.init.normal_(model.proj_out.weight if hasattr(model, "proj_out") else next(model.parameters()), std=0.02)
-    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(prediction_type="v_prediction"), transformer=model.eval())
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return tiny_pipeline()
 
 
 def call(pipeline, **arguments):

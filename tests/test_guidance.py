@@ -3,24 +3,15 @@
 import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance, TangentialClassifierFreeGuidance
+from tiny import tiny_dit, tiny_pipeline
 
-from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde import ScoreSDEScheduler
 from score_sde.solvers import PREDICTORS
-
-
-def make_network(seed, num_classes=3):
-    torch.manual_seed(seed)
-    model = DiTModel(4, 2, 1, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=num_classes)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return model.eval()
 
 
 @pytest.fixture
 def pipeline():
-    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(prediction_type="v_prediction"), transformer=make_network(0))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return tiny_pipeline()
 
 
 def draw(pipeline, **arguments):
@@ -66,7 +57,7 @@ def test_other_guiders_fit(pipeline):
 
 @pytest.mark.parametrize("by_guider", [False, True])
 def test_auto_guidance_leads_away_from_a_weaker_network(pipeline, by_guider):
-    weak = make_network(1)
+    weak = tiny_dit(seed=1)
     calls, weak_calls = count_calls(pipeline.transformer), count_calls(weak)
     arguments = {"guider": ClassifierFreeGuidance(guidance_scale=2.0)} if by_guider else {"guidance_scale": 2.0}
     found = draw(pipeline, weaker_network=weak, **arguments)
@@ -84,11 +75,8 @@ def test_auto_guidance_leads_away_from_a_weaker_network(pipeline, by_guider):
 
 
 def test_auto_guidance_needs_no_classes():
-    pipeline = ScoreSDEPipeline(
-        ScoreSDEScheduler(prediction_type="v_prediction"), transformer=make_network(0, num_classes=None)
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    weak = make_network(1, num_classes=None)
+    pipeline = tiny_pipeline(network=tiny_dit(num_classes=None))
+    weak = tiny_dit(num_classes=None, seed=1)
     arguments = {"class_labels": None, "batch_size": 2}
     guided = draw(pipeline, weaker_network=weak, guidance_scale=2.0, **arguments)
     assert (guided - draw(pipeline, **arguments)).abs().max() > 1e-3
@@ -109,6 +97,6 @@ def test_contradictions_are_refused(pipeline, arguments, message):
     if "guider" in arguments:
         arguments["guider"] = ClassifierFreeGuidance(guidance_scale=2.0)
     if "weaker_network" in arguments:
-        arguments["weaker_network"] = make_network(1)
+        arguments["weaker_network"] = tiny_dit(seed=1)
     with pytest.raises(ValueError, match=message):
         draw(pipeline, **arguments)

@@ -3,19 +3,14 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from tiny import tiny_dit, tiny_pipeline
 
-from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde import ScoreSDEScheduler
 
 
 @pytest.fixture
 def pipeline():
-    torch.manual_seed(0)
-    model = DiTModel(8, 2, 1, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=3)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.03)
-    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(prediction_type="v_prediction"), transformer=model.eval())
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return tiny_pipeline(network=tiny_dit(sample_size=8))
 
 
 def image(n=2):
@@ -61,7 +56,7 @@ def test_it_begins_where_the_noise_puts_it(pipeline):
     noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     x = scheduler.path.sample(2 * image() - 1, noise, begin)
     scheduler.set_timesteps(12, t_start=float(begin))
-    network = pipeline.prepare_network(2, [0, 2])
+    network = pipeline.guided_network(2, [0, 2])
     with torch.no_grad():
         for timestep in scheduler.timesteps:
             x = scheduler.step(network(x, timestep.expand(2)), timestep, x).prev_sample

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from exact import GAUSSIAN, MIXTURE, GaussianMixture
+from tiny import tiny_dit, tiny_pipeline
 
-from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde import ScoreSDEScheduler
 from score_sde.paths import VESDE, VPSDE, CosineVPSDE, LinearSDE
 from score_sde.pipelines.adaptive import probability_flow
 from score_sde.pipelines.likelihood import Likelihood, dequantize, log_likelihood, slerp
@@ -185,14 +186,7 @@ def test_slerp_keeps_lengths_and_ends():
 
 @pytest.fixture
 def pipeline():
-    torch.manual_seed(0)
-    model = DiTModel(4, 2, 2, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=3)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.03)
-    scheduler = ScoreSDEScheduler(prediction_type="v_prediction", denoise_final=False, clip_sample=True)
-    pipeline = ScoreSDEPipeline(scheduler, transformer=model.eval())
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return tiny_pipeline(network=tiny_dit(in_channels=2, std=0.03), denoise_final=False, clip_sample=True)
 
 
 def latents(n=2):

@@ -270,7 +270,7 @@ def test_half_precision_networks_keep_a_float32_state():
         ({"class_labels": ["dress"]}, "class name 'dress' is unknown; this model knows shirt, shoe"),
         ({"class_labels": [5]}, "class label 5 is out of range: this model has labels 0 to 4"),
         ({"class_labels": [-1]}, "class label -1 is out of range"),
-        ({"class_labels": [0, 1], "batch_size": 3}, "2 class_labels were given for batch_size 3"),
+        ({"class_labels": [0, 1], "batch_size": 3}, "2 class_labels were given for 3 samples"),
         ({"guidance_scale": 2.0}, "guidance_scale 2.0 needs class_labels"),
         ({"batch_size": 0}, "batch_size 0 must be at least 1"),
         ({"output_type": "tensor"}, "output_type 'tensor' is unknown; choose one of pil, np, pt, latent"),

@@ -156,6 +156,11 @@ class Path:
         c = self.alpha(t) + (self.straight if slope is None else slope) * sigma
         return c, sigma / c
 
+    def straight_velocity(self, x, denoised, t, slope=None):
+        """dy/du of Eq. (9), shape of x (B, ...), given the denoised sample; t of shape () or (B,)."""
+        c, _ = self.straight_coordinates(t, slope)
+        return (x - expand_to(c, x) * denoised) / expand_to(self.sigma(t), x)
+
     def t_from_straight(self, u, slope=None):
         """The time at which the coordinate u of (9) has this value."""
         slope = self.straight if slope is None else slope

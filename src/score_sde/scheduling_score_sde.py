@@ -248,7 +248,6 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         )
         self.num_inference_steps = None
         self._plan = None
-        self._learned_variance = predictor == "ancestral" and variance_type == "learned_range"
         self._begin_index = None
         self._step_index = None
 
@@ -640,7 +639,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         stage, variance = self._plan[self._step_index], None
         if sample.ndim > 1 and model_output.shape[1:2] == (2 * sample.shape[1],):
             model_output, variance = model_output.chunk(2, dim=1)
-        elif self._learned_variance and model_output.shape == sample.shape:
+        elif stage.noise_range is not None and model_output.shape == sample.shape:
             raise ValueError(
                 f"variance_type 'learned_range' needs a network with {2 * sample.shape[1]} output channels; "
                 f"got {sample.shape[1]}: pass variance_type='fixed_small'"

@@ -86,6 +86,7 @@ class LangevinStage:
     alpha: float
     sigma: float
     snr: float
+    noise_range = None
 
     @property
     def coefficients(self):
@@ -246,9 +247,11 @@ def multistep(
         if eta:
             scale = scale * torch.exp(-(eta**2) * h)
     else:
-        c = alpha + slope * sigma
+        c, u = path.straight_coordinates(times, slope)
+        if to_data:
+            c, u = torch.cat([c, torch.ones(1).to(c)]), torch.cat([u, torch.zeros(1).to(u)])
         scale, factor = c[1:] / c[:-1], c[1:]
-        points, measure = _slope_measure(half_log_snr, sigma / c, slope)
+        points, measure = _slope_measure(half_log_snr, u, slope)
     noise = sigma[1:] * (-torch.expm1(-2 * eta**2 * h)).sqrt() if eta else torch.zeros_like(h)
     if bound is not None:
         points = torch.sigmoid(-points - math.log(bound))
