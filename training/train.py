@@ -13,32 +13,22 @@ from dataclasses import dataclass
 
 import diffusers
 import torch
-from config import DataConfig, LoopConfig, json_options, option, parse
-from data import ImageDataset, LatentDataset
-from encode_latents import fingerprint, load_vae
+from clean_data import CleanData, CleanDataConfig
+from config import LoopConfig, json_options, option, parse
 from loop import fit, make_accelerator, sample_path, save_grid
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.hub import save_bundle
 from score_sde.losses import TIME_DENSITIES, denoising_loss
-from score_sde.pipelines.latents import encode_moments, normalize_latents
 
 
 NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
 
 
 @dataclass
-class TrainConfig(LoopConfig, DataConfig):
+class TrainConfig(LoopConfig, CleanDataConfig):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
-    latents: str | None = option(
-        None, "Folder written by training/encode_latents.py: train on these latents instead of images."
-    )
-    vae: str | None = option(
-        None,
-        "Autoencoder in diffusers format, a folder or Hub id: encode images on the fly. With latents, it is the one "
-        "they were encoded by, unless given.",
-    )
     network: str = option("dit", "dit (DiTModel) or unet (ScoreUNetModel).")
     network_name: str | None = option(None, "A published configuration of the network by name, such as DiT-S/2.")
     network_kwargs: str = option(
@@ -57,14 +47,12 @@ class TrainConfig(LoopConfig, DataConfig):
     sample_num_inference_steps: int = option(50, "Time steps of the sample grids.")
 
     def problems(self):
-        yield from DataConfig.problems(self)
+        yield from CleanDataConfig.problems(self)
         yield from LoopConfig.problems(self)
         if self.network not in NETWORKS:
             yield f"network {self.network!r} is unknown; choose one of {', '.join(NETWORKS)}"
         if self.time_density not in TIME_DENSITIES:
             yield f"time_density {self.time_density!r} is unknown; choose one of {', '.join(TIME_DENSITIES)}"
-        if self.latents and self.random_flip:
-            yield "random_flip needs images: latents cannot be mirrored"
         if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
             yield "sample_num_images and sample_num_inference_steps must be at least 1"
         # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened
@@ -121,64 +109,34 @@ def main(argv=None):
     accelerator = make_accelerator(config)
     scheduler = config.make_scheduler()
 
-    # data: images, latents encoded before, or images encoded on the fly
-    vae = None
-    if config.latents:
-        dataset = LatentDataset(config.latents)
-        vae = load_vae(config.vae or dataset.facts["vae"])
-        if fingerprint(vae) != dataset.facts["vae_fingerprint"]:
-            raise ValueError(
-                f"the latents in {config.latents!r} were encoded by another autoencoder than the one that is now in "
-                f"{config.vae or dataset.facts['vae']!r}: encode them anew, or pass --vae with the one they are from"
-            )
-        vae.to(accelerator.device)
-        shape = dataset.shape
-    else:
-        with accelerator.main_process_first():
-            dataset = ImageDataset(config)
-        shape = dataset.shape
-        if config.vae:
-            vae = load_vae(config.vae).to(accelerator.device)
-            example = dataset[0]["images"][None].to(accelerator.device)
-            shape = tuple(encode_moments(vae, example)[0].shape[1:])
-    num_classes = dataset.num_classes if config.class_conditional else None
-    model = make_network(config, shape, num_classes)
-    id2label = dataset.id2label if num_classes else None
+    data = CleanData(config, accelerator)
+    num_classes = data.num_classes if config.class_conditional else None
+    model = make_network(config, data.shape, num_classes)
+    id2label = data.id2label if num_classes else None
     component, _ = NETWORKS[config.network]
 
     def compute_loss(model, batch, draws):
-        if "images" in batch:
-            x0 = batch["images"]
-            if config.random_flip:
-                flipped = draws.uniform() < 0.5
-                x0 = torch.where(flipped.reshape(-1, 1, 1, 1), x0.flip(-1), x0)
-        if vae is not None:
-            with torch.no_grad():
-                mean, std = (batch["mean"], batch["std"]) if config.latents else encode_moments(vae, x0)
-            x0 = normalize_latents(mean + std * draws.normal(mean.shape[1:]), vae.config)
+        x0 = data.draw(batch, draws)
         t = TIME_DENSITIES[config.time_density](scheduler, draws.stratified())
         labels = batch["labels"] if num_classes else None
         losses = denoising_loss(model, scheduler, x0, draws.normal(x0.shape[1:]), t, labels)
         return losses.mean(), {}
 
     def make_pipeline(network):
-        return ScoreSDEPipeline(scheduler=scheduler, vae=vae, id2label=id2label, **{component: network})
+        return ScoreSDEPipeline(scheduler=scheduler, vae=data.vae, id2label=id2label, **{component: network})
 
     def on_sample(network, path):
         sample_grid(make_pipeline(network), config, path)
 
-    network, facts = fit(config, accelerator, model, dataset, compute_loss, on_sample)
+    network, facts = fit(config, accelerator, model, data.dataset, compute_loss, on_sample)
 
     # the result: a folder that from_pretrained opens, with its card
     if accelerator.is_main_process:
         pipeline = make_pipeline(network)
         grid = sample_path(config.output_dir, facts["steps"])
         sample_grid(pipeline, config, grid)
-        facts |= {
+        facts |= data.facts(config) | {
             "model_name": config.model_name,
-            "rows": len(dataset),
-            "dataset": dataset.facts["dataset"] if config.latents else config.dataset,
-            "split": dataset.facts["split"] if config.latents else config.split,
             "diffusers": diffusers.__version__,
             "samples": {
                 "guidance_scale": config.sample_guidance_scale,
