@@ -3,6 +3,7 @@
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -74,11 +75,13 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         """The label that stands for "no class", None for a network that has none."""
         return None if self.denoiser.config.get("num_class_embeds") is not None else self.num_classes
 
-    def label_ids(self, class_labels):
-        """Class labels given as a number, a name, a tensor or a list of numbers and names, as a list of numbers.
+    def label_ids(self, class_labels, num_classes=None):
+        """Class labels given as a number, a name, a tensor or a list of numbers and names, as a list of numbers from 0
+        to num_classes - 1, by default the network's.
 
         Raises ValueError for a name or number that the model doesn't know.
         """
+        num_classes = self.num_classes if num_classes is None else num_classes
         if torch.is_tensor(class_labels):
             class_labels = class_labels.tolist()
         if isinstance(class_labels, (int, str)):
@@ -92,26 +95,27 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
                         f"class name {label!r} is unknown; this model knows {', '.join(names) or 'no names'}"
                     )
                 label = names[label]
-            if label not in range(self.num_classes):
-                raise ValueError(
-                    f"class label {label} is out of range: this model has labels 0 to {self.num_classes - 1}"
-                )
+            if label not in range(num_classes):
+                raise ValueError(f"class label {label} is out of range: this model has labels 0 to {num_classes - 1}")
             ids.append(int(label))
         return ids
 
-    def prepare_labels(self, class_labels, batch_size=None):
+    def prepare_labels(self, class_labels, batch_size=None, classifier=None):
         """Class labels as `__call__` takes them, as a list of one number per sample: by default as many samples as
         labels. None for no class.
 
         Raises ValueError where the network has no classes, or needs one, or for another number of labels than samples.
         """
+        num_classes = self.num_classes if classifier is None else classifier.config.num_classes
         if class_labels is None:
             if self.num_classes is not None and self.null_label is None:
                 raise ValueError("this network knows no null label: pass class_labels")
             return None
-        if self.num_classes is None:
+        if num_classes is None:
             raise ValueError("class_labels were given, but the network is unconditional (it has no class table)")
-        labels = self.label_ids(class_labels)
+        if self.num_classes not in (None, num_classes):
+            raise ValueError(f"the classifier has {num_classes} classes, the network {self.num_classes}")
+        labels = self.label_ids(class_labels, num_classes)
         if batch_size is not None and len(labels) == 1:
             labels = labels * batch_size
         if batch_size not in (None, len(labels)):
@@ -124,14 +128,27 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
         return (batch_size, config.in_channels, *size)
 
-    def guided_network(self, batch_size, class_labels=None, guidance_scale=1.0, guider=None, weaker_network=None):
+    def guided_network(
+        self,
+        batch_size,
+        class_labels=None,
+        guidance_scale=1.0,
+        guider=None,
+        weaker_network=None,
+        classifier=None,
+        classifier_scale=1.0,
+    ):
         """The network with classes and guidance applied: f(input (B, C, H, W), timesteps (B,)) -> output, float32.
 
         Args: as for `__call__`.
 
         Raises ValueError for labels that the network doesn't have, and guidance that it can't follow.
         """
-        labels = self.prepare_labels(class_labels, batch_size)
+        labels = self.prepare_labels(class_labels, batch_size, classifier)
+        if classifier is not None and labels is None:
+            raise ValueError("a classifier needs class_labels to lead to")
+        if classifier is not None:
+            self.check_own_scheduler("a classifier needs")
         if guider is not None and guidance_scale != 1:
             raise ValueError(f"guidance_scale {guidance_scale} and a guider were given: the guider has its own scale")
         if weaker_network is not None and guider is None and guidance_scale == 1:
@@ -146,7 +163,9 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
         device = self._execution_device
         null = None if self.null_label is None else torch.full((batch_size,), self.null_label, device=device)
-        labels = null if labels is None else torch.tensor(labels, device=device)
+        classes = None if labels is None else torch.tensor(labels, device=device)
+        # what the network is told
+        labels = null if classes is None or self.num_classes is None else classes
         # guidance leads from what the one predicts to what the other does
         towards = self.denoiser, labels
         away = (self.denoiser, null) if weaker_network is None else (weaker_network, labels)
@@ -154,9 +173,6 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
         def call(network, labels, model_input, timesteps):
             return network(model_input.to(network.dtype), timesteps, class_labels=labels).sample.float()
-
-        def plain(model_input, timesteps):
-            return call(*towards, model_input, timesteps)
 
         def guided(model_input, timesteps):
             if weaker_network is None:
@@ -178,9 +194,20 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
                 guider.cleanup_models(batch.network)
             return guider(batches).pred
 
-        if guider is not None:
-            return by_guider
-        return plain if guidance_scale == 1 else guided
+        def towards_class(x, t, denoise):
+            with torch.enable_grad():
+                noisy = x.detach().requires_grad_()
+                model_input, half_log_snr = self.scheduler.classifier_input(noisy, t)
+                logits = classifier(model_input.to(classifier.dtype), half_log_snr).logits
+                [gradient] = torch.autograd.grad(
+                    torch.log_softmax(logits, dim=1)[range(batch_size), classes].sum(), noisy
+                )
+            return self.scheduler.path.add_to_score(denoise(x, t), classifier_scale * gradient, t)
+
+        network = guided if guider is None else by_guider
+        if guider is None and guidance_scale in (0, 1):
+            network = partial(call, *(towards if guidance_scale == 1 else away))
+        return network if classifier is None else self.scheduler.steered(network, towards_class)
 
     def decode(self, latents):
         """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a
@@ -306,15 +333,19 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             class_labels = [i % self.num_classes for i in range(len(noise))]
         return self.guided_network(len(noise), class_labels, guidance_scale), noise.to(self._execution_device)
 
+    def check_own_scheduler(self, who_needs):
+        """Raise ValueError for a stock scheduler; `who_needs` begins the sentence."""
+        if not hasattr(self.scheduler, "denoiser"):
+            raise ValueError(
+                f"{who_needs} a ScoreSDEScheduler, not a {type(self.scheduler).__name__}: "
+                f"pipe.scheduler = ScoreSDEScheduler.from_config(pipe.scheduler.config)"
+            )
+
     def check_adaptive(self, rtol, atol, adaptive_solver):
         """Raise ValueError for what an adaptive solver can't do."""
         if adaptive_solver not in ADAPTIVE:
             raise ValueError(f"adaptive_solver {adaptive_solver!r} is unknown; choose one of {', '.join(ADAPTIVE)}")
-        if not hasattr(self.scheduler, "denoiser"):
-            raise ValueError(
-                f"adaptive solvers need a ScoreSDEScheduler, not a {type(self.scheduler).__name__}: "
-                f"pipe.scheduler = ScoreSDEScheduler.from_config(pipe.scheduler.config)"
-            )
+        self.check_own_scheduler("adaptive solvers need")
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
 
@@ -391,6 +422,8 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         strength: float = 0.6,
         guider=None,
         weaker_network=None,
+        classifier=None,
+        classifier_scale: float = 1.0,
     ):
         """Generate images.
 
@@ -421,19 +454,25 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
                 start=0.2, stop=0.8), guidance in an interval of the network evaluations (Kynkaanniemi et al. 2024).
             weaker_network: auto-guidance (Karras et al. 2024): a smaller or less trained network of the same kind;
                 guidance then leads away from what it predicts for the same classes.
+            classifier: a `NoiseConditionalClassifier` of the same classes (classifier guidance, Song et al. 2021,
+                section 5; Dhariwal & Nichol 2021). An unconditional network follows class_labels by it alone; a
+                class-conditional one by both, or with guidance_scale=0 by it alone. Needs our scheduler.
+            classifier_scale: factor of its gradient; 1 is Bayes' rule.
 
         Returns:
             `.images` and `.nfe`.
 
         Raises ValueError for arguments that don't fit the model, before any work.
         """
-        labels = self.prepare_labels(class_labels, batch_size)
+        labels = self.prepare_labels(class_labels, batch_size, classifier)
         if image is not None:
             image = self.image_processor.preprocess(image)
         if batch_size is None:
             batch_size = next((len(given) for given in (labels, latents, image) if given is not None), 1)
         self.check_inputs(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
-        network = self.guided_network(batch_size, labels, guidance_scale, guider, weaker_network)
+        network = self.guided_network(
+            batch_size, labels, guidance_scale, guider, weaker_network, classifier, classifier_scale
+        )
         if num_inference_steps is None:
             self.check_adaptive(rtol, atol, adaptive_solver)
             if guider is not None:
@@ -445,11 +484,9 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
         t_start = None
         if image is not None:
-            if not hasattr(self.scheduler, "denoiser") or not 0 < strength <= 1:
-                raise ValueError(
-                    f"image needs a ScoreSDEScheduler and a strength in (0, 1]; got a {type(self.scheduler).__name__} "
-                    f"and strength {strength}"
-                )
+            self.check_own_scheduler("image needs")
+            if not 0 < strength <= 1:
+                raise ValueError(f"strength {strength} must lie in (0, 1]")
             if len(image) not in (1, batch_size):
                 raise ValueError(f"{len(image)} images were given for batch_size {batch_size}")
             image = self._check_data(image, None).expand(batch_size, -1, -1, -1)

@@ -84,7 +84,7 @@ def test_adaptive_solvers_begin_there_too(pipeline, adaptive_solver):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"strength": 0.0}, "strength in .0, 1.; got a ScoreSDEScheduler and strength 0.0"),
+        ({"strength": 0.0}, "strength 0.0 must lie in .0, 1."),
         ({"strength": 1.2}, "strength 1.2"),
         ({"image": torch.rand(3, 1, 8, 8)}, "3 images were given for batch_size 2"),
         ({"image": torch.rand(2, 1, 4, 4)}, r"shape \(2, 1, 8, 8\), not \(2, 1, 4, 4\)"),

@@ -21,6 +21,7 @@ ALLOWED = {
     "src/score_sde/scheduling_score_sde.py": FIELD | {".paths", ".solvers", ".calibration"},
     "src/score_sde/transformer_score_dit.py": FIELD,
     "src/score_sde/unet_score.py": FIELD,
+    "src/score_sde/noise_conditional_classifier.py": FIELD,
     "src/score_sde/losses.py": {"torch", ".paths"},
     "src/score_sde/hub.py": {".pipelines", ".model_card"},
     "src/score_sde/model_card.py": {"huggingface_hub", ".__version__"},

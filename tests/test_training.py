@@ -21,6 +21,7 @@ import quick_start
 import torch
 import train
 import train_autoencoder
+import train_classifier
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from config import LoopConfig, parse
@@ -30,7 +31,7 @@ from loop import Draws
 from PIL import Image
 from safetensors.torch import load_file
 
-from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle
+from score_sde import NoiseConditionalClassifier, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle
 from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.paths import PREDICTIONS, expand_to, prediction
 from score_sde.pipelines.latents import normalize_latents
@@ -261,10 +262,16 @@ def test_unknown_keys_of_a_yaml_file_are_refused(tmp_path, capsys):
     assert "option 'learning_rat' is unknown" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "config_class",
-    [train.TrainConfig, train_autoencoder.AutoencoderConfig, encode_latents.EncodeConfig, evaluate.EvaluateConfig],
-)
+CONFIGS = [
+    train.TrainConfig,
+    train_autoencoder.AutoencoderConfig,
+    train_classifier.ClassifierConfig,
+    encode_latents.EncodeConfig,
+    evaluate.EvaluateConfig,
+]
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
 def test_help_explains_every_option(config_class, capsys):
     with pytest.raises(SystemExit):
         parse(config_class, ["--help"])
@@ -281,11 +288,13 @@ def test_help_explains_every_option(config_class, capsys):
         (train.TrainConfig, "diffusion"),
         (encode_latents.EncodeConfig, "latents"),
         (evaluate.EvaluateConfig, "evaluation"),
+        (train_classifier.ClassifierConfig, "classifier"),
     ],
 )
 def test_the_presets_fit_their_scripts(config_class, name, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
-    needed = {"latents": ["--vae", "a"], "evaluation": ["--pipeline", tmp_path]}.get(name, [])
+    pipeline = ["--pipeline", tmp_path]
+    needed = {"latents": ["--vae", "a"], "evaluation": pipeline, "classifier": pipeline}.get(name, [])
     path = TRAINING / "configs" / "quick_start" / f"{name}.yaml"
     config = dataclasses.asdict(parse(config_class, [str(each) for each in (path, *needed)]))
     for key, value in yaml.safe_load(path.read_text()).items():
@@ -299,6 +308,14 @@ def test_the_presets_fit_their_scripts(config_class, name, tmp_path):
         (train_autoencoder.main, ["--resolution", "30"], "resolution 30 must be a multiple of 4"),
         (train_autoencoder.main, ["--kl_weight", "-1"], "kl_weight -1.0"),
         (train_autoencoder.main, ["--latent_channels", "0"], "latent_channels 0 must be at least 1"),
+        (train_classifier.main, [], "pipeline is missing"),
+        (train_classifier.main, ["--pipeline", "a", "--label_column", "none"], "label_column is missing"),
+        (train_classifier.main, ["--pipeline", "a", "--test_images", "0"], "test_images 0 must be at least 1"),
+        (
+            train_classifier.main,
+            ["--pipeline", "a", "--network_kwargs", "8"],
+            "network_kwargs '8' must be a JSON object",
+        ),
         (encode_latents.main, [], "vae is missing"),
         (encode_latents.main, ["--vae", "a", "--shard_size", "0"], "shard_size 0"),
         (evaluate.main, ["--pipeline", "nowhere"], "pipeline 'nowhere' is not a pipeline folder"),
@@ -832,16 +849,47 @@ def test_evaluation_writes_figures_onto_the_card(small_data, tmp_path):
     assert (together[0] - together[2]).abs().max() > 0.1
 
 
+def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small_data, tmp_path):
+    """In pixels with several paths, and on latents; it lands in a folder with the facts of its training."""
+    encode(small_data, tiny_vae, tmp_path / "latents")
+    arguments = [*TINY_DATA, "--test_split", "train", "--test_images", 40, "--batch_size", 30, "--lr_warmup_steps", 0]
+    arguments += ["--network_kwargs", '{"block_out_channels": [16], "dropout": 0.0}', "--max_train_steps", 200]
+    arguments += ["--learning_rate", 3e-3, "--ema_decay", 0.9, "--checkpointing_steps", 0]
+    for name, data, path in (
+        ("pixels", ["--dataset", small_data], ["--sde_type", "ve"]),
+        ("latents", ["--latents", tmp_path / "latents"], []),
+    ):
+        train_tiny(tmp_path / name, *data, *path, "--max_train_steps", 1)
+        folder = tmp_path / name / "pipeline"
+        output_dir = tmp_path / f"classifier of {name}"
+        run(
+            train_classifier.main,
+            *arguments,
+            *data,
+            "--dataset",
+            small_data,
+            "--pipeline",
+            folder,
+            "--output_dir",
+            output_dir,
+        )
+        facts = json.loads((output_dir / "classifier" / "training.json").read_text())
+        # far better than a guess (1 in 10) without noise, a guess under noise alone
+        assert facts["accuracy"][0]["accuracy"] > 0.25
+        assert facts["accuracy"][0]["accuracy"] > facts["accuracy"][-1]["accuracy"]
+        trained = NoiseConditionalClassifier.from_pretrained(output_dir / "classifier")
+        pipeline = load_bundle(folder)
+        assert pipeline(class_labels=[3], classifier=trained, num_inference_steps=2).images[0].size == (8, 8)
+    with pytest.raises(ValueError, match="the pipeline generates .4, 4, 4., the data are .1, 8, 8."):
+        run(
+            train_classifier.main, *arguments, "--dataset", small_data, "--pipeline", folder, "--output_dir", output_dir
+        )
+
+
 def test_every_option_is_used():
     """A field of a config that no script reads would be an option that is accepted and ignored."""
     sources = "".join(path.read_text() for path in TRAINING.glob("*.py"))
-    for config_class in (
-        LoopConfig,
-        train.TrainConfig,
-        train_autoencoder.AutoencoderConfig,
-        encode_latents.EncodeConfig,
-        evaluate.EvaluateConfig,
-    ):
+    for config_class in (LoopConfig, *CONFIGS):
         for each in dataclasses.fields(config_class):
             assert f"config.{each.name}" in sources or f"self.{each.name}" in sources, each.name
 

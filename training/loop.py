@@ -242,6 +242,19 @@ def save_grid(images, path, columns=None):
     os.replace(path + ".partial", path)
 
 
+def save_model(model, folder, facts):
+    """Write a model and the facts of its training (training.json) as one folder, under a temporary name first; return
+    the folder."""
+    partial = folder + ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    with open(os.path.join(partial, "training.json"), "w", encoding="utf-8") as file:
+        json.dump(facts, file, indent=2)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return folder
+
+
 def with_averaged_weights(ema, network, function, *args):
     """Call function(network, *args) in evaluation mode with the averaged weights, then put the trained ones back."""
     ema.store(network.parameters())

@@ -8,10 +8,8 @@ config holds latents_mean and latents_std per channel, measured over the trainin
 them the latents have zero mean and unit variance.
 """
 
-import json
 import math
 import os
-import shutil
 import sys
 from dataclasses import dataclass, field
 
@@ -20,7 +18,7 @@ from config import DataConfig, LoopConfig, option, parse
 from data import ImageDataset
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
-from loop import fit, make_accelerator, sample_path, save_grid
+from loop import fit, make_accelerator, sample_path, save_grid, save_model
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -149,13 +147,7 @@ def main(argv=None):
         facts["training_psnr_db"] = reconstruction_grid(
             vae, dataset, config.sample_num_images, grid, accelerator.device
         )
-        folder = os.path.join(config.output_dir, "vae")
-        shutil.rmtree(folder + ".partial", ignore_errors=True)
-        vae.save_pretrained(folder + ".partial")
-        with open(os.path.join(folder + ".partial", "training.json"), "w", encoding="utf-8") as file:
-            json.dump(facts, file, indent=2)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(folder + ".partial", folder)
+        folder = save_model(vae, os.path.join(config.output_dir, "vae"), facts)
         print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}\nautoencoder: {folder}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -10,6 +10,7 @@ _EXPORTS = {
     "scheduling_score_sde": ["ScoreSDEScheduler"],
     "transformer_score_dit": ["DiTModel"],
     "unet_score": ["ScoreUNetModel"],
+    "noise_conditional_classifier": ["NoiseConditionalClassifier"],
     "pipelines": ["ScoreSDEPipeline"],
     "hub": ["load_bundle", "save_bundle"],
 }

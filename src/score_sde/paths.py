@@ -30,6 +30,11 @@ ODE's solution for a constant denoised sample is a straight line, for any k:
 
 k = 0 is the frame of Karras et al. 2022 (Eq. 4); k = 1 stays finite where alpha = 0.
 
+What is known about x_t beside the model (a class, a measurement y) adds to the score by Bayes' rule, and so to the
+denoised sample:
+
+(10) score(x | y) = score(x) + grad log p(y | x),   x0(x | y) = x0 + sigma^2 / alpha grad log p(y | x)
+
 Numbers: times are floats or tensors of any shape on any device; what a path returns about them is a float64 tensor
 (float32 where the device has no float64). States (images, latents) keep their own dtype.
 """
@@ -165,6 +170,18 @@ class Path:
         """The time at which the coordinate u of (9) has this value."""
         slope = self.straight if slope is None else slope
         return self.t_from_half_log_snr((1 - slope * u).log() - u.log())
+
+    def add_to_score(self, denoised, gradient, t):
+        """The denoised sample (B, ...) when `gradient`, of the same shape, is added to the score, Eq. (10); t of shape
+        () or (B,). Where alpha = 0, x_t says nothing about x0, and nothing is added."""
+        alpha = self.alpha(t)
+        gain = torch.where(alpha > 0, self.sigma(t) ** 2 / alpha, 0.0)
+        return denoised + expand_to(gain, denoised) * gradient
+
+    def unit_variance(self, x, t):
+        """x_t / sqrt(alpha^2 + sigma^2), of unit variance for data of unit variance: with lambda, the same for every
+        path."""
+        return x * expand_to((self.alpha(t) ** 2 + self.sigma(t) ** 2).rsqrt(), x)
 
     def _variance_gain(self, s, t):
         """1 - exp(2 (lambda_t - lambda_s)), in [0, 1]: the share of sigma_t^2 that was added between s and t."""

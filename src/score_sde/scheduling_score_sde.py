@@ -366,6 +366,40 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
         return denoise
 
+    def steered(self, network, steer):
+        """A network whose denoised samples are `steer(x, t, denoise)` instead of `denoise(x, t)`, the network's own:
+        for whatever is known beside the model, `Path.add_to_score`. It serves every sampler.
+
+        Args:
+            network: f(input, timesteps (B,)) -> output (B, C, ...), or (B, 2 C, ...) with a learned variance.
+            steer: f(x (B, C, ...), t (B,), denoise) -> denoised samples (B, C, ...).
+
+        Returns a function such as `network`; a learned variance stays what it was.
+        """
+
+        def call(model_input, timesteps):
+            t, variance = self.path_time(timesteps), None
+            row = prediction(self.path, self.config.prediction_type, t, self.config.sigma_data)
+            x = model_input / expand_to(row.input_scale, model_input)
+
+            def remember_variance(model_input, timesteps):
+                nonlocal variance
+                output = network(model_input, timesteps)
+                variance = output[:, x.shape[1] :].detach()
+                return output
+
+            denoised = steer(x, t, self.denoiser(remember_variance, limited=False))
+            output = (denoised - expand_to(row.a, x) * x) / expand_to(row.b, x)
+            return torch.cat([output, variance], dim=1)
+
+        return call
+
+    def classifier_input(self, x, t):
+        """(input, half_log_snr (B,)) of a `NoiseConditionalClassifier` for samples x (B, C, ...) at path times t, () or
+        (B,): the same for every path."""
+        half_log_snr = self.path.half_log_snr(t).to(device=x.device, dtype=torch.float32)
+        return self.path.unit_variance(x, t), half_log_snr.expand(len(x))
+
     # --- sampling -------------------------------------------------------------------------------------------------
 
     @property

@@ -1,0 +1,109 @@
+"""Train a classifier of noisy samples, which guides a diffusion model that was trained without classes.
+
+    accelerate launch training/train_classifier.py --pipeline runs/pixels/pipeline --dataset fashion_mnist_10k \\
+        --resolution 32 --image_channels 1 --output_dir runs/classifier
+
+The data are those of the diffusion model (--latents or --vae for one of latents), noised as the scheduler of its
+pipeline does. Writes into output_dir: checkpoints/, and classifier/, a folder that
+`NoiseConditionalClassifier.from_pretrained` opens, with training.json: the run's facts, and the accuracy on test rows
+at several noise levels. To go on with a stopped run, add `--resume_from_checkpoint latest`.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from clean_data import CleanData, CleanDataConfig
+from config import LoopConfig, json_options, option, parse
+from data import ImageDataset
+from loop import fit, make_accelerator, save_model
+
+from score_sde import NoiseConditionalClassifier
+from score_sde.hub import load_bundle
+from score_sde.losses import TIME_DENSITIES
+
+
+@dataclass
+class ClassifierConfig(LoopConfig, CleanDataConfig):
+    """Train a classifier of noisy samples, for classifier guidance."""
+
+    pipeline: str = option("", "The pipeline to guide: a folder, or Hub id. Its scheduler makes the noise.")
+    network_kwargs: str = option("{}", "Arguments of NoiseConditionalClassifier, as JSON.")
+    time_density: str = option("uniform", "Density of the training times: uniform in t, or log_normal in sigma (EDM).")
+    test_split: str = option("test", "Split that the accuracy is measured on.")
+    test_images: int = option(1000, "Rows of it, from the first.")
+
+    def problems(self):
+        yield from CleanDataConfig.problems(self)
+        yield from LoopConfig.problems(self)
+        if not self.pipeline:
+            yield "pipeline is missing: the folder or Hub id of the pipeline to guide"
+        if self.label_column is None:
+            yield "label_column is missing: a classifier needs labels"
+        if self.time_density not in TIME_DENSITIES:
+            yield f"time_density {self.time_density!r} is unknown; choose one of {', '.join(TIME_DENSITIES)}"
+        if self.test_images < 1:
+            yield f"test_images {self.test_images} must be at least 1"
+        try:
+            json_options("network_kwargs", self.network_kwargs)
+        except ValueError as error:
+            yield str(error)
+
+
+@torch.no_grad()
+def measure_accuracy(classifier, pipeline, config, shares=(0.0, 0.2, 0.4, 0.6, 0.8)):
+    """Accuracy on test rows at these shares of the way from t_min to t_max, as rows for training.json."""
+    test, scheduler = ImageDataset(config, split=config.test_split), pipeline.scheduler
+    rows = [test[i] for i in range(min(config.test_images, len(test)))]
+    x0 = torch.cat([pipeline.to_latents(row["images"][None]) for row in rows])
+    labels = torch.tensor([row["labels"] for row in rows], device=x0.device)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(config.seed)).to(x0)
+    found = []
+    for share in shares:
+        t = torch.tensor(scheduler.t_min + share * (scheduler.t_max - scheduler.t_min), dtype=torch.float64)
+        x, half_log_snr = scheduler.classifier_input(scheduler.path.sample(x0, noise, t), t)
+        right = torch.cat(
+            [
+                classifier(*part).logits.argmax(1) == own
+                for *part, own in zip(x.split(256), half_log_snr.split(256), labels.split(256), strict=True)
+            ]
+        )
+        found.append({"t": float(t), "accuracy": round(float(right.float().mean()), 4), "n": len(rows)})
+    return found
+
+
+def main(argv=None):
+    config = parse(ClassifierConfig, sys.argv[1:] if argv is None else argv)
+    accelerator = make_accelerator(config)
+    pipeline = load_bundle(config.pipeline)
+    scheduler, data = pipeline.scheduler, CleanData(config, accelerator)
+    if pipeline.sample_shape(1)[1:] != data.shape:
+        raise ValueError(f"the pipeline generates {pipeline.sample_shape(1)[1:]}, the data are {data.shape}")
+    from_data = {"sample_size": data.shape[1], "in_channels": data.shape[0], "num_classes": data.num_classes}
+    model = NoiseConditionalClassifier(**(from_data | json_options("network_kwargs", config.network_kwargs)))
+
+    def compute_loss(model, batch, draws):
+        x0, labels = data.draw(batch, draws), batch["labels"]
+        t = TIME_DENSITIES[config.time_density](scheduler, draws.stratified())
+        x = scheduler.path.sample(x0, draws.normal(x0.shape[1:]), t)
+        logits = model(*scheduler.classifier_input(x, t)).logits
+        return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
+
+    classifier, facts = fit(config, accelerator, model, data.dataset, compute_loss)
+
+    if accelerator.is_main_process:
+        facts |= data.facts(config) | {
+            "accuracy": measure_accuracy(classifier, pipeline.to(accelerator.device), config)
+        }
+        folder = save_model(classifier, os.path.join(config.output_dir, "classifier"), facts)
+        for row in facts["accuracy"]:
+            print(f"t = {row['t']:.3f}: recognises {row['accuracy']:.1%} of {row['n']} test rows")
+        print(f"classifier: {folder}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
