@@ -853,7 +853,7 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
     """In pixels with several paths, and on latents; it lands in a folder with the facts of its training."""
     encode(small_data, tiny_vae, tmp_path / "latents")
     arguments = [*TINY_DATA, "--test_split", "train", "--test_images", 40, "--batch_size", 30, "--lr_warmup_steps", 0]
-    arguments += ["--network_kwargs", '{"block_out_channels": [16], "dropout": 0.0}', "--max_train_steps", 200]
+    arguments += ["--network_kwargs", '{"block_out_channels": [16, 32], "dropout": 0.0}', "--max_train_steps", 200]
     arguments += ["--learning_rate", 3e-3, "--ema_decay", 0.9, "--checkpointing_steps", 0]
     for name, data, path in (
         ("pixels", ["--dataset", small_data], ["--sde_type", "ve"]),
@@ -875,7 +875,7 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
         )
         facts = json.loads((output_dir / "classifier" / "training.json").read_text())
         # far better than a guess (1 in 10) without noise, a guess under noise alone
-        assert facts["accuracy"][0]["accuracy"] > 0.25
+        assert facts["accuracy"][0]["accuracy"] > 0.5
         assert facts["accuracy"][0]["accuracy"] > facts["accuracy"][-1]["accuracy"]
         trained = NoiseConditionalClassifier.from_pretrained(output_dir / "classifier")
         pipeline = load_bundle(folder)
