@@ -874,9 +874,10 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
             output_dir,
         )
         facts = json.loads((output_dir / "classifier" / "training.json").read_text())
-        # far better than a guess (1 in 10) without noise, a guess under noise alone
-        assert facts["accuracy"][0]["accuracy"] > 0.5
-        assert facts["accuracy"][0]["accuracy"] > facts["accuracy"][-1]["accuracy"]
+        assert [row["n"] for row in facts["accuracy"]] == [40] * 5
+        # far better than a guess (1 in 10) without noise; latents of an autoencoder of three steps hold little
+        if name == "pixels":
+            assert facts["accuracy"][0]["accuracy"] > 0.5 > facts["accuracy"][-1]["accuracy"]
         trained = NoiseConditionalClassifier.from_pretrained(output_dir / "classifier")
         pipeline = load_bundle(folder)
         assert pipeline(class_labels=[3], classifier=trained, num_inference_steps=2).images[0].size == (8, 8)
