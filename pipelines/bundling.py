@@ -101,11 +101,13 @@ class BundleMixin:
 
     @classmethod
     def use_installed_classes(cls, index):
-        """A model index in which every class that a bundle carries is the installed one. Raises ValueError for a class
-        that this package doesn't have, naming the component."""
+        """A model index in which every class that a bundle carries is the installed one, and the pipeline this class.
+        Raises ValueError for a component that this package doesn't have, naming it, and for a pipeline that is neither
+        a base nor a subclass of this one."""
         package = importlib.import_module(cls.installed_package())
         saved = saved_class_name(index)
-        if saved != cls.__name__:
+        saved_class = getattr(package, saved) if saved in package.__all__ else object
+        if not (issubclass(saved_class, cls) or issubclass(cls, saved_class)) or saved_class is object:
             raise ValueError(f"this folder holds a {saved}: open it with that class, not with {cls.__name__}")
         installed = dict(index, _class_name=cls.__name__)
         for name, value in index.items():

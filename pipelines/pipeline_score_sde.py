@@ -492,44 +492,77 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             image = self._check_data(image, None).expand(batch_size, -1, -1, -1)
             t_start = self.scheduler.t_min + strength * (self.scheduler.t_max - self.scheduler.t_min)
 
-        device, shape = self._execution_device, self.sample_shape(batch_size)
-        if latents is None:
-            # half precision is for the network only
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}")
-        noise = latents.to(device)
-
+        noise = self.prepare_noise(batch_size, generator, latents)
         if num_inference_steps is None:
             latents, nfe = self.sample_adaptively(
                 network, noise, rtol, atol, adaptive_solver, generator, image, t_start
             )
         else:
             if image is None:
-                self.scheduler.set_timesteps(num_inference_steps, device=device)
+                self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
                 latents = noise * self.scheduler.init_noise_sigma
             else:
-                self.scheduler.set_timesteps(num_inference_steps, device=device, t_start=t_start)
+                self.scheduler.set_timesteps(num_inference_steps, device=noise.device, t_start=t_start)
                 latents = self.scheduler.add_noise(image, noise, self.scheduler.timesteps[:1])
             nfe = len(self.scheduler.timesteps)
-            step_kwargs = {}
-            if "generator" in inspect.signature(self.scheduler.step).parameters:
-                step_kwargs["generator"] = generator
-            # stock schedulers either use a learned variance or cannot take its channels
-            takes_variance = "learned" in str(self.scheduler.config.get("variance_type"))
-            for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-                model_input = self.scheduler.scale_model_input(latents, timestep)
-                output = network(model_input, timestep.expand(batch_size))
-                if not takes_variance:
-                    output = output[:, : shape[1]]
-                latents = self.scheduler.step(output, timestep, latents, **step_kwargs).prev_sample
-                if callback_on_step_end is not None:
-                    values = {"latents": latents}
-                    tensors = {name: values[name] for name in callback_on_step_end_tensor_inputs}
-                    latents = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
+            latents = self.sample_in_steps(
+                network, latents, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
+            )
 
+        images = self.finish(latents, output_type)
+        return ScoreSDEPipelineOutput(images=images, nfe=nfe) if return_dict else (images,)
+
+    def prepare_noise(self, batch_size, generator, latents):
+        """The noise that sampling starts from: the latents given, or drawn from the generator."""
+        shape = self.sample_shape(batch_size)
+        if latents is None:
+            # half precision is for the network only
+            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}")
+        return latents.to(self._execution_device)
+
+    def sample_in_steps(
+        self, network, latents, generator, callback=None, callback_inputs=(), entries=None, after_step=None
+    ):
+        """Carry samples along the timesteps that the scheduler has planned.
+
+        Args:
+            network: as `guided_network` returns it.
+            callback, callback_inputs: callback_on_step_end and its tensor inputs.
+            entries: the entries of the scheduler's timesteps in the order in which they run, by default all in turn.
+            after_step: f(latents, entry, next entry or None) -> latents, called after every step.
+
+        Returns the samples at the end.
+        """
+        scheduler, channels = self.scheduler, latents.shape[1]
+        step_kwargs = {}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            step_kwargs["generator"] = generator
+        # stock schedulers either use a learned variance or cannot take its channels
+        takes_variance = "learned" in str(scheduler.config.get("variance_type"))
+        entries = list(range(len(scheduler.timesteps)) if entries is None else entries)
+        for i, entry, following in zip(
+            range(len(entries)), self.progress_bar(entries), [*entries[1:], None], strict=True
+        ):
+            timestep = scheduler.timesteps[entry]
+            model_input = scheduler.scale_model_input(latents, timestep)
+            output = network(model_input, timestep.expand(len(latents)))
+            if not takes_variance:
+                output = output[:, :channels]
+            latents = scheduler.step(output, timestep, latents, **step_kwargs).prev_sample
+            if after_step is not None:
+                latents = after_step(latents, entry, following)
+            if callback is not None:
+                values = {"latents": latents}
+                tensors = {name: values[name] for name in callback_inputs}
+                latents = (callback(self, i, timestep, tensors) or {}).get("latents", latents)
+        return latents
+
+    def finish(self, latents, output_type):
+        """What `__call__` returns as images."""
         images = latents
         if output_type != "latent":
             images = self.image_processor.postprocess(self.decode(latents), output_type=output_type)
         self.maybe_free_model_hooks()
-        return ScoreSDEPipelineOutput(images=images, nfe=nfe) if return_dict else (images,)
+        return images

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from diffusers.configuration_utils import FrozenDict
 from diffusers.guiders import ClassifierFreeGuidance, TangentialClassifierFreeGuidance
 from exact import MIXTURE, GaussianMixture
-from tiny import tiny_dit, tiny_pipeline
+from tiny import random_dit, tiny_pipeline
 
 from score_sde import DiTModel, NoiseConditionalClassifier, ScoreSDEScheduler
 from score_sde.paths import PREDICTIONS
@@ -64,7 +64,7 @@ def test_other_guiders_fit(pipeline):
 
 @pytest.mark.parametrize("by_guider", [False, True])
 def test_auto_guidance_leads_away_from_a_weaker_network(pipeline, by_guider):
-    weak = tiny_dit(seed=1)
+    weak = random_dit(seed=1)
     calls, weak_calls = count_calls(pipeline.transformer), count_calls(weak)
     arguments = {"guider": ClassifierFreeGuidance(guidance_scale=2.0)} if by_guider else {"guidance_scale": 2.0}
     found = draw(pipeline, weaker_network=weak, **arguments)
@@ -82,8 +82,8 @@ def test_auto_guidance_leads_away_from_a_weaker_network(pipeline, by_guider):
 
 
 def test_auto_guidance_needs_no_classes():
-    pipeline = tiny_pipeline(network=tiny_dit(num_classes=None))
-    weak = tiny_dit(num_classes=None, seed=1)
+    pipeline = tiny_pipeline(network=random_dit(num_classes=None))
+    weak = random_dit(num_classes=None, seed=1)
     arguments = {"class_labels": None, "batch_size": 2}
     guided = draw(pipeline, weaker_network=weak, guidance_scale=2.0, **arguments)
     assert (guided - draw(pipeline, **arguments)).abs().max() > 1e-3
@@ -142,7 +142,7 @@ class Brightness:
 @pytest.mark.parametrize("predictor", ["auto", *(name for name in PREDICTORS if name != "none")])
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_every_sampler_follows_a_classifier(predictor, num_classes):
-    pipeline = tiny_pipeline(network=tiny_dit(num_classes=num_classes), predictor=predictor, corrector="langevin")
+    pipeline = tiny_pipeline(network=random_dit(num_classes=num_classes), predictor=predictor, corrector="langevin")
 
     def brightness(**arguments):
         return draw(pipeline, num_inference_steps=8, **arguments).mean((1, 2, 3))
@@ -213,6 +213,6 @@ def test_contradictions_are_refused(pipeline, arguments, message):
     if "classifier" in arguments:
         arguments["classifier"] = make_classifier(arguments["classifier"])
     if "weaker_network" in arguments:
-        arguments["weaker_network"] = tiny_dit(seed=1)
+        arguments["weaker_network"] = random_dit(seed=1)
     with pytest.raises(ValueError, match=message):
         draw(pipeline, **arguments)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny import tiny_dit, tiny_pipeline
+from tiny import random_dit, tiny_pipeline
 
 from score_sde import ScoreSDEScheduler
 
 
 @pytest.fixture
 def pipeline():
-    return tiny_pipeline(network=tiny_dit(sample_size=8))
+    return tiny_pipeline(network=random_dit(sample_size=8))
 
 
 def image(n=2):

@@ -42,6 +42,7 @@ CARRIED = [
     "src/score_sde/transformer_score_dit.py",
     "src/score_sde/unet_score.py",
     "pipelines/pipeline_score_sde.py",
+    "pipelines/pipeline_score_sde_inverse.py",
 ]
 
 

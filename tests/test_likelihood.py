@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from exact import GAUSSIAN, MIXTURE, GaussianMixture
-from tiny import tiny_dit, tiny_pipeline
+from tiny import random_dit, tiny_pipeline
 
 from score_sde import ScoreSDEScheduler
 from score_sde.paths import VESDE, VPSDE, CosineVPSDE, LinearSDE
@@ -186,7 +186,7 @@ def test_slerp_keeps_lengths_and_ends():
 
 @pytest.fixture
 def pipeline():
-    return tiny_pipeline(network=tiny_dit(in_channels=2, std=0.03), denoise_final=False, clip_sample=True)
+    return tiny_pipeline(network=random_dit(in_channels=2, std=0.03), denoise_final=False, clip_sample=True)
 
 
 def latents(n=2):

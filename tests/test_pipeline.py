@@ -15,6 +15,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from test_models import tiny_dit, tiny_unet
+from tiny import tiny_vae
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.hub import add_metrics
@@ -24,22 +25,6 @@ from score_sde.pipelines.latents import denormalize_latents, encode_moments, nor
 
 LABELS = {0: "shirt", 1: "shoe", 2: "bag", 3: "coat", 4: "hat"}
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
-def tiny_vae(channels=1, latent_channels=3):
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKL(
-        in_channels=channels,
-        out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=latent_channels,
-        latents_mean=[0.5, -1.0, 2.0],
-        latents_std=[2.0, 0.5, 1.0],
-        scaling_factor=0.8,
-    ).eval()
 
 
 def quiet(pipeline):

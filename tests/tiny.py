@@ -1,11 +1,12 @@
 """Pipelines around a small random network, for tests of what pipelines do with any network."""
 
 import torch
+from diffusers import AutoencoderKL
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
 
 
-def tiny_dit(sample_size=4, in_channels=1, num_classes=3, seed=0, std=0.05):
+def random_dit(sample_size=4, in_channels=1, num_classes=3, seed=0, std=0.05):
     """A DiT of one block whose output depends on everything that goes in; the smaller its weights, the smoother."""
     torch.manual_seed(seed)
     model = DiTModel(
@@ -16,10 +17,27 @@ def tiny_dit(sample_size=4, in_channels=1, num_classes=3, seed=0, std=0.05):
     return model.eval()
 
 
+def tiny_vae(channels=1, latent_channels=3):
+    """A random autoencoder of half the size, with statistics of its latents in its config."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=latent_channels,
+        latents_mean=[0.5, -1.0, 2.0],
+        latents_std=[2.0, 0.5, 1.0],
+        scaling_factor=0.8,
+    ).eval()
+
+
 def tiny_pipeline(pipeline_class=ScoreSDEPipeline, network=None, **scheduler):
-    """A silent pipeline of pixels around `tiny_dit`, or another transformer, that predicts v."""
+    """A silent pipeline of pixels around `random_dit`, or another transformer, that predicts v."""
     pipeline = pipeline_class(
-        ScoreSDEScheduler(prediction_type="v_prediction", **scheduler), transformer=network or tiny_dit()
+        ScoreSDEScheduler(prediction_type="v_prediction", **scheduler), transformer=network or random_dit()
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

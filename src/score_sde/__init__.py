@@ -11,7 +11,7 @@ _EXPORTS = {
     "transformer_score_dit": ["DiTModel"],
     "unet_score": ["ScoreUNetModel"],
     "noise_conditional_classifier": ["NoiseConditionalClassifier"],
-    "pipelines": ["ScoreSDEPipeline"],
+    "pipelines": ["ScoreSDEInversePipeline", "ScoreSDEPipeline"],
     "hub": ["load_bundle", "save_bundle"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

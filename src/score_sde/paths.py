@@ -178,6 +178,11 @@ class Path:
         gain = torch.where(alpha > 0, self.sigma(t) ** 2 / alpha, 0.0)
         return denoised + expand_to(gain, denoised) * gradient
 
+    def gaussian_gain(self, t, data_std):
+        """k of E[x0 | x_t] = alpha k x_t and Var[x0 | x_t] = sigma^2 k, for Gaussian data of mean 0 with this standard
+        deviation in every dimension."""
+        return data_std**2 / (self.alpha(t) ** 2 * data_std**2 + self.sigma(t) ** 2)
+
     def unit_variance(self, x, t):
         """x_t / sqrt(alpha^2 + sigma^2), of unit variance for data of unit variance: with lambda, the same for every
         path."""
@@ -510,9 +515,8 @@ def _flow_prediction(path, t, sigma_data):
 
 def _edm(path, t, sigma_data):
     # c_skip and c_out of Karras et al. 2022, Table 1, for any alpha
-    alpha, sigma = path.alpha(t), path.sigma(t)
-    variance = alpha**2 * sigma_data**2 + sigma**2
-    return alpha * sigma_data**2 / variance, sigma * sigma_data / variance.sqrt()
+    gain = path.gaussian_gain(t, sigma_data)
+    return path.alpha(t) * gain, path.sigma(t) * gain.sqrt()
 
 
 PREDICTIONS = {

@@ -420,6 +420,12 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """Start the next trajectory at this entry of `timesteps` (image-to-image)."""
         self._begin_index = begin_index
 
+    def rewind(self, begin_index: int):
+        """Go on at this entry of `timesteps`, within a trajectory: the steps before are forgotten, the sample is what
+        the caller makes of it (`Path.transition` adds the noise that leads back)."""
+        self._begin_index, self._step_index = begin_index, None
+        self._memory = Memory(self._require_plan())
+
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,

@@ -1,0 +1,306 @@
+"""Inverse problems: images from a linear measurement of them, by an unconditional (or class-conditional) model."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from .adaptive import per_sample, rms
+from .bundling import BundleMixin  # noqa: F401 (diffusers copies the files that this one names, and no further)
+from .latents import normalize_latents  # noqa: F401
+from .likelihood import log_likelihood  # noqa: F401
+from .operators import LinearOperator, conjugate_gradients
+from .pipeline_score_sde import ScoreSDEPipeline, ScoreSDEPipelineOutput
+
+
+@dataclass
+class ScoreSDEInversePipelineOutput(ScoreSDEPipelineOutput):
+    """Output of `ScoreSDEInversePipeline`: images and nfe as of `ScoreSDEPipeline`, and
+
+    residual: (B,), root mean square of the difference between the measurement of each image and the one given.
+    """
+
+    residual: torch.Tensor | None = None
+
+
+METHODS = ("pigdm", "tmpd", "dps", "replacement", "repaint")
+
+
+class ScoreSDEInversePipeline(ScoreSDEPipeline):
+    r"""Sample images x0 given a measurement y = A x0 + noise_std n, with standard normal noise n.
+
+    A is a `LinearOperator`: `inpainting`, `colourisation`, `super_resolution`, `deblurring` (`pipelines.operators`), or
+    any pair of functions. The same components as `ScoreSDEPipeline`, whose folders it opens; the scheduler is ours. Any
+    of its samplers may be used; where a paper has its own, it is named.
+
+    Methods, with D the denoised sample (the network's estimate of x0) and J its derivative by x_t:
+
+    - pigdm (Song et al. 2023, "Pseudoinverse-guided diffusion models"): the likelihood of x_t as if x0 | x_t were
+      normal around D with the variance r^2 that data of standard deviation `data_std` would have. Any sampler, adaptive
+      ones too. Exact for such data. One backward pass an evaluation.
+    - tmpd (Boys et al. 2024, "Tweedie moment projected diffusions"): the same with the covariance that the model itself
+      has, sigma^2 / alpha J. Any sampler. Exact for Gaussian data. A backward pass for each step of conjugate
+      gradients.
+    - dps (Chung et al. 2023, "Diffusion posterior sampling"): after every step, a step of length `step_size` down the
+      gradient of |y - A D|. The paper's sampler: predictor="ancestral", 1000 steps. One backward pass an evaluation.
+      The only one for latent models: A then measures the decoded images.
+    - replacement (Song et al. 2021, appendix I): after every step, what is known of the sample is replaced by the
+      measurement under the noise of that time. The paper's sampler: predictor="reverse_diffusion",
+      corrector="langevin", corrector_position="before", 1000 steps. No backward pass.
+    - repaint (Lugmayr et al. 2022): replacement; and every `jump_length` time steps, `resamplings` - 1 times back by as
+      many, so that the rest of the image comes to fit. The paper's sampler: predictor="ancestral", 250 steps.
+
+    How far each is from the exact posterior of Gaussian data stands in benchmarks/README.md.
+    """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        operator: LinearOperator,
+        measurement: torch.Tensor,
+        method: str = "pigdm",
+        noise_std: float = 0.0,
+        batch_size: int | None = None,
+        class_labels=None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 100,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end=None,
+        callback_on_step_end_tensor_inputs: list[str] = ("latents",),
+        data_std: float | None = None,
+        cg_steps: int = 5,
+        step_size: float = 1.0,
+        jump_length: int = 10,
+        resamplings: int = 10,
+        rtol: float | None = None,
+        atol: float | None = None,
+        adaptive_solver: str = "ode",
+    ):
+        """Sample images given their measurement.
+
+        Args:
+            operator: the measurement of images in [-1, 1].
+            measurement: y, (B, ...) of the shape that the operator returns: one, or one per image.
+            method: pigdm, tmpd, dps, replacement, or repaint: see the class.
+            noise_std: standard deviation of the measurement's noise, for all but dps.
+            batch_size: number of images; by default one per measurement or class label.
+            class_labels, guidance_scale, generator, latents, output_type, return_dict, callback_on_step_end,
+            callback_on_step_end_tensor_inputs: as for `ScoreSDEPipeline`.
+            num_inference_steps: time steps; None leaves them to an adaptive solver (pigdm and tmpd), with rtol, atol
+                and adaptive_solver as for `ScoreSDEPipeline`.
+            data_std: of pigdm: standard deviation of the data; by default sigma_data of the scheduler's config.
+            cg_steps: of tmpd: largest number of steps of conjugate gradients.
+            step_size: of dps, for each step.
+            jump_length, resamplings: of repaint, in time steps.
+
+        Returns:
+            `.images`, `.nfe` and `.residual`.
+
+        Raises ValueError for arguments that don't fit the model or each other, an operator that isn't linear or whose
+        adjoint is wrong, a measurement of another shape, range or with NaN, all before any work; FloatingPointError
+        where the network's output is not finite.
+        """
+        if method not in METHODS:
+            raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+        self.check_own_scheduler("inverse problems need")
+        if self.vae is not None and method != "dps":
+            raise ValueError(
+                f"method {method!r} needs a model of pixels: what an autoencoder decodes is not linear in the latents. "
+                f"Pass method='dps', or use a model of pixels"
+            )
+        labels = self.prepare_labels(class_labels, batch_size)
+        if batch_size is None:
+            batch_size = next((len(given) for given in (labels, latents) if given is not None), len(measurement))
+        self.check_inputs(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
+        positive = {"data_std": data_std, "cg_steps": cg_steps, "step_size": step_size, "jump_length": jump_length}
+        wrong = {name: value for name, value in positive.items() if value is not None and not value > 0}
+        if wrong or resamplings < 1 or not noise_std >= 0:
+            raise ValueError(
+                f"{wrong or ''} resamplings {resamplings} and noise_std {noise_std}: all must be positive, noise_std 0 "
+                f"or more"
+            )
+        if num_inference_steps is None:
+            if method not in ("pigdm", "tmpd"):
+                raise ValueError(
+                    f"method {method!r} needs num_inference_steps: adaptive solvers are for pigdm and tmpd"
+                )
+            self.check_adaptive(rtol, atol, adaptive_solver)
+        y = self._check_measurement(operator, measurement, batch_size, noise_std)
+        network = self.guided_network(batch_size, labels, guidance_scale)
+        noise = self.prepare_noise(batch_size, generator, latents)
+
+        problem = _Problem(self, operator, y, noise_std, generator)
+        after_step = entries = None
+        if num_inference_steps is not None:
+            self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
+        network = problem.checked(network)
+        if method in ("pigdm", "tmpd"):
+            data_std = self.scheduler.config.sigma_data if data_std is None else data_std
+            network = self.scheduler.steered(
+                network, problem.posterior(data_std, cg_steps if method == "tmpd" else None)
+            )
+        elif method == "dps":
+            network, after_step = problem.descent(network, step_size)
+        else:
+            after_step = problem.replace
+            if method == "repaint":
+                entries = problem.resampled(jump_length * self.scheduler.order, resamplings)
+
+        if num_inference_steps is None:
+            x, nfe = self.sample_adaptively(network, noise, rtol, atol, adaptive_solver, generator)
+        else:
+            entries = list(range(len(self.scheduler.timesteps))) if entries is None else entries
+            x, nfe = noise * self.scheduler.init_noise_sigma, len(entries)
+            x = self.sample_in_steps(
+                network, x, generator, callback_on_step_end, callback_on_step_end_tensor_inputs, entries, after_step
+            )
+        residual = rms(y - operator(self.decode(x)))
+        images = self.finish(x, output_type)
+        if not return_dict:
+            return (images,)
+        return ScoreSDEInversePipelineOutput(images=images, nfe=nfe, residual=residual)
+
+    def _check_measurement(self, operator, measurement, batch_size, noise_std):
+        """The measurement, one per image, on the pipeline's device. Raises ValueError for what doesn't fit."""
+        device = self._execution_device
+        if not hasattr(operator, "pseudo_inverse"):
+            raise ValueError(
+                f"operator is a {type(operator).__name__}, not a LinearOperator: build it by pipelines.operators, or "
+                f"as LinearOperator(forward, adjoint)"
+            )
+        if not torch.is_tensor(measurement) or not torch.is_floating_point(measurement):
+            raise ValueError("measurement must be a floating-point tensor: operator(images), for images in [-1, 1]")
+        if not torch.isfinite(measurement).all():
+            raise ValueError("measurement holds values that are not finite")
+        images = self.decode(torch.zeros(self.sample_shape(batch_size), device=device)).shape
+        # not from the caller's generator: the check doesn't change what is drawn
+        shape = operator.check(images, device, torch.Generator().manual_seed(0))
+        if measurement.shape[1:] != shape[1:] or len(measurement) not in (1, batch_size):
+            raise ValueError(
+                f"measurement has shape {tuple(measurement.shape)}; of {batch_size} images of this model the operator "
+                f"makes {tuple(shape)}"
+            )
+        if operator.value_range is not None:
+            low, high = (float(each) for each in (measurement.min(), measurement.max()))
+            least, largest = operator.value_range
+            margin = 6 * noise_std + 1e-3 * (largest - least)
+            if low < least - margin or high > largest + margin:
+                raise ValueError(
+                    f"measurement has values from {low:g} to {high:g}; of images in [-1, 1] this operator makes values "
+                    f"from {least:g} to {largest:g}, and noise_std is {noise_std:g}"
+                )
+        return measurement.to(device, torch.float32).expand(batch_size, *shape[1:])
+
+
+class _Problem:
+    """What a measurement adds to sampling: `posterior` and `descent` to the network, `replace` to steps."""
+
+    def __init__(self, pipeline, operator, y, noise_std, generator):
+        self.pipeline, self.operator, self.y = pipeline, operator, y
+        self.noise_std, self.generator = noise_std, generator
+        self.scheduler, self.path = pipeline.scheduler, pipeline.scheduler.path
+
+    @staticmethod
+    def checked(network):
+        """The network, with an error where its output is not finite."""
+
+        def call(model_input, timesteps):
+            output = network(model_input, timesteps)
+            if not torch.isfinite(output).all():
+                raise FloatingPointError(f"the network's output is not finite at timestep {float(timesteps[0]):g}")
+            return output
+
+        return call
+
+    def posterior(self, data_std, cg_steps):
+        """The score of y given x_t, as `ScoreSDEScheduler.steered` takes it: of tmpd with cg_steps, else of pigdm."""
+        operator, path, noise_variance = self.operator, self.path, self.noise_std**2
+
+        def steer(x, t, denoise):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                denoised = denoise(x, t)
+
+                def back(direction):
+                    """J^T direction."""
+                    return torch.autograd.grad(denoised, x, direction, retain_graph=True)[0]
+
+                error = self.y - operator(denoised.detach())
+                if cg_steps is None:
+                    variance = path.sigma(t) ** 2 * path.gaussian_gain(t, data_std)
+                    solved = operator.solve(error, x.shape, variance.to(x), noise_variance)
+                else:
+
+                    def covariance(v):
+                        # sigma^2 / alpha J^T A^T v: J is symmetric where the model is a score
+                        along = back(operator.adjoint(v, x.shape))
+                        return path.add_to_score(torch.zeros_like(along), along, t)
+
+                    solved = conjugate_gradients(
+                        lambda v: operator(covariance(v)) + noise_variance * v, error, iterations=cg_steps
+                    )
+                gradient = back(operator.adjoint(solved, x.shape))
+            return path.add_to_score(denoised.detach(), gradient, t)
+
+        return steer
+
+    def descent(self, network, step_size):
+        """(network, after_step) of dps."""
+        gradients = []
+
+        def steer(x, t, denoise):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                denoised = denoise(x, t)
+                distance = (self.y - self.operator(self.pipeline.decode(denoised))).flatten(1).norm(dim=1)
+                gradients[:] = torch.autograd.grad(distance.sum(), x)
+            return denoised.detach()
+
+        def after_step(x, entry, following):
+            return x - step_size * gradients[0]
+
+        return self.scheduler.steered(network, steer), after_step
+
+    def _reached(self, entry):
+        """(alpha, sigma, missing) of the sample after this entry: `missing` is the variance that its noise has beyond
+        the measurement's own. The last entry leads to clean data."""
+        alpha, sigma = 1.0, 0.0
+        if entry + 1 < len(self.scheduler.timesteps):
+            t = self.scheduler.path_time(self.scheduler.timesteps[entry + 1])
+            alpha, sigma = float(self.path.alpha(t)), float(self.path.sigma(t))
+        return alpha, sigma, sigma**2 - (alpha * self.noise_std) ** 2 / (self.operator.gram or 1.0)
+
+    def replace(self, x, entry, following):
+        """after_step of replacement; and of repaint, where the next entry may be an earlier one."""
+        alpha, sigma, missing = self._reached(entry)
+        # below the measurement's own noise, the model alone goes on
+        if missing >= 0:
+            known = alpha * self.y + math.sqrt(missing) * self.operator(self._noise(x))
+            x = x + self.operator.pseudo_inverse(known - self.operator(x), x.shape)
+        if following is not None and following <= entry:
+            back_to = self.scheduler.path_time(self.scheduler.timesteps[following])
+            if sigma > 0:
+                here = self.scheduler.path_time(self.scheduler.timesteps[entry + 1])
+                scale, std = self.path.transition(here, back_to)
+                x = per_sample(scale, x) * x + per_sample(std, x) * self._noise(x)
+            else:
+                x = self.path.sample(x, self._noise(x), back_to)
+            self.scheduler.rewind(following)
+        return x
+
+    def _noise(self, x):
+        return randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+
+    def resampled(self, jump_length, resamplings):
+        """RePaint's order of the planned entries: every stretch of jump_length entries `resamplings` times, as long as
+        the measurement is replaced at its end."""
+        entries, order = list(range(len(self.scheduler.timesteps))), []
+        for begin in range(0, len(entries), jump_length):
+            stretch = entries[begin : begin + jump_length]
+            _, _, missing = self._reached(stretch[-1])
+            order += stretch * (resamplings if missing >= 0 else 1)
+        return order
