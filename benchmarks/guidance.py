@@ -1,0 +1,109 @@
+"""Classes by classifier guidance, classifier-free guidance (in an interval, too) and auto-guidance, on one model.
+
+    python benchmarks/guidance.py --pipeline runs/quick_start/diffusion/pipeline \
+        --classifier runs/quick_start/classifier/classifier --weaker runs/quick_start/weaker/pipeline \
+        --output benchmarks/guidance.json
+
+For every kind and scale, the share of samples that a classifier of clean images, trained on real ones, recognises as
+the class asked for; and their variety: the mean distance of the latents of two samples of a class, as a multiple of
+that of real test images. For classifier guidance the network itself is not told the class.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from datasets import disable_progress_bars
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.utils import logging
+from tqdm.auto import tqdm
+
+from score_sde import NoiseConditionalClassifier
+from score_sde.hub import load_bundle
+
+
+TRAINING = Path(__file__).resolve().parents[1] / "training"
+sys.path.insert(0, str(TRAINING))
+from classifier import accuracy, train_classifier  # noqa: E402
+from config import parse  # noqa: E402
+from data import ImageDataset  # noqa: E402
+from evaluate import EvaluateConfig  # noqa: E402
+
+
+def variety(latents, labels):
+    """Mean distance of two samples of the same class."""
+    found = []
+    for label in labels.unique():
+        own = latents[labels == label].flatten(1)
+        found.append(torch.pdist(own).mean())
+    return float(torch.stack(found).mean())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", required=True, help="folder of a class-conditional bundle")
+    parser.add_argument("--classifier", required=True, help="folder of a NoiseConditionalClassifier of its samples")
+    parser.add_argument("--weaker", required=True, help="folder of a bundle with a weaker network")
+    parser.add_argument("--config", default=str(TRAINING / "configs/quick_start/evaluation.yaml"), help="the data")
+    parser.add_argument("--samples", type=int, default=300, help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--output", help="JSON file for the figures")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+
+    config = parse(EvaluateConfig, [options.config, "--pipeline", options.pipeline])
+    pipeline, weaker = load_bundle(options.pipeline), load_bundle(options.weaker).denoiser
+    pipeline.set_progress_bar_config(disable=True)
+    classifier = NoiseConditionalClassifier.from_pretrained(options.classifier)
+    judge = train_classifier(ImageDataset(config), config.classifier_epochs, config.seed, torch.device("cpu"))
+
+    test = ImageDataset(config, split=config.test_split)
+    rows = [test[i] for i in range(min(1000, len(test)))]
+    real_labels = torch.tensor([row["labels"] for row in rows])
+    real = pipeline.to_latents(torch.stack([row["images"] for row in rows]))
+    scale_of_variety = variety(real, real_labels)
+
+    kinds = {"no guidance": {}}
+    for scale in (1, 2, 4, 8):
+        arguments = {"classifier": classifier, "classifier_scale": scale, "guidance_scale": 0.0}
+        kinds[f"classifier guidance, {scale}"] = arguments
+    for scale in (1.5, 2, 3, 5):
+        kinds[f"classifier-free guidance, {scale:g}"] = {"guidance_scale": scale}
+    for scale in (2, 3, 5):
+        guider = ClassifierFreeGuidance(guidance_scale=scale, start=0.2, stop=0.8)
+        kinds[f"classifier-free guidance, {scale:g}, from 0.2 to 0.8 of the steps"] = {"guider": guider}
+    for scale in (1.5, 2, 3):
+        kinds[f"auto-guidance, {scale:g}"] = {"guidance_scale": scale, "weaker_network": weaker}
+
+    labels = torch.arange(options.samples) % pipeline.num_classes
+    found = {}
+    print("| guidance, scale | recognised | variety | s |\n|---|---|---|---|", flush=True)
+    for name, arguments in tqdm(kinds.items()):
+        begin = time.perf_counter()
+        latents = pipeline(
+            class_labels=labels,
+            num_inference_steps=options.steps,
+            generator=torch.Generator().manual_seed(options.seed),
+            output_type="latent",
+            **arguments,
+        ).images
+        seconds = time.perf_counter() - begin
+        with torch.no_grad():
+            images = torch.cat([pipeline.decode(part) for part in latents.split(100)]).clamp(-1, 1)
+        found[name] = (accuracy(judge, images, labels), variety(latents, labels) / scale_of_variety, seconds)
+        print(f"| {name} | {found[name][0]:.1%} | {found[name][1]:.2f} | {seconds:.1f} |", flush=True)
+    if options.output:
+        document = {"samples": options.samples, "steps": options.steps, "accuracy, variety, seconds": found}
+        Path(options.output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
