@@ -18,6 +18,12 @@ def per_sample(value, like):
     return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def check_finite(output, t):
+    """Raise FloatingPointError where a network's output at time t is not finite."""
+    if not torch.isfinite(output).all():
+        raise FloatingPointError(f"the network's output is not finite near t = {float(torch.as_tensor(t).max()):g}")
+
+
 def probability_flow(path, denoise, x, t, s, rtol, atol):
     """Follow the probability-flow ODE from time t to s, down to data or up to noise, by Dormand-Prince 5(4) of
     torchdiffeq.
@@ -29,11 +35,14 @@ def probability_flow(path, denoise, x, t, s, rtol, atol):
         denoise: f(x, t) -> denoised samples.
         x: samples at t, (B, ...).
 
-    Returns the samples at s. Raises ImportError without torchdiffeq.
+    Returns the samples at s. Raises ImportError without torchdiffeq, and FloatingPointError where the network's output
+    is not finite.
     """
 
     def slope(time, x):
-        return path.straight_velocity(x, denoise(x, time), time, slope=1.0)
+        denoised = denoise(x, time)
+        check_finite(denoised, time)
+        return path.straight_velocity(x, denoised, time, slope=1.0)
 
     return integrate(path, slope, x, t, s, rtol, atol)
 
@@ -142,8 +151,7 @@ def reverse_sde(path, denoise, x, t, s, rtol, atol, generator=None, first_step=0
         improved = (x + euler + change(euler, times - lengths, lengths, increments)) / 2
         tolerance = torch.maximum(torch.full_like(x, atol), rtol * torch.maximum(euler.abs(), before.abs()))
         error = rms((euler - improved) / tolerance).double()
-        if not torch.isfinite(error).all():
-            raise FloatingPointError(f"the network's output is not finite near t = {times.max():g}")
+        check_finite(error, times)
         accepted = error <= 1
         steps.reject(~accepted, lengths, increments)
         x = torch.where(per_sample(accepted, x), improved, x)

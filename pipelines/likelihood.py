@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .adaptive import integrate, per_sample
+from .adaptive import check_finite, integrate, per_sample
 
 
 TRACES = ("rademacher", "gaussian", "exact")
@@ -109,8 +109,7 @@ def log_likelihood(
                 torch.autograd.grad(denoised, at, probe, retain_graph=i + 1 < len(probes))[0]
                 for i, probe in enumerate(probes)
             ]
-        if not torch.isfinite(denoised).all():
-            raise FloatingPointError(f"the network's output is not finite at t = {float(time):g}")
+        check_finite(denoised, time)
         traces = torch.stack([(g * p).flatten(1).sum(1) for g, p in zip(along, probes, strict=True)], dim=1)
         if trace == "exact":
             traces = traces.sum(1, keepdim=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .adaptive import per_sample, rms
+from .adaptive import check_finite, per_sample, rms
 from .bundling import BundleMixin  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
@@ -204,14 +204,12 @@ class _Problem:
         self.noise_std, self.generator = noise_std, generator
         self.scheduler, self.path = pipeline.scheduler, pipeline.scheduler.path
 
-    @staticmethod
-    def checked(network):
+    def checked(self, network):
         """The network, with an error where its output is not finite."""
 
         def call(model_input, timesteps):
             output = network(model_input, timesteps)
-            if not torch.isfinite(output).all():
-                raise FloatingPointError(f"the network's output is not finite at timestep {float(timesteps[0]):g}")
+            check_finite(output, self.scheduler.path_time(timesteps))
             return output
 
         return call

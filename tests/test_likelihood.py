@@ -135,8 +135,10 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 def test_a_broken_network_is_named():
     broken = type("Broken", (), {"denoised": staticmethod(lambda x, path, t: x * float("nan"))})
-    with pytest.raises(FloatingPointError, match="not finite at t ="):
+    with pytest.raises(FloatingPointError, match="not finite near t = 0.001"):
         measure(broken, VPSDE(), draw(GAUSSIAN, 2))
+    with pytest.raises(FloatingPointError, match="not finite near t = 0.001"):
+        probability_flow(VPSDE(), lambda x, t: x * float("nan"), draw(GAUSSIAN, 2), *ends(VPSDE()), 1e-5, 1e-5)
 
 
 # --- encodings ----------------------------------------------------------------------------------------------------
