@@ -1,7 +1,7 @@
 """Unconditional and class-conditional image generation, in pixels or in the latent space of an autoencoder."""
 
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -172,7 +172,10 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         calls = 0
 
         def call(network, labels, model_input, timesteps):
-            return network(model_input.to(network.dtype), timesteps, class_labels=labels).sample.float()
+            # diffusers' feature caches keep what was computed with a class apart from what was without
+            name = "without a class" if labels is null else "with a class"
+            with network.cache_context(name) if hasattr(network, "cache_context") else nullcontext():
+                return network(model_input.to(network.dtype), timesteps, class_labels=labels).sample.float()
 
         def guided(model_input, timesteps):
             if weaker_network is None:

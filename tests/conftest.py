@@ -1,4 +1,4 @@
-"""Shared by all tests: the training scripts are importable; no test needs the network or more than one thread."""
+"""Shared by all tests: training scripts and benchmarks are importable; no test needs the network or a second thread."""
 
 import os
 import sys
@@ -8,6 +8,6 @@ import torch
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("training", "benchmarks")]
 # the tensors are tiny
 torch.set_num_threads(1)

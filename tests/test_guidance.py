@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FirstBlockCacheConfig
 from diffusers.configuration_utils import FrozenDict
 from diffusers.guiders import ClassifierFreeGuidance, TangentialClassifierFreeGuidance
 from exact import MIXTURE, GaussianMixture
@@ -161,6 +161,19 @@ def test_a_classifier_of_scale_0_changes_nothing_and_a_learned_variance_stays():
     plain = draw(pipeline)
     steered = draw(pipeline, classifier=make_classifier(), classifier_scale=0.0)
     assert (plain - steered).abs().max() < 1e-4
+
+
+def test_feature_caches_keep_the_two_predictions_apart(pipeline):
+    """With a threshold that is always met, every step but the first reuses what the blocks after the first added."""
+    pipeline = tiny_pipeline(network=DiTModel(4, 2, 1, 16, 3, 2, num_classes=3).eval())
+    pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    for guidance, calls in (({"guidance_scale": 2.0}, 1), ({"guider": ClassifierFreeGuidance(guidance_scale=2.0)}, 2)):
+        runs = []
+        handle = pipeline.transformer.blocks[2].ff.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        assert torch.isfinite(draw(pipeline, **guidance)).all()
+        assert len(runs) == calls
+        handle.remove()
+        pipeline.transformer._reset_stateful_cache()
 
 
 def test_guidance_scale_0_asks_the_network_without_a_class(pipeline):

@@ -1,8 +1,12 @@
 """The Diffusion Transformer (DiT) of Peebles & Xie 2023, "Scalable Diffusion Models with Transformers".
 
 One self-contained file: it is copied beside the weights when a model is shared, so it imports torch and diffusers only.
-The network knows nothing of noise: it maps (sample, number, label) to a tensor, and the scheduler gives it a meaning.
+The network knows nothing of noise: it maps (sample, number, label or sequence) to a tensor, and the scheduler gives it
+a meaning; preconditioning, such as EDM's, belongs to the scheduler's prediction types.
 """
+
+import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +14,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import apply_rotary_emb, get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
@@ -20,22 +25,49 @@ from torch import nn
 DIT_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 DIT_PATCHES = (2, 4, 8)
 
+# number of vectors that modulate a block; None where conditioning comes as tokens
+CONDITIONINGS = {"adaln_zero": 6, "adaln": 4, "cross_attention": None, "in_context": None}
+POSITION_EMBEDDINGS = ("sincos", "rotary")
+POSITION_SCALINGS = ("resize", "extrapolate")
+
 FREQUENCY_EMBEDDING_SIZE = 256
+NORM_EPS = 1e-6
 
 
 def modulate(x, shift, scale):
     """Layer norm without parameters, then the shift and scale of adaLN: (B, T, D), (B, D), (B, D) -> (B, T, D)."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+    return torch.addcmul(shift.unsqueeze(1), normed, 1 + scale.unsqueeze(1))
 
 
-def sincos_position_embedding(grid_size, hidden_size):
-    """Fixed 2-D sine-cosine positions (grid_size ** 2, hidden_size), float32: columns in the first half, then rows."""
-    frequencies = 10000.0 ** (-torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
-    angles = torch.arange(grid_size, dtype=torch.float64).outer(frequencies)
-    table = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, D/2)
-    columns = table.expand(grid_size, -1, -1)
-    rows = table.unsqueeze(1).expand(-1, grid_size, -1)
-    return torch.cat([columns, rows], dim=-1).flatten(0, 1).to(torch.float32)
+@lru_cache(maxsize=8)
+def position_angles(grid, trained_grid, scaling, frequencies_per_axis):
+    """Angles of sine-cosine and rotary positions, one tensor (T, frequencies_per_axis) for each axis, float64, with the
+    tokens in the order of the patches, row by row; frequencies 10000^(-i / frequencies_per_axis).
+
+    Positions count patches. For another grid than the trained one they go on counting (extrapolate), or are spread over
+    the extent that was trained (resize).
+    """
+    frequencies = 10000.0 ** (-torch.arange(frequencies_per_axis, dtype=torch.float64) / frequencies_per_axis)
+    axes = []
+    for size, trained in zip(grid, trained_grid, strict=True):
+        place = torch.arange(size, dtype=torch.float64)
+        axes.append((place + 0.5) * trained / size - 0.5 if scaling == "resize" else place)
+    return [place.flatten().outer(frequencies) for place in torch.meshgrid(*axes, indexing="ij")]
+
+
+def sincos_position_embedding(grid, trained_grid, scaling, hidden_size):
+    """Fixed sine-cosine positions (T, hidden_size), float32, an equal share for each axis, the last axis first."""
+    angles = position_angles(grid, trained_grid, scaling, hidden_size // (2 * len(grid)))
+    return torch.cat([part for axis in reversed(angles) for part in (axis.sin(), axis.cos())], dim=1).float()
+
+
+def rotary_position_embedding(grid, trained_grid, scaling, head_size, num_extra_tokens):
+    """Cosines and sines (T + num_extra_tokens, head_size), float32, that rotate queries and keys (Su et al. 2021), an
+    equal share of the head for each axis; the extra tokens at the end are not rotated."""
+    angles = position_angles(grid, trained_grid, scaling, head_size // (2 * len(grid)))
+    angles = F.pad(torch.cat(angles, dim=1).repeat_interleave(2, dim=1), (0, 0, 0, num_extra_tokens))
+    return angles.cos().float(), angles.sin().float()
 
 
 class DiTAttnProcessor:
@@ -44,64 +76,134 @@ class DiTAttnProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn, hidden_states):
-        if attn.fused_projections:
+    def __call__(self, attn, hidden_states, context=None, mask=None, rotary=None):
+        if attn.is_cross_attention:
+            query = attn.to_q(hidden_states)
+            fused = attn.fused_projections
+            key, value = attn.to_kv(context).chunk(2, dim=-1) if fused else (attn.to_k(context), attn.to_v(context))
+        elif attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        heads = [x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value)]  # (B, T, heads, D / heads)
-        out = dispatch_attention_fn(*heads, backend=self._attention_backend, parallel_config=self._parallel_config)
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))  # (B, T, heads, D / heads)
+        if attn.norm_q is not None:
+            query, key = attn.norm_q(query), attn.norm_k(key)
+        if rotary is not None:
+            query, key = (apply_rotary_emb(x, rotary, sequence_dim=1) for x in (query, key))
+        out = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
         return attn.to_out[0](out.flatten(2))  # (B, T, D)
 
 
 class DiTAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention with diffusers' names for the projections."""
+    """Multi-head attention over the tokens, or from them to a context, with diffusers' names for the projections."""
 
     _default_processor_cls = DiTAttnProcessor
     _available_processors = [DiTAttnProcessor]
 
-    def __init__(self, hidden_size, num_attention_heads):
+    def __init__(self, hidden_size, num_attention_heads, qk_norm=False, is_cross_attention=False):
         super().__init__()
         self.heads = num_attention_heads
         self.use_bias = True
-        self.is_cross_attention = False
+        self.is_cross_attention = is_cross_attention
         self.to_q = nn.Linear(hidden_size, hidden_size)
         self.to_k = nn.Linear(hidden_size, hidden_size)
         self.to_v = nn.Linear(hidden_size, hidden_size)
         self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size)])
+        head_size = hidden_size // num_attention_heads
+        self.norm_q = nn.RMSNorm(head_size, eps=NORM_EPS) if qk_norm else None
+        self.norm_k = nn.RMSNorm(head_size, eps=NORM_EPS) if qk_norm else None
         self.set_processor(DiTAttnProcessor())
 
-    def forward(self, hidden_states):
-        return self.processor(self, hidden_states)
+    def forward(self, hidden_states, context=None, mask=None, rotary=None):
+        """hidden_states (B, T, D); context (B, S, D) of cross-attention; mask (B, 1, 1, keys), True where a key counts;
+        rotary (cosines, sines), each (T, D / heads)."""
+        return self.processor(self, hidden_states, context, mask, rotary)
+
+
+def feed_forward(hidden_size, mlp_ratio, swiglu):
+    """The MLP of a block. SwiGLU (Shazeer 2020) has two thirds of the hidden width, for as many parameters."""
+    width = int(hidden_size * mlp_ratio)
+    if swiglu:
+        return FeedForward(hidden_size, inner_dim=2 * width // 3, activation_fn="swiglu")
+    return FeedForward(hidden_size, inner_dim=width, activation_fn="gelu-approximate")
 
 
 class DiTBlock(nn.Module):
-    """A transformer block with adaLN-Zero conditioning (Peebles & Xie 2023, Fig. 3)."""
+    """A transformer block with adaLN-Zero or adaLN conditioning (Peebles & Xie 2023, Fig. 3)."""
 
-    def __init__(self, hidden_size, num_attention_heads, mlp_ratio):
+    def __init__(self, hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu):
         super().__init__()
-        self.attn = DiTAttention(hidden_size, num_attention_heads)
-        self.ff = FeedForward(hidden_size, inner_dim=int(hidden_size * mlp_ratio), activation_fn="gelu-approximate")
+        self.attn = DiTAttention(hidden_size, num_attention_heads, qk_norm)
+        self.ff = feed_forward(hidden_size, mlp_ratio, swiglu)
 
-    def forward(self, hidden_states, modulation):
-        """hidden_states (B, T, D); modulation (B, 6, D): shift, scale, gate of attention, then of the MLP."""
-        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.unbind(1)
-        attended = self.attn(modulate(hidden_states, shift_attn, scale_attn))
-        hidden_states = hidden_states + gate_attn.unsqueeze(1) * attended
-        return hidden_states + gate_ff.unsqueeze(1) * self.ff(modulate(hidden_states, shift_ff, scale_ff))
+    def forward(self, hidden_states, modulation, rotary=None):
+        """hidden_states (B, T, D); modulation (B, 6, D): shift, scale, gate of attention, then of the MLP; for adaLN
+        (B, 4, D), without the gates; rotary as `DiTAttention` takes it."""
+        if modulation.shape[1] == 6:
+            shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.unbind(1)
+            attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary)
+            hidden_states = torch.addcmul(hidden_states, gate_attn.unsqueeze(1), attended)
+            changed = self.ff(modulate(hidden_states, shift_ff, scale_ff))
+            return torch.addcmul(hidden_states, gate_ff.unsqueeze(1), changed)
+        shift_attn, scale_attn, shift_ff, scale_ff = modulation.unbind(1)
+        hidden_states = hidden_states + self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary)
+        return hidden_states + self.ff(modulate(hidden_states, shift_ff, scale_ff))
 
 
-class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
-    """Diffusion Transformer with adaLN-Zero conditioning (Peebles & Xie 2023).
+class DiTTokenBlock(nn.Module):
+    """A standard transformer block, for conditioning by tokens in the sequence (in-context), or by cross-attention to
+    them after the self-attention (Peebles & Xie 2023, section 3.2)."""
+
+    def __init__(self, hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu, cross_attention):
+        super().__init__()
+        self.norm_attn = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.attn = DiTAttention(hidden_size, num_attention_heads, qk_norm)
+        self.norm_cross = self.cross_attn = None
+        if cross_attention:
+            self.norm_cross = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+            self.cross_attn = DiTAttention(hidden_size, num_attention_heads, qk_norm, is_cross_attention=True)
+        self.norm_ff = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.ff = feed_forward(hidden_size, mlp_ratio, swiglu)
+
+    def forward(self, hidden_states, context=None, mask=None, rotary=None):
+        """hidden_states (B, T, D), in-context tokens among them; context (B, S, D) of cross-attention; mask of the
+        context, or in-context of all tokens, and rotary as `DiTAttention` takes them."""
+        own_mask = mask if self.cross_attn is None else None
+        hidden_states = hidden_states + self.attn(self.norm_attn(hidden_states), mask=own_mask, rotary=rotary)
+        if self.cross_attn is not None:
+            hidden_states = hidden_states + self.cross_attn(self.norm_cross(hidden_states), context, mask)
+        return hidden_states + self.ff(self.norm_ff(hidden_states))
+
+
+def per_axis(value, dimensions, name):
+    """A number, or one for each axis, as a tuple."""
+    values = (value,) * dimensions if isinstance(value, int) else tuple(value)
+    if len(values) != dimensions or min(values) < 1:
+        raise ValueError(f"{name} {value} must be a positive number, or {dimensions} of them")
+    return values
+
+
+class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):
+    """Diffusion Transformer (Peebles & Xie 2023) for signals, images, or videos.
 
     A freshly initialised model outputs exactly zero. In training mode each sample's label is replaced by the null
     label, once for the whole network, with probability `class_dropout_prob`, so that classifier-free guidance works.
 
     Args:
-        sample_size: height and width of the (square) input, in pixels or latent cells.
-        patch_size: side of a patch; must divide `sample_size`.
+        sample_size: size of the training samples in pixels or latent cells, a number or one for each axis. Other sizes
+            are taken too.
+        patch_size: side of a patch, a number or one for each axis; must divide `sample_size`. The axes are as many as
+            there are numbers here or in `sample_size`, from 1 to 3 (a signal, an image, a video with its frames first),
+            or 2 where both are one number.
         in_channels: channels of the input.
-        hidden_size: width D of the tokens; a multiple of `num_attention_heads` and of 4.
+        hidden_size: width D of the tokens; a multiple of `num_attention_heads`, and of twice the number of axes.
         num_layers: number of transformer blocks.
         num_attention_heads: heads per block.
         num_classes: number of class labels, or None for an unconditional model. The label `num_classes` itself is the
@@ -110,18 +212,31 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         learn_sigma: predict a variance beside the mean: the output then has twice the channels of the input.
         out_channels: channels of the output; derived from `learn_sigma` when None.
         mlp_ratio: hidden width of the MLP in units of `hidden_size`.
+        conditioning: how time and label reach the blocks (section 3.2): adaln_zero, adaln, cross_attention (to a
+            sequence of both), or in_context (both as further tokens).
+        cross_attention_dim: width of `encoder_hidden_states`, a sequence such as an encoded text, which joins time and
+            label in cross_attention or in_context; None for a model without.
+        shared_adaln: one modulation for all blocks, with a learned offset for each (PixArt-alpha, Chen et al. 2024),
+            instead of one matrix for every block.
+        qk_norm: RMS norm of queries and keys, for each head (Dehghani et al. 2023).
+        swiglu: SwiGLU in the MLPs (Shazeer 2020) instead of GELU.
+        position_embedding: sincos, added to the tokens; or rotary, on queries and keys (RoPE, Su et al. 2021).
+        position_scaling: positions in samples of another size: resize spreads them over the extent that was trained,
+            extrapolate goes on counting.
+        frequency_shift: the lowest frequency of the timestep's embedding is 10000^(-127 / (128 - frequency_shift)): 0
+            as the original has it, 1 as diffusers does.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock"]
-    _repeated_blocks = ["DiTBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "adaln", "proj_out"]
+    _no_split_modules = ["DiTBlock", "DiTTokenBlock"]
+    _repeated_blocks = ["DiTBlock", "DiTTokenBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "adaln", "norm", "proj_out"]
 
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 32,
-        patch_size: int = 2,
+        sample_size: int | tuple[int, ...] = 32,
+        patch_size: int | tuple[int, ...] = 2,
         in_channels: int = 4,
         hidden_size: int = 384,
         num_layers: int = 12,
@@ -131,14 +246,48 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         learn_sigma: bool = False,
         out_channels: int | None = None,
         mlp_ratio: float = 4.0,
+        conditioning: str = "adaln_zero",
+        cross_attention_dim: int | None = None,
+        shared_adaln: bool = False,
+        qk_norm: bool = False,
+        swiglu: bool = False,
+        position_embedding: str = "sincos",
+        position_scaling: str = "resize",
+        frequency_shift: float = 0.0,
     ):
         super().__init__()
-        if sample_size % patch_size:
+        dimensions = next((len(size) for size in (patch_size, sample_size) if not isinstance(size, int)), 2)
+        if dimensions not in (1, 2, 3):
+            raise ValueError(f"patch_size {patch_size} and sample_size {sample_size} must have 1, 2 or 3 axes")
+        self.patch = per_axis(patch_size, dimensions, "patch_size")
+        sample = per_axis(sample_size, dimensions, "sample_size")
+        if any(size % patch for size, patch in zip(sample, self.patch, strict=True)):
             raise ValueError(f"patch_size {patch_size} must divide sample_size {sample_size}")
-        if hidden_size % num_attention_heads or hidden_size % 4:
+        if hidden_size % num_attention_heads or hidden_size % (2 * dimensions):
             raise ValueError(
-                f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads} and of 4"
+                f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads} and of "
+                f"{2 * dimensions}"
             )
+        for name, value, choices in (
+            ("conditioning", conditioning, CONDITIONINGS),
+            ("position_embedding", position_embedding, POSITION_EMBEDDINGS),
+            ("position_scaling", position_scaling, POSITION_SCALINGS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
+        if position_embedding == "rotary" and hidden_size // num_attention_heads % (2 * dimensions):
+            raise ValueError(
+                f"rotary positions need heads of a multiple of {2 * dimensions} channels; "
+                f"hidden_size {hidden_size} with {num_attention_heads} heads has {hidden_size // num_attention_heads}"
+            )
+        vectors = CONDITIONINGS[conditioning]
+        if cross_attention_dim is not None and vectors is not None:
+            raise ValueError(
+                f"cross_attention_dim {cross_attention_dim} needs conditioning 'cross_attention' or 'in_context', not "
+                f"{conditioning!r}"
+            )
+        if shared_adaln and vectors is None:
+            raise ValueError(f"shared_adaln needs conditioning 'adaln_zero' or 'adaln', not {conditioning!r}")
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes {num_classes} must be at least 1, or None for an unconditional model")
         if not 0 <= class_dropout_prob <= 1:
@@ -152,17 +301,36 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         # stock pipelines read config.out_channels as a number
         self.register_to_config(out_channels=derived_channels)
 
-        self.patch_embed = nn.Linear(in_channels * patch_size**2, hidden_size)
-        positions = sincos_position_embedding(sample_size // patch_size, hidden_size)
-        self.register_buffer("positions", positions, persistent=False)
+        self.trained_grid = tuple(size // patch for size, patch in zip(sample, self.patch, strict=True))
+        self.patch_embed = nn.Linear(in_channels * math.prod(self.patch), hidden_size)
+        if position_embedding == "sincos":
+            positions = sincos_position_embedding(self.trained_grid, self.trained_grid, position_scaling, hidden_size)
+            self.register_buffer("positions", positions, persistent=False)
         self.time_embed = nn.Sequential(
             nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
         self.class_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes is not None else None
-        # the modulation of every block (6 D each) and of the output layer (2 D), in one matrix product a forward
-        self.adaln = nn.Linear(hidden_size, (6 * num_layers + 2) * hidden_size)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_attention_heads, mlp_ratio) for _ in range(num_layers))
-        self.proj_out = nn.Linear(hidden_size, patch_size**2 * derived_channels)
+        self.context_embed = nn.Linear(cross_attention_dim, hidden_size) if cross_attention_dim is not None else None
+
+        self.adaln = self.block_offsets = self.norm_out = None
+        if vectors is not None:
+            # the modulation of every block and of the output layer (2 D), in one matrix product a forward
+            modulated = 1 if shared_adaln else num_layers
+            self.adaln = nn.Linear(hidden_size, (vectors * modulated + 2) * hidden_size)
+            if shared_adaln:
+                self.block_offsets = nn.Parameter(torch.zeros(num_layers, vectors, hidden_size))
+            self.blocks = nn.ModuleList(
+                DiTBlock(hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu) for _ in range(num_layers)
+            )
+        else:
+            self.blocks = nn.ModuleList(
+                DiTTokenBlock(
+                    hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu, conditioning == "cross_attention"
+                )
+                for _ in range(num_layers)
+            )
+            self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.proj_out = nn.Linear(hidden_size, math.prod(self.patch) * derived_channels)
         self.gradient_checkpointing = False
         self.initialize_weights()
 
@@ -202,60 +370,146 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         if self.class_embed is not None:
             nn.init.normal_(self.class_embed.weight, std=0.02)
         for zeroed in (self.adaln, self.proj_out):
-            nn.init.zeros_(zeroed.weight)
-            nn.init.zeros_(zeroed.bias)
+            if zeroed is not None:
+                nn.init.zeros_(zeroed.weight)
+                nn.init.zeros_(zeroed.bias)
 
-    def forward(self, hidden_states, timestep, class_labels=None, return_dict: bool = True):
+    def enable_cache(self, config):
+        """As diffusers' `CacheMixin.enable_cache`, whose hooks are told of our blocks here."""
+        from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+
+        for block_class in (DiTBlock, DiTTokenBlock):
+            TransformerBlockRegistry.register(block_class, TransformerBlockMetadata(return_hidden_states_index=0))
+        super().enable_cache(config)
+
+    def forward(
+        self,
+        hidden_states,
+        timestep,
+        class_labels=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        return_dict: bool = True,
+    ):
         """Run the network.
 
         Args:
-            hidden_states: (B, in_channels, sample_size, sample_size).
-            timestep: the number(s) that the scheduler's `timesteps` hold; a scalar or (B,).
+            hidden_states: (B, in_channels, *size) with 1 to 3 axes, each a multiple of the patch.
+            timestep: the number(s) that the scheduler's `timesteps` hold, whole or not; a scalar or (B,).
             class_labels: (B,) integers in [0, num_classes], `num_classes` being the null label; None means the null
                 label for every sample. Must be None for an unconditional model.
+            encoder_hidden_states: (B, S, cross_attention_dim), for a model with cross_attention_dim.
+            encoder_attention_mask: (B, S), True or 1 where an element of the sequence counts; None for all.
             return_dict: return a `Transformer2DModelOutput` instead of a tuple.
 
         Returns:
-            `.sample` of shape (B, out_channels, sample_size, sample_size).
+            `.sample` of shape (B, out_channels, *size).
 
-        Raises ValueError for an input of the wrong shape and for labels given to an unconditional model.
+        Raises ValueError for an input of the wrong shape, and for labels or a sequence that the model doesn't have.
         """
-        batch_size = hidden_states.shape[0]
-        expected = (self.config.in_channels, self.config.sample_size, self.config.sample_size)
-        if hidden_states.ndim != 4 or tuple(hidden_states.shape[1:]) != expected:
-            raise ValueError(
-                f"hidden_states has shape {tuple(hidden_states.shape)}; this model takes (batch, *{expected})"
-            )
+        batch_size, size = hidden_states.shape[0], hidden_states.shape[2:]
+        self.check_shape(hidden_states)
+        grid = tuple(side // patch for side, patch in zip(size, self.patch, strict=True))
+        time, label = self.embed_conditioning(timestep, class_labels, batch_size, hidden_states.dtype)  # (B, D) each
+        context = self.embed_context(encoder_hidden_states, encoder_attention_mask, batch_size)  # (B, S, D)
 
-        conditioning = self.embed_conditioning(timestep, class_labels, batch_size, hidden_states.dtype)  # (B, D)
-        modulation = self.adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))  # (B, 6 L + 2, D)
-
-        patches = self.patchify(hidden_states)  # (B, T, C p p)
-        hidden_states = self.patch_embed(patches) + self.positions.to(patches.dtype)  # (B, T, D)
-        for index, block in enumerate(self.blocks):
-            block_modulation = modulation[:, 6 * index : 6 * index + 6]
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, block_modulation)
-            else:
-                hidden_states = block(hidden_states, block_modulation)  # (B, T, D)
-        shift, scale = modulation[:, -2:].unbind(1)
-        sample = self.unpatchify(self.proj_out(modulate(hidden_states, shift, scale)))  # (B, out_channels, H, W)
-
+        tokens = self.patch_embed(self.patchify(hidden_states))  # (B, T, D)
+        if self.config.position_embedding == "sincos":
+            tokens = tokens + self.sincos_positions(grid).to(tokens.dtype)
+        if self.adaln is not None:
+            tokens = self.run_modulated(tokens, time if label is None else time + label, grid)
+        else:
+            condition = [part.unsqueeze(1) for part in (time, label) if part is not None]
+            tokens = self.run_with_tokens(tokens, condition, context, encoder_attention_mask, grid)
+        sample = self.unpatchify(self.proj_out(tokens), grid)  # (B, out_channels, *size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
+    def run_modulated(self, tokens, conditioning, grid):
+        """The blocks of adaln_zero and adaln and the last norm: (B, T, D), (B, D) -> (B, T, D)."""
+        modulation = self.adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
+        of_blocks, (shift, scale) = modulation[:, :-2], modulation[:, -2:].unbind(1)
+        vectors = CONDITIONINGS[self.config.conditioning]
+        rotary = self.rotary_positions(grid, 0, tokens.device)
+        for index, block in enumerate(self.blocks):
+            if self.block_offsets is not None:
+                own = of_blocks + self.block_offsets[index]
+            else:
+                own = of_blocks[:, vectors * index : vectors * (index + 1)]
+            tokens = self.run(block, tokens, own, rotary)
+        return modulate(tokens, shift, scale)
+
+    def run_with_tokens(self, tokens, condition, context, mask, grid):
+        """The blocks of cross_attention and in_context and the last norm; `condition` are the tokens of time and label,
+        (B, 1, D) each."""
+        sequence = torch.cat([*condition, *([] if context is None else [context])], dim=1)  # (B, S, D)
+        if mask is not None:
+            mask = F.pad(mask.to(torch.bool), (len(condition), 0), value=True)
+        if self.config.conditioning == "cross_attention":
+            mask = mask if mask is None else mask[:, None, None]
+            rotary = self.rotary_positions(grid, 0, tokens.device)
+            for block in self.blocks:
+                tokens = self.run(block, tokens, sequence, mask, rotary)
+            return self.norm_out(tokens)
+        count = tokens.shape[1]
+        if mask is not None:
+            mask = F.pad(mask, (count, 0), value=True)[:, None, None]
+        rotary = self.rotary_positions(grid, sequence.shape[1], tokens.device)
+        tokens = torch.cat([tokens, sequence], dim=1)
+        for block in self.blocks:
+            tokens = self.run(block, tokens, None, mask, rotary)
+        return self.norm_out(tokens[:, :count])
+
+    def run(self, block, *inputs):
+        """Call a block, recomputing it in the backward pass when gradient checkpointing is on."""
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    def check_shape(self, hidden_states):
+        """Raise ValueError unless this is (B, in_channels, *size) with axes that the patches divide."""
+        channels, size = self.config.in_channels, tuple(hidden_states.shape[2:])
+        fits = len(size) == len(self.patch) and all(side % p == 0 for side, p in zip(size, self.patch, strict=True))
+        if not fits or hidden_states.shape[1] != channels:
+            raise ValueError(
+                f"hidden_states has shape {tuple(hidden_states.shape)}; this model takes (batch, {channels}, *size) "
+                f"with {len(self.patch)} axes that are multiples of {self.patch}"
+            )
+
+    def sincos_positions(self, grid):
+        """(T, D) for a grid of patches."""
+        if grid == self.trained_grid:
+            return self.positions
+        table = sincos_position_embedding(
+            grid, self.trained_grid, self.config.position_scaling, self.config.hidden_size
+        )
+        return table.to(self.positions.device)
+
+    def rotary_positions(self, grid, num_extra_tokens, device):
+        """(cosines, sines) for a grid of patches and further tokens; None without rotary positions."""
+        if self.config.position_embedding != "rotary":
+            return None
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        tables = rotary_position_embedding(
+            grid, self.trained_grid, self.config.position_scaling, head_size, num_extra_tokens
+        )
+        return tuple(table.to(device) for table in tables)
+
     def embed_conditioning(self, timestep, class_labels, batch_size, dtype):
-        """Sum of the embeddings of time and label, (B, D)."""
-        device = self.adaln.weight.device
+        """The embeddings of time and label, (B, D) each; None for the label of an unconditional model."""
+        device = self.proj_out.weight.device
         timestep = torch.as_tensor(timestep, device=device).expand(batch_size)
-        # cosines first, frequencies 10000 ** (-i / 128), as in the original
+        # cosines first
         frequencies = get_timestep_embedding(
-            timestep, FREQUENCY_EMBEDDING_SIZE, flip_sin_to_cos=True, downscale_freq_shift=0
+            timestep,
+            FREQUENCY_EMBEDDING_SIZE,
+            flip_sin_to_cos=True,
+            downscale_freq_shift=self.config.frequency_shift,
         )
         embedding = self.time_embed(frequencies.to(dtype))
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")
-            return embedding
+            return embedding, None
 
         null_label = self.config.num_classes
         if class_labels is None:
@@ -265,16 +519,42 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         if self.training and self.config.class_dropout_prob > 0:
             dropped = torch.rand(batch_size, device=device) < self.config.class_dropout_prob
             class_labels = class_labels.masked_fill(dropped, null_label)
-        return embedding + self.class_embed(class_labels)
+        return embedding, self.class_embed(class_labels)
+
+    def embed_context(self, encoder_hidden_states, mask, batch_size):
+        """The tokens (B, S, D) of a sequence; None for a model without. Raises ValueError for one that doesn't fit."""
+        width = self.config.cross_attention_dim
+        if (width is None) != (encoder_hidden_states is None):
+            raise ValueError(
+                "encoder_hidden_states were given to a model without cross_attention_dim"
+                if width is None
+                else f"encoder_hidden_states is missing: this model needs (batch, sequence, {width})"
+            )
+        if width is None:
+            if mask is not None:
+                raise ValueError("encoder_attention_mask was given without encoder_hidden_states")
+            return None
+        shape = tuple(encoder_hidden_states.shape)
+        if len(shape) != 3 or shape[0] != batch_size or shape[2] != width:
+            raise ValueError(
+                f"encoder_hidden_states has shape {shape}; this model takes ({batch_size}, sequence, {width})"
+            )
+        if mask is not None and tuple(mask.shape) != shape[:2]:
+            raise ValueError(f"encoder_attention_mask has shape {tuple(mask.shape)}; the sequence needs {shape[:2]}")
+        return self.context_embed(encoder_hidden_states)
 
     def patchify(self, x):
-        """(B, C, H, W) -> (B, T, C p p), row by row."""
-        p, side = self.config.patch_size, self.config.sample_size // self.config.patch_size
-        x = x.reshape(x.shape[0], x.shape[1], side, p, side, p)
-        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        """(B, C, *size) -> (B, T, C * patch), the patches row by row."""
+        sides = [n for side, p in zip(x.shape[2:], self.patch, strict=True) for n in (side // p, p)]
+        axes = len(self.patch)
+        x = x.reshape(*x.shape[:2], *sides)
+        x = x.permute(0, *range(2, 2 * axes + 2, 2), 1, *range(3, 2 * axes + 3, 2))
+        return x.flatten(axes + 1).flatten(1, axes)
 
-    def unpatchify(self, tokens):
-        """(B, T, p p C) -> (B, C, H, W)."""
-        p, side = self.config.patch_size, self.config.sample_size // self.config.patch_size
-        x = tokens.reshape(tokens.shape[0], side, side, p, p, self.config.out_channels)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], -1, side * p, side * p)
+    def unpatchify(self, tokens, grid):
+        """(B, T, patch * C) -> (B, C, *size)."""
+        axes = len(self.patch)
+        x = tokens.reshape(tokens.shape[0], *grid, *self.patch, self.config.out_channels)
+        order = [n for axis in range(axes) for n in (1 + axis, 1 + axes + axis)]
+        size = [count * p for count, p in zip(grid, self.patch, strict=True)]
+        return x.permute(0, 2 * axes + 1, *order).reshape(x.shape[0], -1, *size)
