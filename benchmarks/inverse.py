@@ -38,6 +38,11 @@ SONG = {"predictor": "reverse_diffusion", "corrector": "langevin", "corrector_po
 # name, settings of the scheduler, arguments of the pipeline
 METHODS = [
     ("pigdm, auto, 50", {}, {"method": "pigdm", "num_inference_steps": 50}),
+    (
+        "pigdm without its weight, auto, 50",
+        {},
+        {"method": "pigdm", "num_inference_steps": 50, "adaptive_weight": False},
+    ),
     ("pigdm, ancestral, 1000", ANCESTRAL, {"method": "pigdm", "num_inference_steps": 1000}),
     ("tmpd, auto, 50", {}, {"method": "tmpd", "num_inference_steps": 50, "cg_steps": 12}),
     ("tmpd, ancestral, 1000", ANCESTRAL, {"method": "tmpd", "num_inference_steps": 1000, "cg_steps": 12}),

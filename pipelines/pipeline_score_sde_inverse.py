@@ -37,11 +37,12 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
     Methods, with D the denoised sample (the network's estimate of x0) and J its derivative by x_t:
 
     - pigdm (Song et al. 2023, "Pseudoinverse-guided diffusion models"): the likelihood of x_t as if x0 | x_t were
-      normal around D with the variance r^2 that data of standard deviation `data_std` would have. Any sampler, adaptive
-      ones too. Exact for such data. One backward pass an evaluation.
+      normal around D with the variance r^2 that data of standard deviation `data_std` would have; its gradient counts
+      by r^2 instead of (sigma / alpha)^2 (`adaptive_weight`), without which the strongest directions of real data are
+      corrected many times over. Any sampler, adaptive ones too. One backward pass an evaluation.
     - tmpd (Boys et al. 2024, "Tweedie moment projected diffusions"): the same with the covariance that the model itself
-      has, sigma^2 / alpha J. Any sampler. Exact for Gaussian data. A backward pass for each step of conjugate
-      gradients.
+      has, sigma^2 / alpha J, and no weight. Any sampler. Exact for Gaussian data. A backward pass for each step of
+      conjugate gradients.
     - dps (Chung et al. 2023, "Diffusion posterior sampling"): after every step, a step of length `step_size` down the
       gradient of |y - A D|. The paper's sampler: predictor="ancestral", 1000 steps. One backward pass an evaluation.
       The only one for latent models: A then measures the decoded images.
@@ -72,6 +73,7 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
         callback_on_step_end=None,
         callback_on_step_end_tensor_inputs: list[str] = ("latents",),
         data_std: float | None = None,
+        adaptive_weight: bool = True,
         cg_steps: int = 5,
         step_size: float = 1.0,
         jump_length: int = 10,
@@ -93,6 +95,8 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
             num_inference_steps: time steps; None leaves them to an adaptive solver (pigdm and tmpd), with rtol, atol
                 and adaptive_solver as for `ScoreSDEPipeline`.
             data_std: of pigdm: standard deviation of the data; by default sigma_data of the scheduler's config.
+            adaptive_weight: of pigdm: the paper's weight; False is Bayes' rule, exact for data that are independent and
+                normal with data_std in every dimension.
             cg_steps: of tmpd: largest number of steps of conjugate gradients.
             step_size: of dps, for each step.
             jump_length, resamplings: of repaint, in time steps.
@@ -139,10 +143,12 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
             self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
         network = problem.checked(network)
         if method in ("pigdm", "tmpd"):
-            data_std = self.scheduler.config.sigma_data if data_std is None else data_std
-            network = self.scheduler.steered(
-                network, problem.posterior(data_std, cg_steps if method == "tmpd" else None)
-            )
+            if method == "pigdm":
+                data_std = self.scheduler.config.sigma_data if data_std is None else data_std
+                steer = problem.pseudoinverse_guidance(data_std, adaptive_weight)
+            else:
+                steer = problem.tweedie_guidance(cg_steps)
+            network = self.scheduler.steered(network, steer)
         elif method == "dps":
             network, after_step = problem.descent(network, step_size)
         else:
@@ -197,11 +203,12 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
 
 
 class _Problem:
-    """What a measurement adds to sampling: `posterior` and `descent` to the network, `replace` to steps."""
+    """What a measurement adds to sampling: the two guidances and `descent` to the network, `replace` to steps."""
 
     def __init__(self, pipeline, operator, y, noise_std, generator):
         self.pipeline, self.operator, self.y = pipeline, operator, y
         self.noise_std, self.generator = noise_std, generator
+        self.shape = pipeline.sample_shape(len(y))
         self.scheduler, self.path = pipeline.scheduler, pipeline.scheduler.path
 
     def checked(self, network):
@@ -214,9 +221,10 @@ class _Problem:
 
         return call
 
-    def posterior(self, data_std, cg_steps):
-        """The score of y given x_t, as `ScoreSDEScheduler.steered` takes it: of tmpd with cg_steps, else of pigdm."""
-        operator, path, noise_variance = self.operator, self.path, self.noise_std**2
+    def _guidance(self, solve, weigh=None):
+        """A steering function, as `ScoreSDEScheduler.steered` takes it, that adds to the score the gradient of
+        log p(y | x_t), J^T A^T solve(y - A D, t, covariance), times weigh(t). covariance(v) = A sigma^2 / alpha J^T A^T
+        v is that of the measurement, without its noise."""
 
         def steer(x, t, denoise):
             with torch.enable_grad():
@@ -224,27 +232,42 @@ class _Problem:
                 denoised = denoise(x, t)
 
                 def back(direction):
-                    """J^T direction."""
+                    """J^T A^T direction."""
+                    direction = self.operator.adjoint(direction, x.shape)
                     return torch.autograd.grad(denoised, x, direction, retain_graph=True)[0]
 
-                error = self.y - operator(denoised.detach())
-                if cg_steps is None:
-                    variance = path.sigma(t) ** 2 * path.gaussian_gain(t, data_std)
-                    solved = operator.solve(error, x.shape, variance.to(x), noise_variance)
-                else:
+                def covariance(direction):
+                    # J is symmetric where the model is a score
+                    along = back(direction)
+                    return self.operator(self.path.add_to_score(torch.zeros_like(along), along, t))
 
-                    def covariance(v):
-                        # sigma^2 / alpha J^T A^T v: J is symmetric where the model is a score
-                        along = back(operator.adjoint(v, x.shape))
-                        return path.add_to_score(torch.zeros_like(along), along, t)
-
-                    solved = conjugate_gradients(
-                        lambda v: operator(covariance(v)) + noise_variance * v, error, iterations=cg_steps
-                    )
-                gradient = back(operator.adjoint(solved, x.shape))
-            return path.add_to_score(denoised.detach(), gradient, t)
+                gradient = back(solve(self.y - self.operator(denoised.detach()), t, covariance))
+            if weigh is not None:
+                gradient = per_sample(weigh(t), x) * gradient
+            return self.path.add_to_score(denoised.detach(), gradient, t)
 
         return steer
+
+    def pseudoinverse_guidance(self, data_std, adaptive_weight):
+        """The steering function of pigdm."""
+
+        def solve(error, t, _):
+            variance = self.path.sigma(t) ** 2 * self.path.gaussian_gain(t, data_std)
+            return self.operator.solve(error, self.shape, variance.to(error), self.noise_std**2)
+
+        def weigh(t):
+            # r^2 / (sigma / alpha)^2
+            return self.path.alpha(t) ** 2 * self.path.gaussian_gain(t, data_std)
+
+        return self._guidance(solve, weigh if adaptive_weight else None)
+
+    def tweedie_guidance(self, cg_steps):
+        """The steering function of tmpd."""
+
+        def solve(error, t, covariance):
+            return conjugate_gradients(lambda v: covariance(v) + self.noise_std**2 * v, error, iterations=cg_steps)
+
+        return self._guidance(solve)
 
     def descent(self, network, step_size):
         """(network, after_step) of dps."""

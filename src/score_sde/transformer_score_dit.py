@@ -6,7 +6,6 @@ a meaning; preconditioning, such as EDM's, belongs to the scheduler's prediction
 """
 
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +39,6 @@ def modulate(x, shift, scale):
     return torch.addcmul(shift.unsqueeze(1), normed, 1 + scale.unsqueeze(1))
 
 
-@lru_cache(maxsize=8)
 def position_angles(grid, trained_grid, scaling, frequencies_per_axis):
     """Angles of sine-cosine and rotary positions, one tensor (T, frequencies_per_axis) for each axis, float64, with the
     tokens in the order of the patches, row by row; frequencies 10000^(-i / frequencies_per_axis).
@@ -62,12 +60,12 @@ def sincos_position_embedding(grid, trained_grid, scaling, hidden_size):
     return torch.cat([part for axis in reversed(angles) for part in (axis.sin(), axis.cos())], dim=1).float()
 
 
-def rotary_position_embedding(grid, trained_grid, scaling, head_size, num_extra_tokens):
-    """Cosines and sines (T + num_extra_tokens, head_size), float32, that rotate queries and keys (Su et al. 2021), an
-    equal share of the head for each axis; the extra tokens at the end are not rotated."""
+def rotary_position_embedding(grid, trained_grid, scaling, head_size):
+    """Cosines and sines (2, T, head_size), float32, that rotate queries and keys (Su et al. 2021), an equal share of
+    the head for each axis."""
     angles = position_angles(grid, trained_grid, scaling, head_size // (2 * len(grid)))
-    angles = F.pad(torch.cat(angles, dim=1).repeat_interleave(2, dim=1), (0, 0, 0, num_extra_tokens))
-    return angles.cos().float(), angles.sin().float()
+    angles = torch.cat(angles, dim=1).repeat_interleave(2, dim=1)
+    return torch.stack([angles.cos(), angles.sin()]).float()
 
 
 class DiTAttnProcessor:
@@ -303,9 +301,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
         self.trained_grid = tuple(size // patch for size, patch in zip(sample, self.patch, strict=True))
         self.patch_embed = nn.Linear(in_channels * math.prod(self.patch), hidden_size)
-        if position_embedding == "sincos":
-            positions = sincos_position_embedding(self.trained_grid, self.trained_grid, position_scaling, hidden_size)
-            self.register_buffer("positions", positions, persistent=False)
+        self.register_buffer("positions", self.position_table(self.trained_grid), persistent=False)
         self.time_embed = nn.Sequential(
             nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
@@ -415,7 +411,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
         tokens = self.patch_embed(self.patchify(hidden_states))  # (B, T, D)
         if self.config.position_embedding == "sincos":
-            tokens = tokens + self.sincos_positions(grid).to(tokens.dtype)
+            tokens = tokens + self.embed_positions(grid).to(tokens.dtype)
         if self.adaln is not None:
             tokens = self.run_modulated(tokens, time if label is None else time + label, grid)
         else:
@@ -429,7 +425,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         modulation = self.adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
         of_blocks, (shift, scale) = modulation[:, :-2], modulation[:, -2:].unbind(1)
         vectors = CONDITIONINGS[self.config.conditioning]
-        rotary = self.rotary_positions(grid, 0, tokens.device)
+        rotary = self.rotary_positions(grid)
         for index, block in enumerate(self.blocks):
             if self.block_offsets is not None:
                 own = of_blocks + self.block_offsets[index]
@@ -446,14 +442,14 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             mask = F.pad(mask.to(torch.bool), (len(condition), 0), value=True)
         if self.config.conditioning == "cross_attention":
             mask = mask if mask is None else mask[:, None, None]
-            rotary = self.rotary_positions(grid, 0, tokens.device)
+            rotary = self.rotary_positions(grid)
             for block in self.blocks:
                 tokens = self.run(block, tokens, sequence, mask, rotary)
             return self.norm_out(tokens)
         count = tokens.shape[1]
         if mask is not None:
             mask = F.pad(mask, (count, 0), value=True)[:, None, None]
-        rotary = self.rotary_positions(grid, sequence.shape[1], tokens.device)
+        rotary = self.rotary_positions(grid, sequence.shape[1])
         tokens = torch.cat([tokens, sequence], dim=1)
         for block in self.blocks:
             tokens = self.run(block, tokens, None, mask, rotary)
@@ -475,24 +471,25 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 f"with {len(self.patch)} axes that are multiples of {self.patch}"
             )
 
-    def sincos_positions(self, grid):
-        """(T, D) for a grid of patches."""
-        if grid == self.trained_grid:
-            return self.positions
-        table = sincos_position_embedding(
-            grid, self.trained_grid, self.config.position_scaling, self.config.hidden_size
-        )
-        return table.to(self.positions.device)
+    def position_table(self, grid):
+        """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads)."""
+        config = self.config
+        if config.position_embedding == "sincos":
+            return sincos_position_embedding(grid, self.trained_grid, config.position_scaling, config.hidden_size)
+        head_size = config.hidden_size // config.num_attention_heads
+        return rotary_position_embedding(grid, self.trained_grid, config.position_scaling, head_size)
 
-    def rotary_positions(self, grid, num_extra_tokens, device):
-        """(cosines, sines) for a grid of patches and further tokens; None without rotary positions."""
+    def embed_positions(self, grid):
+        """`position_table` on the model's device and in its dtype."""
+        return self.positions if grid == self.trained_grid else self.position_table(grid).to(self.positions)
+
+    def rotary_positions(self, grid, num_extra_tokens=0):
+        """(cosines, sines) for a grid of patches and for further tokens, which aren't rotated; None without rotary
+        positions."""
         if self.config.position_embedding != "rotary":
             return None
-        head_size = self.config.hidden_size // self.config.num_attention_heads
-        tables = rotary_position_embedding(
-            grid, self.trained_grid, self.config.position_scaling, head_size, num_extra_tokens
-        )
-        return tuple(table.to(device) for table in tables)
+        cosines, sines = self.embed_positions(grid)
+        return F.pad(cosines, (0, 0, 0, num_extra_tokens), value=1), F.pad(sines, (0, 0, 0, num_extra_tokens))
 
     def embed_conditioning(self, timestep, class_labels, batch_size, dtype):
         """The embeddings of time and label, (B, D) each; None for the label of an unconditional model."""
