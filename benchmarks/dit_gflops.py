@@ -33,14 +33,21 @@ PUBLISHED = {
 }
 
 
+def gflops(model):
+    """10^9 multiply-accumulates of a forward pass of one image and label."""
+    with torch.device("meta"):
+        model = type(model).from_config(model.config).eval()
+    side = model.config.sample_size
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, model.config.in_channels, side, side), torch.empty(1), torch.zeros(1, dtype=torch.long))
+    return counter.get_total_flops() / 2e9
+
+
 def count(name, arguments=()):
     """(Gflops, millions of parameters) of a model by name and further arguments."""
     with torch.device("meta"):
         model = DiTModel.from_name(name, **dict(arguments)).eval()
-        side = model.config.sample_size
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 4, side, side), torch.empty(1), torch.zeros(1, dtype=torch.long))
-    return counter.get_total_flops() / 2e9, sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return gflops(model), sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
 def main():

@@ -76,17 +76,16 @@ def visible(measurement, shape):
 def draw(rows, path, title):
     """Rows of (label, images (B, C, H, W) in [0, 1]) as a PNG."""
     count = max(len(images) for _, images in rows)
-    figure, axes = pyplot.subplots(len(rows), count, figsize=(1.1 * count + 2.2, 1.1 * len(rows) + 0.4), squeeze=False)
+    width, height = 1.1 * count + 2.2, 1.1 * len(rows) + 0.4
+    figure, axes = pyplot.subplots(len(rows), count, figsize=(width, height), squeeze=False)
     for (label, images), line in zip(rows, axes, strict=True):
         for image, place in zip(images, line, strict=False):
             place.imshow(image.expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1), interpolation="nearest")
         for place in line:
             place.set_axis_off()
         line[0].text(-0.1, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    figure.subplots_adjust(
-        left=2.1 / (1.1 * count + 2.2), right=0.995, bottom=0.005, top=0.96, wspace=0.04, hspace=0.04
-    )
+    figure.suptitle(title, fontsize=11, y=1 - 0.2 / height, va="center")
+    figure.subplots_adjust(left=2.1 / width, right=0.995, bottom=0.005, top=1 - 0.4 / height, wspace=0.04, hspace=0.04)
     figure.savefig(path, dpi=90)
     print(path)
 
@@ -161,6 +160,7 @@ def main():
     parser.add_argument("--split", default="test", help="(default: %(default)s)")
     parser.add_argument("--images", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--title", default="", help="the beginning of the titles of the pictures")
     parser.add_argument("--output", required=True, help="where the PNG files are written, the beginning of their names")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -172,14 +172,12 @@ def main():
     data = ImageDataset(config)
     every = len(data) // options.images
     images = torch.stack([data[i * every]["images"] for i in range(options.images)])
-    name = Path(options.pipeline).resolve().parent.name
     with torch.no_grad():
         rows = interpolations(pipeline, images, columns=9)
-        draw(rows, f"{options.output}_interpolation.png", f"{name}: interpolation of encodings (slerp)")
+        draw(rows, f"{options.output}_interpolation.png", f"{options.title}interpolation of encodings (slerp)")
         rows = reconstructions(pipeline, images, options.seed)
-    draw(
-        rows, f"{options.output}_inverse.png", f"{name}: measurements with noise {NOISE_STD:g}, and samples given them"
-    )
+    title = f"{options.title}measurements with noise {NOISE_STD:g}, and samples given them"
+    draw(rows, f"{options.output}_inverse.png", title)
 
 
 if __name__ == "__main__":
