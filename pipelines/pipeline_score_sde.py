@@ -72,8 +72,10 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
     @property
     def null_label(self):
-        """The label that stands for "no class", None for a network that has none."""
-        return None if self.denoiser.config.get("num_class_embeds") is not None else self.num_classes
+        """The label that stands for "no class", None for a network that has none or never saw it in training."""
+        config = self.denoiser.config
+        never = config.get("num_class_embeds") is not None or config.get("class_dropout_prob") == 0
+        return None if never else self.num_classes
 
     def label_ids(self, class_labels, num_classes=None):
         """Class labels given as a number, a name, a tensor or a list of numbers and names, as a list of numbers from 0

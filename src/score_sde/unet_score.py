@@ -1,85 +1,242 @@
-"""The U-Net of Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations".
+"""The U-Nets of Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations" (DDPM++
+and NCSN++), and of Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis" (ADM).
 
 One self-contained file: it is copied beside the weights when a model is shared, so it imports torch and diffusers only.
 The network knows nothing of noise: it maps (sample, number, label) to a tensor, and the scheduler gives it a meaning.
 """
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.embeddings import GaussianFourierProjection, get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 
-# block_out_channels, layers_per_block, attention_resolutions of the CIFAR-10 models of Song et al. 2021 (appendix H)
-UNETS = {"DDPM++": ((128, 256, 256, 256), 4, (16,)), "DDPM++ deep": ((128, 256, 256, 256), 8, (16,))}
+# standard deviation of the frequencies of the Fourier embedding, in the published models
+FOURIER_SCALE = 16
 
-NORM_EPS = 1e-6
-# "zero" weights are this small instead, as in the original
-ZERO_SCALE = 1e-10
+NCSNPP = {
+    "time_embedding_type": "fourier",
+    "fir": True,
+    "progressive_input": "residual",
+    "scale_by_sigma": True,
+}
+ADM = {
+    "architecture": "adm",
+    "layers_per_block": 2,
+    "attention_resolutions": (32, 16, 8),
+    "attention_head_dim": 64,
+    "resnet_time_scale_shift": "scale_shift",
+    "dropout": 0.0,
+    "num_classes": 1000,
+    "learn_sigma": True,
+}
+# What each published model changes in the defaults: CIFAR-10, of VP and of VE (Song et al. 2021, appendix H), and
+# ImageNet with classes (Dhariwal & Nichol 2021, appendix I and the released checkpoints)
+UNETS = {
+    "DDPM++": {},
+    "DDPM++ deep": {"layers_per_block": 8},
+    "NCSN++": NCSNPP,
+    "NCSN++ deep": NCSNPP | {"layers_per_block": 8},
+    "ADM-64": ADM
+    | {"sample_size": 64, "block_out_channels": (192, 384, 576, 768), "layers_per_block": 3, "dropout": 0.1},
+    "ADM-128": ADM
+    | {
+        "sample_size": 128,
+        "block_out_channels": (256, 256, 512, 768, 1024),
+        "attention_head_dim": None,
+        "num_attention_heads": 4,
+    },
+    "ADM-256": ADM | {"sample_size": 256, "block_out_channels": (256, 256, 512, 512, 1024, 1024)},
+    "ADM-512": ADM
+    | {"sample_size": 512, "block_out_channels": (128, 256, 256, 512, 512, 1024, 1024), "model_channels": 256},
+}
 
 
-def norm_groups(channels):
-    return min(channels // 4, 32)
+class BlockStyle(NamedTuple):
+    """Where the networks of Song et al. 2021 and of Dhariwal & Nichol 2021 differ in every block."""
+
+    min_group_channels: int  # a group norm has as many groups as this allows, up to 32
+    norm_eps: float
+    rescale: float  # divides the sum of a residual branch and its input
+    resample_shortcut: bool  # resampling blocks have a 1x1 convolution in their shortcut
+    attends_always: bool  # on the way up attention follows every residual block of a resolution, not the last one only
+    cosines_first: bool  # in the positional embedding of time
+    frequency_shift: int  # 1: the last frequency of that embedding is exactly 1/10000; 0: the next one would be
+    ddpm_init: bool  # the initialisation of DDPM instead of PyTorch's own
+    last_gain: float  # Xavier gain in the last layer of every residual branch and of the network
+
+    def groups(self, channels):
+        groups = min(channels // self.min_group_channels, 32)
+        if channels % groups:
+            raise ValueError(
+                f"block_out_channels lead to a group norm of {channels} channels, which is no multiple of its {groups} "
+                f"groups; choose multiples of 32 from {32 * self.min_group_channels} channels on"
+            )
+        return groups
+
+    def norm(self, channels):
+        return nn.GroupNorm(self.groups(channels), channels, eps=self.norm_eps)
+
+
+ARCHITECTURES = {
+    # the originals scale "zero" weights by 1e-10 in variance
+    "ncsnpp": BlockStyle(4, 1e-6, 2**0.5, True, False, False, 1, True, 1e-5),
+    "adm": BlockStyle(1, 1e-5, 1.0, False, True, True, 0, False, 0.0),
+}
+
+
+class FIRResample(nn.Module):
+    """Half or twice the height and width, each channel through the low-pass filter [1, 3, 3, 1] (Song et al. 2021,
+    appendix H, after StyleGAN2). diffusers' `downsample_2d` and `upsample_2d` give the same, the latter some sixty
+    times slower."""
+
+    def __init__(self, up=False, stride=2, padding=1):
+        super().__init__()
+        self.up, self.stride, self.padding = up, stride, padding
+        # twice the gain in each direction makes up for the zeros between the values
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float32) / (4 if up else 8)
+        self.register_buffer("kernel", taps.outer(taps), persistent=False)
+
+    def forward(self, hidden):
+        channels = hidden.shape[1]
+        convolve = F.conv_transpose2d if self.up else F.conv2d
+        kernel = self.kernel.to(hidden.dtype).expand(channels, 1, -1, -1)
+        return convolve(hidden, kernel, stride=self.stride, padding=self.padding, groups=channels)
 
 
 class ResnetBlock(ResnetBlock2D):
-    """BigGAN-type residual block, (B, C, H, W) -> (B, out_channels, H, W) or half or twice the height and width; the
-    sum is divided by sqrt(2)."""
+    """BigGAN-type residual block, (B, C, H, W) -> (B, out_channels, H, W) or half or twice the height and width."""
 
-    def __init__(self, in_channels, out_channels, time_channels, dropout, **resample):
+    def __init__(self, in_channels, out_channels, time_channels, dropout, style, time_scale_shift, fir, **resample):
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
             temb_channels=time_channels,
             dropout=dropout,
-            groups=norm_groups(in_channels),
-            groups_out=norm_groups(out_channels),
-            eps=NORM_EPS,
-            output_scale_factor=2**0.5,
-            use_in_shortcut=in_channels != out_channels or bool(resample),
+            groups=style.groups(in_channels),
+            groups_out=style.groups(out_channels),
+            eps=style.norm_eps,
+            time_embedding_norm=time_scale_shift,
+            output_scale_factor=style.rescale,
+            use_in_shortcut=in_channels != out_channels or (bool(resample) and style.resample_shortcut),
             **resample,
         )
+        if fir and self.up:
+            self.upsample = FIRResample(up=True)
+        elif fir and self.down:
+            self.downsample = FIRResample()
 
 
-def attention_block(channels):
-    """Single-head self-attention over all positions; the sum is divided by sqrt(2)."""
+class UNetAttnProcessor:
+    """Calls diffusers' attention dispatch, so `set_attention_backend` works."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, attn, hidden, encoder_hidden_states=None, attention_mask=None):
+        tokens = attn.group_norm(hidden).flatten(2).transpose(1, 2)  # (B, H W, C)
+        heads = [project(tokens).unflatten(-1, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)]
+        out = dispatch_attention_fn(*heads, backend=self._attention_backend, parallel_config=self._parallel_config)
+        out = attn.to_out[0](out.flatten(2)).transpose(1, 2).reshape(hidden.shape)  # (B, C, H, W)
+        return (out + hidden) / attn.rescale_output_factor
+
+
+def attention_block(channels, style, num_heads, head_dim):
+    """Self-attention over all positions, in `num_heads` heads or, if given, in heads of `head_dim` channels."""
+    heads = num_heads if head_dim is None else channels // head_dim
     return Attention(
         query_dim=channels,
-        heads=1,
-        dim_head=channels,
+        heads=heads,
+        dim_head=channels // heads,
         bias=True,
-        norm_num_groups=norm_groups(channels),
-        eps=NORM_EPS,
+        norm_num_groups=style.groups(channels),
+        eps=style.norm_eps,
         residual_connection=True,
-        rescale_output_factor=2**0.5,
+        rescale_output_factor=style.rescale,
+        processor=UNetAttnProcessor(),
     )
 
 
-class UNetLevel(nn.Module):
-    """All blocks of one resolution on the way down or up: residual blocks, attention, and a resampling block.
+class FourierEmbedding(GaussianFourierProjection):
+    """sin and cos of 2 pi w log(sigma), (B,) -> (B, 2 embedding_size), for fixed random frequencies w.
 
-    On the way down attention follows every residual block and resampling comes last; on the way up it follows the last
-    residual block only.
+    The frequencies stay in float32 when the network is cast: the products reach hundreds of radians, and rounding in
+    bfloat16 would move them by whole ones.
     """
 
-    def __init__(self, channels, out_channels, time_channels, dropout, num_attentions, **resample):
+    def _apply(self, function, recurse=True):
+        def without_rounding(tensor):
+            moved = function(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(without_rounding, recurse)
+
+
+class InputResidual(nn.Module):
+    """Progressive input of type "residual": the pyramid is downsampled by a convolution, and its sum with the features
+    becomes both."""
+
+    def __init__(self, pyramid_channels, channels, fir, rescale):
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(c, out_channels, time_channels, dropout) for c in channels)
-        self.attentions = nn.ModuleList(attention_block(out_channels) for _ in range(num_attentions))
-        self.resample = (
-            ResnetBlock(out_channels, out_channels, time_channels, dropout, **resample) if resample else None
+        self.rescale = rescale
+        self.downsample = nn.Sequential(
+            FIRResample(stride=1, padding=2) if fir else nn.ZeroPad2d((0, 1, 0, 1)),
+            nn.Conv2d(pyramid_channels, channels, 3, stride=2),
         )
+
+    def forward(self, pyramid, hidden):
+        """pyramid (B, pyramid_channels, 2H, 2W) and hidden (B, channels, H, W), to the next of both."""
+        hidden = (self.downsample(pyramid) + hidden) / self.rescale
+        return hidden, hidden
+
+
+class InputSkip(nn.Module):
+    """Progressive input of type "input_skip": the downsampled image joins the features behind a 1x1 convolution."""
+
+    def __init__(self, image_channels, channels, fir, combine):
+        super().__init__()
+        self.combine = combine
+        self.downsample = FIRResample() if fir else nn.AvgPool2d(2)
+        self.conv = nn.Conv2d(image_channels, channels, 1)
+
+    def forward(self, pyramid, hidden):
+        """pyramid (B, image_channels, 2H, 2W) and hidden (B, channels, H, W), to the next of both; "cat" doubles the
+        channels."""
+        pyramid = self.downsample(pyramid)
+        image = self.conv(pyramid)
+        return pyramid, torch.cat([image, hidden], dim=1) if self.combine == "cat" else image + hidden
+
+
+class UNetLevel(nn.Module):
+    """All blocks of one resolution on the way down or up: residual blocks, the attention that follows each or only the
+    last of them, a resampling block, and a step of the progressive input or output."""
+
+    def __init__(self, channels, out_channels, num_attentions, resnet, attention, progressive=None, **resample):
+        super().__init__()
+        self.resnets = nn.ModuleList(resnet(c, out_channels) for c in channels)
+        self.attentions = nn.ModuleList(attention(out_channels) for _ in range(num_attentions))
+        self.resample = resnet(out_channels, out_channels, **resample) if resample else None
+        self.progressive = progressive
+
+    def blocks(self):
+        """Pairs of a residual block and the attention that follows it, or None."""
+        without = len(self.resnets) - len(self.attentions)
+        return zip(self.resnets, [None] * without + list(self.attentions), strict=True)
 
 
 class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
-    """The score U-Net in its DDPM++ configuration (Song et al. 2021, appendix H): residual blocks of BigGAN type that
-    also resample, skip connections rescaled by 1/sqrt(2), a sinusoidal embedding of time. The defaults are the
-    published CIFAR-10 model.
+    """The score U-Net: DDPM++ and NCSN++ (Song et al. 2021, appendix H) and ADM (Dhariwal & Nichol 2021). The defaults
+    are the published CIFAR-10 model DDPM++; `from_name` knows the others.
 
     In training mode each sample's label is replaced by the null label, once for the whole network, with probability
     `class_dropout_prob`, so that classifier-free guidance works.
@@ -87,7 +244,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
     Args:
         sample_size: height and width of the training images; the network itself takes other sizes too.
         in_channels: channels of the input.
-        out_channels: channels of the output; those of the input when None.
+        out_channels: channels of the output; those of the input, or twice as many with `learn_sigma`, when None.
         block_out_channels: channels at each resolution, multiples of 4; each but the first halves height and width.
         layers_per_block: residual blocks at each resolution on the way down, one more on the way up.
         attention_resolutions: heights (at `sample_size`) of the feature maps that have self-attention.
@@ -95,11 +252,31 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
         num_classes: number of class labels, or None for an unconditional model. The label `num_classes` itself is the
             null label.
         class_dropout_prob: probability, in [0, 1], that a training sample's label is replaced by the null label.
+        architecture: "ncsnpp" (DDPM++ and NCSN++: the sum of a residual branch and its input is divided by sqrt(2)) or
+            "adm" (no division; zero instead of almost zero in the last layer of each residual branch; attention after
+            every residual block on the way up too).
+        model_channels: a quarter of the width of the time embedding, a multiple of 4; `block_out_channels[0]` when
+            None.
+        time_embedding_type: "positional", or "fourier" for random features of the logarithm of the timestep, which
+            must then be a positive noise level (Song et al. 2021, appendix H).
+        resnet_time_scale_shift: how time enters a residual block: "default" adds it to the features, "scale_shift"
+            scales and shifts the group norm (adaptive group normalisation, Dhariwal & Nichol 2021, section 3.1).
+        num_attention_heads: heads of each self-attention.
+        attention_head_dim: channels of each head, instead of a number of heads.
+        fir: resample through the low-pass filter [1, 3, 3, 1] instead of by averages and nearest neighbours.
+        progressive_input: how each lower resolution on the way down sees the image again: "none", "residual" or
+            "input_skip" (Song et al. 2021, appendix H).
+        progressive_combine: whether "input_skip" adds the image to the features ("sum") or concatenates it ("cat").
+        progressive_output: "output_skip" sums images of every resolution on the way up; "none" makes one of the last.
+        learn_sigma: predict a variance beside the mean: the output then has twice the channels of the input.
+        scale_by_sigma: divide the output by the timestep, a noise level. It is here only because the published VE
+            models were trained so; otherwise preconditioning belongs to the scheduler's prediction types.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock", "Attention"]
     _skip_layerwise_casting_patterns = ["norm", "time_embed", "conv_in", "conv_out"]
+    _keep_in_fp32_modules = ["fourier"]
 
     @register_to_config
     def __init__(
@@ -113,13 +290,38 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
         dropout: float = 0.1,
         num_classes: int | None = None,
         class_dropout_prob: float = 0.1,
+        architecture: str = "ncsnpp",
+        model_channels: int | None = None,
+        time_embedding_type: str = "positional",
+        resnet_time_scale_shift: str = "default",
+        num_attention_heads: int = 1,
+        attention_head_dim: int | None = None,
+        fir: bool = False,
+        progressive_input: str = "none",
+        progressive_combine: str = "sum",
+        progressive_output: str = "none",
+        learn_sigma: bool = False,
+        scale_by_sigma: bool = False,
     ):
         super().__init__()
+        for name, value, choices in (
+            ("architecture", architecture, ARCHITECTURES),
+            ("time_embedding_type", time_embedding_type, ("positional", "fourier")),
+            ("resnet_time_scale_shift", resnet_time_scale_shift, ("default", "scale_shift")),
+            ("progressive_input", progressive_input, ("none", "residual", "input_skip")),
+            ("progressive_combine", progressive_combine, ("sum", "cat")),
+            ("progressive_output", progressive_output, ("none", "output_skip")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
         levels = len(block_out_channels)
-        if any(channels % 4 or channels % norm_groups(channels) for channels in block_out_channels):
-            raise ValueError(
-                f"block_out_channels {tuple(block_out_channels)} must be multiples of 4, and of 32 from 128 channels on"
-            )
+        if not levels or any(channels < 4 or channels % 4 for channels in block_out_channels):
+            raise ValueError(f"block_out_channels {tuple(block_out_channels)} must be one or more multiples of 4")
+        model_channels = block_out_channels[0] if model_channels is None else model_channels
+        if model_channels < 4 or model_channels % 4:
+            raise ValueError(f"model_channels {model_channels} must be a multiple of 4")
+        if layers_per_block < 1:
+            raise ValueError(f"layers_per_block {layers_per_block} must be at least 1")
         if sample_size % 2 ** (levels - 1):
             raise ValueError(
                 f"sample_size {sample_size} must be a multiple of {2 ** (levels - 1)} for {levels} resolutions"
@@ -127,74 +329,141 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
         resolutions = [sample_size // 2**level for level in range(levels)]
         if not set(attention_resolutions) <= set(resolutions):
             raise ValueError(f"attention_resolutions {tuple(attention_resolutions)} must be among {resolutions}")
+        attends = [resolution in attention_resolutions for resolution in resolutions]
+        if attention_head_dim is not None and num_attention_heads != 1:
+            raise ValueError(
+                f"num_attention_heads {num_attention_heads} and attention_head_dim {attention_head_dim} were both "
+                "given; leave one at its default"
+            )
+        # the lowest resolution attends in any case, in the middle block
+        attending = {c for c, attend in zip(block_out_channels, attends, strict=True) if attend}
+        for name, value in (("num_attention_heads", num_attention_heads), ("attention_head_dim", attention_head_dim)):
+            for channels in attending | {block_out_channels[-1]}:
+                if value is not None and (value < 1 or channels % value):
+                    raise ValueError(f"{name} {value} must divide the {channels} channels of a self-attention")
+        if progressive_combine == "cat" and progressive_input != "input_skip":
+            raise ValueError(
+                f"progressive_combine 'cat' needs progressive_input 'input_skip', not {progressive_input!r}"
+            )
+        if scale_by_sigma and time_embedding_type != "fourier":
+            raise ValueError(
+                f"scale_by_sigma needs a noise level as timestep, hence time_embedding_type 'fourier', not "
+                f"{time_embedding_type!r}"
+            )
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes {num_classes} must be at least 1, or None for an unconditional model")
         if not 0 <= class_dropout_prob <= 1:
             raise ValueError(f"class_dropout_prob {class_dropout_prob} must lie in [0, 1]")
-        self.register_to_config(out_channels=in_channels if out_channels is None else out_channels)
+        if learn_sigma and out_channels not in (None, 2 * in_channels):
+            raise ValueError(
+                f"out_channels {out_channels} contradicts in_channels {in_channels} with learn_sigma=True: leave it "
+                f"None or {2 * in_channels}"
+            )
+        if out_channels is None:
+            out_channels = in_channels * (2 if learn_sigma else 1)
+        self.register_to_config(out_channels=out_channels, model_channels=model_channels)
 
+        style = ARCHITECTURES[architecture]
         first = block_out_channels[0]
-        time_channels = 4 * first
-        common = {"time_channels": time_channels, "dropout": dropout}
+        time_channels = 4 * model_channels
+        resnet = partial(
+            ResnetBlock,
+            time_channels=time_channels,
+            dropout=dropout,
+            style=style,
+            time_scale_shift=resnet_time_scale_shift,
+            fir=fir,
+        )
+        attention = partial(attention_block, style=style, num_heads=num_attention_heads, head_dim=attention_head_dim)
+
+        fourier = time_embedding_type == "fourier"
+        self.fourier = FourierEmbedding(model_channels, scale=FOURIER_SCALE) if fourier else None
         self.time_embed = nn.Sequential(
-            nn.Linear(first, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+            nn.Linear(model_channels * (2 if fourier else 1), time_channels),
+            nn.SiLU(),
+            nn.Linear(time_channels, time_channels),
         )
         self.class_embed = nn.Embedding(num_classes + 1, time_channels) if num_classes is not None else None
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
 
         # down: `skips` are the channels of every feature map that the way up will see again
-        self.down_blocks, skips, channels = nn.ModuleList(), [first], first
+        self.down_blocks, skips, channels, pyramid_channels = nn.ModuleList(), [first], first, in_channels
         for level, out in enumerate(block_out_channels):
-            attends, last = resolutions[level] in attention_resolutions, level == levels - 1
             inputs = [channels] + [out] * (layers_per_block - 1)
-            resample = {} if last else {"down": True}
+            channels, resample, progressive = out, {}, None
+            skips += [out] * layers_per_block
+            if level < levels - 1:
+                resample = {"down": True}
+                if progressive_input == "residual":
+                    progressive = InputResidual(pyramid_channels, out, fir, style.rescale)
+                    pyramid_channels = out
+                elif progressive_input == "input_skip":
+                    progressive = InputSkip(in_channels, out, fir, progressive_combine)
+                    channels = 2 * out if progressive_combine == "cat" else out
+                skips.append(channels)
             self.down_blocks.append(
-                UNetLevel(inputs, out, num_attentions=layers_per_block * attends, **common, **resample)
+                UNetLevel(inputs, out, layers_per_block * attends[level], resnet, attention, progressive, **resample)
             )
-            skips += [out] * (layers_per_block + (not last))
-            channels = out
 
-        self.mid_block = UNetLevel([channels, channels], channels, num_attentions=1, **common)
+        self.mid_block = UNetLevel([channels, channels], channels, 1, resnet, attention)
 
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(levels)):
             out = block_out_channels[level]
             inputs = [before + skips.pop() for before in [channels] + [out] * layers_per_block]
-            resample = {"up": True} if level else {}
-            attends = resolutions[level] in attention_resolutions
-            self.up_blocks.append(UNetLevel(inputs, out, num_attentions=int(attends), **common, **resample))
+            resample, progressive = {}, None
+            if level:
+                resample = {"up": True}
+                if progressive_output == "output_skip":
+                    to_image = nn.Conv2d(out, out_channels, 3, padding=1)
+                    progressive = nn.Sequential(style.norm(out), nn.SiLU(), to_image)
+            num_attentions = attends[level] * (len(inputs) if style.attends_always else 1)
+            self.up_blocks.append(UNetLevel(inputs, out, num_attentions, resnet, attention, progressive, **resample))
             channels = out
+        self.image_upsample = FIRResample(up=True) if fir else nn.Upsample(scale_factor=2)
 
-        self.norm_out = nn.GroupNorm(norm_groups(channels), channels, eps=NORM_EPS)
-        self.conv_out = nn.Conv2d(channels, self.config.out_channels, 3, padding=1)
+        self.norm_out = style.norm(channels)
+        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.gradient_checkpointing = False
         self.initialize_weights()
 
     @classmethod
     def from_name(cls, name: str, **overrides):
-        """A published model by its name, "DDPM++" or "DDPM++ deep" (Song et al. 2021, appendix H); `overrides` are
-        constructor arguments that replace its own. Raises ValueError for an unknown name."""
+        """A published model by its name: "DDPM++", "NCSN++" (Song et al. 2021, appendix H; each also " deep") and
+        "ADM-64", "ADM-128", "ADM-256", "ADM-512" (Dhariwal & Nichol 2021, with the 1000 classes of ImageNet);
+        `overrides` are constructor arguments that replace its own. Raises ValueError for an unknown name."""
         if name not in UNETS:
             raise ValueError(f"model name {name!r} is unknown; choose one of {', '.join(UNETS)}")
-        keys = ("block_out_channels", "layers_per_block", "attention_resolutions")
-        return cls(**(dict(zip(keys, UNETS[name], strict=True)) | overrides))
+        return cls(**(UNETS[name] | overrides))
 
     def initialize_weights(self):
-        """Initialise as the original does: Xavier uniform, queries, keys and values by sqrt(0.1) of it, and (almost)
-        zero in the last layer of every residual branch and of the network."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        """Initialise as the originals do. "ncsnpp": Xavier uniform, queries, keys and values by sqrt(0.1) of it, and
+        (almost) zero in the last layer of every residual branch and of the network. "adm": PyTorch's defaults, and
+        exactly zero in those last layers."""
+        style = ARCHITECTURES[self.config.architecture]
+
+        def initialize_last(layer):
+            nn.init.xavier_uniform_(layer.weight, gain=style.last_gain)
+            nn.init.zeros_(layer.bias)
+
+        if style.ddpm_init:
+            for module in self.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, ResnetBlock):
-                nn.init.xavier_uniform_(module.conv2.weight, gain=ZERO_SCALE**0.5)
+                initialize_last(module.conv2)
             elif isinstance(module, Attention):
-                for projection in (module.to_q, module.to_k, module.to_v):
-                    nn.init.xavier_uniform_(projection.weight, gain=0.1**0.5)
-                nn.init.xavier_uniform_(module.to_out[0].weight, gain=ZERO_SCALE**0.5)
-        nn.init.xavier_uniform_(self.conv_out.weight, gain=ZERO_SCALE**0.5)
-        if self.class_embed is not None:
+                if style.ddpm_init:
+                    for projection in (module.to_q, module.to_k, module.to_v):
+                        nn.init.xavier_uniform_(projection.weight, gain=0.1**0.5)
+                initialize_last(module.to_out[0])
+        for level in self.up_blocks:
+            if level.progressive is not None:
+                initialize_last(level.progressive[-1])
+        initialize_last(self.conv_out)
+        if self.class_embed is not None and style.ddpm_init:
             nn.init.normal_(self.class_embed.weight, std=0.02)
 
     def forward(self, sample, timestep, class_labels=None, return_dict: bool = True):
@@ -202,7 +471,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
 
         Args:
             sample: (B, in_channels, H, W); H and W are multiples of 2^(number of resolutions - 1).
-            timestep: the number(s) that the scheduler's `timesteps` hold; a scalar or (B,).
+            timestep: the number(s) that the scheduler's `timesteps` hold; a scalar or (B,). Noise levels, positive,
+                with `time_embedding_type="fourier"`.
             class_labels: (B,) integers in [0, num_classes], `num_classes` being the null label; None means the null
                 label for every sample. Must be None for an unconditional model.
             return_dict: return a `UNet2DOutput` instead of a tuple.
@@ -219,18 +489,26 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
                 f"sample has shape {tuple(sample.shape)}; this model takes (batch, {channels}, height, width) with "
                 f"height and width multiples of {factor}"
             )
-        time = self.embed_conditioning(timestep, class_labels, sample.shape[0], sample.dtype)  # (B, 4 C_0)
+        timestep = torch.as_tensor(timestep, device=sample.device)
+        if timestep.shape not in ((), (1,), sample.shape[:1]):
+            raise ValueError(
+                f"timestep has shape {tuple(timestep.shape)}; it must be a number or have shape ({sample.shape[0]},)"
+            )
+        timestep = timestep.expand(sample.shape[0])
+        time = self.embed_conditioning(timestep, class_labels, sample.dtype)  # (B, 4 model_channels)
 
         hidden = self.conv_in(sample)  # (B, C_0, H, W)
-        skips = [hidden]
+        skips, pyramid = [hidden], sample
         for level in self.down_blocks:
-            for i, resnet in enumerate(level.resnets):
+            for resnet, attention in level.blocks():
                 hidden = self.run(resnet, hidden, time)
-                if level.attentions:
-                    hidden = self.run(level.attentions[i], hidden)
+                if attention is not None:
+                    hidden = self.run(attention, hidden)
                 skips.append(hidden)
             if level.resample is not None:
                 hidden = self.run(level.resample, hidden, time)
+                if level.progressive is not None:
+                    pyramid, hidden = level.progressive(pyramid, hidden)
                 skips.append(hidden)
 
         before, after = self.mid_block.resnets
@@ -238,15 +516,20 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
         hidden = self.run(self.mid_block.attentions[0], hidden)
         hidden = self.run(after, hidden, time)
 
+        image = 0
         for level in self.up_blocks:
-            for resnet in level.resnets:
+            for resnet, attention in level.blocks():
                 hidden = self.run(resnet, torch.cat([hidden, skips.pop()], dim=1), time)
-            for attention in level.attentions:
-                hidden = self.run(attention, hidden)
+                if attention is not None:
+                    hidden = self.run(attention, hidden)
+            if level.progressive is not None:
+                image = self.image_upsample(image + level.progressive(hidden))  # (B, out_channels, 2H', 2W')
             if level.resample is not None:
                 hidden = self.run(level.resample, hidden, time)
 
-        output = self.conv_out(nn.functional.silu(self.norm_out(hidden)))  # (B, out_channels, H, W)
+        output = image + self.conv_out(F.silu(self.norm_out(hidden)))  # (B, out_channels, H, W)
+        if self.config.scale_by_sigma:
+            output = (output / timestep.view(-1, 1, 1, 1)).to(output.dtype)
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
     def run(self, block, *inputs):
@@ -255,24 +538,30 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
 
-    def embed_conditioning(self, timestep, class_labels, batch_size, dtype):
-        """Sum of the embeddings of time and label, (B, 4 C_0)."""
-        device = self.conv_in.weight.device
-        timestep = torch.as_tensor(timestep, device=device).expand(batch_size)
-        # sines first, the last frequency exactly 1/10000, as in the original
-        frequencies = get_timestep_embedding(timestep, self.config.block_out_channels[0], downscale_freq_shift=1)
-        embedding = self.time_embed(frequencies.to(dtype))
+    def embed_conditioning(self, timestep, class_labels, dtype):
+        """Sum of the embeddings of time (B,) and label (B,), (B, 4 model_channels)."""
+        if self.fourier is not None:
+            features = self.fourier(timestep.float())
+        else:
+            style = ARCHITECTURES[self.config.architecture]
+            features = get_timestep_embedding(
+                timestep,
+                self.config.model_channels,
+                flip_sin_to_cos=style.cosines_first,
+                downscale_freq_shift=style.frequency_shift,
+            )
+        embedding = self.time_embed(features.to(dtype))
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")
             return embedding
 
-        null_label = self.config.num_classes
+        batch_size, null_label = timestep.shape[0], self.config.num_classes
         if class_labels is None:
-            class_labels = torch.full((batch_size,), null_label, device=device)
+            class_labels = torch.full((batch_size,), null_label, device=timestep.device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
         if self.training and self.config.class_dropout_prob > 0:
-            dropped = torch.rand(batch_size, device=device) < self.config.class_dropout_prob
+            dropped = torch.rand(batch_size, device=timestep.device) < self.config.class_dropout_prob
             class_labels = class_labels.masked_fill(dropped, null_label)
         return embedding + self.class_embed(class_labels)
