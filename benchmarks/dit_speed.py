@@ -1,13 +1,15 @@
-"""Speed and memory of `score_sde`'s DiTModel beside diffusers' DiTTransformer2DModel of the same size.
+"""Speed and memory of `score_sde`'s DiTModel beside diffusers' DiTTransformer2DModel of the same size and, with
+--original (a clone of facebookresearch/DiT; it needs timm), the model of the paper's authors.
 
-Both models run in the same process, round by round, one right after the other and in alternating order, so that slow
-drifts of the machine touch both alike; it still has to be idle. Speeds are medians over the rounds in images per
-second; the ratio is the median of the rounds' own ratios, ours / diffusers. Peak memory is that of training steps, in a
+The models run in the same process, round by round, one right after the other and in alternating order, so that slow
+drifts of the machine touch all alike; it still has to be idle. Speeds are medians over the rounds in images per
+second; a ratio is the median of the rounds' own ratios, ours / theirs. Peak memory is that of training steps, in a
 fresh process per model: on a CPU the resident memory of the whole process with its libraries, on a GPU the memory that
 torch allocated.
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -40,6 +42,7 @@ def parse_arguments():
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the arithmetic (autocast)"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile both models")
+    parser.add_argument("--original", help="folder of a clone of facebookresearch/DiT, measured too")
     parser.add_argument("--output", type=Path, help="JSON file to write machine, versions and figures to")
     arguments = parser.parse_args()
     for name in ("batch", "repeats"):
@@ -50,13 +53,13 @@ def parse_arguments():
     return arguments
 
 
-def build_ours(size):
+def build_ours(size, arguments):
     return DiTModel.from_name(f"DiT-{size}")
 
 
-def build_diffusers(size):
+def build_diffusers(size, arguments):
     with torch.device("meta"):
-        config = build_ours(size).config
+        config = build_ours(size, arguments).config
     return DiTTransformer2DModel(
         sample_size=config.sample_size,
         patch_size=config.patch_size,
@@ -69,7 +72,19 @@ def build_diffusers(size):
     )
 
 
-BUILDERS = {"score_sde": build_ours, "diffusers": build_diffusers}
+def build_original(size, arguments):
+    sys.path.insert(0, arguments.original)
+    models = importlib.import_module("models")
+    model = models.DiT_models[f"DiT-{size}"]()
+    model.config = build_diffusers("S/8", arguments).config  # of the latents, the same for every size
+    return model
+
+
+BUILDERS = {"score_sde": build_ours, "diffusers": build_diffusers, "facebookresearch": build_original}
+
+
+def names_of(arguments):
+    return [name for name in BUILDERS if name != "facebookresearch" or arguments.original]
 
 
 class Workload:
@@ -77,9 +92,9 @@ class Workload:
 
     def __init__(self, name, size, arguments):
         torch.manual_seed(0)
-        model = BUILDERS[name](size)
+        model = BUILDERS[name](size, arguments)
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)  # both alike: no zero-initialised layers in one of them
+            torch.nn.init.normal_(parameter, std=0.02)  # all alike: no zero-initialised layers in one of them
         self.model = model.to(arguments.device)
         if arguments.compile:
             self.model.compile()
@@ -92,7 +107,8 @@ class Workload:
 
     def forward(self):
         with torch.autocast(self.latents.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.model(self.latents, timestep=self.timestep, class_labels=self.labels).sample
+            output = self.model(self.latents, self.timestep, self.labels)
+            return getattr(output, "sample", output)
 
     def train(self):
         self.model.train()
@@ -143,13 +159,14 @@ def peak_memory(sizes, arguments):
     another one towards the new one's."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         return {
-            size: {name: pool.apply(training_memory, (name, size, arguments)) for name in BUILDERS} for size in sizes
+            size: {name: pool.apply(training_memory, (name, size, arguments)) for name in names_of(arguments)}
+            for size in sizes
         }
 
 
 def measure(size, memory, arguments):
     """All figures of one size, as they stand in the JSON file."""
-    workloads = {name: Workload(name, size, arguments) for name in BUILDERS}
+    workloads = {name: Workload(name, size, arguments) for name in names_of(arguments)}
     figures = {
         name: {
             "parameters": sum(parameter.numel() for parameter in workload.model.parameters()),
@@ -160,11 +177,12 @@ def measure(size, memory, arguments):
     figures["ratio"] = {}
     for mode in ("train", "sample"):
         seconds = seconds_per_step(workloads, mode, arguments.repeats)
-        for name in BUILDERS:
+        for name in workloads:
             figures[name][f"{mode}_images_per_second"] = arguments.batch / statistics.median(seconds[name])
             figures[name][f"{mode}_seconds"] = seconds[name]
-        rounds = zip(seconds["diffusers"], seconds["score_sde"], strict=True)
-        figures["ratio"][mode] = statistics.median(theirs / ours for theirs, ours in rounds)
+        for name in list(workloads)[1:]:
+            rounds = zip(seconds[name], seconds["score_sde"], strict=True)
+            figures["ratio"].setdefault(name, {})[mode] = statistics.median(theirs / ours for theirs, ours in rounds)
     return figures
 
 
@@ -189,7 +207,7 @@ def main():
     arguments = parse_arguments()
     with torch.device("meta"):
         for size in arguments.size:  # an unknown size is refused before anything runs
-            build_ours(size)
+            build_ours(size, arguments)
     options = {key: value for key, value in vars(arguments).items() if key not in ("output", "size")}
     report = {
         "machine": machine(arguments.device),
@@ -207,13 +225,13 @@ def main():
     memory = peak_memory(arguments.size, arguments)
     for size in arguments.size:
         figures = report["sizes"][size] = measure(size, memory[size], arguments)
-        for name in BUILDERS:
+        for name in names_of(arguments):
             row = figures[name]
             speeds = f"{row['train_images_per_second']:.2f} | {row['sample_images_per_second']:.2f}"
             gigabytes = row["train_peak_memory_bytes"] / 1e9
             print(f"| DiT-{size} | {name} | {row['parameters']:,} | {speeds} | {gigabytes:.2f} |")
-        ratio = figures["ratio"]
-        print(f"| DiT-{size} | ours / diffusers | | {ratio['train']:.2f} | {ratio['sample']:.2f} | |", flush=True)
+        for name, ratio in figures["ratio"].items():
+            print(f"| DiT-{size} | ours / {name} | | {ratio['train']:.2f} | {ratio['sample']:.2f} | |", flush=True)
     report["machine"]["load_average_at_end"] = os.getloadavg()[0]
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")

@@ -271,7 +271,7 @@ def test_a_dit_pipeline_and_back(tmp_path):
     exported = DiffusionPipeline.from_pretrained(tmp_path / "exported")
     assert type(exported) is DiTPipeline
     assert exported.labels["crane"] == 1
-    assert pipeline.config.id2label["0"] == "tench, fish"
+    assert pipeline.config.id2label["0"] == "fish, tench"
     assert (images_of(exported, **arguments) - expected).abs().max() < 1e-3
 
 
