@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from exact import GaussianImages
-from tiny import random_dit, tiny_pipeline, tiny_vae
+from tiny import random_dit, seeded, tiny_pipeline, tiny_vae
 
 from score_sde import ScoreSDEInversePipeline, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle
 from score_sde.pipelines.operators import (
@@ -16,10 +16,6 @@ from score_sde.pipelines.operators import (
     super_resolution,
 )
 from score_sde.pipelines.pipeline_score_sde_inverse import METHODS
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def random_mask(*shape):

@@ -24,6 +24,8 @@ ALLOWED = {
     "src/score_sde/noise_conditional_classifier.py": FIELD,
     "src/score_sde/losses.py": {"torch", ".paths"},
     "src/score_sde/hub.py": {".pipelines", ".model_card"},
+    "src/score_sde/convert.py": FIELD
+    | {"safetensors", ".hub", ".pipelines", ".scheduling_score_sde", ".transformer_score_dit", ".unet_score"},
     "src/score_sde/model_card.py": {"huggingface_hub", ".__version__"},
     "src/score_sde/__init__.py": set(),
     "pipelines/*.py": FIELD
@@ -34,7 +36,9 @@ ALLOWED = {
     | {"accelerate", "datasets", "huggingface_hub", "numpy", "PIL", "safetensors", "score_sde", "tqdm"}
     | {"transformers", "yaml"}
     | TRAINING,
-    "benchmarks/*.py": FIELD | {"datasets", "exact", "matplotlib", "score_sde", "stock_samplers", "tqdm"} | TRAINING,
+    "benchmarks/*.py": FIELD
+    | {"datasets", "dit_gflops", "exact", "matplotlib", "score_sde", "stock_samplers", "tqdm"}
+    | TRAINING,
 }
 # what is copied into a bundle: the file that diffusers is told of, from which it finds the others
 CARRIED = [

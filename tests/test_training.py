@@ -479,7 +479,7 @@ def first_batch(dataset, seed):
     return torch.stack([dataset[row]["images"] for row in rows]), Draws(seed, 0, one_process, 4)
 
 
-@pytest.mark.parametrize("density", TIME_DENSITIES)
+@pytest.mark.parametrize("density", ["uniform", "log_normal"])
 def test_the_first_loss_is_the_one_worked_out_by_hand(density, tmp_path):
     """A fresh DiT returns 0."""
     train_tiny(tmp_path, "--max_train_steps", 1, "--random_flip", "--time_density", density, "--seed", 3)

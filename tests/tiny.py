@@ -6,6 +6,10 @@ from diffusers import AutoencoderKL
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def random_dit(sample_size=4, in_channels=1, num_classes=3, seed=0, std=0.05):
     """A DiT of one block whose output depends on everything that goes in; the smaller its weights, the smoother."""
     torch.manual_seed(seed)

@@ -19,7 +19,7 @@ from loop import fit, make_accelerator, sample_path, save_grid
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.hub import save_bundle
-from score_sde.losses import TIME_DENSITIES, denoising_loss
+from score_sde.losses import Objective, hybrid_loss
 
 
 NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
@@ -41,7 +41,19 @@ class TrainConfig(LoopConfig, CleanDataConfig):
         "v_prediction", "What the network predicts: epsilon, sample, score, v_prediction, flow_prediction, or edm."
     )
     scheduler_kwargs: str = option("{}", 'More arguments of ScoreSDEScheduler, as JSON: {"beta_max": 20}.')
-    time_density: str = option("uniform", "Density of the training times: uniform in t, or log_normal in sigma (EDM).")
+    time_density: str = option(
+        "uniform", "Density of the training times: uniform, log_normal, logit_normal, importance, or levels."
+    )
+    time_density_kwargs: str = option("{}", 'Its numbers, as JSON: {"mean": -1.2, "std": 1.2}.')
+    weighting: str = option(
+        "output",
+        "Weight of the squared error of x0: output, simple, velocity, edm, likelihood, min_snr, p2, or "
+        "sample; score_sde.losses has the published combinations.",
+    )
+    weighting_kwargs: str = option("{}", 'Its numbers, as JSON: {"gamma": 5}.')
+    vlb_weight: float = option(
+        0.0, "Learn the variance, too, by this weight of the variational bound (DiT: 0.001); needs discrete_vp."
+    )
     sample_num_images: int = option(64, "Images in a sample grid.")
     sample_guidance_scale: float = option(1.0, "Classifier-free guidance of the sample grids: 1 is none.")
     sample_num_inference_steps: int = option(50, "Time steps of the sample grids.")
@@ -51,13 +63,15 @@ class TrainConfig(LoopConfig, CleanDataConfig):
         yield from LoopConfig.problems(self)
         if self.network not in NETWORKS:
             yield f"network {self.network!r} is unknown; choose one of {', '.join(NETWORKS)}"
-        if self.time_density not in TIME_DENSITIES:
-            yield f"time_density {self.time_density!r} is unknown; choose one of {', '.join(TIME_DENSITIES)}"
+        if not self.vlb_weight >= 0:
+            yield f"vlb_weight {self.vlb_weight} must be at least 0"
+        if self.vlb_weight > 0 and (self.sde_type != "discrete_vp" or self.weighting not in ("output", "simple")):
+            yield f"vlb_weight {self.vlb_weight} needs sde_type discrete_vp and weighting output"
         if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
             yield "sample_num_images and sample_num_inference_steps must be at least 1"
         # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened
         try:
-            self.make_scheduler()
+            self.make_objective(self.make_scheduler())
             json_options("network_kwargs", self.network_kwargs)
             if self.network in NETWORKS and not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
@@ -66,10 +80,20 @@ class TrainConfig(LoopConfig, CleanDataConfig):
             yield str(error)
 
     def make_scheduler(self):
+        learned = {"variance_type": "learned_range"} if self.vlb_weight > 0 else {}
         return ScoreSDEScheduler(
             sde_type=self.sde_type,
             prediction_type=self.prediction_type,
-            **json_options("scheduler_kwargs", self.scheduler_kwargs),
+            **learned | json_options("scheduler_kwargs", self.scheduler_kwargs),
+        )
+
+    def make_objective(self, scheduler):
+        return Objective(
+            scheduler,
+            "levels" if self.vlb_weight > 0 else self.time_density,
+            self.weighting,
+            json_options("time_density_kwargs", self.time_density_kwargs),
+            json_options("weighting_kwargs", self.weighting_kwargs),
         )
 
 
@@ -83,8 +107,8 @@ def make_network(config, shape, num_classes):
             return network_class.from_name(config.network_name, **kwargs)
 
     from_data = {"sample_size": shape[1], "in_channels": shape[0], "num_classes": num_classes}
-    if config.network_name and config.network == "dit":
-        from_data["learn_sigma"] = False  # no objective here trains a variance
+    if config.vlb_weight > 0 or config.network_name:
+        from_data["learn_sigma"] = config.vlb_weight > 0
     return build(**(from_data | json_options("network_kwargs", config.network_kwargs)))
 
 
@@ -115,11 +139,17 @@ def main(argv=None):
     id2label = data.id2label if num_classes else None
     component, _ = NETWORKS[config.network]
 
+    objective = config.make_objective(scheduler)
+
     def compute_loss(model, batch, draws):
         x0 = data.draw(batch, draws)
-        t = TIME_DENSITIES[config.time_density](scheduler, draws.stratified())
-        labels = batch["labels"] if num_classes else None
-        losses = denoising_loss(model, scheduler, x0, draws.normal(x0.shape[1:]), t, labels)
+        t = objective.times(draws.stratified())
+        noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
+        if config.vlb_weight > 0:
+            pixels = data.vae is None
+            losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
+        else:
+            losses = objective(model, x0, noise, t, labels)
         return losses.mean(), {}
 
     def make_pipeline(network):

@@ -83,6 +83,17 @@ class Linear(nn.Linear):
         return super().forward(tokens)
 
 
+class ModulationLinear(nn.Linear):
+    """`nn.Linear`; on a CPU autocast leaves it in float32: casting this largest matrix of a DiT, and its gradient back,
+    takes longer than its product with one vector for each sample."""
+
+    def forward(self, conditioning):
+        if conditioning.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(conditioning)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(conditioning.to(self.weight.dtype)).to(torch.get_autocast_dtype("cpu"))
+
+
 class DiTAttnProcessor:
     """Calls diffusers' attention dispatch, so `set_attention_backend` works."""
 
@@ -331,7 +342,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         if vectors is not None:
             # the modulation of every block and of the output layer (2 D), in one matrix product a forward
             modulated = 1 if shared_adaln else num_layers
-            self.adaln = nn.Linear(hidden_size, (vectors * modulated + 2) * hidden_size)
+            self.adaln = ModulationLinear(hidden_size, (vectors * modulated + 2) * hidden_size)
             if shared_adaln:
                 self.block_offsets = nn.Parameter(torch.zeros(num_layers, vectors, hidden_size))
             self.blocks = nn.ModuleList(
