@@ -98,7 +98,7 @@ class Workload:
         self.model = model.to(arguments.device)
         if arguments.compile:
             self.model.compile()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         shape = (arguments.batch, model.config.in_channels, model.config.sample_size, model.config.sample_size)
         self.latents = torch.randn(shape, device=arguments.device)
         self.timestep = torch.randint(1000, (arguments.batch,), device=arguments.device)

@@ -601,8 +601,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path):
     arguments = ["--max_train_steps", 20, "--checkpointing_steps", 1, "--logging_steps", 1, "--learning_rate", "1e30"]
-    with pytest.raises(FloatingPointError, match=r"lower learning_rate \(now 1e\+30\)"):
-        train_tiny(tmp_path, *arguments)
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* lower learning_rate \(now 1e\+30\)"):
+        train_tiny(tmp_path, *arguments, "--max_skipped_steps", 2)
+    lines = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(lines[0]["step"], lines[0]["step"] + 3))
+    assert lines[0]["images_seen"] == 4 * (lines[0]["step"] - 1)
+    assert len(lines[0]["times"][0]) == 4
     for checkpoint in (tmp_path / "checkpoints").iterdir():
         assert (checkpoint / "state.json").is_file()
     assert not (tmp_path / "pipeline").exists()

@@ -35,6 +35,7 @@ class DataConfig:
     label_column: str | None = option("label", "Column that holds the class labels; 'none' for no labels.")
     resolution: int = option(32, "Height and width in pixels: the shorter side is resized to it, the centre cropped.")
     image_channels: int = option(3, "1 for greyscale, 3 for RGB.")
+    skip_corrupt_images: bool = option(False, "Take the next row for an image that cannot be decoded, and name it.")
     num_workers: int = option(0, "Processes that decode images, per training process; 0 decodes in the process itself.")
 
     def problems(self):
@@ -68,6 +69,9 @@ class LoopConfig:
     seed: int = option(0, "Seed of everything that is random in the run.")
     checkpointing_steps: int = option(1000, "Optimizer steps between checkpoints; 0 for none.")
     checkpoints_total_limit: int = option(2, "Number of newest checkpoints to keep.")
+    max_skipped_steps: int = option(
+        10, "Steps in a row whose loss or gradient may be nan or infinite; they are skipped."
+    )
     resume_from_checkpoint: str | None = option(None, "A checkpoint folder, or 'latest' for the newest in output_dir.")
     sample_steps: int = option(0, "Optimizer steps between sample grids (PNG); 0 for none before the end.")
     logging_steps: int = option(50, "Optimizer steps between logged values.")
@@ -85,6 +89,7 @@ class LoopConfig:
             "logging_steps": 1,
             "adam_weight_decay": 0,
             "seed": 0,
+            "max_skipped_steps": 0,
         }
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # true for nan, too

@@ -62,6 +62,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if not isinstance(self.data.features[config.image_column], ImageFeature):
             self.data = self.data.cast_column(config.image_column, ImageFeature())
         self.image_column, self.label_column = config.image_column, config.label_column
+        self.skip_corrupt_images, self.corrupt = config.skip_corrupt_images, set()
         self.resolution, self.mode = config.resolution, "L" if config.image_channels == 1 else "RGB"
         self.shape = (config.image_channels, config.resolution, config.resolution)
         self.num_classes = self.id2label = None
@@ -82,10 +83,18 @@ class ImageDataset(torch.utils.data.Dataset):
             row = self.data[index]
             image = row[self.image_column].convert(self.mode)
         except Exception as error:  # whatever the decoder raises
-            raise ValueError(
+            problem = (
                 f"row {index} of dataset {self.name!r}, split {self.split!r}: the image in column "
                 f"{self.image_column!r} cannot be decoded: {error}"
-            ) from error
+            )
+            if not self.skip_corrupt_images:
+                raise ValueError(f"{problem}. Repair it, or pass --skip_corrupt_images") from error
+            if index not in self.corrupt:
+                self.corrupt.add(index)
+                if len(self.corrupt) == len(self):
+                    raise ValueError(f"{problem}, and no other row of it can") from error
+                print(f"{problem}: row {(index + 1) % len(self)} is taken instead")
+            return self[(index + 1) % len(self)]
         pixels = torch.from_numpy(np.asarray(resize_and_crop(image, self.resolution), dtype=np.float32))
         item = {"images": pixels.reshape(*self.shape[1:], -1).permute(2, 0, 1) / 127.5 - 1}
         if self.label_column is not None:

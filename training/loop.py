@@ -2,43 +2,39 @@
 
 Progress is counted in optimizer steps and images seen. What is random in a step is a function of (seed, images seen),
 so a run that was stopped and resumed repeats, bit for bit on CPU, what it would have done.
+
+SIGTERM ends a run after the current step, with a checkpoint and the exit status 75: run it again with
+`--resume_from_checkpoint latest`. A step whose loss or gradient is not finite changes nothing; it is written down in
+nonfinite.jsonl, and the run stops after `max_skipped_steps` of them in a row.
 """
 
 import json
 import os
 import platform
-import re
 import shutil
+import signal
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from checkpoints import resume, save_checkpoint
 from data import GlobalBatchSampler, mix_seeds
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 
-# what may differ between a checkpoint and the run that resumes it
-FREE_TO_CHANGE = {
-    "output_dir",
-    "max_train_steps",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "num_workers",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "resume_from_checkpoint",
-    "sample_steps",
-    "logging_steps",
-    "log_with",
-}
+# the exit status of a run that was told to stop and saved itself: run it again with --resume_from_checkpoint latest
+EXIT_RESUME = 75
+# steps between two looks, over several processes, at whether one was told to stop
+STOP_INTERVAL = 10
 
 
 def make_accelerator(config):
@@ -63,6 +59,7 @@ class Draws:
         self.rows, self.device = batch_size * accelerator.num_processes, accelerator.device
         self.own = slice(accelerator.process_index * batch_size, (accelerator.process_index + 1) * batch_size)
         self.generator = torch.Generator(self.device).manual_seed(mix_seeds(seed, images_seen))
+        self.times = None  # the path times of the micro-batch, for the record of a loss that is not finite
 
     def normal(self, shape):
         """Standard normal (batch_size, *shape)."""
@@ -84,13 +81,15 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     """Train `model` and leave its averaged weights in it.
 
     Args:
-        compute_loss: f(model, batch, draws) -> (scalar loss, {name: scalar tensor} to log beside it).
+        compute_loss: f(model, batch, draws) -> (scalar loss, details to log beside it: {name: scalar tensor}, or a
+            tensor (sum, count) whose mean is logged).
         on_sample: f(model, path of a PNG), called with the averaged weights every `sample_steps`.
 
     Returns:
         The unwrapped model and the facts of the run: steps, images seen, loss, seconds, processes, machine.
 
-    Raises FloatingPointError when the loss is no longer finite; checkpoints stay as they were.
+    Raises FloatingPointError when too many steps in a row were not finite, SystemExit(EXIT_RESUME) after SIGTERM;
+    checkpoints stay as they were.
     """
     model.train()
     if config.gradient_checkpointing:
@@ -113,12 +112,9 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     ema.to(accelerator.device)
 
-    # resume
-    progress = {"step": 0, "images_seen": 0, "seconds": 0.0, "loss": None}
-    checkpoint = find_checkpoint(config)
-    if checkpoint:
-        progress = load_checkpoint(checkpoint, config, accelerator, ema, lr_scheduler)
-        accelerator.print(f"resuming from {checkpoint}: step {progress['step']}, {progress['images_seen']} images seen")
+    progress = resume(config, accelerator, ema, lr_scheduler)
+    if progress is None:
+        progress = {"step": 0, "images_seen": 0, "seconds": 0.0, "loss": None}
 
     micro_batch = config.batch_size * accelerator.num_processes
     sampler = GlobalBatchSampler(
@@ -143,56 +139,59 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         disable=not accelerator.is_main_process,
     )
     started = time.monotonic() - progress["seconds"]
-    window, window_started = {}, time.monotonic()
+    window, skipped = Window(), 0
+    stop = StopSignal(accelerator)
     while progress["step"] < config.max_train_steps:
         # one optimizer step
-        step_values = {}
+        window.begin_step(progress)
         for _ in range(config.gradient_accumulation_steps):
             with accelerator.accumulate(model):
-                batch = {name: value.to(accelerator.device) for name, value in next(loader).items()}
+                with window.waiting():
+                    batch = {name: value.to(accelerator.device) for name, value in next(loader).items()}
                 # train mode: label dropout and dropout draw from the global generator
                 torch.manual_seed(mix_seeds(config.seed, progress["images_seen"], accelerator.process_index))
                 draws = Draws(config.seed, progress["images_seen"], accelerator, config.batch_size)
                 value, details = compute_loss(model, batch, draws)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
-                    details["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                    norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                    details["gradient_norm"] = norm
+                    if accelerator.scaler is None:
+                        # the fused optimizer leaves everything as it is where this is 1, without a look from the host
+                        optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             progress["images_seen"] += micro_batch
-            for name, number in {"loss": value, **details}.items():
-                step_values.setdefault(name, []).append(number.detach())
+            window.add({"loss": value, **details}, draws.times)
         lr_scheduler.step()
         ema.step(network.parameters())
         progress["step"] += 1
         bar.update()
-        for name, numbers in step_values.items():
-            window.setdefault(name, []).append(torch.stack(numbers).mean())
 
-        # log; before a checkpoint, too: none is written once the loss is not finite
+        # log; before a checkpoint, too: none is written after a step that was not finite
         done = progress["step"] == config.max_train_steps
-        saves = config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done)
+        stopped = stop.is_set(progress["step"])
+        saves = stopped or config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done)
         if progress["step"] % config.logging_steps == 0 or saves or done:
-            steps = len(window["loss"])
-            means = torch.stack([torch.stack(numbers).mean().float() for numbers in window.values()])
-            values = dict(zip(window, accelerator.reduce(means, reduction="mean").tolist(), strict=True))
-            loss = progress["loss"] = values["loss"]
-            if not torch.isfinite(torch.tensor(loss)):
-                raise FloatingPointError(
-                    f"the loss became {loss} between steps {progress['step'] - steps} and {progress['step']}: lower "
-                    f"learning_rate (now {config.learning_rate:g}) or use mixed_precision bf16 or no; the checkpoints "
-                    f"in {config.output_dir} are from before"
-                )
-            speed = steps * micro_batch * config.gradient_accumulation_steps / (time.monotonic() - window_started)
-            bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
-            learning_rate = lr_scheduler.get_last_lr()[0]
+            skipped = window.skipped_in_a_row(skipped, config, accelerator)
+            values = window.means(accelerator)
+            progress["loss"] = values["loss"]
+            speed = window.steps * micro_batch * config.gradient_accumulation_steps / window.seconds()
+            bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{speed:.0f}")
             values |= {
-                "learning_rate": learning_rate,
+                "learning_rate": lr_scheduler.get_last_lr()[0],
                 "images_per_second": speed,
+                "waiting_for_data": window.seconds_of_waiting / window.seconds(),
                 "images_seen": progress["images_seen"],
             }
             accelerator.log(values, step=progress["step"])
-            window, window_started = {}, time.monotonic()
+            if skipped > config.max_skipped_steps or (done and skipped):
+                raise FloatingPointError(
+                    f"{skipped} steps in a row were not finite, up to step {progress['step']}: lower learning_rate "
+                    f"(now {config.learning_rate:g}) or use mixed_precision bf16 or no. Their images, noise levels and "
+                    f"seeds stand in {record_path(config)}; the checkpoints in {config.output_dir} are from before"
+                )
+            window = Window()
 
         # sample and save
         progress["seconds"] = time.monotonic() - started
@@ -200,8 +199,18 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
             if accelerator.is_main_process:
                 with_averaged_weights(ema, network, on_sample, sample_path(config.output_dir, progress["step"]))
             accelerator.wait_for_everyone()
-        if saves:
-            save_checkpoint(config, accelerator, ema, lr_scheduler, progress)
+        if saves and not skipped:
+            saved = save_checkpoint(config, accelerator, ema, lr_scheduler, progress)
+            if not saved and done:
+                raise OSError(
+                    f"the last checkpoint could not be written to {config.output_dir}: make room, run it again"
+                )
+        if stopped and not done:
+            bar.close()
+            accelerator.print(f"told to stop: step {progress['step']}; go on by --resume_from_checkpoint latest")
+            accelerator.end_training()
+            raise SystemExit(EXIT_RESUME)
+    stop.restore()
     bar.close()
 
     ema.copy_to(network.parameters())
@@ -221,6 +230,99 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         "torch": torch.__version__,
     }
     return network, facts
+
+
+def record_path(config):
+    """Where steps that were not finite are written down."""
+    return os.path.join(config.output_dir, "nonfinite.jsonl")
+
+
+class StopSignal:
+    """Whether the run was told to stop by SIGTERM; until `restore`, the signal does nothing else."""
+
+    def __init__(self, accelerator):
+        self.accelerator, self.received, self.before = accelerator, False, None
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, *_):
+        self.received = True
+
+    def is_set(self, step):
+        """The same answer in every process; several agree on it every few steps."""
+        if self.accelerator.num_processes == 1:
+            return self.received
+        if step % STOP_INTERVAL:
+            return False
+        if self.received:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def restore(self):
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+
+class Window:
+    """The values of the steps since the last log. Nothing here waits for the device until they are asked for."""
+
+    def __init__(self):
+        self.sums, self.records, self.steps = {}, [], 0
+        self.started, self.seconds_of_waiting = time.monotonic(), 0.0
+
+    def seconds(self):
+        return time.monotonic() - self.started
+
+    @contextmanager
+    def waiting(self):
+        began = time.monotonic()
+        yield
+        self.seconds_of_waiting += time.monotonic() - began
+
+    def begin_step(self, progress):
+        self.steps += 1
+        self.records.append(
+            {"step": progress["step"] + 1, "images_seen": progress["images_seen"], "finite": [], "times": []}
+        )
+
+    def add(self, values, times):
+        """The values of a micro-batch: scalars, or (sum, count)."""
+        finite = torch.stack(
+            [values[name].detach().isfinite().all() for name in ("loss", "gradient_norm") if name in values]
+        )
+        self.records[-1]["finite"].append(finite.all())
+        self.records[-1]["times"].append(times)
+        for name, value in values.items():
+            value = value.detach().double()
+            pair = value if value.ndim else torch.stack([value, torch.ones_like(value)])
+            # what is not finite counts for nothing
+            pair = torch.where(pair.isfinite().all(), pair, torch.zeros_like(pair))
+            self.sums[name] = self.sums.get(name, 0) + pair
+
+    def means(self, accelerator):
+        """{name: mean} over the steps and processes, nan where there was nothing finite."""
+        sums = accelerator.reduce(torch.stack(list(self.sums.values())).float(), reduction="sum").tolist()
+        return {
+            name: total / count if count else float("nan") for name, (total, count) in zip(self.sums, sums, strict=True)
+        }
+
+    def skipped_in_a_row(self, before, config, accelerator):
+        """How many steps up to now were not finite, in a row, of which `before` precede this window. They are written
+        to the record."""
+        finite = torch.stack([torch.stack(record["finite"]).all() for record in self.records]).float()
+        finite = accelerator.reduce(finite, reduction="sum") >= accelerator.num_processes - 0.5
+        count = before
+        for record, good in zip(self.records, finite.tolist(), strict=True):
+            count = 0 if good else count + 1
+            if not good and accelerator.is_main_process:
+                self.write(record, config)
+        return count
+
+    def write(self, record, config):
+        rows = [None if times is None else [round(float(t), 6) for t in times] for times in record["times"]]
+        line = {"step": record["step"], "images_seen": record["images_seen"], "seed": config.seed, "times": rows}
+        with open(record_path(config), "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def sample_path(output_dir, step):
@@ -263,75 +365,3 @@ def with_averaged_weights(ema, network, function, *args):
     function(network, *args)
     network.train()
     ema.restore(network.parameters())
-
-
-# --- checkpoints: written under a temporary name, then renamed ----------------------------------------------------
-
-
-def list_checkpoints(output_dir):
-    """The whole checkpoints of a run, oldest first."""
-    folder = os.path.join(output_dir, "checkpoints")
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return [os.path.join(folder, name) for name in sorted(names) if re.fullmatch(r"step-\d{8}", name)]
-
-
-def find_checkpoint(config):
-    """The checkpoint to resume from, or None to start afresh."""
-    if config.resume_from_checkpoint != "latest":
-        return config.resume_from_checkpoint
-    checkpoints = list_checkpoints(config.output_dir)
-    return checkpoints[-1] if checkpoints else None
-
-
-def save_checkpoint(config, accelerator, ema, lr_scheduler, progress):
-    """Model, optimizer, loss scale, random state, EMA, learning rate and position in the data, as one folder."""
-    final = os.path.join(config.output_dir, "checkpoints", f"step-{progress['step']:08d}")
-    partial = final + ".partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.makedirs(partial)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(partial)
-    if accelerator.is_main_process:
-        state = ema.state_dict()
-        averaged = {str(i): tensor.contiguous() for i, tensor in enumerate(state.pop("shadow_params"))}
-        save_file(averaged, os.path.join(partial, "ema.safetensors"))
-        state = {
-            "progress": progress,
-            "ema": state,
-            "lr_scheduler": lr_scheduler.state_dict(),
-            "config": asdict(config),
-        }
-        with open(os.path.join(partial, "state.json"), "w", encoding="utf-8") as file:
-            json.dump(state, file, indent=2)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in list_checkpoints(config.output_dir)[: -config.checkpoints_total_limit]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def load_checkpoint(folder, config, accelerator, ema, lr_scheduler):
-    """Put everything back that `save_checkpoint` wrote; return the progress.
-
-    Raises ValueError for a folder that is no whole checkpoint, and for one of a different configuration.
-    """
-    try:
-        with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
-            state = json.load(file)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder!r} is not a checkpoint of this script: {error}") from error
-    saved, now = state["config"], asdict(config)
-    changed = [name for name in now if name not in FREE_TO_CHANGE and saved.get(name) != now[name]]
-    if changed:
-        differences = ", ".join(f"{name} was {saved.get(name)!r}, is {now[name]!r}" for name in changed)
-        raise ValueError(
-            f"checkpoint {folder!r} is of a different run: {differences}. Pass the same values, or start anew"
-        )
-    accelerator.load_state(folder)
-    averaged = load_file(os.path.join(folder, "ema.safetensors"))
-    shadow_params = [averaged[str(i)] for i in range(len(averaged))]
-    ema.load_state_dict({**state["ema"], "shadow_params": shadow_params})
-    ema.to(accelerator.device)
-    lr_scheduler.load_state_dict(state["lr_scheduler"])
-    return state["progress"]

@@ -112,6 +112,13 @@ def make_network(config, shape, num_classes):
     return build(**(from_data | json_options("network_kwargs", config.network_kwargs)))
 
 
+def loss_by_time(losses, t, scheduler, parts=4):
+    """{name: (sum, count)} of the losses in equal parts of the time."""
+    part = ((t - scheduler.t_min) / (scheduler.t_max - scheduler.t_min) * parts).long().clamp(0, parts - 1)
+    sums, counts = (torch.zeros(parts, device=losses.device).index_add(0, part, x) for x in (losses, losses * 0 + 1))
+    return {f"loss_in_quarter_{i + 1}": torch.stack([sums[i], counts[i]]) for i in range(parts)}
+
+
 def sample_grid(pipeline, config, path, seed=0):
     """Draw images, the classes in turn, one seed per image, and write them as a PNG grid; return the images."""
     count = config.sample_num_images
@@ -143,14 +150,14 @@ def main(argv=None):
 
     def compute_loss(model, batch, draws):
         x0 = data.draw(batch, draws)
-        t = objective.times(draws.stratified())
+        t = draws.times = objective.times(draws.stratified())
         noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
         if config.vlb_weight > 0:
             pixels = data.vae is None
             losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
         else:
             losses = objective(model, x0, noise, t, labels)
-        return losses.mean(), {}
+        return losses.mean(), loss_by_time(losses.detach(), t, scheduler)
 
     def make_pipeline(network):
         return ScoreSDEPipeline(scheduler=scheduler, vae=data.vae, id2label=id2label, **{component: network})
