@@ -6,7 +6,7 @@
 Trains tiny DiTs on the latents with one recipe, and measures each with its averaged weights: the loss on test images,
 the same noise and times for every model, and samples without guidance: their Fréchet distance to the test images, in
 the features of a classifier that was trained on the training images, and the share that it recognises as the class
-asked for. Models that are already in OUTPUT_runs are not trained again. Writes OUTPUT.json and OUTPUT.png, and prints
+asked for. Models that are already in RUNS are not trained again. Writes OUTPUT.json and OUTPUT.png, and prints
 the table.
 """
 
@@ -51,7 +51,7 @@ GRID += [(4, 128, 2, conditioning) for conditioning in CONDITIONINGS]
 
 def train_model(options, depth, width, patch, conditioning):
     """The folder of a trained pipeline."""
-    output = Path(f"{options.output}_runs") / f"depth{depth}-width{width}-patch{patch}-{conditioning}"
+    output = Path(options.runs) / f"depth{depth}-width{width}-patch{patch}-{conditioning}"
     if not (output / "pipeline").is_dir():
         network = {"patch_size": patch, "hidden_size": width, "num_layers": depth, "num_attention_heads": width // HEAD}
         arguments = {
@@ -137,6 +137,7 @@ def draw(found, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", required=True, help="folder of training/encode_latents.py, of the quick start")
+    parser.add_argument("--runs", default="runs/scaling", help="folder for the trained models (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="images of a step (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=2000, help="(default: %(default)s)")

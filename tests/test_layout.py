@@ -23,7 +23,7 @@ ALLOWED = {
     "src/score_sde/unet_score.py": FIELD,
     "src/score_sde/noise_conditional_classifier.py": FIELD,
     "src/score_sde/losses.py": {"torch", ".paths"},
-    "src/score_sde/hub.py": {".pipelines", ".model_card"},
+    "src/score_sde/hub.py": {"huggingface_hub", ".pipelines", ".model_card"},
     "src/score_sde/convert.py": FIELD
     | {"safetensors", ".hub", ".pipelines", ".scheduling_score_sde", ".transformer_score_dit", ".unet_score"},
     "src/score_sde/model_card.py": {"huggingface_hub", ".__version__"},
@@ -33,8 +33,8 @@ ALLOWED = {
     | {f".{path.stem}" for path in (ROOT / "pipelines").glob("*.py")},
     "model_cards/*.py": set(),
     "training/*.py": FIELD
-    | {"accelerate", "datasets", "huggingface_hub", "numpy", "PIL", "safetensors", "score_sde", "tqdm"}
-    | {"transformers", "yaml"}
+    | {"accelerate", "datasets", "huggingface_hub", "numpy", "onnxruntime", "PIL", "safetensors", "score_sde"}
+    | {"torchmetrics", "tqdm", "transformers", "yaml"}
     | TRAINING,
     "benchmarks/*.py": FIELD
     | {"datasets", "dit_gflops", "exact", "matplotlib", "score_sde", "stock_samplers", "tqdm"}

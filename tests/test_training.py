@@ -319,6 +319,8 @@ def test_the_presets_fit_their_scripts(config_class, name, tmp_path):
         (encode_latents.main, [], "vae is missing"),
         (encode_latents.main, ["--vae", "a", "--shard_size", "0"], "shard_size 0"),
         (evaluate.main, ["--pipeline", "nowhere"], "pipeline 'nowhere' is not a pipeline folder"),
+        (evaluate.main, [], "pass either --pipeline or --samples"),
+        (evaluate.main, ["--samples", "x.npz"], "samples are measured by --features alone"),
         (evaluate.main, ["--label_column", "none"], "label_column is missing"),
         (evaluate.main, ["--num_images", "0"], "num_images 0 and likelihood 0: one of them must be positive"),
     ],
@@ -851,6 +853,67 @@ def test_evaluation_writes_figures_onto_the_card(small_data, tmp_path):
     )
     assert (together - apart).abs().max() < 1e-4
     assert (together[0] - together[2]).abs().max() > 0.1
+
+
+def test_evaluation_measures_distances(small_data, tmp_path, capsys):
+    """The same figures for every batch size, and from the images alone that were saved."""
+    train_tiny(tmp_path, "--dataset", small_data, "--max_train_steps", 1)
+    folder = tmp_path / "pipeline"
+    arguments = [*TINY_DATA, "--num_images", 20, "--num_inference_steps", 2, "--features", "classifier"]
+    arguments += ["--classifier_epochs", 1, "--dataset", small_data, "--test_split", "train"]
+    found = []
+    for batch_size in (20, 7):
+        own = ["--batch_size", batch_size, "--repeats", 2, "--save_samples", tmp_path / f"{batch_size}.npz"]
+        run(evaluate.main, *arguments, "--pipeline", folder, *own)
+        found.append({metric["name"]: metric for metric in json.loads((folder / "metrics.json").read_text())})
+    name = "Fréchet distance of 20 samples to the 60 images of train, a small classifier of the training images"
+    kinds = ("Fréchet distance", "kernel distance (KID)", "precision", "recall", "inception score")
+    measured = [metric for metric in found[0] if metric.startswith(kinds)]
+    assert len(measured) == 5 and name in measured
+    for metric in measured:
+        assert found[0][metric]["value"] == pytest.approx(found[1][metric]["value"], rel=1e-3, abs=1e-6)
+        assert found[0][metric]["explanation"].startswith("mean of 2 sets of samples, standard deviation")
+    assert (found[0][name]["n"], found[0][name]["nfe"]) == (20, 2)
+    first, second = (np.load(tmp_path / f"{batch_size}.npz")["arr_0"] for batch_size in (20, 7))
+    assert first.shape == (20, 8, 8, 1) and first.dtype == np.uint8
+    assert np.abs(first.astype(int) - second).max() <= 1
+
+    # one set: that of the pipeline and of the images alone
+    run(evaluate.main, *arguments, "--pipeline", folder)
+    metrics = {metric["name"]: metric for metric in json.loads((folder / "metrics.json").read_text())}
+    capsys.readouterr()
+    run(evaluate.main, *arguments, "--samples", tmp_path / "20.npz")
+    lines = dict(line.rsplit(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
+    assert float(lines[name]) == pytest.approx(metrics[name]["value"], rel=1e-3)
+    for value, message in (
+        (first.astype(float), "must hold uint8"),
+        (first[:5], "holds 5 images; --num_images asks for 20"),
+    ):
+        np.savez(tmp_path / "bad.npz", value)
+        with pytest.raises(ValueError, match=message):
+            run(evaluate.main, *arguments, "--samples", tmp_path / "bad.npz")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(first):
+        Image.fromarray(image[..., 0]).save(folder / f"{i:03d}.png")
+    run(evaluate.main, *arguments, "--samples", folder, "--image_channels", 3)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(small_data, tmp_path):
+    train_tiny(tmp_path, "--dataset", small_data, "--max_train_steps", 1)
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        shutil.copytree(tmp_path / "pipeline", folder)
+        arguments = [*TINY_DATA, "--num_images", 21, "--num_inference_steps", 2, "--features", "classifier"]
+        arguments += ["--classifier_epochs", 1, "--dataset", small_data, "--test_split", "train", "--pipeline", folder]
+        if processes == 1:
+            run(evaluate.main, *arguments)
+        else:
+            launch("evaluate.py", *arguments, processes=2)
+        found.append({metric["name"]: metric["value"] for metric in json.loads((folder / "metrics.json").read_text())})
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small_data, tmp_path):

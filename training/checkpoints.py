@@ -26,6 +26,8 @@ FREE_TO_CHANGE = {
     "sample_steps",
     "logging_steps",
     "log_with",
+    "push_to_hub",
+    "hub_private",
     "max_skipped_steps",
     "skip_corrupt_images",
 }

@@ -18,7 +18,7 @@ from config import LoopConfig, json_options, option, parse
 from loop import fit, make_accelerator, sample_path, save_grid
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
-from score_sde.hub import save_bundle
+from score_sde.hub import push_bundle, save_bundle
 from score_sde.losses import Objective, hybrid_loss
 
 
@@ -54,6 +54,8 @@ class TrainConfig(LoopConfig, CleanDataConfig):
     vlb_weight: float = option(
         0.0, "Learn the variance, too, by this weight of the variational bound (DiT: 0.001); needs discrete_vp."
     )
+    push_to_hub: str | None = option(None, "Upload the pipeline to this repo on the Hub, somebody/model, at the end.")
+    hub_private: bool = option(False, "Make that repo private, if it is new.")
     sample_num_images: int = option(64, "Images in a sample grid.")
     sample_guidance_scale: float = option(1.0, "Classifier-free guidance of the sample grids: 1 is none.")
     sample_num_inference_steps: int = option(50, "Time steps of the sample grids.")
@@ -185,6 +187,11 @@ def main(argv=None):
             pipeline.to("cpu"), os.path.join(config.output_dir, "pipeline"), facts=facts, sample_grid=grid
         )
         print(f"samples: {grid}\npipeline: {folder}")
+        if config.push_to_hub:
+            try:
+                print(f"pushed: {push_bundle(folder, config.push_to_hub, private=config.hub_private or None)}")
+            except OSError as error:  # the work is done and saved: no reason to fail
+                print(error)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
