@@ -207,12 +207,14 @@ def precision_and_recall(real, generated, neighbours=3, chunk=2000):
     return covered(generated, real, radii(real)), covered(real, generated, radii(generated))
 
 
-def inception_score(logits, splits=10):
+def inception_score(logits, splits=10, seed=0):
     """exp of the mean divergence of the classes of an image from those of all (Salimans et al. 2016), by torchmetrics,
-    as (mean, standard deviation) over splits of the logits (N, classes)."""
+    as (mean, standard deviation) over random splits of the logits (N, classes)."""
     from torchmetrics.image.inception import InceptionScore
 
     metric = InceptionScore(feature=_Given(), splits=splits)
     metric.update(logits.double().cpu())
-    mean, std = metric.compute()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        mean, std = metric.compute()
     return float(mean), float(std)
