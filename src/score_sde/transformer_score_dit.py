@@ -71,12 +71,14 @@ def rotary_position_embedding(grid, trained_grid, scaling, head_size):
 
 class Linear(nn.Linear):
     """`nn.Linear`; of float32 tokens on a CPU by oneDNN's 1x1 convolution, which uses all of the processor's vector
-    units where the matrix product of MKL doesn't (on AMD's it is twice as fast, and as fast on others)."""
+    units where the matrix product of MKL doesn't (on AMD's it is up to twice as fast, and as fast on others). Compiled
+    it is a matrix product: a convolution would keep its neighbours from being fused with it."""
 
     def forward(self, tokens):
         on_cpu = tokens.device.type == "cpu" and tokens.dtype == torch.float32 and tokens.ndim == 3
         # sharded and quantised weights have classes of their own
-        if on_cpu and type(self.weight) is nn.Parameter and HAS_ONEDNN:
+        eager = type(self.weight) is nn.Parameter and not torch.compiler.is_compiling()
+        if on_cpu and eager and HAS_ONEDNN:
             # channels last already
             out = F.conv2d(tokens.mT.unsqueeze(2), self.weight[:, :, None, None], self.bias)
             return out.squeeze(2).mT
