@@ -168,15 +168,22 @@ def test_the_loss_is_zero_at_the_target_and_the_network_sees_what_the_sampler_sh
 # --- randomness and order of the data -----------------------------------------------------------------------------
 
 
-def test_processes_share_the_draws_of_one():
-    def draws(processes, index, batch_size):
-        accelerator = SimpleNamespace(num_processes=processes, process_index=index, device=torch.device("cpu"))
-        return Draws(3, 128, accelerator, batch_size)
+def test_processes_and_micro_batches_share_the_draws_of_one():
+    """Times are stratified over the whole optimizer step."""
 
-    alone, shared = draws(1, 0, 8), [draws(2, index, 4) for index in range(2)]
-    for name, arguments in (("normal", ((3, 2),)), ("uniform", ()), ("stratified", ()), ("normal", ((5,),))):
-        together = torch.cat([getattr(each, name)(*arguments) for each in shared])
-        assert torch.equal(getattr(alone, name)(*arguments), together)
+    def draws(processes, index, batch_size, *micro_batch):
+        accelerator = SimpleNamespace(num_processes=processes, process_index=index, device=torch.device("cpu"))
+        return Draws(3, 128, accelerator, batch_size, *micro_batch)
+
+    for shared in (
+        [draws(2, index, 4) for index in range(2)],
+        [draws(1, 0, 4, micro_batch, 2) for micro_batch in range(2)],
+        [draws(2, index, 2, micro_batch, 2) for micro_batch in range(2) for index in range(2)],
+    ):
+        alone = draws(1, 0, 8)
+        for name, arguments in (("normal", ((3, 2),)), ("uniform", ()), ("stratified", ()), ("normal", ((5,),))):
+            together = torch.cat([getattr(each, name)(*arguments) for each in shared])
+            assert torch.equal(getattr(alone, name)(*arguments), together)
     parts = (draws(1, 0, 8).stratified() * 8).floor()
     assert torch.equal(parts, torch.arange(8.0, dtype=torch.float64))
 
