@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from checkpoints import resume, save_checkpoint
-from data import GlobalBatchSampler, mix_seeds
+from data import mix_seeds, training_batches
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
@@ -119,15 +119,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         progress = {"step": 0, "images_seen": 0, "seconds": 0.0, "loss": None}
 
     micro_batch = config.batch_size * accelerator.num_processes
-    sampler = GlobalBatchSampler(
-        len(dataset),
-        config.batch_size,
-        config.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        progress["images_seen"],
-    )
-    loader = iter(torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=config.num_workers))
+    loader = training_batches(dataset, config, accelerator, progress)
     if config.log_with:
         # trackers take plain values only
         options = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
@@ -150,7 +142,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         for i in range(config.gradient_accumulation_steps):
             with accelerator.accumulate(model):
                 with window.waiting():
-                    batch = {name: value.to(accelerator.device) for name, value in next(loader).items()}
+                    batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in next(loader).items()}
                 # train mode: label dropout and dropout draw from the global generator
                 torch.manual_seed(mix_seeds(config.seed, progress["images_seen"], accelerator.process_index))
                 draws = Draws(
