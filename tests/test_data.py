@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -14,6 +13,7 @@ import datasets
 import diffusers
 import encode_latents
 import numpy as np
+import psutil
 import pytest
 import torch
 import train_classifier
@@ -405,13 +405,13 @@ def test_encoding_that_is_killed_loses_and_doubles_no_row(processes, tiny_vae, t
         stderr=subprocess.PIPE,
         text=True,
         env=dict(os.environ, OMP_NUM_THREADS="1"),
-        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "killed").glob("moments-*")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-2000:]
         time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+        each.kill()
     process.communicate()
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("moments-*.safetensors")}
     assert 0 < len(written) < 250, "the run was over before it was killed"

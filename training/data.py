@@ -276,7 +276,7 @@ class LatentDataset(torch.utils.data.Dataset):
             )
         with open(index, encoding="utf-8") as file:
             self.facts = json.load(file)
-        if flips and not self.facts["both_flips"]:
+        if flips and not self.facts.get("both_flips"):
             raise ValueError(
                 f"random_flip needs the mirror images, which {folder!r} lacks: encode the dataset into another folder "
                 f"by training/encode_latents.py --both_flips"

@@ -123,7 +123,7 @@ def main(argv=None):
                 f"{config.output_dir!r} holds other latents ({'; '.join(changed)}): choose another output_dir"
             )
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not os.path.isfile(index):
         os.makedirs(config.output_dir, exist_ok=True)
         write_facts(facts, index)
     accelerator.wait_for_everyone()
