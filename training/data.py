@@ -85,17 +85,21 @@ class ImageRows:
             self.check_labels()
             names = feature.names if known else map(str, range(self.num_classes))
             self.id2label = dict(enumerate(names))
-        self.data = self.data.cast_column(self.image_column, ImageFeature(decode=False))
+        self.data, self.decoder = self.data.cast_column(self.image_column, ImageFeature(decode=False)), ImageFeature()
 
     def is_label(self, label):
         return isinstance(label, int) and label >= 0 and (self.num_classes is None or label < self.num_classes)
 
-    def item(self, row, key):
-        """One row of the dataset as it is trained on. A random crop is a function of the seed and `key`, integers."""
-        image = ImageFeature().decode_example(row[self.image_column]).convert(self.mode)
+    def decode(self, row):
+        """The PIL image of a row."""
+        image = self.decoder.decode_example(row[self.image_column])
+        return image if image.mode == self.mode else image.convert(self.mode)
+
+    def item(self, image, row, key):
+        """An image and its row as they are trained on. A random crop is a function of the seed and `key`, integers."""
         image = resize_and_crop(image, self.resolution, None if self.crop_seed is None else (self.crop_seed, *key))
-        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32))
-        item = {"images": pixels.reshape(*self.shape[1:], -1).permute(2, 0, 1) / 127.5 - 1}
+        pixels = torch.from_numpy(np.array(image)).reshape(*self.shape[1:], -1).permute(2, 0, 1).contiguous()
+        item = {"images": pixels.float().div_(127.5).sub_(1)}
         if self.label_column is not None:
             item["labels"] = field(row, self.label_column)
         return item
@@ -142,12 +146,13 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         epochs, numbers = zip(*(divmod(key, len(self)) for key in keys), strict=True)
         columns = self.data[list(numbers)]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return [self.whole_item(*each) for each in zip(numbers, rows, epochs, strict=True)]
+        decoded = [self.decode_or_next(*each) for each in zip(numbers, rows, strict=True)]
+        return [self.item(*each, key) for each, key in zip(decoded, zip(epochs, numbers, strict=True), strict=True)]
 
-    def whole_item(self, number, row, epoch):
-        """The item of a row, or of the next that can be decoded."""
+    def decode_or_next(self, number, row):
+        """The image and the row of this number, or of the next that can be decoded."""
         try:
-            return self.item(row, (epoch, number))
+            return self.decode(row), row
         except Exception as error:  # whatever the decoder raises
             problem = self.problem(f"row {number}", row, error)
             if not self.skip_corrupt_images:
@@ -158,7 +163,7 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
                 if len(self.corrupt) == len(self):
                     raise ValueError(f"{problem}, and no other row of it can") from error
                 print(f"{problem}: row {following} is taken instead")
-            return self.whole_item(following, self.data[following], epoch)
+            return self.decode_or_next(following, self.data[following])
 
 
 class ImageStream(ImageRows, torch.utils.data.IterableDataset):
@@ -207,7 +212,7 @@ class ImageStream(ImageRows, torch.utils.data.IterableDataset):
                 if position <= self.given:
                     continue
                 try:
-                    item = self.item(row, (self.rank, worker, position))
+                    image = self.decode(row)
                 except Exception as error:  # whatever the decoder raises
                     problem = self.problem(where, row, error)
                     if not self.skip_corrupt_images:
@@ -215,6 +220,7 @@ class ImageStream(ImageRows, torch.utils.data.IterableDataset):
                     print(f"{problem}: the next row is taken instead")
                     corrupt += 1
                     continue
+                item = self.item(image, row, (self.rank, worker, position))
                 if self.label_column is not None and not self.is_label(item["labels"]):
                     raise ValueError(
                         f"{where} of dataset {self.name!r}: label column {self.label_column!r} must hold integers from "
@@ -236,6 +242,8 @@ def resize_and_crop(image, resolution, seed=None):
     if scale != 1:
         image = image.resize([max(resolution, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     spare = [side - resolution for side in image.size]
+    if not any(spare):
+        return image
     if seed is None:
         left, top = [number // 2 for number in spare]
     else:
