@@ -7,7 +7,8 @@ bilinear there; Lanczos here, as ours), crop, and normalisation done by PIL and 
 dependency, and a shuffling DataLoader. The peer of the latents is what is common for them: one .npy file per row (as
 fast-DiT has it), read by a map-style dataset. Both give the same batches of 64: float32 in [-1, 1] with labels.
 
-Rounds of all loaders are interleaved, each of new processes' worth of work on warm files; the figure is the median.
+Rounds of all loaders are interleaved; a speed is the median of the rounds, a ratio the median of the rounds' ratios.
+Seconds are those of the wall clock with workers, and of CPU time without.
 """
 
 import argparse
@@ -102,14 +103,14 @@ def peer(dataset, num_workers):
         yield from loader
 
 
-def images_per_second(batches, seconds):
-    """Of a loader that has given its first batches: the rate over so many seconds."""
+def images_per_second(batches, seconds, clock):
+    """Of a loader that has given its first batches: the rate over so many seconds of a clock."""
     for _ in range(3):
         next(batches)
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
+    started, count = clock(), 0
+    while clock() - started < seconds:
         count += len(next(batches)["labels"])
-    return count / (time.perf_counter() - started)
+    return count / (clock() - started)
 
 
 def main():
@@ -136,13 +137,17 @@ def main():
         for _ in range(args.rounds):
             for name, pair in pairs.items():
                 for num_workers in (0, 2):
+                    clock = time.perf_counter if num_workers else time.process_time
                     for who, dataset in pair.items():
-                        rate = images_per_second(loaders[who](dataset, num_workers), args.seconds)
+                        rate = images_per_second(loaders[who](dataset, num_workers), args.seconds, clock)
                         found.setdefault((name, num_workers, who), []).append(rate)
-    rows = [
-        {"data": name, "num_workers": num_workers, "loader": who, "images_per_second": round(statistics.median(rates))}
-        for (name, num_workers, who), rates in found.items()
-    ]
+    rows = []
+    for (name, num_workers, who), rates in found.items():
+        if who == "ours":
+            other = found[name, num_workers, "peer"]
+            speeds = {"ours": round(statistics.median(rates)), "peer": round(statistics.median(other))}
+            ratio = statistics.median(own / their for own, their in zip(rates, other, strict=True))
+            rows.append({"data": name, "num_workers": num_workers, **speeds, "ratio": round(ratio, 2)})
     for row in rows:
         print(row)
     if args.output:
