@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from config import DataConfig, option
-from data import ImageDataset, LatentDataset
-from encode_latents import fingerprint, load_vae
+from data import ImageDataset, ImageStream, LatentDataset
+from encode_latents import fingerprint, latent_shape, load_vae
 
 from score_sde.pipelines.latents import encode_moments, normalize_latents
 
@@ -21,10 +21,39 @@ class CleanDataConfig(DataConfig):
         "they were encoded by, unless given.",
     )
 
+    normalize_latents: bool = option(
+        False,
+        "Give the latents of that folder mean 0 and standard deviation 1 in every channel, by its statistics; they "
+        "replace those in the autoencoder's config, in the saved pipeline, too.",
+    )
+    streaming: bool = option(
+        False,
+        "Read the dataset as it comes, without a copy of it on disk and without its length. The order then depends on "
+        "the processes, num_workers and batch_size, which must be the same on resume; a resumed run reads past what "
+        "it has seen, without decoding it.",
+    )
+    shuffle_buffer: int = option(1000, "Images of a stream, in each worker, among which the next is drawn.")
+
     def problems(self):
         yield from DataConfig.problems(self)
-        if self.latents and self.random_flip:
-            yield "random_flip needs images: latents cannot be mirrored"
+        if self.latents and (self.crop != "centre" or self.streaming):
+            yield "crop random and streaming need images: latents are read as they were encoded"
+        if self.normalize_latents and not self.latents:
+            yield "normalize_latents needs the statistics of latents: encode them by training/encode_latents.py"
+        if self.shuffle_buffer < 1:
+            yield f"shuffle_buffer {self.shuffle_buffer} must be at least 1"
+
+
+def normalize_by(vae, statistics, folder):
+    """Let the config of an autoencoder give its latents mean 0 and standard deviation 1, by the statistics of latents
+    in a folder. Raises ValueError where there are none, or of channels that are constant."""
+    if statistics is None:
+        raise ValueError(f"latents.json of {folder!r} has no statistics: run training/encode_latents.py to its end")
+    if not min(statistics["std"]) > 0:
+        raise ValueError(f"latents in {folder!r} are constant in a channel: standard deviations {statistics['std']}")
+    vae.register_to_config(
+        latents_mean=statistics["mean"], latents_std=statistics["std"], scaling_factor=1.0, shift_factor=None
+    )
 
 
 class CleanData:
@@ -37,7 +66,7 @@ class CleanData:
     def __init__(self, config, accelerator):
         self.random_flip, self.vae = config.random_flip, None
         if config.latents:
-            self.dataset = LatentDataset(config.latents)
+            self.dataset = LatentDataset(config.latents, flips=config.random_flip)
             self.vae = load_vae(config.vae or self.dataset.facts["vae"])
             if fingerprint(self.vae) != self.dataset.facts["vae_fingerprint"]:
                 raise ValueError(
@@ -45,33 +74,38 @@ class CleanData:
                     f"in {config.vae or self.dataset.facts['vae']!r}: encode them anew, or pass --vae with the one "
                     f"they are from"
                 )
+            if config.normalize_latents:
+                normalize_by(self.vae, self.dataset.facts.get("statistics"), config.latents)
             self.vae.to(accelerator.device)
             self.shape = self.dataset.shape
         else:
+            images = ImageStream if config.streaming else ImageDataset
             with accelerator.main_process_first():
-                self.dataset = ImageDataset(config)
+                self.dataset = images(config, crop_seed=config.crop_seed)
             self.shape = self.dataset.shape
             if config.vae:
                 self.vae = load_vae(config.vae).to(accelerator.device)
-                example = self.dataset[0]["images"][None].to(accelerator.device)
-                self.shape = tuple(encode_moments(self.vae, example)[0].shape[1:])
+                self.shape = latent_shape(self.vae, self.shape)
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
 
     def facts(self, config):
         """Where the rows are from, for the card."""
         source = self.dataset.facts if config.latents else {"dataset": config.dataset, "split": config.split}
-        return {"rows": len(self.dataset), "dataset": source["dataset"], "split": source["split"]}
+        rows = None if config.streaming else len(self.dataset)
+        return {"rows": rows, "dataset": source["dataset"], "split": source["split"]}
 
     def draw(self, batch, draws):
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised
         latents drawn from the autoencoder's posterior."""
-        if "images" in batch:
-            x0 = batch["images"]
-            if self.random_flip:
-                flipped = draws.uniform() < 0.5
-                x0 = torch.where(flipped.reshape(-1, 1, 1, 1), x0.flip(-1), x0)
-        if self.vae is not None:
-            with torch.no_grad():
-                mean, std = (batch["mean"], batch["std"]) if "mean" in batch else encode_moments(self.vae, x0)
-            x0 = normalize_latents(mean + std * draws.normal(mean.shape[1:]), self.vae.config)
-        return x0
+        if self.random_flip:
+            flipped = draws.uniform().reshape(-1, 1, 1, 1) < 0.5
+            if "mean" in batch:
+                mirrored = {name: batch[f"{name}_flipped"] for name in ("mean", "std")}
+            else:
+                mirrored = {"images": batch["images"].flip(-1)}
+            batch = batch | {name: torch.where(flipped, x, batch[name]) for name, x in mirrored.items()}
+        if self.vae is None:
+            return batch["images"]
+        with torch.no_grad():
+            mean, std = (batch["mean"], batch["std"]) if "mean" in batch else encode_moments(self.vae, batch["images"])
+        return normalize_latents(mean + std * draws.normal(mean.shape[1:]), self.vae.config)

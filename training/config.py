@@ -28,12 +28,16 @@ class DataConfig:
     dataset: str = option(
         "fashion_mnist_10k",
         "Images: fashion_mnist_10k (inside the package), a folder of images (one sub-folder per class), a parquet file "
-        "(a {split} in its name is replaced by the split), or a dataset id on the Hub.",
+        "or a webdataset's .tar, several of them as a pattern or a folder (a {split} in the name is replaced by the "
+        "split), or a dataset id on the Hub.",
     )
     split: str = option("train", "Split of the dataset to use.")
     image_column: str = option("image", "Column that holds the images.")
-    label_column: str | None = option("label", "Column that holds the class labels; 'none' for no labels.")
-    resolution: int = option(32, "Height and width in pixels: the shorter side is resized to it, the centre cropped.")
+    label_column: str | None = option(
+        "label", "Column that holds the class labels (json.label: a field of the column json); 'none' for no labels."
+    )
+    num_classes: int | None = option(None, "Number of classes, where the data don't say: the labels are 0 to one less.")
+    resolution: int = option(32, "Height and width in pixels: the shorter side is resized to it, a square cropped.")
     image_channels: int = option(3, "1 for greyscale, 3 for RGB.")
     skip_corrupt_images: bool = option(False, "Take the next row for an image that cannot be decoded, and name it.")
     num_workers: int = option(0, "Processes that decode images, per training process; 0 decodes in the process itself.")
@@ -45,6 +49,8 @@ class DataConfig:
             yield f"image_channels {self.image_channels} must be 1 or 3"
         if self.resolution < 1:
             yield f"resolution {self.resolution} must be at least 1 pixel"
+        if self.num_classes is not None and self.num_classes < 1:
+            yield f"num_classes {self.num_classes} must be at least 1"
         if self.num_workers < 0:
             yield f"num_workers {self.num_workers} must be 0 or more"
 
@@ -66,6 +72,7 @@ class LoopConfig:
     mixed_precision: str = option("no", "no, fp16, or bf16.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
     random_flip: bool = option(False, "Mirror half of the images, at random.")
+    crop: str = option("centre", "Square of an image that isn't one: centre, or random, another in every epoch.")
     seed: int = option(0, "Seed of everything that is random in the run.")
     checkpointing_steps: int = option(1000, "Optimizer steps between checkpoints; 0 for none.")
     checkpoints_total_limit: int = option(2, "Number of newest checkpoints to keep.")
@@ -76,6 +83,11 @@ class LoopConfig:
     sample_steps: int = option(0, "Optimizer steps between sample grids (PNG); 0 for none before the end.")
     logging_steps: int = option(50, "Optimizer steps between logged values.")
     log_with: str | None = option(None, "Tracker(s) of accelerate: tensorboard, wandb, trackio, ...")
+
+    @property
+    def crop_seed(self):
+        """What `ImageDataset` makes random crops from."""
+        return self.seed if self.crop == "random" else None
 
     def problems(self):
         at_least = {
@@ -101,6 +113,8 @@ class LoopConfig:
                 yield f"{name} {getattr(self, name)} must lie in [0, 1)"
         if self.lr_scheduler not in LR_SCHEDULERS:
             yield f"lr_scheduler {self.lr_scheduler!r} is unknown; choose one of {', '.join(LR_SCHEDULERS)}"
+        if self.crop not in ("centre", "random"):
+            yield f"crop {self.crop!r} is unknown; choose one of centre, random"
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             yield f"mixed_precision {self.mixed_precision!r} is unknown; choose one of no, fp16, bf16"
         resume = self.resume_from_checkpoint

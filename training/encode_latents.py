@@ -3,8 +3,10 @@
     accelerate launch training/encode_latents.py --vae runs/vae --dataset fashion_mnist_10k --output_dir runs/latents
 
 Writes moments-00000.safetensors, ... with tensors mean and std (rows, channels, height, width), in the autoencoder's
-own units, and labels (rows,); and latents.json, which says what they are. Several processes share the shards. When it
-was stopped, run the same command again: whole shards stay. `LatentDataset` in data.py reads the folder.
+own units, and labels (rows,), with --both_flips also mean_flipped and std_flipped, of the mirror images; and
+latents.json, which says what they are and, in the end, has their statistics per channel: the mean, and the standard
+deviations of the posteriors' means (std_of_means) and of samples from the posteriors (std). Several processes share the
+shards. When it was stopped, run the same command again: whole shards stay. `LatentDataset` in data.py reads the folder.
 """
 
 import hashlib
@@ -12,11 +14,12 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
 from config import DataConfig, option, parse
-from data import ImageDataset
+from data import ImageDataset, open_shard, shard_path
 from diffusers import AutoModel
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -32,6 +35,7 @@ class EncodeConfig(DataConfig):
     output_dir: str = option("runs/latents", "Folder for the shards.")
     shard_size: int = option(2048, "Rows per shard.")
     batch_size: int = option(64, "Images encoded at once.")
+    both_flips: bool = option(False, "Encode the mirror images, too: training on the latents may then --random_flip.")
 
     def problems(self):
         yield from super().problems()
@@ -55,6 +59,35 @@ def fingerprint(vae):
     return digest.hexdigest()[:16]
 
 
+@torch.no_grad()
+def latent_shape(vae, image_shape):
+    """Shape (channels, height, width) of the latent of an image."""
+    return tuple(encode_moments(vae, torch.zeros(1, *image_shape, device=vae.device))[0].shape[1:])
+
+
+def latent_statistics(moments):
+    """Lists of numbers per channel of the latents of some moments, an iterable of (mean, std), each (B, C, H, W): their
+    mean, and the standard deviations of the posteriors' means and of samples from the posteriors."""
+    values, sums = 0, 0.0
+    for mean, std in moments:
+        mean, std = mean.double(), std.double()
+        sums = sums + torch.stack([x.sum((0, 2, 3)) for x in (mean, mean**2, std**2)]).cpu()
+        values += mean.numel() // mean.shape[1]
+    mean, square, variance = sums / values
+    variance_of_means = (square - mean**2).clamp_min(0)
+    return {
+        "mean": mean.tolist(),
+        "std_of_means": variance_of_means.sqrt().tolist(),
+        "std": (variance_of_means + variance).sqrt().tolist(),
+    }
+
+
+def write_facts(facts, index):
+    with open(index + ".partial", "w", encoding="utf-8") as file:
+        json.dump(facts, file, indent=2)
+    os.replace(index + ".partial", index)
+
+
 def main(argv=None):
     config = parse(EncodeConfig, sys.argv[1:] if argv is None else argv)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -63,7 +96,6 @@ def main(argv=None):
     vae = load_vae(config.vae)
     vae_fingerprint = fingerprint(vae)
     vae.to(accelerator.device)
-    mean, _ = encode_moments(vae, dataset[0]["images"][None].to(accelerator.device))
     num_shards = -(-len(dataset) // config.shard_size)
     facts = {
         "dataset": config.dataset,
@@ -74,7 +106,8 @@ def main(argv=None):
         "id2label": {str(label): name for label, name in dataset.id2label.items()} if dataset.id2label else None,
         "vae": os.path.abspath(config.vae) if os.path.isdir(config.vae) else config.vae,
         "vae_fingerprint": vae_fingerprint,
-        "shape": list(mean.shape[1:]),
+        "both_flips": config.both_flips,
+        "shape": list(latent_shape(vae, dataset.shape)),
         "shard_size": config.shard_size,
         "num_shards": num_shards,
     }
@@ -90,39 +123,60 @@ def main(argv=None):
                 f"{config.output_dir!r} holds other latents ({'; '.join(changed)}): choose another output_dir"
             )
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not os.path.isfile(index):
         os.makedirs(config.output_dir, exist_ok=True)
-        with open(index + ".partial", "w", encoding="utf-8") as file:
-            json.dump(facts, file, indent=2)
-        os.replace(index + ".partial", index)
+        write_facts(facts, index)
     accelerator.wait_for_everyone()
 
     own = range(accelerator.process_index, num_shards, accelerator.num_processes)
-    bar = tqdm(total=len(own), desc="encoding", unit="shard", disable=not accelerator.is_main_process)
-    for shard in own:
-        path = os.path.join(config.output_dir, f"moments-{shard:05d}.safetensors")
-        if not os.path.isfile(path):
-            rows = range(shard * config.shard_size, min((shard + 1) * config.shard_size, len(dataset)))
-            encode_shard(vae, dataset, rows, path, config, accelerator.device)
-        bar.update()
-    bar.close()
+    missing = [shard for shard in own if not is_whole(config.output_dir, shard, facts)]
+    batches = {shard: batches_of_shard(shard, len(dataset), config) for shard in missing}
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=[rows for shard in missing for rows in batches[shard]],
+        num_workers=config.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    loader = iter(loader)
+    for shard in tqdm(missing, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
+        encode_shard(vae, islice(loader, len(batches[shard])), shard_path(config.output_dir, shard), config)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        facts["statistics"] = latent_statistics(
+            (tensors[f"mean{kind}"], tensors[f"std{kind}"])
+            for tensors in (open_shard(config.output_dir, shard, facts) for shard in range(num_shards))
+            for kind in ("", "_flipped")[: 1 + config.both_flips]
+        )
+        write_facts(facts, index)
         print(f"{len(dataset)} latents of shape {tuple(facts['shape'])}: {config.output_dir}")
 
 
+def is_whole(folder, shard, facts):
+    """Whether a shard needs no work."""
+    try:
+        return bool(open_shard(folder, shard, facts))
+    except ValueError:
+        return False
+
+
+def batches_of_shard(shard, rows, config):
+    """The rows of a shard, in batches."""
+    first, end = shard * config.shard_size, min((shard + 1) * config.shard_size, rows)
+    return [range(start, min(start + config.batch_size, end)) for start in range(first, end, config.batch_size)]
+
+
 @torch.no_grad()
-def encode_shard(vae, dataset, rows, path, config, device):
-    subset = torch.utils.data.Subset(dataset, rows)
-    loader = torch.utils.data.DataLoader(subset, batch_size=config.batch_size, num_workers=config.num_workers)
-    parts = {"mean": [], "std": [], "labels": []}
-    for batch in loader:
-        mean, std = encode_moments(vae, batch["images"].to(device))
-        parts["mean"].append(mean.float().cpu())
-        parts["std"].append(std.float().cpu())
-        if "labels" in batch:
-            parts["labels"].append(batch["labels"])
-    save_file({name: torch.cat(values).contiguous() for name, values in parts.items() if values}, path + ".partial")
+def encode_shard(vae, batches, path, config):
+    parts = {}
+    for batch in batches:
+        images = batch["images"].to(vae.device, non_blocking=True)
+        found = {"labels": batch["labels"]} if "labels" in batch else {}
+        found["mean"], found["std"] = encode_moments(vae, images)
+        if config.both_flips:
+            found["mean_flipped"], found["std_flipped"] = encode_moments(vae, images.flip(-1))
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values.cpu())
+    save_file({name: torch.cat(values).contiguous() for name, values in parts.items()}, path + ".partial")
     os.replace(path + ".partial", path)
 
 

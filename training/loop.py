@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from checkpoints import resume, save_checkpoint
-from data import GlobalBatchSampler, mix_seeds
+from data import mix_seeds, training_batches
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
@@ -52,12 +52,14 @@ def make_accelerator(config):
 
 
 class Draws:
-    """Random numbers for one micro-batch. They are drawn for the micro-batches of all processes together, and each
-    process keeps its own rows: training doesn't depend on how many processes share a global batch."""
+    """Random numbers for one of the micro-batches of an optimizer step that begins after `images_seen` images. They are
+    drawn for the whole step, all its micro-batches on all processes, and only the own rows are kept: training doesn't
+    depend on how processes and micro-batches share the images of a step."""
 
-    def __init__(self, seed, images_seen, accelerator, batch_size):
-        self.rows, self.device = batch_size * accelerator.num_processes, accelerator.device
-        self.own = slice(accelerator.process_index * batch_size, (accelerator.process_index + 1) * batch_size)
+    def __init__(self, seed, images_seen, accelerator, batch_size, micro_batch=0, micro_batches=1):
+        self.rows, self.device = batch_size * accelerator.num_processes * micro_batches, accelerator.device
+        first = (micro_batch * accelerator.num_processes + accelerator.process_index) * batch_size
+        self.own = slice(first, first + batch_size)
         self.generator = torch.Generator(self.device).manual_seed(mix_seeds(seed, images_seen))
         self.times = None  # the path times of the micro-batch, for the record of a loss that is not finite
 
@@ -71,7 +73,7 @@ class Draws:
         return numbers[self.own].clamp_min(2**-53)
 
     def stratified(self):
-        """Uniform in (0, 1) like `uniform`, one number in each of as many equal parts as the global batch has rows."""
+        """Uniform in (0, 1) like `uniform`, one number in each of as many equal parts as the step has images."""
         parts = torch.rand(self.rows, generator=self.generator, device=self.device, dtype=torch.float64)
         parts = parts + torch.arange(self.rows, device=self.device)
         return (parts / self.rows)[self.own].clamp(2**-53, 1 - 2**-53)
@@ -117,15 +119,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         progress = {"step": 0, "images_seen": 0, "seconds": 0.0, "loss": None}
 
     micro_batch = config.batch_size * accelerator.num_processes
-    sampler = GlobalBatchSampler(
-        len(dataset),
-        config.batch_size,
-        config.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        progress["images_seen"],
-    )
-    loader = iter(torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=config.num_workers))
+    loader = training_batches(dataset, config, accelerator, progress)
     if config.log_with:
         # trackers take plain values only
         options = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
@@ -144,13 +138,16 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     while progress["step"] < config.max_train_steps:
         # one optimizer step
         window.begin_step(progress)
-        for _ in range(config.gradient_accumulation_steps):
+        step_began = progress["images_seen"]
+        for i in range(config.gradient_accumulation_steps):
             with accelerator.accumulate(model):
                 with window.waiting():
-                    batch = {name: value.to(accelerator.device) for name, value in next(loader).items()}
+                    batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in next(loader).items()}
                 # train mode: label dropout and dropout draw from the global generator
                 torch.manual_seed(mix_seeds(config.seed, progress["images_seen"], accelerator.process_index))
-                draws = Draws(config.seed, progress["images_seen"], accelerator, config.batch_size)
+                draws = Draws(
+                    config.seed, step_began, accelerator, config.batch_size, i, config.gradient_accumulation_steps
+                )
                 value, details = compute_loss(model, batch, draws)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:

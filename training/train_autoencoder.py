@@ -8,7 +8,6 @@ config holds latents_mean and latents_std per channel, measured over the trainin
 them the latents have zero mean and unit variance.
 """
 
-import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from config import DataConfig, LoopConfig, option, parse
 from data import ImageDataset
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
+from encode_latents import latent_statistics
 from loop import fit, make_accelerator, sample_path, save_grid, save_model
 from torch import nn
 from tqdm.auto import tqdm
@@ -74,23 +74,6 @@ class Reconstruction(nn.Module):
 
 
 @torch.no_grad()
-def latent_statistics(vae, dataset, count, device):
-    """Mean and standard deviation per channel of latents drawn from the posterior, over `count` images."""
-    total = torch.zeros(2, vae.config.latent_channels, dtype=torch.float64)
-    rows, batches = 0, torch.utils.data.DataLoader(dataset, batch_size=128)
-    for batch in tqdm(batches, desc="latent statistics", total=math.ceil(min(count, len(dataset)) / 128)):
-        mean, std = encode_moments(vae, batch["images"].to(device))
-        mean, std = mean.double(), std.double()
-        moments = torch.stack([mean.mean((0, 2, 3)), (mean**2 + std**2).mean((0, 2, 3))])
-        total += moments.cpu() * len(mean)
-        rows += len(mean)
-        if rows >= count:
-            break
-    mean, square = total / rows
-    return mean.tolist(), (square - mean**2).sqrt().tolist()
-
-
-@torch.no_grad()
 def reconstruction_grid(vae, dataset, count, path, device):
     """Write images and, below each row of them, their reconstructions; return the mean PSNR in dB."""
     images = torch.stack([dataset[i]["images"] for i in range(min(count, len(dataset)))])
@@ -109,7 +92,7 @@ def main(argv=None):
     config.label_column = None
     accelerator = make_accelerator(config)
     with accelerator.main_process_first():
-        dataset = ImageDataset(config)
+        dataset = ImageDataset(config, crop_seed=config.crop_seed)
     levels = len(config.block_out_channels)
     vae = AutoencoderKL(
         in_channels=config.image_channels,
@@ -141,8 +124,14 @@ def main(argv=None):
 
     if accelerator.is_main_process:
         vae = model.vae
-        mean, std = latent_statistics(vae, dataset, config.statistics_images, accelerator.device)
-        vae.register_to_config(latents_mean=mean, latents_std=std)
+        rows = torch.utils.data.Subset(dataset, range(min(config.statistics_images, len(dataset))))
+        loader = torch.utils.data.DataLoader(rows, batch_size=128, num_workers=config.num_workers)
+        with torch.no_grad():
+            statistics = latent_statistics(
+                encode_moments(vae, batch["images"].to(accelerator.device))
+                for batch in tqdm(loader, desc="latent statistics")
+            )
+        vae.register_to_config(latents_mean=statistics["mean"], latents_std=statistics["std"])
         grid = sample_path(config.output_dir, facts["steps"])
         facts["training_psnr_db"] = reconstruction_grid(
             vae, dataset, config.sample_num_images, grid, accelerator.device

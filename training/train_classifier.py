@@ -23,6 +23,7 @@ from loop import fit, make_accelerator, save_model
 from score_sde import NoiseConditionalClassifier
 from score_sde.hub import load_bundle
 from score_sde.losses import TIME_DENSITIES
+from score_sde.pipelines.latents import shift_and_scale
 
 
 @dataclass
@@ -81,6 +82,13 @@ def main(argv=None):
     scheduler, data = pipeline.scheduler, CleanData(config, accelerator)
     if pipeline.sample_shape(1)[1:] != data.shape:
         raise ValueError(f"the pipeline generates {pipeline.sample_shape(1)[1:]}, the data are {data.shape}")
+    if data.vae is not None:
+        statistics = [shift_and_scale(vae.config, like=torch.zeros(1, 1, 1, 1)) for vae in (pipeline.vae, data.vae)]
+        if not all(torch.equal(*pair) for pair in zip(*statistics, strict=True)):
+            raise ValueError(
+                "the pipeline and the data normalise latents by other statistics of the autoencoder: pass "
+                "--normalize_latents where the pipeline was trained with it, and only there"
+            )
     from_data = {"sample_size": data.shape[1], "in_channels": data.shape[0], "num_classes": data.num_classes}
     model = NoiseConditionalClassifier(**(from_data | json_options("network_kwargs", config.network_kwargs)))
 
