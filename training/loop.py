@@ -8,6 +8,7 @@ SIGTERM ends a run after the current step, with a checkpoint and the exit status
 nonfinite.jsonl, and the run stops after `max_skipped_steps` of them in a row.
 """
 
+import copy
 import json
 import os
 import platform
@@ -22,11 +23,12 @@ from dataclasses import asdict
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from averages import Averages, gathered
 from checkpoints import resume, save_checkpoint
 from data import GlobalBatchSampler, mix_seeds
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
+from flops import FlopCounter, measured_peak
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -46,7 +48,11 @@ def make_accelerator(config):
         log_with=config.log_with.split(",") if config.log_with else None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
     )
+    if accelerator.state.deepspeed_plugin is not None:
+        # it asks for what it would otherwise take from a data loader
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size
     os.makedirs(config.output_dir, exist_ok=True)
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     torch.manual_seed(config.seed)
     return accelerator
 
@@ -77,13 +83,15 @@ class Draws:
         return (parts / self.rows)[self.own].clamp(2**-53, 1 - 2**-53)
 
 
-def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
+def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_evaluation=None):
     """Train `model` and leave its averaged weights in it.
 
     Args:
         compute_loss: f(model, batch, draws) -> (scalar loss, details to log beside it: {name: scalar tensor}, or a
             tensor (sum, count) whose mean is logged).
         on_sample: f(model, path of a PNG), called with the averaged weights every `sample_steps`.
+        on_evaluation: f(model) -> {name: value}, called by every process with the averaged weights every
+            `evaluation_steps`; the values are logged and added to evaluation.jsonl.
 
     Returns:
         The unwrapped model and the facts of the run: steps, images seen, loss, seconds, processes, machine.
@@ -92,8 +100,22 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     checkpoints stay as they were.
     """
     model.train()
+    counter = FlopCounter(model)
+    whole = None
+    if accelerator.is_fsdp2:
+        whole, plugin = copy.deepcopy(model), accelerator.state.fsdp_plugin
+        # Accelerate wants no class that the model could have but hasn't
+        there = {type(module).__name__ for module in model.modules()}
+        plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or sorted(
+            there.intersection(getattr(model, "_no_split_modules", None) or [])
+        )
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if config.compile:
+        if getattr(model, "_repeated_blocks", None):
+            model.compile_repeated_blocks()
+        else:
+            model.compile()
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -109,8 +131,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     )
     model, optimizer = accelerator.prepare(model, optimizer)
     network = accelerator.unwrap_model(model)
-    ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
-    ema.to(accelerator.device)
+    ema = Averages(config, network, whole)
 
     progress = resume(config, accelerator, ema, lr_scheduler)
     if progress is None:
@@ -138,6 +159,9 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         unit="step",
         disable=not accelerator.is_main_process,
     )
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    peak = 1e12 * config.peak_tflops if config.peak_tflops else measured_peak(accelerator.device, dtype)
+    watched = counter.watching(model)
     started = time.monotonic() - progress["seconds"]
     window, skipped = Window(), 0
     stop = StopSignal(accelerator)
@@ -151,11 +175,11 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
                 # train mode: label dropout and dropout draw from the global generator
                 torch.manual_seed(mix_seeds(config.seed, progress["images_seen"], accelerator.process_index))
                 draws = Draws(config.seed, progress["images_seen"], accelerator, config.batch_size)
-                value, details = compute_loss(model, batch, draws)
+                value, details = compute_loss(watched, batch, draws)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                    details["gradient_norm"] = norm
+                    norm = gathered(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+                    norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
                     if accelerator.scaler is None:
                         # the fused optimizer leaves everything as it is where this is 1, without a look from the host
                         optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
@@ -164,7 +188,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
             progress["images_seen"] += micro_batch
             window.add({"loss": value, **details}, draws.times)
         lr_scheduler.step()
-        ema.step(network.parameters())
+        ema.step()
         progress["step"] += 1
         bar.update()
 
@@ -181,6 +205,8 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
             values |= {
                 "learning_rate": lr_scheduler.get_last_lr()[0],
                 "images_per_second": speed,
+                "tflops_per_second": speed * counter.flops / accelerator.num_processes / 1e12,
+                "mfu": speed * counter.flops / accelerator.num_processes / peak,
                 "waiting_for_data": window.seconds_of_waiting / window.seconds(),
                 "images_seen": progress["images_seen"],
             }
@@ -189,16 +215,25 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
                 raise FloatingPointError(
                     f"{skipped} steps in a row were not finite, up to step {progress['step']}: lower learning_rate "
                     f"(now {config.learning_rate:g}) or use mixed_precision bf16 or no. Their images, noise levels and "
-                    f"seeds stand in {record_path(config)}; the checkpoints in {config.output_dir} are from before"
+                    f"seeds stand in nonfinite.jsonl; the checkpoints in {config.output_dir} are from before"
                 )
             window = Window()
 
         # sample and save
         progress["seconds"] = time.monotonic() - started
         if on_sample and config.sample_steps and progress["step"] % config.sample_steps == 0 and not done:
-            if accelerator.is_main_process:
-                with_averaged_weights(ema, network, on_sample, sample_path(config.output_dir, progress["step"]))
+            with ema.averaged_network() as averaged:
+                if accelerator.is_main_process:
+                    on_sample(averaged, sample_path(config.output_dir, progress["step"]))
             accelerator.wait_for_everyone()
+        if on_evaluation and config.evaluation_steps and progress["step"] % config.evaluation_steps == 0:
+            with ema.averaged_network() as averaged:
+                values = on_evaluation(averaged)
+            accelerator.log(values, step=progress["step"])
+            if accelerator.is_main_process:
+                write_line("evaluation.jsonl", {key: progress[key] for key in ("step", "images_seen")} | values, config)
+        if config.ema_snapshot_steps and progress["step"] % config.ema_snapshot_steps == 0:
+            ema.save_snapshots(config, accelerator, progress["step"])
         if saves and not skipped:
             saved = save_checkpoint(config, accelerator, ema, lr_scheduler, progress)
             if not saved and done:
@@ -213,8 +248,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     stop.restore()
     bar.close()
 
-    ema.copy_to(network.parameters())
-    network.eval()
+    network = ema.publish()
     facts = {
         "steps": progress["step"],
         "images_seen": progress["images_seen"],
@@ -232,9 +266,10 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     return network, facts
 
 
-def record_path(config):
-    """Where steps that were not finite are written down."""
-    return os.path.join(config.output_dir, "nonfinite.jsonl")
+def write_line(name, values, config):
+    """Add a line of JSON to a file of the run."""
+    with open(os.path.join(config.output_dir, name), "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 class StopSignal:
@@ -321,8 +356,7 @@ class Window:
     def write(self, record, config):
         rows = [None if times is None else [round(float(t), 6) for t in times] for times in record["times"]]
         line = {"step": record["step"], "images_seen": record["images_seen"], "seed": config.seed, "times": rows}
-        with open(record_path(config), "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        write_line("nonfinite.jsonl", line, config)
 
 
 def sample_path(output_dir, step):
@@ -355,13 +389,3 @@ def save_model(model, folder, facts):
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return folder
-
-
-def with_averaged_weights(ema, network, function, *args):
-    """Call function(network, *args) in evaluation mode with the averaged weights, then put the trained ones back."""
-    ema.store(network.parameters())
-    ema.copy_to(network.parameters())
-    network.eval()
-    function(network, *args)
-    network.train()
-    ema.restore(network.parameters())
