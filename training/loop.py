@@ -10,6 +10,7 @@ nonfinite.jsonl, and the run stops after `max_skipped_steps` of them in a row.
 
 import copy
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -146,7 +147,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_ev
         accelerator.num_processes,
         progress["images_seen"],
     )
-    loader = iter(torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=config.num_workers))
+    loader = batches(torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=config.num_workers))
     if config.log_with:
         # trackers take plain values only
         options = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
@@ -264,6 +265,26 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_ev
         "torch": torch.__version__,
     }
     return network, facts
+
+
+def batches(loader):
+    """The batches of an endless data loader; the error names a process of its that died."""
+    iterator = iter(loader)
+    workers = multiprocessing.active_children()
+    while True:
+        try:
+            batch = next(iterator)
+        except (RuntimeError, OSError, EOFError) as error:  # what reading from it happens to meet
+            for worker in workers:
+                worker.join(0.1)  # what it held is closed before it is gone
+            dead = [f"pid {worker.pid} (exit code {worker.exitcode})" for worker in workers if not worker.is_alive()]
+            if not dead:
+                raise
+            raise RuntimeError(
+                f"a process that loads data died: {', '.join(dead)}. Was it out of memory? Then lower num_workers. Go "
+                f"on by --resume_from_checkpoint latest"
+            ) from error
+        yield batch
 
 
 def write_line(name, values, config):
