@@ -99,8 +99,9 @@ class Averages:
         for file, width in self.widths.items():
             tensors = self.tensors(file)
             if accelerator.is_main_process:
-                path = os.path.join(config.output_dir, "ema_snapshots", f"step-{step:08d}-sigma_rel-{width:g}.safetensors")
-                os.makedirs(os.path.dirname(path), exist_ok=True)
+                folder = os.path.join(config.output_dir, "ema_snapshots")
+                os.makedirs(folder, exist_ok=True)
+                path = os.path.join(folder, f"step-{step:08d}-sigma_rel-{width:g}.safetensors")
                 try:
                     save_file(tensors, path + ".partial")
                     os.replace(path + ".partial", path)

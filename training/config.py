@@ -71,7 +71,8 @@ class LoopConfig:
         metadata={"help": "Decays of further averages, in the checkpoints for training/reconstruct_ema.py."},
     )
     ema_snapshot_steps: int = option(
-        0, "Optimizer steps between snapshots of power-function averages, from which training/reconstruct_ema.py makes "
+        0,
+        "Optimizer steps between snapshots of power-function averages, from which training/reconstruct_ema.py makes "
         "averages of any length after training; 0 for none.",
     )
     ema_sigma_rel: list[float] = field(
@@ -95,7 +96,7 @@ class LoopConfig:
     logging_steps: int = option(50, "Optimizer steps between logged values.")
     log_with: str | None = option(None, "Trackers of accelerate, with commas: tensorboard, wandb, trackio, ...")
     peak_tflops: float | None = option(
-        None, "Peak of the device, 10^12 operations per second, for the logged utilisation (mfu); measured unless given."
+        None, "Peak of the device in 10^12 operations per second, for its logged utilisation (mfu); None measures it."
     )
 
     def problems(self):

@@ -222,12 +222,13 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_ev
 
         # sample and save
         progress["seconds"] = time.monotonic() - started
-        if on_sample and config.sample_steps and progress["step"] % config.sample_steps == 0 and not done:
+        samples = config.sample_steps and progress["step"] % config.sample_steps == 0
+        if on_sample and samples and not done and not stopped:
             with ema.averaged_network() as averaged:
                 if accelerator.is_main_process:
                     on_sample(averaged, sample_path(config.output_dir, progress["step"]))
             accelerator.wait_for_everyone()
-        if on_evaluation and config.evaluation_steps and progress["step"] % config.evaluation_steps == 0:
+        if on_evaluation and progress["step"] % config.evaluation_steps == 0 and not stopped:
             with ema.averaged_network() as averaged:
                 values = on_evaluation(averaged)
             accelerator.log(values, step=progress["step"])
@@ -246,6 +247,8 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_ev
             accelerator.print(f"told to stop: step {progress['step']}; go on by --resume_from_checkpoint latest")
             accelerator.end_training()
             raise SystemExit(EXIT_RESUME)
+        # none of this is training
+        window.started += time.monotonic() - started - progress["seconds"]
     stop.restore()
     bar.close()
 
@@ -269,8 +272,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_ev
 
 def batches(loader):
     """The batches of an endless data loader; the error names a process of its that died."""
-    iterator = iter(loader)
-    workers = multiprocessing.active_children()
+    iterator, workers = iter(loader), []
     while True:
         try:
             batch = next(iterator)
@@ -284,6 +286,7 @@ def batches(loader):
                 f"a process that loads data died: {', '.join(dead)}. Was it out of memory? Then lower num_workers. Go "
                 f"on by --resume_from_checkpoint latest"
             ) from error
+        workers = workers or multiprocessing.active_children()
         yield batch
 
 

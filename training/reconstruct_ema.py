@@ -57,7 +57,7 @@ def main(argv=None):
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--sigma_rel", type=float, help="relative width of a power-function average, such as 0.1")
     kind.add_argument("--decay", type=float, help="one of the run's further_ema_decays")
-    parser.add_argument("--step", type=int, help="with --sigma_rel: as if training had ended here (default: at the last)")
+    parser.add_argument("--step", type=int, help="with --sigma_rel: as if training had ended there (default: the last)")
     parser.add_argument("--output", required=True, help="folder for the new pipeline")
     options = parser.parse_args(argv)
     folder = os.path.join(options.run, "pipeline")

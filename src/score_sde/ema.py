@@ -1,9 +1,9 @@
 """Power-function averages of weights, and their reconstruction after training (Karras et al. 2024, "Analyzing and
 Improving the Training Dynamics of Diffusion Models", section 3 and appendix C): what diffusers' `EMAModel` lacks.
 
-An average at step t weighs the weights of step s by the profile p(s) = (gamma + 1) s^gamma / t^(gamma + 1), 0 <= s <= t.
-Its relative width sigma_rel, the standard deviation of the profile as a share of t, names it. Averages of some widths,
-stored at some steps, are functions of s; the profile of any other width and step is approximated by a sum of them.
+An average at step t weighs the weights of step s <= t by the profile p(s) = (gamma + 1) s^gamma / t^(gamma + 1). Its
+relative width sigma_rel, the standard deviation of the profile as a share of t, names it. The profiles of the averages
+that were stored, of some widths at some steps, add up to that of any other width and step, nearly.
 """
 
 import math
