@@ -23,7 +23,7 @@ from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from averages import Averages, gathered
 from checkpoints import resume, save_checkpoint
 from data import GlobalBatchSampler, mix_seeds
@@ -45,13 +45,17 @@ def make_accelerator(config):
         # several processes without a GPU: Accelerate would run them side by side, each alone, unless told
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # as a number it would give way to the launcher's
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         log_with=config.log_with.split(",") if config.log_with else None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
     )
     if accelerator.state.deepspeed_plugin is not None:
-        # it asks for what it would otherwise take from a data loader
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": config.batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "gradient_clipping": config.max_grad_norm,
+        }
     os.makedirs(config.output_dir, exist_ok=True)
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     torch.manual_seed(config.seed)
