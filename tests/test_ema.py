@@ -78,10 +78,10 @@ def test_a_stored_average_is_reconstructed_exactly():
         assert error < 1e-6
 
 
-@pytest.mark.parametrize(("sigma_rel", "step"), [(0.07, 2000), (0.03, 2000), (0.15, 2000), (0.2, 2000), (0.08, 1300)])
+@pytest.mark.parametrize(("sigma_rel", "step"), [(0.07, 500), (0.03, 500), (0.15, 500), (0.2, 500), (0.08, 325)])
 def test_other_lengths_are_reconstructed_from_snapshots(sigma_rel, step):
     """Far nearer to the average that was run beside than the nearest that was stored is."""
-    points, stored = trajectory(2000), range(100, 2001, 100)
+    points, stored = trajectory(500), range(25, 501, 25)
     averages = {width: run_average(points, width, stored)[1] for width in (0.05, 0.1)}
     used = [(s, width) for s in stored for width in averages if s <= step]
     weights, error = reconstruction_weights(*zip(*used, strict=True), step, sigma_rel)

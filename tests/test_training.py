@@ -609,6 +609,16 @@ def test_a_compiled_network_trains_as_an_eager_one_does(tmp_path):
     assert max((compiled[name] - eager[name]).abs().max() for name in eager) < 1e-4
 
 
+def test_bf16_trains_nearly_as_float32_does(tmp_path):
+    plain = train_tiny(tmp_path / "plain", "--max_train_steps", 4)
+    mixed = train_tiny(tmp_path / "mixed", "--max_train_steps", 4, "--mixed_precision", "bf16")
+    assert {value.dtype for value in mixed.values()} == {torch.float32}
+    assert not equal(plain, mixed)
+    facts = [json.loads((tmp_path / run / "pipeline" / "training.json").read_text()) for run in ("plain", "mixed")]
+    assert facts[0]["final_loss"] != facts[1]["final_loss"]
+    assert facts[0]["final_loss"] == pytest.approx(facts[1]["final_loss"], rel=0.02)
+
+
 def test_tf32_is_used_where_asked_for(tmp_path):
     train_tiny(tmp_path / "with", "--max_train_steps", 1, "--allow_tf32")
     assert torch.get_float32_matmul_precision() == "high"
