@@ -611,6 +611,7 @@ def test_a_compiled_network_trains_as_an_eager_one_does(tmp_path):
 
 def test_bf16_trains_nearly_as_float32_does(tmp_path):
     plain = train_tiny(tmp_path / "plain", "--max_train_steps", 4)
+    AcceleratorState._reset_state()
     mixed = train_tiny(tmp_path / "mixed", "--max_train_steps", 4, "--mixed_precision", "bf16")
     assert {value.dtype for value in mixed.values()} == {torch.float32}
     assert not equal(plain, mixed)

@@ -99,7 +99,8 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_ev
             `evaluation_steps`; the values are logged and added to evaluation.jsonl.
 
     Returns:
-        The unwrapped model and the facts of the run: steps, images seen, loss, seconds, processes, machine.
+        The unwrapped model, of a sharded one a whole copy, and the facts of the run: steps, images seen, loss, seconds,
+        processes, machine.
 
     Raises FloatingPointError when too many steps in a row were not finite, SystemExit(EXIT_RESUME) after SIGTERM;
     checkpoints stay as they were.
