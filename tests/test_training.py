@@ -851,6 +851,20 @@ def test_training_sees_the_same_latents_encoded_before_or_on_the_fly(tiny_vae, s
         assert json.loads((tmp_path / name / "pipeline" / "training.json").read_text())["final_loss"] == expected
 
 
+def test_a_latent_model_is_evaluated_on_held_out_images(tiny_vae, small_data, tmp_path):
+    """The same figure for latents that were encoded before, which don't say what the images are, and on the fly."""
+    encode(small_data, tiny_vae, tmp_path / "latents")
+    losses = []
+    for name, data in (
+        ("before", ["--latents", tmp_path / "latents", "--resolution", 32]),
+        ("on the fly", ["--dataset", small_data, "--vae", tiny_vae]),
+    ):
+        options = ["--evaluation_steps", 1, "--evaluation_images", 10, "--evaluation_split", "train"]
+        train_tiny(tmp_path / name, *data, *options, "--max_train_steps", 1)
+        losses.append(json.loads((tmp_path / name / "evaluation.jsonl").read_text())["held_out_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def per_channel(values):
     return torch.tensor(values).reshape(-1, 1, 1)
 

@@ -3,8 +3,8 @@
     accelerate launch training/train.py training/configs/quick_start/diffusion.yaml
 
 Writes into output_dir: checkpoints/, samples/ (PNG grids) and pipeline/, a folder that
-`ScoreSDEPipeline.from_pretrained` opens, with a model card; evaluation.jsonl and ema_snapshots/, where asked for. To go on with a stopped run, add
-`--resume_from_checkpoint latest`.
+`ScoreSDEPipeline.from_pretrained` opens, with a model card; where asked for, evaluation.jsonl and ema_snapshots/. To go
+on with a stopped run, add `--resume_from_checkpoint latest`.
 """
 
 import os
