@@ -1,18 +1,23 @@
-"""What training survives: kills at any moment, SIGTERM, damaged checkpoints, a full disk, steps that are not finite."""
+"""What training survives: kills at any moment, SIGTERM, damaged checkpoints, a full disk, data workers that
+die, steps that are not finite."""
 
-import errno
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import averages
 import checkpoints
 import datasets
 import loop
+import psutil
 import pytest
 import torch
 import train
@@ -132,38 +137,87 @@ def test_a_damaged_only_or_named_checkpoint_is_an_error(tmp_path):
             train_tiny(tmp_path, "--max_train_steps", 4, "--resume_from_checkpoint", name)
 
 
-def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, capsys):
+@contextmanager
+def no_room():
+    """This process may write no more than 10 kB into a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_without_room_loses_nothing(tmp_path, monkeypatch, capsys):
     """The second checkpoint finds no room; the run goes on, and the third replaces the first."""
-    save = checkpoints.save_file
-
-    def full(tensors, path):
-        if "step-00000002" in str(path):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(tensors, path)
-
-    monkeypatch.setattr(checkpoints, "save_file", full)
     listed = []
-    monkeypatch.setattr(loop, "save_checkpoint", lambda config, *rest: listed_after(listed, config, rest))
+
+    def save(config, *rest):
+        progress = rest[-1]
+        with no_room() if progress["step"] == 2 else nullcontext():
+            saved = checkpoints.save_checkpoint(config, *rest)
+        listed.append([os.path.basename(path) for path in checkpoints.list_checkpoints(config.output_dir)])
+        return saved
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
     arguments = ["--max_train_steps", 3, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1]
     train_tiny(tmp_path, *arguments)
     assert listed == [["step-00000001"], ["step-00000001"], ["step-00000003"]]
-    assert "step-00000002 could not be written: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert "step-00000002 could not be written: " in capsys.readouterr().out
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000003"]
 
 
-def listed_after(listed, config, rest):
-    saved = checkpoints.save_checkpoint(config, *rest)
-    listed.append([os.path.basename(path) for path in checkpoints.list_checkpoints(config.output_dir)])
-    return saved
+def test_a_snapshot_without_room_stops_nothing(tmp_path, monkeypatch, capsys):
+    save = averages.Averages.save_snapshots
+
+    def save_without_room(*arguments):
+        with no_room():
+            save(*arguments)
+
+    monkeypatch.setattr(averages.Averages, "save_snapshots", save_without_room)
+    train_tiny(tmp_path, "--max_train_steps", 2, "--ema_snapshot_steps", 1)
+    assert "step-00000001-sigma_rel-0.05.safetensors could not be written" in capsys.readouterr().out
+    assert os.listdir(tmp_path / "ema_snapshots") == []
 
 
-def test_a_last_checkpoint_without_room_is_an_error(tmp_path, monkeypatch):
-    def full(tensors, path):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 600 kB, and a function that makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount file systems")
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
+    subprocess.run(["umount", str(folder)], check=True)
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+
+def test_a_full_disk_keeps_the_checkpoints_and_a_larger_one_goes_on(small_disk, tmp_path):
+    """The first two checkpoints fit, the third doesn't, and is the last."""
+    folder, enlarge = small_disk
+    arguments = ["--max_train_steps", 6, "--checkpointing_steps", 2, "--checkpoints_total_limit", 9]
     with pytest.raises(OSError, match="the last checkpoint could not be written"):
-        train_tiny(tmp_path, "--max_train_steps", 2, "--checkpointing_steps", 1)
+        train_tiny(folder, *arguments)
+    assert sorted(os.listdir(folder / "checkpoints")) == ["step-00000002", "step-00000004"]
+    enlarge()
+    resumed = train_tiny(folder, *arguments, "--resume_from_checkpoint", "latest")
+    assert equal(resumed, train_tiny(tmp_path / "whole", *arguments))
+
+
+def test_a_data_worker_that_dies_is_named_and_nothing_is_lost(tmp_path):
+    arguments = ["--max_train_steps", 100_000, "--checkpointing_steps", 20, "--num_workers", 2]
+    process = subprocess.Popen(
+        command(tmp_path, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    wait_for_checkpoint(process, tmp_path)
+    workers = [child for child in psutil.Process(process.pid).children() if "resource_tracker" not in child.cmdline()]
+    workers[0].kill()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode not in (0, loop.EXIT_RESUME)
+    # PyTorch's own message, where its handler of signals is the first to see it
+    pid = workers[0].pid
+    assert re.search(rf"data died: pid {pid} \(|DataLoader worker \(pid {pid}\) is killed", error), error[-2000:]
+    newest = checkpoints.list_checkpoints(tmp_path)[-1]
+    arguments[1] = int(newest[-8:]) + 1
+    train_tiny(tmp_path, *arguments, "--resume_from_checkpoint", "latest")
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

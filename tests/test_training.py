@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import classifier
 import datasets
 import diffusers
+import dit_gflops
 import encode_latents
 import evaluate
 import numpy as np
@@ -238,6 +239,14 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--network_kwargs", '{"patch_size": 5}'], "patch_size 5 must divide sample_size 32"),
         (["--scheduler_kwargs", '{"predictor": "huen"}'], "predictor 'huen' is unknown; choose one of auto, euler"),
         (["--ema_decay", "1"], "ema_decay 1.0 must lie in [0, 1)"),
+        (["--further_ema_decays", "0.9", "-1"], "further_ema_decays -1.0 must lie in [0, 1)"),
+        (["--ema_sigma_rel", "0.3"], "ema_sigma_rel: sigma_rel 0.3 must lie in (0, 0.2887)"),
+        (["--ema_snapshot_steps", "-1"], "ema_snapshot_steps -1 must be at least 0"),
+        (["--log_with", "tensorbord"], "log_with 'tensorbord' is unknown; choose one of aim, comet_ml"),
+        (["--log_with", "tensorboard,aim"], "log_with 'aim' is not installed: pip install aim"),
+        (["--peak_tflops", "0"], "peak_tflops 0.0 must be positive"),
+        (["--evaluation_steps", "-1"], "evaluation_steps -1 must be at least 0"),
+        (["--evaluation_images", "1"], "evaluation_images 1 must be at least 2"),
         (["--lr_scheduler", "exotic"], "lr_scheduler 'exotic' is unknown; choose one of linear"),
         (["--mixed_precision", "fp8"], "mixed_precision 'fp8' is unknown; choose one of no, fp16, bf16"),
         (["--network", "cnn"], "network 'cnn' is unknown; choose one of dit, unet"),
@@ -584,13 +593,82 @@ def test_a_finished_run_can_be_run_again(tmp_path):
 
 def test_values_reach_a_tracker(tmp_path):
     pytest.importorskip("tensorboard")
-    train_tiny(tmp_path, "--max_train_steps", 2, "--log_with", "tensorboard", "--logging_steps", 1)
+    arguments = ["--max_train_steps", 2, "--log_with", "tensorboard", "--logging_steps", 1, "--peak_tflops", 2]
+    train_tiny(tmp_path, *arguments)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     [events] = [path for path in tmp_path.rglob("events.out.tfevents*") if path.parent.name == tmp_path.name]
     log = EventAccumulator(str(events.parent)).Reload()
     assert [event.value for event in log.Scalars("images_seen")] == [4, 8]
-    assert {"loss", "gradient_norm", "learning_rate", "images_per_second"} <= set(log.Tags()["scalars"])
+    names = {"loss", "loss_in_quarter_1", "gradient_norm", "learning_rate", "images_per_second", "waiting_for_data"}
+    assert names | {"tflops_per_second", "mfu"} <= set(log.Tags()["scalars"])
+    speed, tflops, mfu = (
+        np.array([event.value for event in log.Scalars(name)])
+        for name in ("images_per_second", "tflops_per_second", "mfu")
+    )
+    assert np.allclose(mfu, tflops / 2.0, rtol=1e-5)
+    # a backward pass takes twice what the forward pass takes, but for the gradient of the pixels
+    model = load_bundle(tmp_path / "pipeline").transformer
+    assert 2.5 < (tflops / speed)[0] * 1e12 / (2e9 * dit_gflops.gflops(model)) < 3
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_an_eager_one_does(tmp_path):
+    eager = train_tiny(tmp_path / "eager", "--max_train_steps", 3, "--batch_size", 2)
+    arguments = ["--max_train_steps", 3, "--batch_size", 2, "--sample_steps", 2]
+    compiled = train_tiny(tmp_path / "compiled", *arguments, "--compile")
+    assert compiled.keys() == eager.keys()
+    assert max((compiled[name] - eager[name]).abs().max() for name in eager) < 1e-4
+
+
+def test_bf16_trains_nearly_as_float32_does(tmp_path):
+    plain = train_tiny(tmp_path / "plain", "--max_train_steps", 4)
+    AcceleratorState._reset_state()
+    mixed = train_tiny(tmp_path / "mixed", "--max_train_steps", 4, "--mixed_precision", "bf16")
+    assert {value.dtype for value in mixed.values()} == {torch.float32}
+    assert not equal(plain, mixed)
+    facts = [json.loads((tmp_path / run / "pipeline" / "training.json").read_text()) for run in ("plain", "mixed")]
+    assert facts[0]["final_loss"] != facts[1]["final_loss"]
+    assert facts[0]["final_loss"] == pytest.approx(facts[1]["final_loss"], rel=0.02)
+
+
+def test_tf32_is_used_where_asked_for(tmp_path):
+    train_tiny(tmp_path / "with", "--max_train_steps", 1, "--allow_tf32")
+    assert torch.get_float32_matmul_precision() == "high"
+    train_tiny(tmp_path / "without", "--max_train_steps", 1)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_evaluation_during_training(small_data, tmp_path):
+    """The last figures are those of the pipeline that the run ends in."""
+    arguments = ["--dataset", small_data, "--evaluation_split", "train", "--evaluation_images", 20]
+    arguments += ["--max_train_steps", 4, "--evaluation_steps", 2, "--evaluation_features", "classifier"]
+    weights = train_tiny(tmp_path / "run", *arguments)
+    assert equal(weights, train_tiny(tmp_path / "without", "--dataset", small_data, "--max_train_steps", 4))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["images_seen"]) for line in lines] == [(2, 8), (4, 16)]
+
+    # by hand, batch by batch
+    dataset = ImageDataset(data_config(dataset=small_data, resolution=8))
+    pipeline = load_bundle(tmp_path / "run" / "pipeline")
+    network, scheduler = pipeline.transformer, pipeline.scheduler
+    one_process, losses = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu")), []
+    for start in range(0, 20, 4):
+        x0 = torch.stack([dataset[i]["images"] for i in range(start, start + 4)])
+        labels = torch.tensor([dataset[i]["labels"] for i in range(start, start + 4)])
+        draws = Draws(0, start, one_process, 4)
+        t = TIME_DENSITIES["uniform"](scheduler, draws.stratified())
+        with torch.no_grad():
+            losses.append(denoising_loss(network, scheduler, x0, draws.normal((1, 8, 8)), t, labels))
+    assert lines[1]["held_out_loss"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+    assert lines[0]["held_out_loss"] != lines[1]["held_out_loss"]
+
+    measured = ["--pipeline", tmp_path / "run" / "pipeline", *TINY_DATA, "--dataset", small_data, "--num_images", 20]
+    measured += ["--features", "classifier", "--test_split", "train", "--num_inference_steps", 2]
+    run(evaluate.main, *measured)
+    metrics = json.loads((tmp_path / "run" / "pipeline" / "metrics.json").read_text())
+    [distance] = [metric["value"] for metric in metrics if metric["name"].startswith("Fréchet distance")]
+    assert lines[1]["frechet_distance"] == pytest.approx(distance, rel=1e-3)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
@@ -783,6 +861,20 @@ def test_training_sees_the_same_latents_encoded_before_or_on_the_fly(tiny_vae, s
     expected = by_hand(x0, draws, "uniform")
     for name in ("before", "on the fly"):
         assert json.loads((tmp_path / name / "pipeline" / "training.json").read_text())["final_loss"] == expected
+
+
+def test_a_latent_model_is_evaluated_on_held_out_images(tiny_vae, small_data, tmp_path):
+    """The same figure for latents that were encoded before, which don't say what the images are, and on the fly."""
+    encode(small_data, tiny_vae, tmp_path / "latents")
+    losses = []
+    for name, data in (
+        ("before", ["--latents", tmp_path / "latents", "--resolution", 32]),
+        ("on the fly", ["--dataset", small_data, "--vae", tiny_vae]),
+    ):
+        options = ["--evaluation_steps", 1, "--evaluation_images", 10, "--evaluation_split", "train"]
+        train_tiny(tmp_path / name, *data, *options, "--max_train_steps", 1)
+        losses.append(json.loads((tmp_path / name / "evaluation.jsonl").read_text())["held_out_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def per_channel(values):

@@ -10,7 +10,6 @@ import shutil
 from dataclasses import asdict
 
 import torch
-from safetensors.torch import load_file, save_file
 
 
 # what may differ between a checkpoint and the run that resumes it
@@ -30,6 +29,11 @@ FREE_TO_CHANGE = {
     "hub_private",
     "max_skipped_steps",
     "skip_corrupt_images",
+    "peak_tflops",
+    "evaluation_steps",
+    "evaluation_images",
+    "evaluation_features",
+    "evaluation_split",
 }
 
 
@@ -60,30 +64,29 @@ def save_checkpoint(config, accelerator, ema, lr_scheduler, progress):
     """
     final = os.path.join(config.output_dir, "checkpoints", f"step-{progress['step']:08d}")
     partial = final + ".partial"
-    problem = None
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         os.makedirs(partial, exist_ok=True)
     accelerator.wait_for_everyone()
+    problem = ema.save(partial, accelerator)
     try:
         accelerator.save_state(partial)
-        if accelerator.is_main_process:
-            state = ema.state_dict()
-            averaged = {str(i): tensor.contiguous() for i, tensor in enumerate(state.pop("shadow_params"))}
-            save_file(averaged, os.path.join(partial, "ema.safetensors"))
+    except Exception as error:  # torch and safetensors have their own for a full disk
+        problem = problem or error
+    if not any_process(problem, accelerator) and accelerator.is_main_process:
+        try:
             state = {
                 "progress": progress,
-                "ema": state,
+                "ema": ema.state(),
                 "lr_scheduler": lr_scheduler.state_dict(),
                 "config": asdict(config),
                 "files": sizes_of_files(partial),
             }
             with open(os.path.join(partial, "state.json"), "w", encoding="utf-8") as file:
                 json.dump(state, file, indent=2)
-    except Exception as error:  # torch and safetensors have their own for a full disk
-        problem = error
-    failed = torch.tensor(float(problem is not None), device=accelerator.device)
-    if accelerator.reduce(failed, reduction="sum") > 0:
+        except OSError as error:
+            problem = error
+    if any_process(problem, accelerator):
         if problem is not None:
             print(f"checkpoint {final} could not be written: {problem}; the older ones stay, training goes on")
         if accelerator.is_main_process:
@@ -97,6 +100,12 @@ def save_checkpoint(config, accelerator, ema, lr_scheduler, progress):
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return True
+
+
+def any_process(problem, accelerator):
+    """Whether any of the processes has a problem; the same answer in all of them, and not before all have come here."""
+    failed = torch.tensor(float(problem is not None), device=accelerator.device)
+    return bool(accelerator.reduce(failed, reduction="sum") > 0)
 
 
 def read_state(folder, config):
@@ -142,10 +151,7 @@ def resume(config, accelerator, ema, lr_scheduler):
             accelerator.print(f"{error}; going back to the one before")
             continue
         accelerator.load_state(folder)
-        averaged = load_file(os.path.join(folder, "ema.safetensors"))
-        shadow_params = [averaged[str(i)] for i in range(len(averaged))]
-        ema.load_state_dict({**state["ema"], "shadow_params": shadow_params})
-        ema.to(accelerator.device)
+        ema.load(folder, state["ema"])
         lr_scheduler.load_state_dict(state["lr_scheduler"])
         progress = state["progress"]
         accelerator.print(f"resuming from {folder}: step {progress['step']}, {progress['images_seen']} images seen")

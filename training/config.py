@@ -11,8 +11,11 @@ import os
 from dataclasses import dataclass, field, fields
 
 import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from diffusers.optimization import SchedulerType
 from transformers import HfArgumentParser
+
+from score_sde.ema import gamma_of
 
 
 # all of diffusers' but the one that needs rules of its own
@@ -69,8 +72,24 @@ class LoopConfig:
     adam_weight_decay: float = option(0.0, "AdamW: weight decay.")
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
     ema_decay: float = option(0.9999, "Decay per step of the averaged weights; it warms up as (1 + n) / (10 + n).")
+    further_ema_decays: list[float] = field(
+        default_factory=list,
+        metadata={"help": "Decays of further averages, in the checkpoints for training/reconstruct_ema.py."},
+    )
+    ema_snapshot_steps: int = option(
+        0,
+        "Optimizer steps between snapshots of power-function averages, from which training/reconstruct_ema.py makes "
+        "averages of any length after training; 0 for none.",
+    )
+    ema_sigma_rel: list[float] = field(
+        default_factory=lambda: [0.05, 0.10], metadata={"help": "Relative widths of those averages."}
+    )
     mixed_precision: str = option("no", "no, fp16, or bf16.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
+    compile: bool = option(
+        False, "Compile the network by torch.compile: its repeated blocks, where it has them, else the whole."
+    )
+    allow_tf32: bool = option(False, "Let matrix products of float32 round to TF32: much faster on recent GPUs.")
     random_flip: bool = option(False, "Mirror half of the images, at random.")
     crop: str = option("centre", "Square of an image that isn't one: centre, or random, another in every epoch.")
     seed: int = option(0, "Seed of everything that is random in the run.")
@@ -82,7 +101,10 @@ class LoopConfig:
     resume_from_checkpoint: str | None = option(None, "A checkpoint folder, or 'latest' for the newest in output_dir.")
     sample_steps: int = option(0, "Optimizer steps between sample grids (PNG); 0 for none before the end.")
     logging_steps: int = option(50, "Optimizer steps between logged values.")
-    log_with: str | None = option(None, "Tracker(s) of accelerate: tensorboard, wandb, trackio, ...")
+    log_with: str | None = option(None, "Trackers of accelerate, with commas: tensorboard, wandb, trackio, ...")
+    peak_tflops: float | None = option(
+        None, "Peak of the device in 10^12 operations per second, for its logged utilisation (mfu); None measures it."
+    )
 
     @property
     def crop_seed(self):
@@ -102,15 +124,29 @@ class LoopConfig:
             "adam_weight_decay": 0,
             "seed": 0,
             "max_skipped_steps": 0,
+            "ema_snapshot_steps": 0,
         }
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # true for nan, too
                 yield f"{name} {getattr(self, name)} must be at least {least}"
         if not (self.learning_rate > 0 and self.max_grad_norm > 0):
             yield f"learning_rate {self.learning_rate} and max_grad_norm {self.max_grad_norm} must be positive"
-        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{name} {getattr(self, name)} must lie in [0, 1)"
+        decays = [("further_ema_decays", decay) for decay in self.further_ema_decays]
+        for name, value in [(n, getattr(self, n)) for n in ("adam_beta1", "adam_beta2", "ema_decay")] + decays:
+            if not 0 <= value < 1:
+                yield f"{name} {value} must lie in [0, 1)"
+        for width in self.ema_sigma_rel:
+            try:
+                gamma_of(width)
+            except ValueError as error:
+                yield f"ema_sigma_rel: {error}"
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            yield f"peak_tflops {self.peak_tflops} must be positive"
+        for tracker in self.log_with.split(",") if self.log_with else []:
+            if tracker not in LOGGER_TYPE_TO_CLASS:
+                yield f"log_with {tracker!r} is unknown; choose one of {', '.join(LOGGER_TYPE_TO_CLASS)}"
+            elif tracker not in map(str, get_available_trackers()):
+                yield f"log_with {tracker!r} is not installed: pip install {tracker}"
         if self.lr_scheduler not in LR_SCHEDULERS:
             yield f"lr_scheduler {self.lr_scheduler!r} is unknown; choose one of {', '.join(LR_SCHEDULERS)}"
         if self.crop not in ("centre", "random"):

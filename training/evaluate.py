@@ -204,7 +204,8 @@ def measure_distances(image_sets, network, config, accelerator):
         values["kernel distance (KID)"] = kernel_distance(features, real, seed=config.seed)[0]
         values["precision"], values["recall"] = precision_and_recall(real, features)
         if logits is not None:
-            values["inception score"] = inception_score(gathered(logits, count, padded, accelerator), seed=config.seed)[0]
+            logits = gathered(logits, count, padded, accelerator)
+            values["inception score"] = inception_score(logits, seed=config.seed)[0]
         for name, value in values.items():
             found.setdefault(name, []).append(value)
     metrics = []

@@ -8,7 +8,9 @@ SIGTERM ends a run after the current step, with a checkpoint and the exit status
 nonfinite.jsonl, and the run stops after `max_skipped_steps` of them in a row.
 """
 
+import copy
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -21,12 +23,13 @@ from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from averages import Averages, gathered
 from checkpoints import resume, save_checkpoint
 from data import mix_seeds, training_batches
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
+from flops import FlopCounter, measured_peak
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -42,11 +45,19 @@ def make_accelerator(config):
         # several processes without a GPU: Accelerate would run them side by side, each alone, unless told
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # as a number it would give way to the launcher's
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         log_with=config.log_with.split(",") if config.log_with else None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
     )
+    if accelerator.state.deepspeed_plugin is not None:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": config.batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "gradient_clipping": config.max_grad_norm,
+        }
     os.makedirs(config.output_dir, exist_ok=True)
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     torch.manual_seed(config.seed)
     return accelerator
 
@@ -79,23 +90,40 @@ class Draws:
         return (parts / self.rows)[self.own].clamp(2**-53, 1 - 2**-53)
 
 
-def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
+def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_evaluation=None):
     """Train `model` and leave its averaged weights in it.
 
     Args:
         compute_loss: f(model, batch, draws) -> (scalar loss, details to log beside it: {name: scalar tensor}, or a
             tensor (sum, count) whose mean is logged).
         on_sample: f(model, path of a PNG), called with the averaged weights every `sample_steps`.
+        on_evaluation: f(model) -> {name: value}, called by every process with the averaged weights every
+            `evaluation_steps`; the values are logged and added to evaluation.jsonl.
 
     Returns:
-        The unwrapped model and the facts of the run: steps, images seen, loss, seconds, processes, machine.
+        The unwrapped model, of a sharded one a whole copy, and the facts of the run: steps, images seen, loss, seconds,
+        processes, machine.
 
     Raises FloatingPointError when too many steps in a row were not finite, SystemExit(EXIT_RESUME) after SIGTERM;
     checkpoints stay as they were.
     """
     model.train()
+    counter = FlopCounter(model)
+    whole = None
+    if accelerator.is_fsdp2:
+        whole, plugin = copy.deepcopy(model), accelerator.state.fsdp_plugin
+        # Accelerate wants no class that the model could have but hasn't
+        there = {type(module).__name__ for module in model.modules()}
+        plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or sorted(
+            there.intersection(getattr(model, "_no_split_modules", None) or [])
+        )
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if config.compile:
+        if getattr(model, "_repeated_blocks", None):
+            model.compile_repeated_blocks()
+        else:
+            model.compile()
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -111,15 +139,14 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     )
     model, optimizer = accelerator.prepare(model, optimizer)
     network = accelerator.unwrap_model(model)
-    ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
-    ema.to(accelerator.device)
+    ema = Averages(config, network, whole)
 
     progress = resume(config, accelerator, ema, lr_scheduler)
     if progress is None:
         progress = {"step": 0, "images_seen": 0, "seconds": 0.0, "loss": None}
 
     micro_batch = config.batch_size * accelerator.num_processes
-    loader = training_batches(dataset, config, accelerator, progress)
+    loader = batches(training_batches(dataset, config, accelerator, progress))
     if config.log_with:
         # trackers take plain values only
         options = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
@@ -132,6 +159,9 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         unit="step",
         disable=not accelerator.is_main_process,
     )
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    peak = 1e12 * config.peak_tflops if config.peak_tflops else measured_peak(accelerator.device, dtype)
+    watched = counter.watching(model)
     started = time.monotonic() - progress["seconds"]
     window, skipped = Window(), 0
     stop = StopSignal(accelerator)
@@ -148,11 +178,11 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
                 draws = Draws(
                     config.seed, step_began, accelerator, config.batch_size, i, config.gradient_accumulation_steps
                 )
-                value, details = compute_loss(model, batch, draws)
+                value, details = compute_loss(watched, batch, draws)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                    details["gradient_norm"] = norm
+                    norm = gathered(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+                    norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
                     if accelerator.scaler is None:
                         # the fused optimizer leaves everything as it is where this is 1, without a look from the host
                         optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
@@ -161,7 +191,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
             progress["images_seen"] += micro_batch
             window.add({"loss": value, **details}, draws.times)
         lr_scheduler.step()
-        ema.step(network.parameters())
+        ema.step()
         progress["step"] += 1
         bar.update()
 
@@ -178,6 +208,8 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
             values |= {
                 "learning_rate": lr_scheduler.get_last_lr()[0],
                 "images_per_second": speed,
+                "tflops_per_second": speed * counter.flops / accelerator.num_processes / 1e12,
+                "mfu": speed * counter.flops / accelerator.num_processes / peak,
                 "waiting_for_data": window.seconds_of_waiting / window.seconds(),
                 "images_seen": progress["images_seen"],
             }
@@ -186,16 +218,26 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
                 raise FloatingPointError(
                     f"{skipped} steps in a row were not finite, up to step {progress['step']}: lower learning_rate "
                     f"(now {config.learning_rate:g}) or use mixed_precision bf16 or no. Their images, noise levels and "
-                    f"seeds stand in {record_path(config)}; the checkpoints in {config.output_dir} are from before"
+                    f"seeds stand in nonfinite.jsonl; the checkpoints in {config.output_dir} are from before"
                 )
             window = Window()
 
         # sample and save
         progress["seconds"] = time.monotonic() - started
-        if on_sample and config.sample_steps and progress["step"] % config.sample_steps == 0 and not done:
-            if accelerator.is_main_process:
-                with_averaged_weights(ema, network, on_sample, sample_path(config.output_dir, progress["step"]))
+        samples = config.sample_steps and progress["step"] % config.sample_steps == 0
+        if on_sample and samples and not done and not stopped:
+            with ema.averaged_network() as averaged:
+                if accelerator.is_main_process:
+                    on_sample(averaged, sample_path(config.output_dir, progress["step"]))
             accelerator.wait_for_everyone()
+        if on_evaluation and progress["step"] % config.evaluation_steps == 0 and not stopped:
+            with ema.averaged_network() as averaged:
+                values = on_evaluation(averaged)
+            accelerator.log(values, step=progress["step"])
+            if accelerator.is_main_process:
+                write_line("evaluation.jsonl", {key: progress[key] for key in ("step", "images_seen")} | values, config)
+        if config.ema_snapshot_steps and progress["step"] % config.ema_snapshot_steps == 0:
+            ema.save_snapshots(config, accelerator, progress["step"])
         if saves and not skipped:
             saved = save_checkpoint(config, accelerator, ema, lr_scheduler, progress)
             if not saved and done:
@@ -207,11 +249,12 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
             accelerator.print(f"told to stop: step {progress['step']}; go on by --resume_from_checkpoint latest")
             accelerator.end_training()
             raise SystemExit(EXIT_RESUME)
+        # none of this is training
+        window.started += time.monotonic() - started - progress["seconds"]
     stop.restore()
     bar.close()
 
-    ema.copy_to(network.parameters())
-    network.eval()
+    network = ema.publish()
     facts = {
         "steps": progress["step"],
         "images_seen": progress["images_seen"],
@@ -229,9 +272,30 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
     return network, facts
 
 
-def record_path(config):
-    """Where steps that were not finite are written down."""
-    return os.path.join(config.output_dir, "nonfinite.jsonl")
+def batches(loader):
+    """The batches of an endless data loader; the error names a process of its that died."""
+    iterator, workers = iter(loader), []
+    while True:
+        try:
+            batch = next(iterator)
+        except (RuntimeError, OSError, EOFError) as error:  # what reading from it happens to meet
+            for worker in workers:
+                worker.join(0.1)  # what it held is closed before it is gone
+            dead = [f"pid {worker.pid} (exit code {worker.exitcode})" for worker in workers if not worker.is_alive()]
+            if not dead:
+                raise
+            raise RuntimeError(
+                f"a process that loads data died: {', '.join(dead)}. Was it out of memory? Then lower num_workers. Go "
+                f"on by --resume_from_checkpoint latest"
+            ) from error
+        workers = workers or multiprocessing.active_children()
+        yield batch
+
+
+def write_line(name, values, config):
+    """Add a line of JSON to a file of the run."""
+    with open(os.path.join(config.output_dir, name), "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 class StopSignal:
@@ -318,8 +382,7 @@ class Window:
     def write(self, record, config):
         rows = [None if times is None else [round(float(t), 6) for t in times] for times in record["times"]]
         line = {"step": record["step"], "images_seen": record["images_seen"], "seed": config.seed, "times": rows}
-        with open(record_path(config), "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        write_line("nonfinite.jsonl", line, config)
 
 
 def sample_path(output_dir, step):
@@ -352,13 +415,3 @@ def save_model(model, folder, facts):
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return folder
-
-
-def with_averaged_weights(ema, network, function, *args):
-    """Call function(network, *args) in evaluation mode with the averaged weights, then put the trained ones back."""
-    ema.store(network.parameters())
-    ema.copy_to(network.parameters())
-    network.eval()
-    function(network, *args)
-    network.train()
-    ema.restore(network.parameters())

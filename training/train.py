@@ -3,8 +3,8 @@
     accelerate launch training/train.py training/configs/quick_start/diffusion.yaml
 
 Writes into output_dir: checkpoints/, samples/ (PNG grids) and pipeline/, a folder that
-`ScoreSDEPipeline.from_pretrained` opens, with a model card. To go on with a stopped run, add
-`--resume_from_checkpoint latest`.
+`ScoreSDEPipeline.from_pretrained` opens, with a model card; where asked for, evaluation.jsonl and ema_snapshots/. To go
+on with a stopped run, add `--resume_from_checkpoint latest`.
 """
 
 import os
@@ -16,6 +16,7 @@ import torch
 from clean_data import CleanData, CleanDataConfig
 from config import LoopConfig, json_options, option, parse
 from loop import fit, make_accelerator, sample_path, save_grid
+from validation import ValidationConfig, make_validation
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.hub import push_bundle, save_bundle
@@ -26,7 +27,7 @@ NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
 
 
 @dataclass
-class TrainConfig(LoopConfig, CleanDataConfig):
+class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     network: str = option("dit", "dit (DiTModel) or unet (ScoreUNetModel).")
@@ -63,6 +64,7 @@ class TrainConfig(LoopConfig, CleanDataConfig):
     def problems(self):
         yield from CleanDataConfig.problems(self)
         yield from LoopConfig.problems(self)
+        yield from ValidationConfig.problems(self)
         if self.network not in NETWORKS:
             yield f"network {self.network!r} is unknown; choose one of {', '.join(NETWORKS)}"
         if not self.vlb_weight >= 0:
@@ -121,6 +123,7 @@ def loss_by_time(losses, t, scheduler, parts=4):
     return {f"loss_in_quarter_{i + 1}": torch.stack([sums[i], counts[i]]) for i in range(parts)}
 
 
+@torch.compiler.set_stance("force_eager")
 def sample_grid(pipeline, config, path, seed=0):
     """Draw images, the classes in turn, one seed per image, and write them as a PNG grid; return the images."""
     count = config.sample_num_images
@@ -150,7 +153,8 @@ def main(argv=None):
 
     objective = config.make_objective(scheduler)
 
-    def compute_loss(model, batch, draws):
+    def losses_of(model, batch, draws):
+        """The loss of each sample of a batch, and its time."""
         x0 = data.draw(batch, draws)
         t = draws.times = objective.times(draws.stratified())
         noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
@@ -159,6 +163,10 @@ def main(argv=None):
             losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
         else:
             losses = objective(model, x0, noise, t, labels)
+        return losses, t
+
+    def compute_loss(model, batch, draws):
+        losses, t = losses_of(model, batch, draws)
         return losses.mean(), loss_by_time(losses.detach(), t, scheduler)
 
     def make_pipeline(network):
@@ -167,7 +175,10 @@ def main(argv=None):
     def on_sample(network, path):
         sample_grid(make_pipeline(network), config, path)
 
-    network, facts = fit(config, accelerator, model, data.dataset, compute_loss, on_sample)
+    on_evaluation = None
+    if config.evaluation_steps:
+        on_evaluation = make_validation(config, accelerator, data, losses_of, make_pipeline)
+    network, facts = fit(config, accelerator, model, data.dataset, compute_loss, on_sample, on_evaluation)
 
     # the result: a folder that from_pretrained opens, with its card
     if accelerator.is_main_process:

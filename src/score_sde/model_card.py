@@ -49,6 +49,7 @@ def training_rows(training):
         ("machine", training.get("machine"), "{}"),
         ("learning rate", config.get("learning_rate"), "{}"),
         ("EMA decay", config.get("ema_decay"), "{}"),
+        ("EMA sigma_rel, reconstructed", training.get("ema_sigma_rel"), "{}"),
         ("torch", training.get("torch"), "{}"),
         ("diffusers", training.get("diffusers"), "{}"),
     ]

@@ -1,0 +1,34 @@
+"""A training script under FSDP2 on CPUs. Accelerate offers FSDP2 on accelerators alone; what it then does, and what
+PyTorch does, is the same here.
+
+    python -m torch.distributed.run --nproc_per_node 2 tests/fsdp_on_cpu.py train --max_train_steps 3 ...
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+
+os.environ |= {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+Accelerator(cpu=True)
+# what AcceleratorState does for accelerators
+PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+AcceleratorState._shared_state |= {
+    "distributed_type": DistributedType.FSDP,
+    "fsdp_plugin": FullyShardedDataParallelPlugin(),
+}
+if __name__ == "__main__":
+    script, *arguments = sys.argv[1:]
+    importlib.import_module(script).main(arguments)

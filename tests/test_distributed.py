@@ -1,0 +1,134 @@
+"""Training over several processes: Accelerate's configuration files, FSDP2, and the launchers of clusters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from safetensors.torch import load_file
+from test_training import TINY_DIT, TINY_RUN, TRAINING, equal, fresh_accelerate_state, train_tiny  # noqa: F401
+
+
+CONFIGS = TRAINING / "configs" / "accelerate"
+NO_DROPOUT = TINY_DIT.replace("}", ', "class_dropout_prob": 0.0}')
+
+
+def launched(path):
+    """What `accelerate launch` makes of a configuration: its arguments, and the environment of the processes."""
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "training/train.py"])
+    arguments, defaults, _ = _validate_launch_command(arguments)
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        return arguments, prepare_deepspeed_cmd_env(arguments)[1]
+    if arguments.multi_gpu or arguments.use_fsdp:
+        return arguments, prepare_multi_gpu_env(arguments)
+    return arguments, prepare_simple_launcher_cmd_env(arguments)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "machines", "processes", "expected"),
+    [
+        ("one_gpu", 1, 1, {}),
+        ("eight_gpus", 1, 8, {}),
+        (
+            "eight_gpus_fsdp2",
+            1,
+            8,
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_VERSION": "2",
+                "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+                "FSDP_RESHARD_AFTER_FORWARD": "true",
+                "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+                "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+            },
+        ),
+        ("eight_gpus_zero2", 1, 8, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+        ("two_nodes", 2, 16, {}),
+    ],
+)
+def test_accelerate_reads_the_configurations(name, machines, processes, expected):
+    arguments, environment = launched(CONFIGS / f"{name}.yaml")
+    assert (arguments.num_machines, arguments.num_processes) == (machines, processes)
+    assert arguments.multi_gpu == (name in ("eight_gpus", "two_nodes"))
+    assert {key: environment.get(key) for key in expected} == expected
+    assert ("ACCELERATE_USE_FSDP" in environment) == ("ACCELERATE_USE_FSDP" in expected)
+
+
+def test_every_configuration_is_tested():
+    tested = {"one_gpu", "eight_gpus", "eight_gpus_fsdp2", "eight_gpus_zero2", "two_nodes"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested
+
+
+def start(command, **variables):
+    result = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1", **variables),
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def weights(run):
+    return load_file(run / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def difference(tensors, others):
+    return max((tensors[name] - others[name]).abs().max() for name in tensors)
+
+
+def train_sharded(output_dir, *arguments):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
+    script = [Path(__file__).parent / "fsdp_on_cpu.py", "train"]
+    start([*launcher, *script, *TINY_RUN, "--output_dir", output_dir, *arguments])
+
+
+SHARDED = ["--network_kwargs", NO_DROPOUT, "--max_train_steps", 4, "--checkpointing_steps", 2, "--ema_decay", 0.9]
+SHARDED += ["--ema_snapshot_steps", 2]
+
+
+def test_sharded_training_is_training(tmp_path):
+    """FSDP2 with two processes: weights, averages and snapshots are those of one process with the same global batch."""
+    arguments = [*SHARDED, "--sample_steps", 2, "--evaluation_steps", 2, "--evaluation_images", 10]
+    train_sharded(tmp_path / "two", *arguments)
+    one = train_tiny(tmp_path / "one", *arguments, "--batch_size", 8)
+    assert difference(one, weights(tmp_path / "two")) < 1e-4
+    for file in ("ema_snapshots/step-00000004-sigma_rel-0.1", "checkpoints/step-00000002/ema"):
+        pair = [load_file(tmp_path / run / f"{file}.safetensors") for run in ("one", "two")]
+        assert difference(*pair) < 1e-4
+    # each process keeps its part of the optimizer's state
+    assert len(list((tmp_path / "two" / "checkpoints" / "step-00000004" / "optimizer_0").glob("*.distcp"))) == 2
+    for folder in ("samples", "ema_snapshots"):
+        assert sorted(os.listdir(tmp_path / "two" / folder)) == sorted(os.listdir(tmp_path / "one" / folder))
+    lines = [json.loads((tmp_path / run / "evaluation.jsonl").read_text().splitlines()[1]) for run in ("one", "two")]
+    assert lines[1]["step"] == 4
+    assert lines[1]["held_out_loss"] == pytest.approx(lines[0]["held_out_loss"], rel=0.5)  # of other noise
+
+
+@pytest.mark.slow
+def test_sharded_training_goes_on_bit_for_bit(tmp_path):
+    train_sharded(tmp_path / "whole", *SHARDED)
+    train_sharded(tmp_path / "parts", *SHARDED, "--max_train_steps", 2)
+    train_sharded(tmp_path / "parts", *SHARDED, "--resume_from_checkpoint", "latest")
+    assert equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    for path in (tmp_path / "whole" / "ema_snapshots").iterdir():
+        assert equal(load_file(path), load_file(tmp_path / "parts" / "ema_snapshots" / path.name))
+
+
+def test_a_process_for_each_gpu_needs_no_launcher(tmp_path):
+    """As `srun` starts them, with the variables of the README."""
+    arguments = ["--network_kwargs", NO_DROPOUT, "--max_train_steps", 2, "--output_dir", tmp_path / "two"]
+    command = [sys.executable, TRAINING / "train.py", *TINY_RUN, *arguments]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([str(part) for part in command], env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    one = train_tiny(tmp_path / "one", "--network_kwargs", NO_DROPOUT, "--batch_size", 8, "--max_train_steps", 2)
+    assert difference(one, weights(tmp_path / "two")) < 1e-4

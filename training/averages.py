@@ -1,0 +1,135 @@
+"""The averaged weights of a run: averages of several decays, and power-function averages with their snapshots."""
+
+import os
+import re
+from contextlib import contextmanager
+
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from score_sde.ema import PowerFunctionEMA
+
+
+# the average that is sampled, measured and published, in a checkpoint
+MAIN = "ema.safetensors"
+
+
+def file_of_decay(decay):
+    """Where a checkpoint holds the average of a decay beside the main one."""
+    return f"ema-decay-{decay:g}.safetensors"
+
+
+def list_snapshots(output_dir):
+    """The stored power-function averages of a run: (step, sigma_rel, file), by step."""
+    folder = os.path.join(output_dir, "ema_snapshots")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    found = [(re.fullmatch(r"step-(\d{8})-sigma_rel-(.+)\.safetensors", name), name) for name in names]
+    return [(int(match[1]), float(match[2]), os.path.join(folder, name)) for match, name in found if match]
+
+
+def gathered(tensor):
+    """A tensor in one piece; one that is sharded needs the call of every process."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor, parameter):
+    """A whole tensor on the device, and in the shards, of a parameter."""
+    tensor = tensor.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+
+
+class Averages:
+    """The averages of a network's parameters, all updated after each step.
+
+    Args:
+        network: the network that is trained, its parameters sharded or not.
+        whole: of a sharded network a copy that isn't, for the averages; else None.
+    """
+
+    def __init__(self, config, network, whole=None):
+        self.network, self.whole, self.widths = network, whole, {}
+        parameters = list(network.parameters())
+        # file in a checkpoint -> average
+        self.emas = {MAIN: EMAModel(parameters, decay=config.ema_decay, foreach=True)}
+        for decay in config.further_ema_decays:
+            self.emas[file_of_decay(decay)] = EMAModel(parameters, decay=decay, foreach=True)
+        if config.ema_snapshot_steps:
+            self.widths = {f"ema-sigma_rel-{width:g}.safetensors": width for width in config.ema_sigma_rel}
+        self.emas |= {file: PowerFunctionEMA(parameters, width) for file, width in self.widths.items()}
+
+    def step(self):
+        for ema in self.emas.values():
+            ema.step(self.network.parameters())
+
+    def tensors(self, file):
+        """One of the averages in one piece, {name of the parameter: tensor}; every process must ask for it."""
+        pairs = zip(self.network.named_parameters(), self.emas[file].shadow_params, strict=True)
+        return {name: gathered(average).contiguous() for (name, _), average in pairs}
+
+    def save(self, folder, accelerator):
+        """Write all averages into a checkpoint, from the main process, and return what went wrong, or None. Every
+        process must call this, and none leaves early: the others would wait for its shards."""
+        problem = None
+        for file in self.emas:
+            tensors = self.tensors(file)
+            if accelerator.is_main_process and problem is None:
+                try:
+                    save_file(tensors, os.path.join(folder, file))
+                except Exception as error:  # safetensors has its own for a full disk
+                    problem = error
+        return problem
+
+    def state(self):
+        """What a checkpoint holds beside the tensors: {file: numbers}."""
+        states = {file: ema.state_dict() for file, ema in self.emas.items()}
+        return {file: {k: v for k, v in state.items() if k != "shadow_params"} for file, state in states.items()}
+
+    def load(self, folder, states):
+        for file, ema in self.emas.items():
+            stored = load_file(os.path.join(folder, file))
+            averages = [placed_like(stored[name], parameter) for name, parameter in self.network.named_parameters()]
+            ema.load_state_dict({**states[file], "shadow_params": averages})
+
+    def save_snapshots(self, config, accelerator, step):
+        """Store the power-function averages of this step. One that finds no room is missing later, no more."""
+        for file, width in self.widths.items():
+            tensors = self.tensors(file)
+            if accelerator.is_main_process:
+                folder = os.path.join(config.output_dir, "ema_snapshots")
+                os.makedirs(folder, exist_ok=True)
+                path = os.path.join(folder, f"step-{step:08d}-sigma_rel-{width:g}.safetensors")
+                try:
+                    save_file(tensors, path + ".partial")
+                    os.replace(path + ".partial", path)
+                except Exception as error:  # safetensors has its own for a full disk
+                    print(f"snapshot {path} could not be written: {error}; training goes on")
+                    if os.path.exists(path + ".partial"):
+                        os.remove(path + ".partial")
+
+    def publish(self):
+        """Leave the main average in the network, or in its whole copy, in evaluation mode, and return that."""
+        if self.whole is None:
+            self.emas[MAIN].copy_to(self.network.parameters())
+            return self.network.eval()
+        averages, device = self.tensors(MAIN), next(self.network.parameters()).device
+        self.whole.load_state_dict(averages, strict=False)  # all but the buffers
+        return self.whole.to(device).eval()
+
+    @contextmanager
+    def averaged_network(self):
+        """The network with the main average, for a while. Every process must enter and leave."""
+        main = self.emas[MAIN]
+        # batches of other sizes, without gradients: not worth compiling for
+        with torch.compiler.set_stance("force_eager"):
+            if self.whole is None:
+                main.store(self.network.parameters())
+            yield self.publish()
+        if self.whole is None:
+            main.restore(self.network.parameters())
+            self.network.train()
+        else:
+            self.whole.to("cpu")

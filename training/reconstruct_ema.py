@@ -1,0 +1,96 @@
+"""Average the weights of a finished run anew: over another length, or by another of the decays that it kept.
+
+    python training/reconstruct_ema.py runs/dit --sigma_rel 0.12 --output runs/dit/pipeline-0.12
+    python training/reconstruct_ema.py runs/dit --decay 0.999 --output runs/dit/pipeline-0.999
+
+`--sigma_rel` is the standard deviation of a power-function average as a share of the training time, of any size; the
+run must have stored snapshots (`--ema_snapshot_steps`). `--decay` is one of its `--further_ema_decays`, from the newest
+checkpoint. Writes a pipeline folder like that of the run, with a card; figures that were measured on the run's pipeline
+are those of other weights and not carried over.
+"""
+
+import argparse
+import json
+import os
+from contextlib import ExitStack
+
+import torch
+from averages import file_of_decay, list_snapshots
+from checkpoints import list_checkpoints
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from score_sde.ema import reconstruction_weights
+from score_sde.hub import load_bundle, save_bundle
+
+
+def reconstructed(run, sigma_rel, step=None):
+    """The weights {name: tensor} of the average of this width at this step (None for the last snapshot's), the step,
+    and the relative error of its profile.
+
+    Raises ValueError where there are no snapshots, or none that reach the step.
+    """
+    snapshots = list_snapshots(run)
+    last = max((each for each, _, _ in snapshots), default=0)
+    step = last if step is None else step
+    if not 0 < step <= last:
+        raise ValueError(
+            f"{run!r} has snapshots up to step {last}, not {step}"
+            if snapshots
+            else f"{run!r} holds no ema_snapshots: train with --ema_snapshot_steps"
+        )
+    # later ones would bring in weights that the average doesn't hold
+    steps, widths, paths = zip(*[each for each in snapshots if each[0] <= step], strict=True)
+    weights, error = reconstruction_weights(steps, widths, step, sigma_rel)
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+        found = {}
+        for name in files[0].keys():  # noqa: SIM118
+            stored = [file.get_tensor(name) for file in files]
+            found[name] = sum(w * x.double() for w, x in zip(weights, stored, strict=True)).to(stored[0].dtype)
+    return found, step, error
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="output_dir of the run")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--sigma_rel", type=float, help="relative width of a power-function average, such as 0.1")
+    kind.add_argument("--decay", type=float, help="one of the run's further_ema_decays")
+    parser.add_argument("--step", type=int, help="with --sigma_rel: as if training had ended there (default: the last)")
+    parser.add_argument("--output", required=True, help="folder for the new pipeline")
+    options = parser.parse_args(argv)
+    folder = os.path.join(options.run, "pipeline")
+    try:
+        if not os.path.isfile(os.path.join(folder, "model_index.json")):
+            raise ValueError(f"{options.run!r} holds no pipeline folder: the run must have come to its end")
+        with open(os.path.join(folder, "training.json"), encoding="utf-8") as file:
+            facts = json.load(file)
+        if options.decay is None:
+            weights, step, error = reconstructed(options.run, options.sigma_rel, options.step)
+            print(f"sigma_rel {options.sigma_rel:g} at step {step}; relative error of the profile {error:.2g}")
+            facts["config"].pop("ema_decay")
+            if step != facts["steps"]:
+                for name in ("images_seen", "final_loss", "train_seconds"):  # of the whole run
+                    facts.pop(name)
+            facts |= {"steps": step, "ema_sigma_rel": options.sigma_rel}
+        else:
+            checkpoints = list_checkpoints(options.run)
+            path = os.path.join(checkpoints[-1], file_of_decay(options.decay)) if checkpoints else ""
+            if not os.path.isfile(path):
+                kept = facts["config"]["further_ema_decays"]
+                raise ValueError(f"no checkpoint of {options.run!r} holds the decay {options.decay:g}; it kept {kept}")
+            weights = load_file(path)
+            facts["config"]["ema_decay"] = options.decay
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+    pipeline = load_bundle(folder)
+    with torch.no_grad():
+        for name, parameter in pipeline.denoiser.named_parameters():
+            parameter.copy_(weights[name])
+    print(f"pipeline: {save_bundle(pipeline, options.output, facts=facts)}")
+
+
+if __name__ == "__main__":
+    main()
