@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from config import DataConfig, option
-from data import ImageDataset, LatentDataset
+from data import ImageDataset, LatentDataset, on_hub
 from encode_latents import fingerprint, load_vae
 
 from score_sde.pipelines.latents import encode_moments, normalize_latents
@@ -59,8 +59,9 @@ class CleanData:
 
     def facts(self, config):
         """Where the rows are from, for the card."""
-        source = self.dataset.facts if config.latents else {"dataset": config.dataset, "split": config.split}
-        return {"rows": len(self.dataset), "dataset": source["dataset"], "split": source["split"]}
+        source = self.dataset.facts if config.latents else vars(config) | {"dataset_on_hub": on_hub(config.dataset)}
+        facts = {key: source.get(key) for key in ("dataset", "dataset_on_hub", "split", "resolution")}
+        return {"rows": len(self.dataset)} | facts
 
     def draw(self, batch, draws):
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised

@@ -16,6 +16,11 @@ from safetensors import safe_open
 EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
 
 
+def on_hub(name):
+    """Whether a dataset of this name is read from the Hub."""
+    return not (name in EMBEDDED or name.endswith(".parquet") or os.path.isdir(name))
+
+
 def open_split(name, split):
     """A split of a dataset: embedded in the package, a local parquet file or image folder, or on the Hub.
 

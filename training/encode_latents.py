@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from config import DataConfig, option, parse
-from data import ImageDataset
+from data import ImageDataset, on_hub
 from diffusers import AutoModel
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -67,6 +67,7 @@ def main(argv=None):
     num_shards = -(-len(dataset) // config.shard_size)
     facts = {
         "dataset": config.dataset,
+        "dataset_on_hub": on_hub(config.dataset),
         "split": config.split,
         "resolution": config.resolution,
         "rows": len(dataset),
@@ -83,7 +84,7 @@ def main(argv=None):
         with open(index, encoding="utf-8") as file:
             before = json.load(file)
         changed = [
-            f"{key} was {before.get(key)!r}, is {facts[key]!r}" for key in facts if before.get(key) != facts[key]
+            f"{key} was {before[key]!r}, is {facts.get(key)!r}" for key in before if before[key] != facts.get(key)
         ]
         if changed:
             raise ValueError(

@@ -10,10 +10,8 @@ nonfinite.jsonl, and the run stops after `max_skipped_steps` of them in a row.
 
 import json
 import os
-import platform
 import shutil
 import signal
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
 from PIL import Image
+from provenance import provenance
 from tqdm.auto import tqdm
 
 
@@ -224,11 +223,8 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         "device": str(accelerator.device),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "config": asdict(config),
-        "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
-        + (f", {torch.cuda.get_device_name()}" if accelerator.device.type == "cuda" else ""),
         "torch": torch.__version__,
-    }
+    } | provenance(accelerator.device)
     return network, facts
 
 

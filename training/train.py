@@ -20,6 +20,7 @@ from loop import fit, make_accelerator, sample_path, save_grid
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.hub import push_bundle, save_bundle
 from score_sde.losses import Objective, hybrid_loss
+from score_sde.model_card import check_license
 
 
 NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
@@ -35,6 +36,7 @@ class TrainConfig(LoopConfig, CleanDataConfig):
         "{}", 'Arguments of the network\'s class, as JSON: {"hidden_size": 256}; they win over network_name.'
     )
     model_name: str = option("score-sde model", "Name of the model on its card.")
+    license: str | None = option(None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.")
     class_conditional: bool = option(True, "Train on class labels, where the data has them.")
     sde_type: str = option("vp", "Noise path: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.")
     prediction_type: str = option(
@@ -65,6 +67,10 @@ class TrainConfig(LoopConfig, CleanDataConfig):
         yield from LoopConfig.problems(self)
         if self.network not in NETWORKS:
             yield f"network {self.network!r} is unknown; choose one of {', '.join(NETWORKS)}"
+        try:
+            check_license(self.license)
+        except ValueError as error:
+            yield str(error)
         if not self.vlb_weight >= 0:
             yield f"vlb_weight {self.vlb_weight} must be at least 0"
         if self.vlb_weight > 0 and (self.sde_type != "discrete_vp" or self.weighting not in ("output", "simple")):
@@ -176,6 +182,7 @@ def main(argv=None):
         sample_grid(pipeline, config, grid)
         facts |= data.facts(config) | {
             "model_name": config.model_name,
+            "license": config.license,
             "diffusers": diffusers.__version__,
             "samples": {
                 "guidance_scale": config.sample_guidance_scale,

@@ -64,7 +64,11 @@ def add_metrics(folder, metrics):
             known = json.load(file)
 
     def identity(metric):
-        return {key: value for key, value in metric.items() if key not in ("value", "command", "machine", "seconds")}
+        return {
+            key: value
+            for key, value in metric.items()
+            if key not in ("value", "command", "commit", "machine", "seconds")
+        }
 
     new = list(metrics)
     kept = [metric for metric in known if identity(metric) not in [identity(each) for each in new]]
