@@ -25,7 +25,8 @@ ALLOWED = {
     "src/score_sde/losses.py": {"torch", ".paths"},
     "src/score_sde/hub.py": {"huggingface_hub", ".pipelines", ".model_card"},
     "src/score_sde/convert.py": FIELD
-    | {"safetensors", ".hub", ".pipelines", ".scheduling_score_sde", ".transformer_score_dit", ".unet_score"},
+    | {"huggingface_hub", "safetensors", ".hub", ".model_card", ".pipelines", ".scheduling_score_sde"}
+    | {".transformer_score_dit", ".unet_score"},
     "src/score_sde/model_card.py": {"huggingface_hub", ".__version__"},
     "src/score_sde/__init__.py": set(),
     "pipelines/*.py": FIELD

@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 from importlib.resources import files
 
@@ -91,7 +92,7 @@ def training_rows(training):
         ("weighting of the loss", config.get("weighting"), "{}"),
         ("learning rate", config.get("learning_rate"), "{}"),
         ("EMA decay", config.get("ema_decay"), "{}"),
-        ("precision", config.get("mixed_precision"), "mixed: {}"),
+        ("mixed precision", config.get("mixed_precision"), "{}"),
         ("seed", config.get("seed"), "{}"),
         ("commit", training.get("commit"), "{}"),
         ("torch", training.get("torch"), "{}"),
@@ -112,7 +113,8 @@ def eval_results(metrics):
     return [
         EvalResult(
             task_type=TASK,
-            dataset_type=dataset_name(metric),
+            # the Hub takes ids alone
+            dataset_type=re.sub(r"[^\w./-]+", "-", dataset_name(metric)),
             dataset_name=dataset_name(metric),
             dataset_split=metric["split"],
             metric_type=metric.get("type", metric["name"]),
