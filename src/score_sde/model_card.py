@@ -74,6 +74,11 @@ def dataset_name(facts):
     return name if name is None or facts.get("dataset_on_hub") else os.path.basename(name.rstrip("/"))
 
 
+def model_name(folder, otherwise):
+    """The name that a bundle's training.json gives it, or another."""
+    return (_read_json(folder, "training.json") or {}).get("model_name") or otherwise
+
+
 def training_rows(training):
     """What is known of the training run, as (name, value) rows."""
     config = training.get("config", {})
@@ -153,7 +158,7 @@ def write_card(folder, repo_id=None):
     num_classes = next((count for count in class_counts if count), None)
     id2label = index.get("id2label") or {}
     labels = [id2label[label] for label in sorted(id2label, key=int)]
-    name = training.get("model_name") or os.path.basename(os.path.abspath(folder)).removesuffix(".partial")
+    name = model_name(folder, os.path.basename(os.path.abspath(folder)).removesuffix(".partial"))
     has_samples = os.path.isfile(os.path.join(folder, "samples.png"))
     caption = ", ".join(labels) if len(labels) <= 20 else f"{num_classes} classes" if num_classes else "samples"
     data = ModelCardData(
