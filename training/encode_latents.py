@@ -67,7 +67,6 @@ def main(argv=None):
     num_shards = -(-len(dataset) // config.shard_size)
     facts = {
         "dataset": config.dataset,
-        "dataset_on_hub": on_hub(config.dataset),
         "split": config.split,
         "resolution": config.resolution,
         "rows": len(dataset),
@@ -84,12 +83,13 @@ def main(argv=None):
         with open(index, encoding="utf-8") as file:
             before = json.load(file)
         changed = [
-            f"{key} was {before[key]!r}, is {facts.get(key)!r}" for key in before if before[key] != facts.get(key)
+            f"{key} was {before.get(key)!r}, is {facts[key]!r}" for key in facts if before.get(key) != facts[key]
         ]
         if changed:
             raise ValueError(
                 f"{config.output_dir!r} holds other latents ({'; '.join(changed)}): choose another output_dir"
             )
+    facts["dataset_on_hub"] = on_hub(config.dataset)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         os.makedirs(config.output_dir, exist_ok=True)
