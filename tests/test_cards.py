@@ -110,6 +110,11 @@ def test_figures_of_several_commands_name_each(tmp_path):
 def test_samplers_that_were_measured_stand_on_the_card(tmp_path, capsys):
     folder = save_bundle(tiny_pipeline(), tmp_path / "bundle")
     assert "## Samplers" not in Path(folder, "README.md").read_text()
+    Path(folder, "samplers.json").write_text((ROOT / "benchmarks" / "samplers_network.json").read_text())
+    model_card.write_card(folder)
+    text = Path(folder, "README.md").read_text()
+    assert "| sampler | 5 | 6 | 8 | 10 | 15 | 20 | 30 | 50 |\n" in text
+    assert "| auto | 0.03475 | 0.02201 |" in text and "| calibrated | 0.01491 |" in text
     Path(folder, "samplers.json").write_text(json.dumps(SAMPLERS))
     model_card.main([folder, "--repo_id", "me/model"])
     text = Path(folder, "README.md").read_text()

@@ -65,8 +65,7 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
         if not os.path.isdir(vae) or fingerprint(load_vae(vae)) != facts["vae_fingerprint"]:
             raise ValueError(f"the autoencoder of {folder!r} is no longer in {vae!r}: encode the dataset anew")
         facts["vae"] = "vae"
-    if os.path.isabs(facts["dataset"]):
-        facts["dataset"] = dataset_name(facts)
+    facts["dataset"] = dataset_name(facts)
     texts = {
         "latents.json": json.dumps(facts, indent=2) + "\n",
         "README.md": str(latents_card(facts, repo_id, license)),
