@@ -48,7 +48,7 @@ def test_every_sampler_of_the_page_draws(sde_type):
     pipeline = labelled_pipeline(sde_type=sde_type)
     for predictor in PREDICTORS:
         grid, way, _ = draw(pipeline, "dog", predictor, 12, 1.5, seed=0, num_images=2)
-        assert (grid.size, way.size) == ((2 * 96, 96), (8 * 96, 2 * 96)), predictor
+        assert (grid.size, way.size) == ((2 * 96, 96), (10 * 96, 2 * 96)), predictor
     unconditional = tiny_pipeline(network=random_dit(num_classes=None), sde_type=sde_type)
     assert draw(unconditional, None, "auto", 1, 1.0, seed=0, num_images=1)[2] == 1
 
@@ -143,7 +143,7 @@ def test_the_space_draws_in_a_browser(local_hub, tmp_path):
             pictures = wait_for(lambda: page.find_elements("css selector", "img[src*='gradio_api/file']"))
             assert len(pictures) == 2
             widths = wait_for(lambda: [int(each.get_attribute("naturalWidth")) for each in pictures])
-            assert widths == [3 * 96, 8 * 96]
+            assert widths == [3 * 96, 10 * 96]
             page.save_screenshot(str(tmp_path / "page.png"))
         finally:
             page.quit()

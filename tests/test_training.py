@@ -839,6 +839,10 @@ def test_evaluation_writes_figures_onto_the_card(small_data, tmp_path):
         found.append(json.loads((folder / "metrics.json").read_text()))
     real, samples = found[0]
     assert (real["n"], samples["n"], samples["nfe"], samples["guidance_scale"]) == (60, 13, 2, 1.5)
+    trained = json.loads((folder / "training.json").read_text())
+    assert samples["ema_decay"] == trained["config"]["ema_decay"]
+    assert samples["commit"] == trained["commit"] and re.match("[0-9a-f]{40}|score-sde [0-9]", samples["commit"])
+    assert not samples["dataset_on_hub"]
     assert [metric["value"] for metric in found[1]] == [real["value"], samples["value"]]
     assert f"| classifier accuracy on samples | {samples['value']} | 13 |" in (folder / "README.md").read_text()
     # and the images don't depend on the batch size

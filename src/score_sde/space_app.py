@@ -10,7 +10,7 @@ from PIL import Image
 
 PREDICTORS = ("auto", "ddim", "dpmpp_2m", "unipc_2", "deis_3", "adams_4", "heun", "ancestral", "euler_maruyama")
 EVERY_CLASS = "every class in turn"
-FRAMES = 8
+FRAMES = 10
 
 
 def tiles(images, columns, side):
@@ -102,7 +102,9 @@ def page(pipeline, title):
                     1, 6, value=1.5 if guided else 1, step=0.1, label="Guidance scale (1: none)", visible=guided
                 )
                 seed = gradio.Number(0, precision=0, label="Seed")
-                num_images = gradio.Slider(1, 64, value=min(max(len(classes), 8), 16), step=1, label="Images")
+                num_images = gradio.Slider(
+                    1, 64, value=2 * len(classes) if 0 < len(classes) <= 10 else 8, step=1, label="Images"
+                )
                 button = gradio.Button("Draw", variant="primary")
             with gradio.Column(scale=3):
                 caption = gradio.Markdown("### Images")
