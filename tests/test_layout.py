@@ -28,7 +28,7 @@ ALLOWED = {
     | {"huggingface_hub", "safetensors", ".hub", ".model_card", ".pipelines", ".scheduling_score_sde"}
     | {".transformer_score_dit", ".unet_score"},
     "src/score_sde/model_card.py": {"huggingface_hub", ".__version__"},
-    "src/score_sde/space.py": {"huggingface_hub", ".hub", ".model_card", ".pipelines", ".space_app"},
+    "src/score_sde/space.py": {"huggingface_hub", ".model_card", ".pipelines", ".space_app"},
     "src/score_sde/space_app.py": FIELD | {"gradio", "PIL"},
     "src/score_sde/__init__.py": set(),
     "pipelines/*.py": FIELD

@@ -18,7 +18,7 @@ EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
 
 def on_hub(name):
     """Whether a dataset of this name is read from the Hub."""
-    return not (name in EMBEDDED or name.endswith(".parquet") or os.path.isdir(name))
+    return not (name in EMBEDDED or name.endswith((".parquet", ".tar")) or os.path.isdir(name))
 
 
 def open_split(name, split):

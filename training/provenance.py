@@ -12,18 +12,18 @@ import score_sde
 
 def provenance(device):
     """The command, the code and the machine: {"command", "commit", "machine"}."""
-    described = subprocess.run(
-        ["git", "-C", os.path.dirname(os.path.abspath(__file__)), "describe", "--always", "--dirty", "--abbrev=40"]
-        + ["--exclude=*"],
-        capture_output=True,
-        text=True,
-    )
+    here = os.path.dirname(os.path.abspath(__file__))
+    describe = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
     if device.type != "cpu":
         machine += f", {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}"
     return {
         "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
-        # of a source tree without git, the version alone
-        "commit": described.stdout.strip() or f"score-sde {score_sde.__version__}",
+        # of a source tree that git doesn't know, the version
+        "commit": commit or f"score-sde {score_sde.__version__}",
         "machine": machine,
     }

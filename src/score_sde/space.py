@@ -20,9 +20,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCardData
 
 from . import space_app
-from .hub import load_bundle
 from .model_card import model_name
-from .pipelines.bundling import BundleMixin
+from .pipelines import ScoreSDEPipeline
 
 
 APP = '''\
@@ -120,12 +119,12 @@ def main(argv=None):
             print(push_space(options.push, options.model, options.private))
         elif options.folder:
             print(write_space(options.folder, options.model))
+        elif installed_version("gradio") is None:
+            raise ValueError("the page needs gradio: pip install 'score-sde[space]'")
         else:
-            folder, _ = BundleMixin.fetch(options.model)
-            title = model_name(folder, os.path.basename(options.model.rstrip("/")))
-            space_app.page(load_bundle(folder), title).launch(server_port=options.port)
-    except ImportError as error:
-        parser.error(f"{error}: pip install 'score-sde[space]'")
+            title = model_name(options.model, os.path.basename(options.model.rstrip("/")))
+            page = space_app.page(ScoreSDEPipeline.from_pretrained(options.model), title)
+            page.launch(server_port=options.port)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
