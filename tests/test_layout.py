@@ -23,7 +23,8 @@ ALLOWED = {
     "src/score_sde/unet_score.py": FIELD,
     "src/score_sde/noise_conditional_classifier.py": FIELD,
     "src/score_sde/losses.py": {"torch", ".paths"},
-    "src/score_sde/hub.py": {"huggingface_hub", ".pipelines", ".model_card"},
+    "src/score_sde/hub.py": FIELD | {"huggingface_hub", ".__version__", ".pipelines", ".model_card"},
+    "src/score_sde/bundle_checks.py": FIELD | {"safetensors", ".pipelines"},
     "src/score_sde/convert.py": FIELD
     | {"huggingface_hub", "safetensors", ".hub", ".model_card", ".pipelines", ".scheduling_score_sde"}
     | {".transformer_score_dit", ".unet_score"},

@@ -60,7 +60,7 @@ def test_training_on_latents_from_the_hub_is_training_on_the_folder(tiny_vae, sm
 
     result = local_hub.run(TRAIN, *arguments, "--latents", "me/absent", "--output_dir", tmp_path / "absent")
     assert result.returncode != 0
-    assert "latents 'me/absent' are no folder here, and no dataset that can be had from the Hub" in result.stderr
+    assert "latents 'me/absent' are no folder here and cannot be had from the Hub: there is no such" in result.stderr
 
 
 def test_the_card_of_latents_states_their_facts():

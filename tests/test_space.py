@@ -85,7 +85,9 @@ def test_a_space_is_pushed_and_renewed(local_hub):
     assert set(files) == {".gitattributes", "app.py", "space_app.py", "requirements.txt", "README.md"}
     assert local_hub.repos["space", "me/page"].private
     result = local_hub.run(PUSH, "me/model", "you/page", token="hf_writer")
-    assert result.returncode == 2 and "hf_writer" not in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2
+    assert "error: you/page was not pushed: the token may not do that" in result.stderr
+    assert "hf_writer" not in result.stderr and "Traceback" not in result.stderr
 
 
 # as on the Hub, where this package is not installed

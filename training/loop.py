@@ -76,13 +76,14 @@ class Draws:
         return (parts / self.rows)[self.own].clamp(2**-53, 1 - 2**-53)
 
 
-def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
+def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_push=None, push_steps=0):
     """Train `model` and leave its averaged weights in it.
 
     Args:
         compute_loss: f(model, batch, draws) -> (scalar loss, details to log beside it: {name: scalar tensor}, or a
             tensor (sum, count) whose mean is logged).
         on_sample: f(model, path of a PNG), called with the averaged weights every `sample_steps`.
+        on_push: f(model, facts of the run so far), called with the averaged weights every `push_steps`, if not 0.
 
     Returns:
         The unwrapped model and the facts of the run: steps, images seen, loss, seconds, processes, machine.
@@ -198,6 +199,10 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
             if accelerator.is_main_process:
                 with_averaged_weights(ema, network, on_sample, sample_path(config.output_dir, progress["step"]))
             accelerator.wait_for_everyone()
+        if push_steps and progress["step"] % push_steps == 0 and not done and not skipped:
+            if accelerator.is_main_process:
+                with_averaged_weights(ema, network, on_push, run_facts(config, accelerator, network, progress))
+            accelerator.wait_for_everyone()
         if saves and not skipped:
             saved = save_checkpoint(config, accelerator, ema, lr_scheduler, progress)
             if not saved and done:
@@ -214,7 +219,12 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
 
     ema.copy_to(network.parameters())
     network.eval()
-    facts = {
+    return network, run_facts(config, accelerator, network, progress)
+
+
+def run_facts(config, accelerator, network, progress):
+    """What is known of a run: JSON-able."""
+    return {
         "steps": progress["step"],
         "images_seen": progress["images_seen"],
         "final_loss": progress["loss"],
@@ -225,7 +235,6 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None):
         "config": asdict(config),
         "torch": torch.__version__,
     } | provenance(accelerator.device)
-    return network, facts
 
 
 def record_path(config):

@@ -20,6 +20,7 @@ from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, Hf
 
 import score_sde
 from score_sde.model_card import check_license, dataset_name
+from score_sde.pipelines.bundling import hub_problem
 
 
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
@@ -56,7 +57,7 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
 
     Returns:
         The address of the commit. Raises ValueError for latents that are not whole, or whose autoencoder is no longer
-        the one that encoded them.
+        the one that encoded them, OSError where the Hub cannot be reached or refuses, with what to do.
     """
     check_license(license)
     facts, vae = dict(LatentDataset(folder).facts), None
@@ -77,9 +78,12 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
         if path.endswith((".json", ".safetensors")):
             operations.append(CommitOperationAdd(f"vae/{os.path.basename(path)}", path))
     api = HfApi(token=token)
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    message = f"Upload {facts['rows']} latents"
-    return api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url
+    try:
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        message = f"Upload {facts['rows']} latents"
+        return api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url
+    except Exception as error:  # the client has no common class of errors
+        raise OSError(f"{repo_id} was not pushed: {hub_problem(error)}") from error
 
 
 def fetch_latents(folder_or_repo):
@@ -93,9 +97,9 @@ def fetch_latents(folder_or_repo):
     wanted = ["latents.json", "moments-*.safetensors", "vae/*.json", "vae/*.safetensors"]
     try:
         return snapshot_download(folder_or_repo, repo_type="dataset", allow_patterns=wanted)
-    except OSError as error:
+    except Exception as error:  # the client has no common class of errors
         raise ValueError(
-            f"latents {folder_or_repo!r} are no folder here, and no dataset that can be had from the Hub: {error}"
+            f"latents {folder_or_repo!r} are no folder here and cannot be had from the Hub: {hub_problem(error)}"
         ) from error
 
 

@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from .hub import load_bundle, save_bundle
 from .model_card import check_license, write_card
 from .pipelines import ScoreSDEPipeline
+from .pipelines.bundling import fetch
 from .pipelines.latents import shift_and_scale
 from .scheduling_score_sde import ScoreSDEScheduler
 from .transformer_score_dit import DiTModel, sincos_position_embedding
@@ -697,7 +698,7 @@ def export_to_diffusers(pipeline_or_folder, folder):
     """
     folder, pipeline, bundle = check_output(folder), pipeline_or_folder, None
     if not isinstance(pipeline, ScoreSDEPipeline):
-        bundle, _ = ScoreSDEPipeline.fetch(pipeline_or_folder)
+        bundle, _ = fetch(pipeline_or_folder)
         pipeline = load_bundle(bundle)
     partial = folder + ".partial"
     shutil.rmtree(partial, ignore_errors=True)

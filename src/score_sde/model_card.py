@@ -137,9 +137,9 @@ def write_card(folder, repo_id=None):
 
     Args:
         folder: a pipeline folder. Beside what diffusers writes there may be training.json (facts of the run, with
-            `license`, an identifier of the Hub, and `base_model`, the repo that the weights are from), metrics.json,
-            samplers.json and samples.png.
-        repo_id: where it is on the Hub, for the lines of code on the card.
+            `license`, an identifier of the Hub, `base_model`, the repo that the weights are from, and `repo_id`, where
+            it is pushed), metrics.json, samplers.json and samples.png.
+        repo_id: where it is on the Hub, for the lines of code on the card, instead of the fact of that name.
 
     Raises ValueError for metrics without provenance, values that are no finite numbers, and an unknown licence.
     """
@@ -178,7 +178,7 @@ def write_card(folder, repo_id=None):
         data,
         template_path=str(files("score_sde.model_cards") / "template.md"),
         model_name=name,
-        repo=repo_id or "path/or/repo",
+        repo=repo_id or training.get("repo_id") or "path/or/repo",
         stock=isinstance(index["_class_name"], str),
         pipeline_class=index["_class_name"] if isinstance(index["_class_name"], str) else index["_class_name"][1],
         version=__version__,

@@ -22,6 +22,7 @@ from huggingface_hub import HfApi, SpaceCardData
 from . import space_app
 from .model_card import model_name
 from .pipelines import ScoreSDEPipeline
+from .pipelines.bundling import hub_problem
 
 
 APP = '''\
@@ -94,15 +95,19 @@ def push_space(repo_id, model, private=None, token=None):
         token: None for the one that `hf auth login` stored.
 
     Returns:
-        The address of the commit. Raises ValueError for a model that is no repo's id.
+        The address of the commit. Raises ValueError for a model that is no repo's id, OSError where the Hub cannot be
+        reached or refuses, with what to do.
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as parent:
         folder = write_space(os.path.join(parent, "space"), model)
-        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id, repo_type="space", folder_path=folder, commit_message=f"A page for {model}"
-        )
+        try:
+            api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id, repo_type="space", folder_path=folder, commit_message=f"A page for {model}"
+            )
+        except Exception as error:  # the client has no common class of errors
+            raise OSError(f"{repo_id} was not pushed: {hub_problem(error)}") from error
     return commit.commit_url
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import diffusers
 import torch
@@ -17,6 +18,7 @@ import score_sde.hub  # noqa: F401
 
 
 torch.set_num_threads(1)
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / folder) for folder in ("tests", "training")]
 diffusers.utils.logging.disable_progress_bar()
 for line in sys.stdin:
     job = json.loads(line)
