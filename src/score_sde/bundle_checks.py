@@ -47,8 +47,10 @@ def check_bundle(folder, pipeline_class, variant=None, given=()):
             f"`pip install -U score-sde`"
         )
     package = importlib.import_module(pipeline_class.installed_package())
+    with naming(path):
+        index = pipeline_class.use_installed_classes(index)
     arguments = {}
-    for name, value in pipeline_class.use_installed_classes(index).items():
+    for name, value in index.items():
         if name.startswith("_") or name in given:
             continue
         if not (isinstance(value, list) and len(value) == 2):

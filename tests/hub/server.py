@@ -309,10 +309,10 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.problem
         if fault and fault.keep is not None:
             body, self.close_connection = body[: fault.keep], True
-        for start in range(0, len(body), 1024 if fault and fault.delay else len(body)):
-            if fault and fault.delay:
-                time.sleep(fault.delay)
-            self.wfile.write(body[start : start + 1024] if fault and fault.delay else body)
+        pieces = [body[i : i + 1024] for i in range(0, len(body), 1024)] if fault and fault.delay else [body]
+        for piece in pieces:
+            time.sleep(fault.delay if fault else 0)
+            self.wfile.write(piece)
 
     @property
     def json(self):
