@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -133,8 +134,9 @@ def test_a_push_that_was_killed_goes_on_where_it_stopped(local_hub, tmp_path):
     held = local_hub.fail("PUT", "/[0-9a-f]{64}", skip=1, hold=True)
     client = local_hub.run(PUSH, *arguments, token="hf_writer", background=True)
     assert held.reached.wait(30)
-    while not local_hub.objects:
-        pass
+    for _ in range(1000):
+        time.sleep(0 if local_hub.objects else 0.01)
+    assert len(local_hub.objects) == 1
     os.kill(client.pid, 9)
     assert client.wait().returncode == -9
     # what is there is whole: nothing yet
@@ -553,7 +555,7 @@ def test_training_pushes_at_intervals_and_survives_a_network_that_fails(local_hu
     local_hub.plug()
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "other" / "pipeline"
-    assert f"`python -m score_sde.hub {folder} me/model` pushes it" in result.stdout
+    assert f"nothing is lost: `python -m score_sde.hub {folder} me/model` pushes it" in result.stdout
     assert "model_index.json" in files_of(folder)
 
 
