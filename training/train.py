@@ -209,11 +209,8 @@ def main(argv=None):
                 folder, config.push_to_hub, private=config.hub_private or None, commit_message=message
             )
             print(f"pushed: {address}")
-        except (OSError, ValueError) as error:  # the work is saved: no reason to fail
-            print(
-                f"{error}; training goes on, and its result stays in {folder}: "
-                f"`python -m score_sde.hub {folder} {config.push_to_hub}` pushes it"
-            )
+        except (OSError, ValueError) as error:  # the bundle is saved: no reason to fail
+            print(f"{error}; nothing is lost: `python -m score_sde.hub {folder} {config.push_to_hub}` pushes it")
 
     uploads = []
 
