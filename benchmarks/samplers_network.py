@@ -7,12 +7,12 @@ For every number of network evaluations, the error of a sample is the root mean 
 latent from where 500 steps along the same model's own probability-flow ODE lead from the same noise, and the accuracy
 is that of a small classifier, trained on real images, against the classes asked for. Of diffusers' samplers those
 compete that were best somewhere in samplers.py, and the usual ones. Prints a table, writes all figures (.json) and a
-plot (.png).
+plot (.png). In a bundle as samplers.json (--output FOLDER/samplers), they stand on its card once that is written anew:
+`python -m score_sde.model_card FOLDER`.
 """
 
 import argparse
 import json
-import platform
 import sys
 import time
 import warnings
@@ -40,6 +40,7 @@ from classifier import accuracy, train_classifier  # noqa: E402
 from config import parse  # noqa: E402
 from data import ImageDataset  # noqa: E402
 from evaluate import EvaluateConfig  # noqa: E402
+from provenance import provenance  # noqa: E402
 
 
 EVALUATIONS = (5, 6, 8, 10, 15, 20, 30, 50)
@@ -153,12 +154,11 @@ def main():
     plot(found, reference_accuracy, options.guidance_scale, f"{options.output}.png")
     document = {
         "versions": {module.__name__: module.__version__ for module in (torch, diffusers)},
-        "machine": platform.processor() or platform.machine(),
         "guidance_scale": options.guidance_scale,
         "samples": options.samples,
         "accuracy of 500 steps": reference_accuracy,
         "median error, rms error, accuracy": found,
-    }
+    } | provenance(device)
     Path(f"{options.output}.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 

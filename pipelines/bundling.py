@@ -18,13 +18,28 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 
+# of the bundles that are written here; those of lower numbers are opened, too
+FORMAT = 1
 LIBRARIES = ("diffusers", "transformers")
+# bytes
+LARGEST_CONFIG = 2**24
 DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 _RELATIVE_IMPORT = re.compile(r"^(from \.)(\w+)( import )", re.MULTILINE)
 _STAMP = re.compile(r"_[0-9a-f]{10}$")
+
+
+def without_stamps(source):
+    """Source code as it is in this package: its imports of siblings without the stamps of a bundle."""
+    return _RELATIVE_IMPORT.sub(lambda match: match[1] + _STAMP.sub("", match[2]) + match[3], source)
 
 
 def carried_sources(cls):
@@ -39,7 +54,7 @@ def carried_sources(cls):
             continue
         source = path.read_text(encoding="utf-8")
         pending += [path.with_name(f"{match[2]}.py") for match in _RELATIVE_IMPORT.finditer(source)]
-        sources[name] = _RELATIVE_IMPORT.sub(lambda match: match[1] + _STAMP.sub("", match[2]) + match[3], source)
+        sources[name] = without_stamps(source)
     return sources
 
 
@@ -56,9 +71,53 @@ def write_code(cls, folder):
     return f"{next(iter(sources))}_{stamp}"
 
 
+def compare_code(folder, classes):
+    """How the code in a bundle differs from that of installed classes; none of it is run.
+
+    Args:
+        folder: a bundle.
+        classes: {folder of a component, or "." for the pipeline: installed class}.
+
+    Returns:
+        {path in the folder: "same", "differs", "unknown" for a file that no class has, or "missing" for one that isn't
+        there}.
+    """
+    installed = {
+        Path(where, f"{name}.py"): source
+        for where, cls in classes.items()
+        for name, source in carried_sources(cls).items()
+    }
+    verdicts, found = {}, set()
+    for path in sorted(Path(folder).rglob("*.py")):
+        place = path.relative_to(folder)
+        name = place.with_name(_STAMP.sub("", place.stem) + ".py")
+        found.add(name)
+        same = without_stamps(path.read_text(encoding="utf-8", errors="replace")) == installed.get(name)
+        verdicts[str(place)] = "unknown" if name not in installed else "same" if same else "differs"
+    return verdicts | {str(name): "missing" for name in sorted(installed.keys() - found)}
+
+
+def read_config(path):
+    """The JSON object in a file. Raises ValueError, naming the file, where there is none."""
+    try:
+        if os.path.getsize(path) > LARGEST_CONFIG:
+            raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no config: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no JSON object but {str(config)[:80]}")
+    return config
+
+
 def read_index(folder):
-    """The model_index.json of a folder."""
-    return json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
+    """The model_index.json of a folder. Raises ValueError where it names no pipeline class, with or without code."""
+    path = os.path.join(folder, "model_index.json")
+    index = read_config(path)
+    name = index.get("_class_name")
+    if not isinstance(name[1] if isinstance(name, list) and len(name) == 2 else name, str):
+        raise ValueError(f"{path}: _class_name {name!r} is no name of a class")
+    return index
 
 
 def saved_class_name(index):
@@ -66,27 +125,116 @@ def saved_class_name(index):
     return index["_class_name"] if isinstance(index["_class_name"], str) else index["_class_name"][1]
 
 
+def hub_problem(error):
+    """Why a request to the Hub failed and what to do, in words that quote nothing of the request: it holds a token."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    status = next((each.response.status_code for each in causes if getattr(each, "response", None) is not None), None)
+    kinds = {kind for each in causes for kind in type(each).__mro__}
+    if OfflineModeIsEnabled in kinds:
+        return "HF_HUB_OFFLINE is set: unset it, or load what is in the cache already"
+    if RepositoryNotFoundError in kinds:
+        return (
+            "there is no such repo, or it is private: check its name, and log in by `hf auth login`, or set HF_TOKEN, "
+            "with a token that may see it"
+        )
+    if RevisionNotFoundError in kinds:
+        return "it has no such revision: check the name of the branch, tag or commit"
+    if status == 401:
+        return "there is no token, or the Hub doesn't know it: log in by `hf auth login`, or set HF_TOKEN"
+    if status == 403:
+        return (
+            "the token may not do that: log in by `hf auth login`, or set HF_TOKEN, with a token of the repo's owner "
+            "that may write, or open a pull request (create_pr)"
+        )
+    if status == 429:
+        return "the Hub limits the number of requests: wait some minutes and try again; what has arrived is kept"
+    if status is not None:
+        return f"the Hub answered with status {status}: try again later"
+    if isinstance(error, LocalEntryNotFoundError) and len(causes) == 1:
+        return "it is not in the cache: load it once without local_files_only"
+    return f"the Hub cannot be reached ({type(causes[-1]).__name__}): check the network and try again"
+
+
+def fetch(folder_or_repo, patterns=None, **kwargs):
+    """The local folder of a bundle, and the arguments that were not about downloading.
+
+    Args:
+        folder_or_repo: a folder, or the id of a repo on the Hub.
+        patterns: of the files to download; by default configs, and safetensors weights of the `variant` asked for.
+
+    Raises ValueError for what is no pipeline folder and for what cannot be downloaded, with what to do.
+    """
+    folder = str(folder_or_repo)
+    download = {key: kwargs.pop(key) for key in DOWNLOAD_ARGUMENTS if key in kwargs}
+    if not os.path.isdir(folder):
+        if folder.count("/") > 1 or folder.startswith((".", "/", "~")):
+            raise ValueError(f"{folder!r} is neither a folder nor the id of a repo on the Hub")
+        variant = kwargs.get("variant")
+        weights = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else ["*.safetensors"]
+        try:
+            folder = snapshot_download(
+                folder,
+                allow_patterns=patterns or ["*.json", *weights],
+                ignore_patterns=None if variant else ["*.*.safetensors"],
+                **download,
+            )
+        except ValueError:
+            raise
+        except Exception as error:  # the client has no common class of errors
+            raise ValueError(
+                f"{folder!r} is no folder here and cannot be had from the Hub: {hub_problem(error)}"
+            ) from error
+    if not os.path.isfile(os.path.join(folder, "model_index.json")):
+        raise ValueError(f"{folder!r} holds no model_index.json: it is not a diffusers pipeline folder")
+    return folder, kwargs
+
+
+def _write_config(path, config):
+    config.pop("_name_or_path", None)
+    path.with_suffix(".tmp").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.with_suffix(".tmp").replace(path)
+
+
 class BundleMixin:
     """Saving and loading of bundles, for subclasses of `DiffusionPipeline`: name it before that base class."""
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As `DiffusionPipeline.save_pretrained`; the folder then also carries the code of the classes that come from
-        neither diffusers nor transformers."""
+        neither diffusers nor transformers, and doesn't tell where on this machine the pipeline was loaded from.
+        Raises ValueError for push_to_hub=True."""
+        if kwargs.get("push_to_hub"):
+            raise ValueError(
+                "save_pretrained(push_to_hub=True) would upload no code: call push_to_hub(repo_id) instead"
+            )
         super().save_pretrained(save_directory, *args, **kwargs)
         index = read_index(save_directory)
-        index["_class_name"] = [write_code(type(self), save_directory), type(self).__name__]
+        index |= {
+            "_class_name": [write_code(type(self), save_directory), type(self).__name__],
+            "_bundle_format": FORMAT,
+        }
         for name, component in self.components.items():
-            if component is not None and type(component).__module__.split(".")[0] not in LIBRARIES:
-                module = write_code(type(component), os.path.join(save_directory, name))
-                index[name] = [module, type(component).__name__]
-        path = Path(save_directory, "model_index.json")
-        path.with_suffix(".tmp").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        path.with_suffix(".tmp").replace(path)
+            if component is None:
+                continue
+            folder = Path(save_directory, name)
+            if type(component).__module__.split(".")[0] not in LIBRARIES:
+                index[name] = [write_code(type(component), folder), type(component).__name__]
+            for path in folder.glob("*config.json"):
+                _write_config(path, read_config(path))
+        _write_config(Path(save_directory, "model_index.json"), index)
+
+    def push_to_hub(self, repo_id, **kwargs):
+        """Upload this pipeline as a bundle with its card: see `hub.push_to_hub` of the installed package. A pipeline
+        that came out of a bundle is uploaded by diffusers."""
+        if self.installed_package() is None:
+            return super().push_to_hub(repo_id, **kwargs)
+        return importlib.import_module(f"{self.installed_package()}.hub").push_to_hub(self, repo_id, **kwargs)
 
     @classmethod
     def installed_package(cls):
-        """Name of the installed package that this class comes from; None for a class that came out of a bundle."""
-        package = cls.__module__.split(".")[0]
+        """Name of the installed package that this code belongs to; None for code that came out of a bundle."""
+        package = __name__.split(".")[0]
         return None if package == "diffusers_modules" else package
 
     @classmethod
@@ -123,23 +271,6 @@ class BundleMixin:
         return installed
 
     @classmethod
-    def fetch(cls, folder_or_repo, **kwargs):
-        """The local folder of a bundle, and the arguments that were not about downloading. From the Hub only configs
-        and safetensors weights are downloaded. Raises ValueError for what is no pipeline folder."""
-        folder = str(folder_or_repo)
-        download = {key: kwargs.pop(key) for key in DOWNLOAD_ARGUMENTS if key in kwargs}
-        if not os.path.isdir(folder):
-            if folder.count("/") > 1 or folder.startswith((".", "/", "~")):
-                raise ValueError(f"{folder!r} is neither a folder nor the id of a repo on the Hub")
-            try:
-                folder = snapshot_download(folder, allow_patterns=["*.json", "*.safetensors"], **download)
-            except OSError as error:
-                raise ValueError(f"{folder!r} is no folder here and cannot be had from the Hub: {error}") from error
-        if not os.path.isfile(os.path.join(folder, "model_index.json")):
-            raise ValueError(f"{folder!r} holds no model_index.json: it is not a diffusers pipeline folder")
-        return folder, kwargs
-
-    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """Open a bundle: a folder, or the id of a repo on the Hub.
 
@@ -148,6 +279,8 @@ class BundleMixin:
         """
         if cls.installed_package() is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        folder, kwargs = cls.fetch(pretrained_model_name_or_path, **kwargs)
+        folder, kwargs = fetch(pretrained_model_name_or_path, **kwargs)
+        checks = importlib.import_module(f"{cls.installed_package()}.bundle_checks")
+        checks.check_bundle(folder, cls, kwargs.get("variant"), given=kwargs)
         kwargs.setdefault("use_safetensors", True)
         return super().from_pretrained(folder, **kwargs)

@@ -20,6 +20,7 @@ from diffusers import (
     UNet1DModel,
     UNet2DModel,
 )
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_models import FIXTURES, awake
@@ -423,6 +424,7 @@ def test_the_command_writes_pipelines(tmp_path, capsys):
     output = str(tmp_path / "converted")
     convert.main(["dit", source, output, "--vae", str(tmp_path / "vae"), "--num_attention_heads", "4"])
     assert f"pipeline: {output}" in capsys.readouterr().out
+    assert ModelCard.load(f"{output}/README.md").data.license == "cc-by-nc-4.0"
     pipeline = load_bundle(output)
     assert type(pipeline.transformer) is DiTModel
     assert pipeline.scheduler.config.variance_type == "learned_range"
@@ -450,9 +452,24 @@ def test_the_command_converts_unets_and_exports(tmp_path):
 
     scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False)
     DiTPipeline(stock_dit(), tiny_vae(), scheduler).save_pretrained(tmp_path / "stock")
+    (tmp_path / "stock" / "README.md").write_text("---\nlicense: openrail++\n---\n# Stock\n")
     convert.main(["from-diffusers", str(tmp_path / "stock"), str(tmp_path / "ours")])
     convert.main(["to-diffusers", str(tmp_path / "ours"), str(tmp_path / "again")])
     assert type(DiffusionPipeline.from_pretrained(tmp_path / "again")) is DiTPipeline
+    for name in ("ours", "again"):
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert card.data.license == "openrail++"
+        assert "The weights are those of `stock`, converted." in card.text
+    convert.main(["from-diffusers", str(tmp_path / "stock"), str(tmp_path / "mine"), "--license", "mit"])
+    assert ModelCard.load(tmp_path / "mine" / "README.md").data.license == "mit"
+
+
+def test_licences_of_weights_that_others_published(tmp_path, capsys):
+    assert convert.published_license("facebook/DiT-XL-2-256") == "cc-by-nc-4.0"
+    assert convert.published_license("somebody/model-that-is-not-here") is None
+    with pytest.raises(SystemExit):
+        convert.main(["from-diffusers", "somebody/model", str(tmp_path / "ours"), "--license", "free"])
+    assert "license 'free' is unknown to the Hub" in capsys.readouterr().err
 
 
 def test_statistics_of_latents_become_part_of_the_exported_autoencoder():

@@ -425,8 +425,9 @@ def test_a_bundle_in_the_cache_of_the_hub_opens_offline(tmp_path):
 
 def test_pickled_weights_are_not_opened(tmp_path):
     pixel_pipeline().save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(OSError, match="safetensors"):
-        ScoreSDEPipeline.from_pretrained(tmp_path)
+    for load in (ScoreSDEPipeline.from_pretrained, load_bundle):
+        with pytest.raises(ValueError, match="safetensors only, never as pickles"):
+            load(tmp_path)
 
 
 def test_components_and_dtype_can_be_passed(tmp_path):

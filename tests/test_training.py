@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -249,6 +250,7 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--evaluation_images", "1"], "evaluation_images 1 must be at least 2"),
         (["--lr_scheduler", "exotic"], "lr_scheduler 'exotic' is unknown; choose one of linear"),
         (["--mixed_precision", "fp8"], "mixed_precision 'fp8' is unknown; choose one of no, fp16, bf16"),
+        (["--license", "free"], "license 'free' is unknown to the Hub; choose one of apache-2.0"),
         (["--network", "cnn"], "network 'cnn' is unknown; choose one of dit, unet"),
         (["--sde_type", "vpp"], "sde_type 'vpp' is unknown; choose one of vp"),
         (["--prediction_type", "noise"], "prediction_type 'noise' is unknown"),
@@ -943,6 +945,10 @@ def test_evaluation_writes_figures_onto_the_card(small_data, tmp_path):
         found.append(json.loads((folder / "metrics.json").read_text()))
     real, samples = found[0]
     assert (real["n"], samples["n"], samples["nfe"], samples["guidance_scale"]) == (60, 13, 2, 1.5)
+    trained = json.loads((folder / "training.json").read_text())
+    assert samples["ema_decay"] == trained["config"]["ema_decay"]
+    assert samples["commit"] == trained["commit"] and re.match("[0-9a-f]{40}|score-sde [0-9]", samples["commit"])
+    assert not samples["dataset_on_hub"]
     assert [metric["value"] for metric in found[1]] == [real["value"], samples["value"]]
     assert f"| classifier accuracy on samples | {samples['value']} | 13 |" in (folder / "README.md").read_text()
     # and the images don't depend on the batch size

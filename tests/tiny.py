@@ -45,3 +45,9 @@ def tiny_pipeline(pipeline_class=ScoreSDEPipeline, network=None, **scheduler):
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def draw(pipeline):
+    """One image of class 1 in 3 steps, as a tensor; the same from the same weights."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(class_labels=[1], num_inference_steps=3, generator=seeded(3), output_type="pt").images

@@ -27,6 +27,7 @@ FREE_TO_CHANGE = {
     "log_with",
     "push_to_hub",
     "hub_private",
+    "push_steps",
     "max_skipped_steps",
     "skip_corrupt_images",
     "peak_tflops",

@@ -1,11 +1,13 @@
 """What diffusion is trained on: images, latents encoded before, or images encoded on the fly by an autoencoder."""
 
+import os
 from dataclasses import dataclass
 
 import torch
 from config import DataConfig, option
-from data import ImageDataset, ImageStream, LatentDataset
+from data import ImageDataset, ImageStream, LatentDataset, on_hub
 from encode_latents import fingerprint, latent_shape, load_vae
+from share_latents import fetch_latents
 
 from score_sde.pipelines.latents import encode_moments, normalize_latents
 
@@ -13,7 +15,9 @@ from score_sde.pipelines.latents import encode_moments, normalize_latents
 @dataclass
 class CleanDataConfig(DataConfig):
     latents: str | None = option(
-        None, "Folder written by training/encode_latents.py: train on these latents instead of images."
+        None,
+        "Folder written by training/encode_latents.py, or dataset on the Hub that holds one, somebody/latents: train "
+        "on these latents instead of images.",
     )
     vae: str | None = option(
         None,
@@ -66,13 +70,17 @@ class CleanData:
     def __init__(self, config, accelerator):
         self.random_flip, self.vae = config.random_flip, None
         if config.latents:
-            self.dataset = LatentDataset(config.latents, flips=config.random_flip)
-            self.vae = load_vae(config.vae or self.dataset.facts["vae"])
+            with accelerator.main_process_first():
+                folder = fetch_latents(config.latents)
+            self.dataset = LatentDataset(folder, flips=config.random_flip)
+            vae = config.vae or self.dataset.facts["vae"]
+            # of latents from the Hub, it may be in their own folder
+            vae = os.path.join(folder, vae) if vae == "vae" else vae
+            self.vae = load_vae(vae)
             if fingerprint(self.vae) != self.dataset.facts["vae_fingerprint"]:
                 raise ValueError(
                     f"the latents in {config.latents!r} were encoded by another autoencoder than the one that is now "
-                    f"in {config.vae or self.dataset.facts['vae']!r}: encode them anew, or pass --vae with the one "
-                    f"they are from"
+                    f"in {vae!r}: encode them anew, or pass --vae with the one they are from"
                 )
             if config.normalize_latents:
                 normalize_by(self.vae, self.dataset.facts.get("statistics"), config.latents)
@@ -90,9 +98,9 @@ class CleanData:
 
     def facts(self, config):
         """Where the rows are from, for the card."""
-        source = self.dataset.facts if config.latents else {"dataset": config.dataset, "split": config.split}
-        rows = None if config.streaming else len(self.dataset)
-        return {"rows": rows, "dataset": source["dataset"], "split": source["split"]}
+        source = self.dataset.facts if config.latents else vars(config) | {"dataset_on_hub": on_hub(config.dataset)}
+        facts = {key: source.get(key) for key in ("dataset", "dataset_on_hub", "split", "resolution")}
+        return {"rows": None if config.streaming else len(self.dataset)} | facts
 
     def draw(self, batch, draws):
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised

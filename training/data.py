@@ -19,6 +19,11 @@ EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
 
 
+def on_hub(name):
+    """Whether a dataset of this name is read from the Hub."""
+    return not (name in EMBEDDED or os.path.splitext(name)[1] in FILES or os.path.isdir(name))
+
+
 def open_split(name, split, streaming=False):
     """A split of a dataset: embedded in the package, local files or a folder of them, or on the Hub.
 

@@ -19,7 +19,7 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 from config import DataConfig, option, parse
-from data import ImageDataset, open_shard, shard_path
+from data import ImageDataset, on_hub, open_shard, shard_path
 from diffusers import AutoModel
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -122,6 +122,7 @@ def main(argv=None):
             raise ValueError(
                 f"{config.output_dir!r} holds other latents ({'; '.join(changed)}): choose another output_dir"
             )
+    facts["dataset_on_hub"] = on_hub(config.dataset)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not os.path.isfile(index):
         os.makedirs(config.output_dir, exist_ok=True)

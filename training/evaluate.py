@@ -18,8 +18,8 @@ Image i is drawn from seed + i, so the figures depend neither on the batch size 
 into metrics.json of the pipeline folder and onto its model card; of images alone they are printed.
 """
 
+import json
 import os
-import platform
 import sys
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ import torch
 from accelerate import Accelerator
 from classifier import accuracy, train_classifier
 from config import DataConfig, option, parse
-from data import ImageDataset
+from data import ImageDataset, on_hub
 from metrics import (
     ClassifierFeatures,
     frechet_distance,
@@ -39,6 +39,7 @@ from metrics import (
     precision_and_recall,
 )
 from PIL import Image
+from provenance import provenance
 from tqdm.auto import tqdm
 
 from score_sde.hub import add_metrics, load_bundle
@@ -90,6 +91,10 @@ class EvaluateConfig(DataConfig):
             yield f"num_images {self.num_images} and likelihood {self.likelihood}: one of them must be positive"
         if self.tolerance <= 0:
             yield f"tolerance {self.tolerance} must be positive"
+
+
+# how the Hub calls metrics in a model index
+METRIC_TYPES = {"FID": "fid", "kernel distance (KID)": "kid", "inception score": "inception_score"}
 
 
 def share(count, accelerator):
@@ -213,7 +218,7 @@ def measure_distances(image_sets, network, config, accelerator):
         name = "FID" if (name, network.name) == ("Fréchet distance", "Inception") else name
         what = f"{count:,} samples" if name == "inception score" else f"{count:,} samples to {reference}"
         metric = {"name": f"{name} of {what}, {network.name}", "value": float(f"{np.mean(values):.5g}"), "n": count}
-        metric |= {"split": config.reference_split, "features": network.name}
+        metric |= {"type": METRIC_TYPES.get(name, name), "split": config.reference_split, "features": network.name}
         if len(values) > 1:
             metric["explanation"] = (
                 f"mean of {len(values)} sets of samples, standard deviation {np.std(values, ddof=1):.3g}."
@@ -227,9 +232,20 @@ def measure_distances(image_sets, network, config, accelerator):
 def sampling_facts(pipeline, config):
     return {
         "sampler": pipeline.scheduler.config.predictor,
+        "num_inference_steps": config.num_inference_steps,
         "nfe": pipeline.scheduler.nfe,
         "guidance_scale": config.guidance_scale,
+        "ema_decay": ema_decay(config),
     }
+
+
+def ema_decay(config):
+    """EMA decay of the weights of the pipeline, None where its training.json doesn't say."""
+    path = os.path.join(config.pipeline, "training.json")
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file).get("config", {}).get("ema_decay")
 
 
 def measure_classes(classifier, images, pipeline, config, accelerator):
@@ -247,6 +263,7 @@ def measure_classes(classifier, images, pipeline, config, accelerator):
     return [
         {
             "name": "classifier accuracy on real images",
+            "type": "accuracy",
             "value": round(real_accuracy, 4),
             "n": len(test),
             "split": config.test_split,
@@ -255,6 +272,7 @@ def measure_classes(classifier, images, pipeline, config, accelerator):
         },
         {
             "name": "classifier accuracy on samples",
+            "type": "accuracy",
             "value": round(generated_accuracy, 4),
             "n": config.num_images,
             "split": config.split,
@@ -336,7 +354,9 @@ def measure_likelihood(pipeline, config, device):
         "value": round(float(values.mean()), 4),
         "n": count,
         "split": config.test_split,
+        "type": "nats_per_dim" if pipeline.vae is not None else "bits_per_dim",
         "nfe": round(sum(nfe) / len(nfe)),
+        "ema_decay": ema_decay(config),
         "explanation": f"exact likelihood of {what} {'given' if labelled else 'without'} the class by the "
         f"probability-flow ODE, standard error {error:.4f} over images and probes ({config.num_probes} per image), "
         f"tolerance {config.tolerance:g}"
@@ -354,13 +374,9 @@ def main(argv=None):
     accelerator.wait_for_everyone()
     if pipeline is None or not accelerator.is_main_process:
         return
-    provenance = {
-        "seed": config.seed,
-        "dataset": config.dataset,
-        "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {accelerator.device.type}",
-    }
-    add_metrics(config.pipeline, [metric | provenance for metric in metrics])
+    shared = {"seed": config.seed, "dataset": config.dataset, "dataset_on_hub": on_hub(config.dataset)}
+    shared |= provenance(accelerator.device)
+    add_metrics(config.pipeline, [metric | shared for metric in metrics])
 
 
 if __name__ == "__main__":

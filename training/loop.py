@@ -12,10 +12,8 @@ import copy
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import signal
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
 from flops import FlopCounter, measured_peak
 from PIL import Image
+from provenance import provenance
 from tqdm.auto import tqdm
 
 
@@ -90,7 +89,17 @@ class Draws:
         return (parts / self.rows)[self.own].clamp(2**-53, 1 - 2**-53)
 
 
-def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_evaluation=None):
+def fit(
+    config,
+    accelerator,
+    model,
+    dataset,
+    compute_loss,
+    on_sample=None,
+    on_evaluation=None,
+    on_push=None,
+    push_steps=0,
+):
     """Train `model` and leave its averaged weights in it.
 
     Args:
@@ -99,6 +108,7 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_ev
         on_sample: f(model, path of a PNG), called with the averaged weights every `sample_steps`.
         on_evaluation: f(model) -> {name: value}, called by every process with the averaged weights every
             `evaluation_steps`; the values are logged and added to evaluation.jsonl.
+        on_push: f(model, facts of the run so far), called with the averaged weights every `push_steps`, if not 0.
 
     Returns:
         The unwrapped model, of a sharded one a whole copy, and the facts of the run: steps, images seen, loss, seconds,
@@ -230,6 +240,11 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_ev
                 if accelerator.is_main_process:
                     on_sample(averaged, sample_path(config.output_dir, progress["step"]))
             accelerator.wait_for_everyone()
+        if push_steps and progress["step"] % push_steps == 0 and not done and not skipped:
+            with ema.averaged_network() as averaged:
+                if accelerator.is_main_process:
+                    on_push(averaged, run_facts(config, accelerator, averaged, progress))
+            accelerator.wait_for_everyone()
         if on_evaluation and progress["step"] % config.evaluation_steps == 0 and not stopped:
             with ema.averaged_network() as averaged:
                 values = on_evaluation(averaged)
@@ -255,7 +270,12 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_ev
     bar.close()
 
     network = ema.publish()
-    facts = {
+    return network, run_facts(config, accelerator, network, progress)
+
+
+def run_facts(config, accelerator, network, progress):
+    """What is known of a run: JSON-able."""
+    return {
         "steps": progress["step"],
         "images_seen": progress["images_seen"],
         "final_loss": progress["loss"],
@@ -264,12 +284,8 @@ def fit(config, accelerator, model, dataset, compute_loss, on_sample=None, on_ev
         "device": str(accelerator.device),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "config": asdict(config),
-        "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
-        + (f", {torch.cuda.get_device_name()}" if accelerator.device.type == "cuda" else ""),
         "torch": torch.__version__,
-    }
-    return network, facts
+    } | provenance(accelerator.device)
 
 
 def batches(loader):

@@ -9,18 +9,21 @@ on with a stopped run, add `--resume_from_checkpoint latest`.
 
 import os
 import sys
+import threading
 from dataclasses import dataclass
 
 import diffusers
 import torch
 from clean_data import CleanData, CleanDataConfig
 from config import LoopConfig, json_options, option, parse
+from huggingface_hub.utils import validate_repo_id
 from loop import fit, make_accelerator, sample_path, save_grid
 from validation import ValidationConfig, make_validation
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
-from score_sde.hub import push_bundle, save_bundle
+from score_sde.hub import push_to_hub, save_bundle
 from score_sde.losses import Objective, hybrid_loss
+from score_sde.model_card import check_license
 
 
 NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
@@ -36,6 +39,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         "{}", 'Arguments of the network\'s class, as JSON: {"hidden_size": 256}; they win over network_name.'
     )
     model_name: str = option("score-sde model", "Name of the model on its card.")
+    license: str | None = option(None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.")
     class_conditional: bool = option(True, "Train on class labels, where the data has them.")
     sde_type: str = option("vp", "Noise path: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.")
     prediction_type: str = option(
@@ -57,6 +61,9 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     )
     push_to_hub: str | None = option(None, "Upload the pipeline to this repo on the Hub, somebody/model, at the end.")
     hub_private: bool = option(False, "Make that repo private, if it is new.")
+    push_steps: int = option(
+        0, "Optimizer steps between uploads of the averaged weights, in the background; 0 for none before the end."
+    )
     sample_num_images: int = option(64, "Images in a sample grid.")
     sample_guidance_scale: float = option(1.0, "Classifier-free guidance of the sample grids: 1 is none.")
     sample_num_inference_steps: int = option(50, "Time steps of the sample grids.")
@@ -67,10 +74,21 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         yield from ValidationConfig.problems(self)
         if self.network not in NETWORKS:
             yield f"network {self.network!r} is unknown; choose one of {', '.join(NETWORKS)}"
+        try:
+            check_license(self.license)
+        except ValueError as error:
+            yield str(error)
         if not self.vlb_weight >= 0:
             yield f"vlb_weight {self.vlb_weight} must be at least 0"
         if self.vlb_weight > 0 and (self.sde_type != "discrete_vp" or self.weighting not in ("output", "simple")):
             yield f"vlb_weight {self.vlb_weight} needs sde_type discrete_vp and weighting output"
+        if self.push_to_hub:
+            try:
+                validate_repo_id(self.push_to_hub)
+            except ValueError as error:
+                yield f"push_to_hub {self.push_to_hub!r}: {error}"
+        if self.push_steps < 0 or (self.push_steps and not self.push_to_hub):
+            yield f"push_steps {self.push_steps} must be at least 0, and needs push_to_hub"
         if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
             yield "sample_num_images and sample_num_inference_steps must be at least 1"
         # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened
@@ -175,18 +193,14 @@ def main(argv=None):
     def on_sample(network, path):
         sample_grid(make_pipeline(network), config, path)
 
-    on_evaluation = None
-    if config.evaluation_steps:
-        on_evaluation = make_validation(config, accelerator, data, losses_of, make_pipeline)
-    network, facts = fit(config, accelerator, model, data.dataset, compute_loss, on_sample, on_evaluation)
-
-    # the result: a folder that from_pretrained opens, with its card
-    if accelerator.is_main_process:
+    def make_bundle(network, facts, name):
         pipeline = make_pipeline(network)
         grid = sample_path(config.output_dir, facts["steps"])
         sample_grid(pipeline, config, grid)
         facts |= data.facts(config) | {
             "model_name": config.model_name,
+            "license": config.license,
+            "repo_id": config.push_to_hub,
             "diffusers": diffusers.__version__,
             "samples": {
                 "guidance_scale": config.sample_guidance_scale,
@@ -194,15 +208,52 @@ def main(argv=None):
                 "network_evaluations": scheduler.nfe,
             },
         }
-        folder = save_bundle(
-            pipeline.to("cpu"), os.path.join(config.output_dir, "pipeline"), facts=facts, sample_grid=grid
-        )
+        return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
+
+    def push(folder, steps):
+        message = f"{config.model_name}, {steps:,} steps"
+        try:
+            address = push_to_hub(
+                folder, config.push_to_hub, private=config.hub_private or None, commit_message=message
+            )
+            print(f"pushed: {address}")
+        except (OSError, ValueError) as error:  # the bundle is saved: no reason to fail
+            print(f"{error}; nothing is lost: `python -m score_sde.hub {folder} {config.push_to_hub}` pushes it")
+
+    uploads = []
+
+    def on_push(network, facts):
+        if uploads and uploads[-1].is_alive():
+            print(f"step {facts['steps']}: not pushed, the upload before still runs")
+            return
+        folder, _ = make_bundle(network, facts, "pushed")
+        # a daemon: what doesn't answer keeps no run from ending
+        uploads.append(threading.Thread(target=push, args=(folder, facts["steps"]), daemon=True))
+        uploads[-1].start()
+
+    on_evaluation = None
+    if config.evaluation_steps:
+        on_evaluation = make_validation(config, accelerator, data, losses_of, make_pipeline)
+    network, facts = fit(
+        config,
+        accelerator,
+        model,
+        data.dataset,
+        compute_loss,
+        on_sample,
+        on_evaluation,
+        on_push,
+        config.push_steps,
+    )
+
+    # the result: a folder that from_pretrained opens, with its card
+    if accelerator.is_main_process:
+        folder, grid = make_bundle(network, facts, "pipeline")
         print(f"samples: {grid}\npipeline: {folder}")
+        if uploads:
+            uploads[-1].join()
         if config.push_to_hub:
-            try:
-                print(f"pushed: {push_bundle(folder, config.push_to_hub, private=config.hub_private or None)}")
-            except OSError as error:  # the work is done and saved: no reason to fail
-                print(error)
+            push(folder, facts["steps"])
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

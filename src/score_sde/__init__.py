@@ -12,7 +12,7 @@ _EXPORTS = {
     "unet_score": ["ScoreUNetModel"],
     "noise_conditional_classifier": ["NoiseConditionalClassifier"],
     "pipelines": ["ScoreSDEInversePipeline", "ScoreSDEPipeline"],
-    "hub": ["load_bundle", "save_bundle"],
+    "hub": ["load_bundle", "push_to_hub", "save_bundle"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 # diffusers looks these up on the package that a component's class comes from

@@ -19,14 +19,18 @@ import os
 import pickle
 import shutil
 import sys
+from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTPipeline, DiTTransformer2DModel, UNet2DModel
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .hub import load_bundle, save_bundle
+from .model_card import check_license, write_card
 from .pipelines import ScoreSDEPipeline
+from .pipelines.bundling import fetch
 from .pipelines.latents import shift_and_scale
 from .scheduling_score_sde import ScoreSDEScheduler
 from .transformer_score_dit import DiTModel, sincos_position_embedding
@@ -38,6 +42,8 @@ DIT_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 # repos in diffusers' format that hold the original's weights, trained with the original's timestep embedding
 ORIGINAL_DITS = ("facebook/DiT-XL-2-256", "facebook/DiT-XL-2-512")
 SCORE_SDE_TYPES = ("ve", "vp", "subvp")
+# of the weights that the originals' authors released; DiT's is not commercial
+LICENSES = {"dit": "cc-by-nc-4.0", "score-sde": "apache-2.0", "guided-diffusion": "mit"}
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -611,6 +617,17 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
     return ScoreSDEPipeline(scheduler, **components)
 
 
+def published_license(folder_or_repo):
+    """The licence on the card of a folder, or of a repo on the Hub; None where there is none to be found."""
+    if str(folder_or_repo).rstrip("/") in ORIGINAL_DITS:
+        return LICENSES["dit"]
+    card = os.path.join(folder_or_repo, "README.md") if os.path.isdir(folder_or_repo) else folder_or_repo
+    try:
+        return ModelCard.load(card, ignore_metadata_errors=True).data.license
+    except (OSError, ValueError):
+        return None
+
+
 def center(unet, config):
     """Let a UNet2DModel that was trained by a ScoreSdeVeScheduler on images in [0, 1] see images in [-1, 1]; return the
     scheduler's config: the noise counts twice, and the output half."""
@@ -667,6 +684,47 @@ def pipeline_to_diffusers(pipeline):
     return stock_pipeline
 
 
+def export_to_diffusers(pipeline_or_folder, folder):
+    """Write a `ScoreSDEPipeline` as a folder that plain diffusers opens, with no code of ours: see
+    `pipeline_to_diffusers`. Its card carries the licence, the repo that the weights are from, and what was measured.
+
+    Args:
+        pipeline_or_folder: a pipeline; or a bundle, a folder or a repo on the Hub, whose facts and figures go along.
+        folder: where to write; it must not exist, or be empty.
+
+    Returns:
+        The folder, absolute. Raises ValueError, with every reason, for a pipeline that stock diffusers cannot be, and
+        for a folder that holds something.
+    """
+    folder, pipeline, bundle = check_output(folder), pipeline_or_folder, None
+    if not isinstance(pipeline, ScoreSDEPipeline):
+        bundle, _ = fetch(pipeline_or_folder)
+        pipeline = load_bundle(bundle)
+    partial = folder + ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline_to_diffusers(pipeline).save_pretrained(partial)
+    for name in ("training.json", "metrics.json", "samples.png") if bundle else ():
+        if os.path.isfile(os.path.join(bundle, name)):
+            shutil.copyfile(os.path.join(bundle, name), os.path.join(partial, name))
+    if bundle and not os.path.isdir(pipeline_or_folder):
+        facts = Path(partial, "training.json")
+        known = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
+        facts.write_text(json.dumps(known | {"base_model": pipeline_or_folder}, indent=2) + "\n", encoding="utf-8")
+    write_card(partial)
+    if os.path.isdir(folder):
+        os.rmdir(folder)
+    os.replace(partial, folder)
+    return folder
+
+
+def check_output(folder):
+    """The absolute path of a folder that can be written. Raises ValueError for one that holds something."""
+    folder = os.path.abspath(folder)
+    if os.path.isfile(folder) or os.path.isdir(folder) and os.listdir(folder):
+        raise ValueError(f"output {folder!r} exists: choose another folder, or remove it")
+    return folder
+
+
 def plain_statistics(vae):
     """Whether an autoencoder's latents are normalised by scaling_factor alone, as stock pipelines do it."""
     return all(vae.config.get(key) is None for key in ("latents_mean", "latents_std", "shift_factor"))
@@ -704,6 +762,9 @@ def parser_of_command():
         command = kinds.add_parser(kind, help=help, description=help)
         command.add_argument("source", help=source)
         command.add_argument("output", help="the folder that is written; it must not exist, or be empty")
+        if kind != "to-diffusers":
+            license = f"(default: {LICENSES[kind]}, the released weights')" if kind in LICENSES else ""
+            command.add_argument("--license", default=LICENSES.get(kind), help=f"licence of the weights {license}")
         return command
 
     def add_network(command, required):
@@ -737,9 +798,12 @@ def main(argv=None):
     parser = parser_of_command()
     options = vars(parser.parse_args(argv))
     kind, source, output = (options.pop(name) for name in ("kind", "source", "output"))
-    if os.path.isdir(output) and os.listdir(output) or os.path.isfile(output):
-        parser.error(f"output {output!r} exists: choose another folder, or remove it")
+    license = options.pop("license", None)
     try:
+        if license is None and kind == "from-diffusers":
+            license = published_license(source)
+        check_license(license)
+        output = check_output(output)
         network_kwargs = json.loads(options.pop("network_kwargs", "{}"))
         if kind == "dit":
             vae = options.pop("vae")
@@ -756,21 +820,17 @@ def main(argv=None):
         elif kind == "from-diffusers":
             pipeline = pipeline_from_diffusers(source, **options)
         else:
-            pipeline = pipeline_to_diffusers(load_bundle(source))
+            export_to_diffusers(source, output)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
-    if kind == "to-diffusers":
-        partial = output.rstrip("/") + ".partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        pipeline.save_pretrained(partial)
-        if os.path.isdir(output):
-            os.rmdir(output)
-        os.replace(partial, output)
-    else:
+    if kind != "to-diffusers":
         name = os.path.splitext(os.path.basename(source.rstrip("/")))[0]
-        save_bundle(pipeline, output, facts={"model_name": name, "converted_from": os.path.basename(source)})
+        facts = {"model_name": name, "license": license, "converted_from": os.path.basename(source)}
+        if kind == "from-diffusers" and not os.path.isdir(source):
+            facts["base_model"] = source
+        save_bundle(pipeline, output, facts=facts)
     print(f"pipeline: {output}")
 
 

@@ -1,0 +1,29 @@
+"""Where a figure comes from, for everything that ends on a card."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import torch
+
+import score_sde
+
+
+def provenance(device):
+    """The command, the code and the machine: {"command", "commit", "machine"}."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    describe = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    if device.type != "cpu":
+        machine += f", {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}"
+    return {
+        "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
+        # of a source tree that git doesn't know, the version
+        "commit": commit or f"score-sde {score_sde.__version__}",
+        "machine": machine,
+    }

@@ -1,0 +1,120 @@
+"""Latents on the Hub: push what encode_latents.py wrote as a dataset with its card, and fetch it for training.
+
+    python training/share_latents.py runs/latents somebody/latents --private
+    accelerate launch training/train.py --latents somebody/latents --output_dir runs/dit
+
+An autoencoder that is a folder here goes along, so that the dataset is enough to train and to sample; one from the Hub
+is named.
+"""
+
+import argparse
+import glob
+import json
+import os
+import sys
+from importlib.resources import files
+
+from data import LatentDataset
+from encode_latents import fingerprint, load_vae
+from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi, snapshot_download
+
+import score_sde
+from score_sde.model_card import check_license, dataset_name
+from score_sde.pipelines.bundling import hub_problem
+
+
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
+
+
+def latents_card(facts, repo_id, license=None):
+    """The card of latents on the Hub, from their latents.json."""
+    rows, name = facts["rows"], dataset_name(facts)
+    data = DatasetCardData(
+        license=license,
+        pretty_name=f"Latents of {name}, {facts['split']}, {facts['resolution']} px",
+        size_categories=[SIZES[max(0, len(str(rows)) - 3)]],
+        source_datasets=[name] if facts.get("dataset_on_hub") else None,
+        task_categories=["unconditional-image-generation"],
+        tags=["score-sde", "latents"],
+        # shards of tensors are nothing to look at
+        viewer=False,
+    )
+    template = str(files("score_sde.model_cards") / "latents_template.md")
+    return DatasetCard.from_template(
+        data, template, facts=facts, name=name, repo=repo_id, version=score_sde.__version__, title=data.pretty_name
+    )
+
+
+def push_latents(folder, repo_id, private=None, license=None, token=None):
+    """Upload the latents in a folder as a dataset, in one commit.
+
+    Args:
+        folder: as encode_latents.py wrote it, whole.
+        repo_id: the dataset, somebody/latents; made if it doesn't exist.
+        private: visibility of a new repo; None for the owner's default.
+        license: of the latents, as the Hub calls it; None leaves it out of the card.
+        token: None for the one that `hf auth login` stored.
+
+    Returns:
+        The address of the commit. Raises ValueError for latents that are not whole, or whose autoencoder is no longer
+        the one that encoded them, OSError where the Hub cannot be reached or refuses, with what to do.
+    """
+    check_license(license)
+    facts, vae = dict(LatentDataset(folder).facts), None
+    if os.path.isabs(facts["vae"]):
+        vae = facts["vae"]
+        if not os.path.isdir(vae) or fingerprint(load_vae(vae)) != facts["vae_fingerprint"]:
+            raise ValueError(f"the autoencoder of {folder!r} is no longer in {vae!r}: encode the dataset anew")
+        facts["vae"] = "vae"
+    facts["dataset"] = dataset_name(facts)
+    texts = {
+        "latents.json": json.dumps(facts, indent=2) + "\n",
+        "README.md": str(latents_card(facts, repo_id, license)),
+    }
+    operations = [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
+    for path in sorted(glob.glob(os.path.join(folder, "moments-*.safetensors"))):
+        operations.append(CommitOperationAdd(os.path.basename(path), path))
+    for path in sorted(glob.glob(os.path.join(vae, "*"))) if vae else ():
+        if path.endswith((".json", ".safetensors")):
+            operations.append(CommitOperationAdd(f"vae/{os.path.basename(path)}", path))
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        message = f"Upload {facts['rows']} latents"
+        return api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url
+    except Exception as error:  # the client has no common class of errors
+        raise OSError(f"{repo_id} was not pushed: {hub_problem(error)}") from error
+
+
+def fetch_latents(folder_or_repo):
+    """The folder of latents: itself, or that of a dataset on the Hub, downloaded into the cache; what is there already
+    is not downloaded again.
+
+    Raises ValueError for what is neither.
+    """
+    if os.path.isdir(folder_or_repo) or folder_or_repo.count("/") != 1:
+        return folder_or_repo
+    wanted = ["latents.json", "moments-*.safetensors", "vae/*.json", "vae/*.safetensors"]
+    try:
+        return snapshot_download(folder_or_repo, repo_type="dataset", allow_patterns=wanted)
+    except Exception as error:  # the client has no common class of errors
+        raise ValueError(
+            f"latents {folder_or_repo!r} are no folder here and cannot be had from the Hub: {hub_problem(error)}"
+        ) from error
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Push latents to the Hub, as a dataset.")
+    parser.add_argument("folder", help="latents, as encode_latents.py wrote them")
+    parser.add_argument("repo_id", help="somebody/latents; made if it doesn't exist")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
+    parser.add_argument("--license", help="of the latents, as the Hub calls it")
+    try:
+        print(push_latents(**vars(parser.parse_args(argv))))
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
