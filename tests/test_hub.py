@@ -536,7 +536,7 @@ def test_training_pushes_at_intervals_and_survives_a_network_that_fails(local_hu
     result = local_hub.run(TRAIN, *arguments, token="hf_writer")
     assert result.returncode == 0, result.stderr
     assert (
-        "me/model was not pushed: the Hub answered with status 503: try again later; training goes on" in result.stdout
+        "me/model was not pushed: the Hub answered with status 503: try again later; nothing is lost" in result.stdout
     )
     repo = local_hub.repos["model", "me/model"]
     assert repo.private

@@ -177,7 +177,7 @@ def check_types(config, cls, path):
     """Raise ValueError for an argument that a class of this package doesn't have, or of another type."""
     known, types_of = inspect.signature(cls.__init__).parameters, typing.get_type_hints(cls.__init__)
     for name, value in config.items():
-        # a scheduler keeps what belongs to the stock one that it was made from
+        # a scheduler made from a stock one keeps what only that one has
         if name.startswith("_") or (name not in known and issubclass(cls, SchedulerMixin)):
             continue
         if name not in known:
