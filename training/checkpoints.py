@@ -123,10 +123,11 @@ def read_state(folder, config):
     for name, size in state["files"].items():
         if found.get(name) != size:
             raise DamagedCheckpoint(f"{folder!r} is damaged: {name} has {found.get(name, 0):,} of {size:,} bytes")
-    saved, now = state["config"], asdict(config)
-    changed = [name for name in now if name not in FREE_TO_CHANGE and saved.get(name) != now[name]]
+    # an option that is newer than the checkpoint was at its default
+    saved, now = asdict(type(config)()) | state["config"], asdict(config)
+    changed = [name for name in now if name not in FREE_TO_CHANGE and saved[name] != now[name]]
     if changed:
-        differences = ", ".join(f"{name} was {saved.get(name)!r}, is {now[name]!r}" for name in changed)
+        differences = ", ".join(f"{name} was {saved[name]!r}, is {now[name]!r}" for name in changed)
         raise ValueError(
             f"checkpoint {folder!r} is of a different run: {differences}. Pass the same values, or start anew"
         )
