@@ -6,11 +6,10 @@ import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import averages
@@ -58,7 +57,7 @@ LONG_RUN = ["--max_train_steps", 400, "--checkpointing_steps", 5, "--logging_ste
 
 
 def killed_and_resumed(output_dir, *arguments, processes, kills):
-    """Kill the process (group) with signal 9 at some moment after each new checkpoint, then run it to its end."""
+    """Kill all processes of the run by signal 9 at some moment after each new checkpoint, then run it to its end."""
     newest = None
     for kill in range(kills):
         process = subprocess.Popen(
@@ -67,11 +66,14 @@ def killed_and_resumed(output_dir, *arguments, processes, kills):
             stderr=subprocess.PIPE,
             text=True,
             env=environment(),
-            start_new_session=True,
         )
         newest = wait_for_checkpoint(process, output_dir, newest)
         time.sleep(0.013 * (kill + 1))
-        os.killpg(process.pid, signal.SIGKILL)
+        # the launcher gives its processes sessions of their own
+        launcher = psutil.Process(process.pid)
+        for victim in [launcher, *launcher.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
         process.communicate()
         assert not (Path(output_dir) / "pipeline").exists(), "the run was over before it was killed"
     result = subprocess.run(
