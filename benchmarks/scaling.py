@@ -36,8 +36,8 @@ import train  # noqa: E402
 from classifier import accuracy, train_classifier  # noqa: E402
 from config import parse  # noqa: E402
 from data import ImageDataset  # noqa: E402
-from evaluate import EvaluateConfig  # noqa: E402
-from metrics import frechet_distance, moments  # noqa: E402
+from evaluate import EvaluateConfig, features_of  # noqa: E402
+from metrics import ClassifierFeatures, frechet_distance, moments  # noqa: E402
 
 
 PATCHES = (4, 2, 1)
@@ -82,13 +82,6 @@ def test_loss(pipeline, latents, labels):
     return total / len(latents)
 
 
-@torch.no_grad()
-def features(judge, images):
-    """The 64 channels of the classifier's last convolution, averaged over the image, (N, 64)."""
-    convolutions = judge[:-4]
-    return torch.cat([convolutions(part).mean((2, 3)) for part in images.split(250)])
-
-
 def measure(pipeline, judge, real, latents, labels, options):
     """Loss on test images, and the distance and accuracy of as many samples."""
     pipeline.set_progress_bar_config(disable=True)
@@ -102,7 +95,7 @@ def measure(pipeline, judge, real, latents, labels, options):
     images = torch.cat(images)
     return {
         "loss": test_loss(pipeline, latents, labels),
-        "distance": frechet_distance(*moments(features(judge, images)), *real),
+        "distance": frechet_distance(*moments(features_of(ClassifierFeatures(judge), images, 250)[0]), *real),
         "recognised": accuracy(judge, images, torch.tensor(asked)),
     }
 
@@ -155,7 +148,7 @@ def main():
     judge = train_classifier(ImageDataset(config), config.classifier_epochs, config.seed, torch.device("cpu"))
     test = ImageDataset(config, split=config.test_split)
     images, labels = (torch.stack([torch.as_tensor(row[name]) for row in test]) for name in ("images", "labels"))
-    real = moments(features(judge, images))
+    real = moments(features_of(ClassifierFeatures(judge), images, 250)[0])
     latents = load_bundle(folders[0]).to_latents(images)
 
     found = []

@@ -42,7 +42,8 @@ ALLOWED = {
     | {"torchmetrics", "tqdm", "transformers", "yaml"}
     | TRAINING,
     "benchmarks/*.py": FIELD
-    | {"datasets", "dit_gflops", "exact", "matplotlib", "score_sde", "stock_samplers", "tqdm"}
+    | {"datasets", "dit_gflops", "exact", "matplotlib", "numpy", "PIL", "safetensors", "score_sde", "stock_samplers"}
+    | {"tqdm"}
     | TRAINING,
 }
 # what is copied into a bundle: the file that diffusers is told of, from which it finds the others

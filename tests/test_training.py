@@ -307,20 +307,25 @@ def test_help_explains_every_option(config_class, capsys):
 @pytest.mark.parametrize(
     ("config_class", "name"),
     [
-        (train_autoencoder.AutoencoderConfig, "autoencoder"),
-        (train.TrainConfig, "diffusion"),
-        (encode_latents.EncodeConfig, "latents"),
-        (evaluate.EvaluateConfig, "evaluation"),
-        (train_classifier.ClassifierConfig, "classifier"),
+        (train_autoencoder.AutoencoderConfig, "quick_start/autoencoder"),
+        (train.TrainConfig, "quick_start/diffusion"),
+        (encode_latents.EncodeConfig, "quick_start/latents"),
+        (evaluate.EvaluateConfig, "quick_start/evaluation"),
+        (train_classifier.ClassifierConfig, "quick_start/classifier"),
+        (train.TrainConfig, "clothing32/diffusion"),
+        (encode_latents.EncodeConfig, "clothing128/latents"),
+        (train.TrainConfig, "clothing128/diffusion"),
+        (train.TrainConfig, "cifar10/diffusion"),
     ],
 )
 def test_the_presets_fit_their_scripts(config_class, name, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     pipeline = ["--pipeline", tmp_path]
-    needed = {"latents": ["--vae", "a"], "evaluation": pipeline, "classifier": pipeline}.get(name, [])
-    path = TRAINING / "configs" / "quick_start" / f"{name}.yaml"
+    needed = {"latents": ["--vae", "a"], "evaluation": pipeline, "classifier": pipeline}.get(Path(name).name, [])
+    path = TRAINING / "configs" / f"{name}.yaml"
     config = dataclasses.asdict(parse(config_class, [str(each) for each in (path, *needed)]))
     for key, value in yaml.safe_load(path.read_text()).items():
+        value = None if value == "none" else value
         assert config[key] == (json.dumps(value) if isinstance(value, dict) else value)
 
 
