@@ -66,8 +66,9 @@ def test_the_folder_is_a_space(tmp_path):
     assert os.listdir(tmp_path) == ["space"]
     with pytest.raises(ValueError, match="exists: choose another"):
         space.write_space(folder, "me/model")
-    with pytest.raises(ValueError, match="push .* and pass its id, somebody/model"):
-        space.write_space(tmp_path / "other", str(tmp_path))
+    for model in (str(tmp_path), "model", 'me/model", exec("...")'):
+        with pytest.raises(ValueError, match="push .* and pass its id, somebody/model"):
+            space.write_space(tmp_path / "other", model)
 
 
 PUSH = """

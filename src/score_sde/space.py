@@ -11,6 +11,7 @@ diffusers with the code that the repo carries.
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -60,7 +61,8 @@ def write_space(folder, model):
         The folder, absolute. Raises ValueError for a model that is no repo's id, and for a folder that holds something.
     """
     folder = os.path.abspath(folder)
-    if os.path.isdir(model) or model.count("/") != 1 or not all(model.split("/")):
+    # an id stands in the code of the page, so it may be nothing else
+    if os.path.isdir(model) or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise ValueError(f"a Space draws with a model on the Hub: push {model!r} and pass its id, somebody/model")
     if os.path.isfile(folder) or (os.path.isdir(folder) and os.listdir(folder)):
         raise ValueError(f"folder {folder!r} exists: choose another, or remove it")
