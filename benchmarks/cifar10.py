@@ -204,7 +204,7 @@ def main():
     for row in rows:
         facts = f"{row['parameters']:,} | {row['train_seconds'] / 60:.0f}" if "parameters" in row else " | "
         print(f"| {row['images']} | {row['distance']:.2f} | {facts} |")
-    document = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    document = {key: vars(options)[key] for key in ("images", "recipe_learning_rate", "samples", "steps", "seed")}
     document |= {"features": network.name, "threads": torch.get_num_threads(), "rows": rows}
     Path(f"{options.output}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     pixels = ((torch.cat(grids) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
