@@ -46,7 +46,8 @@ from loop import save_grid  # noqa: E402
 from metrics import Features, frechet_distance, moments  # noqa: E402
 
 
-RECIPE = str(TRAINING / "configs/cifar10/diffusion.yaml")
+OURS = str(TRAINING / "configs/cifar10/diffusion.yaml")
+PIPELINES = {"score_sde": ScoreSDEPipeline, "diffusers": DDPMPipeline}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -82,10 +83,10 @@ def train_ours(options):
     """The folder of the pipeline of this package's recipe, and the seconds that its training took."""
     output = options.runs / "score_sde"
     if not (output / "pipeline").is_dir():
-        steps = options.images // parse(train.TrainConfig, [RECIPE]).batch_size
+        steps = options.images // parse(train.TrainConfig, [OURS]).batch_size
         arguments = {"dataset": options.train, "output_dir": output, "max_train_steps": steps, "seed": options.seed}
         arguments["resume_from_checkpoint"] = "latest"
-        train.main([RECIPE, *(str(part) for key, value in arguments.items() for part in (f"--{key}", value))])
+        train.main([OURS, *(str(part) for key, value in arguments.items() for part in (f"--{key}", value))])
     facts = json.loads((output / "pipeline/training.json").read_text())
     return output / "pipeline", facts["train_seconds"]
 
@@ -181,7 +182,7 @@ def main():
     reference = torch.from_numpy(statistics["train_mu"]), torch.from_numpy(statistics["train_sigma"])
     test = torch.stack([row["images"] for row in Subset(real_images(options.test, "test"), range(options.samples))])
     rows = [{"images": "real test images", "distance": distance(network, test, reference)}]
-    ours, recipe = (kind.from_pretrained(found[name][0]) for name, kind in KINDS.items())
+    ours, recipe = (kind.from_pretrained(found[name][0]) for name, kind in PIPELINES.items())
     stock = DDIMScheduler.from_config(recipe.scheduler.config)
     grids = []
     for name, pipeline, scheduler in (
@@ -209,9 +210,6 @@ def main():
     Path(f"{options.output}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     pixels = ((torch.cat(grids) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     save_grid([Image.fromarray(image) for image in pixels], f"{options.output}.png", columns=16)
-
-
-KINDS = {"score_sde": ScoreSDEPipeline, "diffusers": DDPMPipeline}
 
 
 @torch.no_grad()
