@@ -147,7 +147,8 @@ def main():
     config = parse(EvaluateConfig, [recipe, "--pipeline", str(folders[0])])
     judge = train_classifier(ImageDataset(config), config.classifier_epochs, config.seed, torch.device("cpu"))
     test = ImageDataset(config, split=config.test_split)
-    images, labels = (torch.stack([torch.as_tensor(row[name]) for row in test]) for name in ("images", "labels"))
+    rows = [test[i] for i in range(len(test))]
+    images, labels = (torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in ("images", "labels"))
     real = moments(features_of(ClassifierFeatures(judge), images, 250)[0])
     latents = load_bundle(folders[0]).to_latents(images)
 
