@@ -138,11 +138,12 @@ def test_limits_are_those_of_the_model(tmp_path):
     assert "has no classifier-free guidance" in labelled
 
 
-def test_the_committed_card_is_what_its_facts_say(tmp_path):
-    committed = ROOT / "model_cards" / "quick_start"
-    shutil.copytree(committed, tmp_path / "quick_start")
-    model_card.write_card(str(tmp_path / "quick_start"))
-    assert (tmp_path / "quick_start" / "README.md").read_text() == (committed / "README.md").read_text()
+@pytest.mark.parametrize("name", ["quick_start", "cifar10", "clothing128"])
+def test_the_committed_cards_are_what_their_facts_say(name, tmp_path):
+    committed = ROOT / "model_cards" / name
+    shutil.copytree(committed, tmp_path / name)
+    model_card.write_card(str(tmp_path / name))
+    assert (tmp_path / name / "README.md").read_text() == (committed / "README.md").read_text()
 
 
 # --- weights that go elsewhere --------------------------------------------------------------------------------------
