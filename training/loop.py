@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from averages import Averages, gathered
 from checkpoints import resume, save_checkpoint
+from config import WORK_BEGUN
 from data import mix_seeds, training_batches
 from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
@@ -162,6 +163,7 @@ def fit(
         options = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
         accelerator.init_trackers(os.path.basename(os.path.normpath(config.output_dir)), options)
 
+    WORK_BEGUN.set()
     bar = tqdm(
         total=config.max_train_steps,
         initial=progress["step"],

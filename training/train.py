@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, json_options, option, parse
+from config import LoopConfig, mapping, one_line_errors, option, parse
 from huggingface_hub.utils import validate_repo_id
 from loop import fit, make_accelerator, sample_path, save_grid
 from validation import ValidationConfig, make_validation
@@ -36,7 +36,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     network: str = option("dit", "dit (DiTModel) or unet (ScoreUNetModel).")
     network_name: str | None = option(None, "A published configuration of the network by name, such as DiT-S/2.")
     network_kwargs: str = option(
-        "{}", 'Arguments of the network\'s class, as JSON: {"hidden_size": 256}; they win over network_name.'
+        "{}", "Arguments of the network's class, as YAML: {hidden_size: 256}; they win over network_name."
     )
     model_name: str = option("score-sde model", "Name of the model on its card.")
     license: str | None = option(None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.")
@@ -45,17 +45,17 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     prediction_type: str = option(
         "v_prediction", "What the network predicts: epsilon, sample, score, v_prediction, flow_prediction, or edm."
     )
-    scheduler_kwargs: str = option("{}", 'More arguments of ScoreSDEScheduler, as JSON: {"beta_max": 20}.')
+    scheduler_kwargs: str = option("{}", "More arguments of ScoreSDEScheduler, as YAML: {beta_max: 20}.")
     time_density: str = option(
         "uniform", "Density of the training times: uniform, log_normal, logit_normal, importance, or levels."
     )
-    time_density_kwargs: str = option("{}", 'Its numbers, as JSON: {"mean": -1.2, "std": 1.2}.')
+    time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.")
     weighting: str = option(
         "output",
         "Weight of the squared error of x0: output, simple, velocity, edm, likelihood, min_snr, p2, or "
         "sample; score_sde.losses has the published combinations.",
     )
-    weighting_kwargs: str = option("{}", 'Its numbers, as JSON: {"gamma": 5}.')
+    weighting_kwargs: str = option("{}", "Its numbers, as YAML: {gamma: 5}.")
     vlb_weight: float = option(
         0.0, "Learn the variance, too, by this weight of the variational bound (DiT: 0.001); needs discrete_vp."
     )
@@ -94,7 +94,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened
         try:
             self.make_objective(self.make_scheduler())
-            json_options("network_kwargs", self.network_kwargs)
+            mapping("network_kwargs", self.network_kwargs)
             if self.network in NETWORKS and not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
                     make_network(self, (self.image_channels, self.resolution, self.resolution), num_classes=1)
@@ -106,7 +106,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         return ScoreSDEScheduler(
             sde_type=self.sde_type,
             prediction_type=self.prediction_type,
-            **learned | json_options("scheduler_kwargs", self.scheduler_kwargs),
+            **learned | mapping("scheduler_kwargs", self.scheduler_kwargs),
         )
 
     def make_objective(self, scheduler):
@@ -114,8 +114,8 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
             scheduler,
             "levels" if self.vlb_weight > 0 else self.time_density,
             self.weighting,
-            json_options("time_density_kwargs", self.time_density_kwargs),
-            json_options("weighting_kwargs", self.weighting_kwargs),
+            mapping("time_density_kwargs", self.time_density_kwargs),
+            mapping("weighting_kwargs", self.weighting_kwargs),
         )
 
 
@@ -131,7 +131,7 @@ def make_network(config, shape, num_classes):
     from_data = {"sample_size": shape[1], "in_channels": shape[0], "num_classes": num_classes}
     if config.vlb_weight > 0 or config.network_name:
         from_data["learn_sigma"] = config.vlb_weight > 0
-    return build(**(from_data | json_options("network_kwargs", config.network_kwargs)))
+    return build(**(from_data | mapping("network_kwargs", config.network_kwargs)))
 
 
 def loss_by_time(losses, t, scheduler, parts=4):
@@ -259,4 +259,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
-from config import DataConfig, LoopConfig, option, parse
+from config import DataConfig, LoopConfig, one_line_errors, option, parse
 from data import ImageDataset
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
@@ -143,4 +143,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()
