@@ -31,6 +31,7 @@ FREE_TO_CHANGE = {
     "max_skipped_steps",
     "skip_corrupt_images",
     "peak_tflops",
+    "compile",
     "evaluation_steps",
     "evaluation_images",
     "evaluation_features",

@@ -27,6 +27,7 @@ from score_sde.ema import gamma_of
 
 # all of diffusers' but the one that needs rules of its own
 LR_SCHEDULERS = [kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT]
+MIXED_PRECISIONS = ("no", "fp16", "bf16")
 
 
 def option(default, help):
@@ -91,10 +92,12 @@ class LoopConfig:
     ema_sigma_rel: list[float] = field(
         default_factory=lambda: [0.05, 0.10], metadata={"help": "Relative widths of those averages."}
     )
-    mixed_precision: str = option("no", "no, fp16, or bf16.")
+    mixed_precision: str | None = option(None, "no, fp16, or bf16; that of `accelerate launch` where it isn't given.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
     compile: bool = option(
-        False, "Compile the network by torch.compile: its repeated blocks, where it has them, else the whole."
+        False,
+        "Compile the network by torch.compile: its repeated blocks, where it has them, else the whole. The "
+        "dynamo_backend of `accelerate launch` does the same, by its backend and mode.",
     )
     allow_tf32: bool = option(False, "Let matrix products of float32 round to TF32: much faster on recent GPUs.")
     random_flip: bool = option(False, "Mirror half of the images, at random.")
@@ -158,8 +161,16 @@ class LoopConfig:
             yield f"lr_scheduler {self.lr_scheduler!r} is unknown; choose one of {', '.join(LR_SCHEDULERS)}"
         if self.crop not in ("centre", "random"):
             yield f"crop {self.crop!r} is unknown; choose one of centre, random"
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            yield f"mixed_precision {self.mixed_precision!r} is unknown; choose one of no, fp16, bf16"
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+        self.mixed_precision = self.mixed_precision or launched
+        if self.mixed_precision not in MIXED_PRECISIONS:
+            yield f"mixed_precision {self.mixed_precision!r} is unknown; choose one of {', '.join(MIXED_PRECISIONS)}"
+        # "no" is what the launcher says unasked, too
+        elif launched not in ("no", self.mixed_precision):
+            yield (
+                f"mixed_precision {self.mixed_precision!r} contradicts {launched!r} of accelerate launch: leave one of "
+                f"them out"
+            )
         resume = self.resume_from_checkpoint
         if resume not in (None, "latest") and not os.path.isdir(resume):
             yield f"resume_from_checkpoint {resume!r} is not a folder; pass a checkpoint folder or 'latest'"
