@@ -17,6 +17,7 @@ from dataclasses import asdict
 
 import torch
 from accelerate.utils import broadcast_object_list
+from config import mapping
 from run_folder import surviving
 
 from score_sde.pipelines.writing import whole_folder
@@ -167,11 +168,17 @@ def differences(before, now, name=""):
     return [] if before == now else [f"{name} was {before!r:.100}, is {now!r:.100}"]
 
 
+def options_of(config):
+    """The options of a config, as JSON gives them back."""
+    return json.loads(json.dumps(asdict(config)))
+
+
 def check_same_run(folder, state, config, data_fingerprint):
     """Raises ValueError where a checkpoint is of another configuration or of other data. Returns what else changed."""
     # an option that is newer than the checkpoint was at its default
-    before = json.loads(json.dumps(asdict(type(config)()))) | state["config"]
-    now = json.loads(json.dumps(asdict(config)))
+    before, now = options_of(type(config)()) | state["config"], options_of(config)
+    for options in (before, now):
+        options |= {name: mapping(name, options[name]) for name in options if name.endswith("_kwargs")}
     known = state["data"] is not None and data_fingerprint is not None
     names = FIXED if known or config.allow_other_data else FIXED | PLACES
     changed = differences(*({name: options[name] for name in now if name in names} for options in (before, now)))

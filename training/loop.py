@@ -21,9 +21,10 @@ from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import DynamoBackend, GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin
 from averages import Averages, gathered
 from checkpoints import resume, save_checkpoint
+from config import WORK_BEGUN
 from data import mix_seeds, training_batches
 from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
@@ -47,6 +48,8 @@ def make_accelerator(config):
         # several processes without a GPU: Accelerate would run them side by side, each alone, unless told
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
+        # `fit` compiles in place: Accelerate would wrap the network, under other names of its weights
+        dynamo_backend="no",
         # as a number it would give way to the launcher's
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         log_with=config.log_with.split(",") if config.log_with else None,
@@ -58,6 +61,9 @@ def make_accelerator(config):
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             "gradient_clipping": config.max_grad_norm,
         }
+    # what is recorded is what was really used
+    config.mixed_precision = accelerator.mixed_precision
+    config.compile = config.compile or TorchDynamoPlugin().backend != DynamoBackend.NO
     os.makedirs(config.output_dir, exist_ok=True)
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     torch.manual_seed(config.seed)
@@ -138,10 +144,12 @@ def fit(
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.compile:
+        launched = TorchDynamoPlugin()  # reads the launcher's variables
+        options = {} if launched.backend == DynamoBackend.NO else launched.to_kwargs()
         if getattr(model, "_repeated_blocks", None):
-            model.compile_repeated_blocks()
+            model.compile_repeated_blocks(**options)
         else:
-            model.compile()
+            model.compile(**options)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -171,6 +179,7 @@ def fit(
         options = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
         accelerator.init_trackers(os.path.basename(os.path.normpath(config.output_dir)), options)
 
+    WORK_BEGUN.set()
     bar = tqdm(
         total=config.max_train_steps,
         initial=progress["step"],
@@ -287,7 +296,9 @@ def fit(
     bar.close()
 
     if progress["skipped"]:
-        accelerator.print(f"the last steps, {progress['skipped']}, were not finite and changed nothing: nonfinite.jsonl")
+        accelerator.print(
+            f"the last steps, {progress['skipped']}, were not finite and changed nothing: nonfinite.jsonl"
+        )
     network = ema.publish()
     return network, run_facts(config, accelerator, run, network, progress)
 

@@ -52,7 +52,9 @@ def open_run(config, accelerator):
                 remove_partials(folder)
                 make_way(folder, config)
             except Timeout:
-                problem = f"another run writes into output_dir {config.output_dir!r} now: wait for it, or choose another"
+                problem = (
+                    f"another run writes into output_dir {config.output_dir!r} now: wait for it, or choose another"
+                )
             except (OSError, ValueError) as error:
                 problem = str(error)
         problem, run_id = broadcast_object_list([problem, uuid.uuid4().hex])

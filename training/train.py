@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, json_options, option, parse
+from config import LoopConfig, mapping, one_line_errors, option, parse
 from huggingface_hub.utils import validate_repo_id
 from loop import fit, make_accelerator, sample_path, save_grid
 from run_folder import open_run, surviving
@@ -37,7 +37,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     network: str = option("dit", "dit (DiTModel) or unet (ScoreUNetModel).")
     network_name: str | None = option(None, "A published configuration of the network by name, such as DiT-S/2.")
     network_kwargs: str = option(
-        "{}", 'Arguments of the network\'s class, as JSON: {"hidden_size": 256}; they win over network_name.'
+        "{}", "Arguments of the network's class, as YAML: {hidden_size: 256}; they win over network_name."
     )
     model_name: str = option("score-sde model", "Name of the model on its card.")
     license: str | None = option(None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.")
@@ -46,17 +46,17 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     prediction_type: str = option(
         "v_prediction", "What the network predicts: epsilon, sample, score, v_prediction, flow_prediction, or edm."
     )
-    scheduler_kwargs: str = option("{}", 'More arguments of ScoreSDEScheduler, as JSON: {"beta_max": 20}.')
+    scheduler_kwargs: str = option("{}", "More arguments of ScoreSDEScheduler, as YAML: {beta_max: 20}.")
     time_density: str = option(
         "uniform", "Density of the training times: uniform, log_normal, logit_normal, importance, or levels."
     )
-    time_density_kwargs: str = option("{}", 'Its numbers, as JSON: {"mean": -1.2, "std": 1.2}.')
+    time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.")
     weighting: str = option(
         "output",
         "Weight of the squared error of x0: output, simple, velocity, edm, likelihood, min_snr, p2, or "
         "sample; score_sde.losses has the published combinations.",
     )
-    weighting_kwargs: str = option("{}", 'Its numbers, as JSON: {"gamma": 5}.')
+    weighting_kwargs: str = option("{}", "Its numbers, as YAML: {gamma: 5}.")
     vlb_weight: float = option(
         0.0, "Learn the variance, too, by this weight of the variational bound (DiT: 0.001); needs discrete_vp."
     )
@@ -98,7 +98,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
             scheduler = self.make_scheduler()
             self.make_objective(scheduler)
             scheduler.set_timesteps(max(self.sample_num_inference_steps, 1))
-            options = json_options("network_kwargs", self.network_kwargs)
+            options = mapping("network_kwargs", self.network_kwargs)
             labelled = self.class_conditional and self.label_column is not None
             if labelled and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
                 yield (
@@ -116,7 +116,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         return ScoreSDEScheduler(
             sde_type=self.sde_type,
             prediction_type=self.prediction_type,
-            **learned | json_options("scheduler_kwargs", self.scheduler_kwargs),
+            **learned | mapping("scheduler_kwargs", self.scheduler_kwargs),
         )
 
     def make_objective(self, scheduler):
@@ -124,8 +124,8 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
             scheduler,
             "levels" if self.vlb_weight > 0 else self.time_density,
             self.weighting,
-            json_options("time_density_kwargs", self.time_density_kwargs),
-            json_options("weighting_kwargs", self.weighting_kwargs),
+            mapping("time_density_kwargs", self.time_density_kwargs),
+            mapping("weighting_kwargs", self.weighting_kwargs),
         )
 
 
@@ -141,7 +141,7 @@ def make_network(config, shape, num_classes):
     from_data = {"sample_size": shape[1], "in_channels": shape[0], "num_classes": num_classes}
     if config.vlb_weight > 0 or config.network_name:
         from_data["learn_sigma"] = config.vlb_weight > 0
-    return build(**(from_data | json_options("network_kwargs", config.network_kwargs)))
+    return build(**(from_data | mapping("network_kwargs", config.network_kwargs)))
 
 
 def loss_by_time(losses, t, scheduler, parts=4):
@@ -225,11 +225,14 @@ def train(config, accelerator, run):
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
             sample_grid(pipeline, config, path)
-            grid, facts["samples"] = path, {
-                "guidance_scale": config.sample_guidance_scale,
-                "num_inference_steps": config.sample_num_inference_steps,
-                "network_evaluations": scheduler.nfe,
-            }
+            grid, facts["samples"] = (
+                path,
+                {
+                    "guidance_scale": config.sample_guidance_scale,
+                    "num_inference_steps": config.sample_num_inference_steps,
+                    "network_evaluations": scheduler.nfe,
+                },
+            )
         return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
     def push(folder, steps):
@@ -282,4 +285,5 @@ def train(config, accelerator, run):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
-from config import DataConfig, LoopConfig, option, parse
+from config import DataConfig, LoopConfig, one_line_errors, option, parse
 from data import ImageDataset
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
@@ -150,4 +150,5 @@ def train(config, accelerator, run):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

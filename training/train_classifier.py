@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, json_options, option, parse
+from config import LoopConfig, mapping, one_line_errors, option, parse
 from data import ImageDataset
 from loop import fit, make_accelerator, save_model
 from run_folder import open_run
@@ -32,7 +32,7 @@ class ClassifierConfig(LoopConfig, CleanDataConfig):
     """Train a classifier of noisy samples, for classifier guidance."""
 
     pipeline: str = option("", "The pipeline to guide: a folder, or Hub id. Its scheduler makes the noise.")
-    network_kwargs: str = option("{}", "Arguments of NoiseConditionalClassifier, as JSON.")
+    network_kwargs: str = option("{}", "Arguments of NoiseConditionalClassifier, as YAML: {layers_per_block: 1}.")
     time_density: str = option("uniform", "Density of the training times: uniform in t, or log_normal in sigma (EDM).")
     test_split: str = option("test", "Split that the accuracy is measured on.")
     test_images: int = option(1000, "Rows of it, from the first.")
@@ -49,7 +49,7 @@ class ClassifierConfig(LoopConfig, CleanDataConfig):
         if self.test_images < 1:
             yield f"test_images {self.test_images} must be at least 1"
         try:
-            json_options("network_kwargs", self.network_kwargs)
+            mapping("network_kwargs", self.network_kwargs)
         except ValueError as error:
             yield str(error)
 
@@ -96,7 +96,7 @@ def train(config, accelerator, run):
                 "--normalize_latents where the pipeline was trained with it, and only there"
             )
     from_data = {"sample_size": data.shape[1], "in_channels": data.shape[0], "num_classes": data.num_classes}
-    model = NoiseConditionalClassifier(**(from_data | json_options("network_kwargs", config.network_kwargs)))
+    model = NoiseConditionalClassifier(**(from_data | mapping("network_kwargs", config.network_kwargs)))
 
     def compute_loss(model, batch, draws):
         x0, labels = data.draw(batch, draws), batch["labels"]
@@ -120,4 +120,5 @@ def train(config, accelerator, run):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()
