@@ -79,7 +79,7 @@ def write_state(folder, state):
 
 
 def read_state(folder):
-    """The state.json of a checkpoint. Raises DamagedCheckpoint where it, or any other file, is not as it was written."""
+    """The state.json of a checkpoint. Raises DamagedCheckpoint where it, or another file, is not as it was written."""
     path = os.path.join(folder, "state.json")
     try:
         if not os.path.isfile(path):
@@ -189,8 +189,8 @@ def check_same_run(folder, state, config, data_fingerprint):
     other = differences(state["data"], json.loads(json.dumps(data_fingerprint))) if known else []
     if other and not config.allow_other_data:
         raise ValueError(
-            f"checkpoint {folder!r} was trained on other data: {', '.join(other[:5])}{', ...' * (len(other) > 5)}. Pass "
-            f"the same data, or --allow_other_data to go on with these"
+            f"checkpoint {folder!r} was trained on other data: {', '.join(other[:5])}{', ...' * (len(other) > 5)}. "
+            f"Pass the same data, or --allow_other_data to go on with these"
         )
     said = differences(*({name: options[name] for name in now if name in SAID} for options in (before, now)))
     return said + [f"data: {each}" for each in other[:5]]

@@ -344,7 +344,7 @@ class GlobalBatchSampler:
 
 
 class EveryEpoch(torch.utils.data.Dataset):
-    """Any dataset of a map style, by the keys of a `GlobalBatchSampler`; one that says `knows_epochs` takes them itself."""
+    """Any dataset of a map style, by the keys of a `GlobalBatchSampler`, which one that `knows_epochs` takes itself."""
 
     def __init__(self, dataset):
         self.dataset = dataset

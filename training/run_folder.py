@@ -91,8 +91,8 @@ def make_way(folder, config):
         return
     if resumed != "latest" and config.on_existing_run != "set_aside":
         raise ValueError(
-            f"output_dir {config.output_dir!r} holds a run ({', '.join(there)}): choose another folder, go on with that "
-            f"run by --resume_from_checkpoint latest, or move it out of the way by --on_existing_run set_aside"
+            f"output_dir {config.output_dir!r} holds a run ({', '.join(there)}): choose another folder, go on with "
+            f"that run by --resume_from_checkpoint latest, or move it out of the way by --on_existing_run set_aside"
         )
     why = "no checkpoint to resume" if resumed == "latest" else "another run"
     print(f"{why}: {', '.join(there)} set aside in {set_aside(folder, there)}")
