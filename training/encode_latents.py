@@ -20,10 +20,10 @@ import torch
 from accelerate import Accelerator
 from config import WORK_BEGUN, DataConfig, one_line_errors, option, parse
 from data import ImageDataset, on_hub, open_shard, shard_path
-from diffusers import AutoModel
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from score_sde.bundle_checks import open_autoencoder
 from score_sde.pipelines.latents import encode_moments
 
 
@@ -47,7 +47,7 @@ class EncodeConfig(DataConfig):
 
 def load_vae(path):
     """An autoencoder of diffusers from a folder or Hub id, for inference, in float32."""
-    vae = AutoModel.from_pretrained(path, dtype=torch.float32)
+    vae = open_autoencoder(path, dtype=torch.float32)
     return vae.eval().requires_grad_(False)
 
 
