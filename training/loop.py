@@ -21,7 +21,14 @@ from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend, GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin
+from accelerate.utils import (
+    DistributedType,
+    DynamoBackend,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    TorchDynamoPlugin,
+    convert_outputs_to_fp32,
+)
 from averages import Averages, gathered
 from checkpoints import resume, save_checkpoint
 from data import mix_seeds, training_batches
@@ -30,6 +37,7 @@ from diffusers.utils import make_image_grid
 from flops import FlopCounter, measured_peak
 from PIL import Image
 from provenance import provenance
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm.auto import tqdm
 
 
@@ -37,6 +45,7 @@ from tqdm.auto import tqdm
 EXIT_RESUME = 75
 # steps between two looks, over several processes, at whether one was told to stop
 STOP_INTERVAL = 10
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def make_accelerator(config):
@@ -51,6 +60,8 @@ def make_accelerator(config):
         log_with=config.log_with.split(",") if config.log_with else None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
     )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("fsdp_version 1 is not supported: set fsdp_version: 2 in the configuration of accelerate")
     if accelerator.state.deepspeed_plugin is not None:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": config.batch_size,
@@ -116,8 +127,8 @@ def fit(
         on_push: f(model, facts of the run so far), called with the averaged weights every `push_steps`, if not 0.
 
     Returns:
-        The unwrapped model, of a sharded one a whole copy, and the facts of the run: steps, images seen, loss, seconds,
-        processes, machine.
+        The unwrapped model, of a sharded one a whole copy in the main process (None in others), and the facts of the
+        run: steps, images seen, loss, seconds, processes, machine.
 
     Raises FloatingPointError when too many steps in a row were not finite, SystemExit(EXIT_RESUME) after SIGTERM;
     checkpoints stay as they were.
@@ -126,12 +137,10 @@ def fit(
     counter = FlopCounter(model)
     whole = None
     if accelerator.is_fsdp2:
-        whole, plugin = copy.deepcopy(model), accelerator.state.fsdp_plugin
-        # Accelerate wants no class that the model could have but hasn't
-        there = {type(module).__name__ for module in model.modules()}
-        plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or sorted(
-            there.intersection(getattr(model, "_no_split_modules", None) or [])
-        )
+        # on the host, where it is sampled or saved: in the main process, and in all where all evaluate
+        if accelerator.is_main_process or on_evaluation:
+            whole = copy.deepcopy(model)
+        prepare_to_shard(model, accelerator)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.compile:
@@ -176,7 +185,7 @@ def fit(
         unit="step",
         disable=not accelerator.is_main_process,
     )
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    dtype = DTYPES[accelerator.mixed_precision]
     peak = 1e12 * config.peak_tflops if config.peak_tflops else measured_peak(accelerator.device, dtype)
     watched = counter.watching(model)
     started = time.monotonic() - progress["seconds"]
@@ -250,7 +259,7 @@ def fit(
         if push_steps and progress["step"] % push_steps == 0 and not done and not skipped:
             with ema.averaged_network() as averaged:
                 if accelerator.is_main_process:
-                    on_push(averaged, run_facts(config, accelerator, averaged, progress))
+                    on_push(averaged, run_facts(config, accelerator, network, progress))
             accelerator.wait_for_everyone()
         if on_evaluation and progress["step"] % config.evaluation_steps == 0 and not stopped:
             with ema.averaged_network() as averaged:
@@ -276,8 +285,27 @@ def fit(
     stop.restore()
     bar.close()
 
-    network = ema.publish()
-    return network, run_facts(config, accelerator, network, progress)
+    return ema.publish(), run_facts(config, accelerator, network, progress)
+
+
+def prepare_to_shard(model, accelerator):
+    """What FSDP2 is to do with a network: shard its blocks, and leave alone what stays in float32. Its mixed precision
+    is that of one process: autocast of inputs as they are (the times!), and gradients that are added up in float32."""
+    plugin = accelerator.state.fsdp_plugin
+    # Accelerate wants no class that the model could have but hasn't
+    there = {type(module).__name__ for module in model.modules()}
+    plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or sorted(
+        there.intersection(getattr(model, "_no_split_modules", None) or [])
+    )
+    exact = set(getattr(model, "_keep_in_fp32_modules", None) or [])
+    exact = [module for name, module in model.named_modules() if exact.intersection(name.split("."))]
+    if exact and not plugin.ignored_modules:
+        plugin.ignored_modules = [module.to(accelerator.device) for module in exact]
+    if accelerator.mixed_precision != "no":
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=DTYPES[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
 
 
 def run_facts(config, accelerator, network, progress):
