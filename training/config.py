@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 import yaml
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from diffusers.optimization import SchedulerType
+from PIL import ImageColor
 from transformers import HfArgumentParser
 
 from score_sde.ema import gamma_of
@@ -42,6 +43,7 @@ class DataConfig:
     num_classes: int | None = option(None, "Number of classes, where the data don't say: the labels are 0 to one less.")
     resolution: int = option(32, "Height and width in pixels: the shorter side is resized to it, a square cropped.")
     image_channels: int = option(3, "1 for greyscale, 3 for RGB.")
+    background: str = option("white", "Colour behind transparent images, as Pillow names it: white, #808080.")
     skip_corrupt_images: bool = option(False, "Take the next row for an image that cannot be decoded, and name it.")
     num_workers: int = option(0, "Processes that decode images, per training process; 0 decodes in the process itself.")
 
@@ -56,6 +58,10 @@ class DataConfig:
             yield f"num_classes {self.num_classes} must be at least 1"
         if self.num_workers < 0:
             yield f"num_workers {self.num_workers} must be 0 or more"
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            yield f"background {self.background!r} is no colour that Pillow knows, such as white or #808080"
 
 
 @dataclass
