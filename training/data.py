@@ -181,6 +181,8 @@ class ImageRows:
 class ImageDataset(ImageRows, torch.utils.data.Dataset):
     """Images by the numbers of their rows. `crop_seed` asks for random crops, of another place in every epoch."""
 
+    knows_epochs = True
+
     def __init__(self, config, split=None, crop_seed=None):
         super().__init__(config, split, crop_seed, streaming=False)
         self.corrupt = set()
@@ -417,6 +419,8 @@ class LatentDataset(torch.utils.data.Dataset):
     What each shard holds is checked against its hash where it is first read in a process.
     """
 
+    knows_epochs = True
+
     def __init__(self, folder, flips=False):
         self.facts = read_latents_json(folder)
         if flips and not self.facts.get("both_flips"):
@@ -494,8 +498,21 @@ class GlobalBatchSampler:
             position += self.batch_size * self.world_size
 
 
+class EveryEpoch(torch.utils.data.Dataset):
+    """Any dataset of a map style, by the keys of a `GlobalBatchSampler`, which one that `knows_epochs` takes itself."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        return self.dataset[key % len(self.dataset)]
+
+
 def training_batches(dataset, config, accelerator, progress):
-    """Endless batches of this process, from where `progress` stands.
+    """Endless batches of this process, from where `progress` stands, of an `ImageStream` or any dataset of a map style.
 
     Raises ValueError for a stream that was begun with other processes, workers or batches than now.
     """
@@ -511,6 +528,7 @@ def training_batches(dataset, config, accelerator, progress):
         batches = {"batch_size": config.batch_size}
     else:
         position, skip = (config.seed, rank, world_size, progress["images_seen"]), 0
+        dataset = dataset if getattr(dataset, "knows_epochs", False) else EveryEpoch(dataset)
         batches = {"batch_sampler": GlobalBatchSampler(len(dataset), config.batch_size, *position)}
     pin_memory = accelerator.device.type == "cuda"
     loader = torch.utils.data.DataLoader(dataset, num_workers=workers, pin_memory=pin_memory, **batches)

@@ -19,12 +19,12 @@ from itertools import islice
 import diffusers
 import torch
 from accelerate import Accelerator
-from config import DataConfig, option, parse
+from config import WORK_BEGUN, DataConfig, one_line, one_line_errors, option, parse
 from data import ImageDataset, check_shard, few, open_shard, read_latents_json, shard_path, shard_record
 from diffusers import AutoModel
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sources import nearest, on_hub, one_line
+from sources import nearest, on_hub
 from tqdm.auto import tqdm
 
 from score_sde.pipelines.latents import autoencoder_of, encode_moments, spatial_factor
@@ -188,6 +188,7 @@ def main(argv=None):
         pin_memory=accelerator.device.type == "cuda",
     )
     loader = iter(loader)
+    WORK_BEGUN.set()
     for shard in tqdm(missing, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
         rows = rows_of_shard(shard, len(dataset), config.shard_size)
         path = shard_path(config.output_dir, shard)
@@ -257,4 +258,5 @@ def encode_shard(vae, batches, rows, path, config, source):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -21,6 +21,7 @@ import re
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 
+from config import one_line
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Split, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -75,18 +76,15 @@ def open_split(name, split, streaming=False):
     try:
         data, origin = _open(name, split, streaming)
     except Exception as error:  # every reader and the Hub client raise their own
+        embedded = ", ".join(EMBEDDED)
         raise ValueError(
-            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give one of "
-            f"{', '.join(EMBEDDED)}, parquet or tar files, a folder of them or of images, or the id of a dataset on the Hub that can be "
+            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give one of {embedded}, "
+            f"parquet or tar files, a folder of them or of images, or the id of a dataset on the Hub that can be "
             f"reached{nearest(name, EMBEDDED)}"
         ) from error
     if not streaming and len(data) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
     return data, origin
-
-
-def one_line(error):
-    return " ".join(str(error).split())
 
 
 def nearest(path, names=()):
