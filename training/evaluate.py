@@ -230,6 +230,7 @@ def measure_distances(image_sets, network, config, accelerator):
 
 
 def sampling_facts(pipeline, config):
+    pipeline.scheduler.set_timesteps(config.num_inference_steps)
     return {
         "sampler": pipeline.scheduler.config.predictor,
         "num_inference_steps": config.num_inference_steps,
@@ -343,7 +344,7 @@ def measure_likelihood(pipeline, config, device):
             rtol=config.tolerance,
             atol=config.tolerance,
         )
-        values.append(found.bits_per_dim() if pipeline.vae is None else found.nats_per_dim)
+        values.append(found.bits_per_dim() if pipeline.vae is None else found.nats_per_dim())
         nfe.append(found.nfe)
     values = torch.cat(values)
     error = float(values.std() / count**0.5) if count > 1 else float("nan")
