@@ -27,6 +27,7 @@ from score_sde.ema import gamma_of
 
 # all of diffusers' but the one that needs rules of its own
 LR_SCHEDULERS = [kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT]
+MIXED_PRECISIONS = ("no", "fp16", "bf16")
 
 
 def option(default, help):
@@ -34,7 +35,16 @@ def option(default, help):
 
 
 @dataclass
-class DataConfig:
+class LoaderConfig:
+    num_workers: int = option(0, "Processes that decode images, per training process; 0 decodes in the process itself.")
+
+    def problems(self):
+        if self.num_workers < 0:
+            yield f"num_workers {self.num_workers} must be 0 or more"
+
+
+@dataclass
+class DataConfig(LoaderConfig):
     dataset: str = option(
         "fashion_mnist_10k",
         "Images: fashion_mnist_10k (inside the package), a folder of images (one sub-folder per class), a parquet file "
@@ -50,9 +60,9 @@ class DataConfig:
     resolution: int = option(32, "Height and width in pixels: the shorter side is resized to it, a square cropped.")
     image_channels: int = option(3, "1 for greyscale, 3 for RGB.")
     skip_corrupt_images: bool = option(False, "Take the next row for an image that cannot be decoded, and name it.")
-    num_workers: int = option(0, "Processes that decode images, per training process; 0 decodes in the process itself.")
 
     def problems(self):
+        yield from LoaderConfig.problems(self)
         if self.label_column == "none":
             self.label_column = None
         if self.image_channels not in (1, 3):
@@ -61,13 +71,14 @@ class DataConfig:
             yield f"resolution {self.resolution} must be at least 1 pixel"
         if self.num_classes is not None and self.num_classes < 1:
             yield f"num_classes {self.num_classes} must be at least 1"
-        if self.num_workers < 0:
-            yield f"num_workers {self.num_workers} must be 0 or more"
 
 
 @dataclass
-class LoopConfig:
-    output_dir: str = option("runs/run", "Folder for everything that the run writes.")
+class LoopConfig(LoaderConfig):
+    output_dir: str = option("runs/run", "Folder for everything that the run writes, and no other run.")
+    on_existing_run: str = option(
+        "refuse", "Where output_dir holds a run that isn't resumed: refuse, or set_aside, in a folder inside it."
+    )
     batch_size: int = option(64, "Images per process and micro-batch.")
     gradient_accumulation_steps: int = option(1, "Micro-batches per optimizer step.")
     max_train_steps: int = option(100_000, "Optimizer steps.")
@@ -91,10 +102,12 @@ class LoopConfig:
     ema_sigma_rel: list[float] = field(
         default_factory=lambda: [0.05, 0.10], metadata={"help": "Relative widths of those averages."}
     )
-    mixed_precision: str = option("no", "no, fp16, or bf16.")
+    mixed_precision: str | None = option(None, "no, fp16, or bf16; that of `accelerate launch` where it isn't given.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
     compile: bool = option(
-        False, "Compile the network by torch.compile: its repeated blocks, where it has them, else the whole."
+        False,
+        "Compile the network by torch.compile: its repeated blocks, where it has them, else the whole. The "
+        "dynamo_backend of `accelerate launch` does the same, by its backend and mode.",
     )
     allow_tf32: bool = option(False, "Let matrix products of float32 round to TF32: much faster on recent GPUs.")
     random_flip: bool = option(False, "Mirror half of the images, at random.")
@@ -106,6 +119,7 @@ class LoopConfig:
         10, "Steps in a row whose loss or gradient may be nan or infinite; they are skipped."
     )
     resume_from_checkpoint: str | None = option(None, "A checkpoint folder, or 'latest' for the newest in output_dir.")
+    allow_other_data: bool = option(False, "Go on from a checkpoint that was trained on other data.")
     sample_steps: int = option(0, "Optimizer steps between sample grids (PNG); 0 for none before the end.")
     logging_steps: int = option(50, "Optimizer steps between logged values.")
     log_with: str | None = option(None, "Trackers of accelerate, with commas: tensorboard, wandb, trackio, ...")
@@ -156,10 +170,20 @@ class LoopConfig:
                 yield f"log_with {tracker!r} is not installed: pip install {tracker}"
         if self.lr_scheduler not in LR_SCHEDULERS:
             yield f"lr_scheduler {self.lr_scheduler!r} is unknown; choose one of {', '.join(LR_SCHEDULERS)}"
+        if self.on_existing_run not in ("refuse", "set_aside"):
+            yield f"on_existing_run {self.on_existing_run!r} is unknown; choose one of refuse, set_aside"
         if self.crop not in ("centre", "random"):
             yield f"crop {self.crop!r} is unknown; choose one of centre, random"
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            yield f"mixed_precision {self.mixed_precision!r} is unknown; choose one of no, fp16, bf16"
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+        self.mixed_precision = self.mixed_precision or launched
+        if self.mixed_precision not in MIXED_PRECISIONS:
+            yield f"mixed_precision {self.mixed_precision!r} is unknown; choose one of {', '.join(MIXED_PRECISIONS)}"
+        # "no" is what the launcher says unasked, too
+        elif launched not in ("no", self.mixed_precision):
+            yield (
+                f"mixed_precision {self.mixed_precision!r} contradicts {launched!r} of accelerate launch: leave one of "
+                f"them out"
+            )
         resume = self.resume_from_checkpoint
         if resume not in (None, "latest") and not os.path.isdir(resume):
             yield f"resume_from_checkpoint {resume!r} is not a folder; pass a checkpoint folder or 'latest'"

@@ -18,6 +18,7 @@ from clean_data import CleanData, CleanDataConfig
 from config import LoopConfig, mapping, one_line_errors, option, parse
 from huggingface_hub.utils import validate_repo_id
 from loop import fit, make_accelerator, sample_path, save_grid
+from run_folder import open_run, surviving
 from validation import ValidationConfig, make_validation
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
@@ -91,10 +92,19 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
             yield f"push_steps {self.push_steps} must be at least 0, and needs push_to_hub"
         if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
             yield "sample_num_images and sample_num_inference_steps must be at least 1"
-        # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened
+        # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened; so is
+        # what the grids at the end will ask for
         try:
-            self.make_objective(self.make_scheduler())
-            mapping("network_kwargs", self.network_kwargs)
+            scheduler = self.make_scheduler()
+            self.make_objective(scheduler)
+            scheduler.set_timesteps(max(self.sample_num_inference_steps, 1))
+            options = mapping("network_kwargs", self.network_kwargs)
+            labelled = self.class_conditional and self.label_column is not None
+            if labelled and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
+                yield (
+                    f"sample_guidance_scale {self.sample_guidance_scale:g} needs a network that is trained with a "
+                    f"class_dropout_prob above 0, not {options['class_dropout_prob']}: or sample with 1"
+                )
             if self.network in NETWORKS and not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
                     make_network(self, (self.image_channels, self.resolution, self.resolution), num_classes=1)
@@ -162,8 +172,12 @@ def sample_grid(pipeline, config, path, seed=0):
 def main(argv=None):
     config = parse(TrainConfig, sys.argv[1:] if argv is None else argv)
     accelerator = make_accelerator(config)
-    scheduler = config.make_scheduler()
+    with open_run(config, accelerator) as run:
+        train(config, accelerator, run)
 
+
+def train(config, accelerator, run):
+    scheduler = config.make_scheduler()
     data = CleanData(config, accelerator)
     num_classes = data.num_classes if config.class_conditional else None
     model = make_network(config, data.shape, num_classes)
@@ -172,11 +186,16 @@ def main(argv=None):
 
     objective = config.make_objective(scheduler)
 
-    def losses_of(model, batch, draws):
+    # labels are dropped here, by numbers that are drawn for the whole step
+    model.drops_labels = False
+
+    def losses_of(model, batch, draws, class_dropout_prob=0.0):
         """The loss of each sample of a batch, and its time."""
         x0 = data.draw(batch, draws)
         t = draws.times = objective.times(draws.stratified())
         noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
+        if num_classes and class_dropout_prob > 0:  # for guidance
+            labels = labels.masked_fill(draws.uniform() < class_dropout_prob, num_classes)
         if config.vlb_weight > 0:
             pixels = data.vae is None
             losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
@@ -184,8 +203,10 @@ def main(argv=None):
             losses = objective(model, x0, noise, t, labels)
         return losses, t
 
+    class_dropout_prob = model.config.class_dropout_prob
+
     def compute_loss(model, batch, draws):
-        losses, t = losses_of(model, batch, draws)
+        losses, t = losses_of(model, batch, draws, class_dropout_prob)
         return losses.mean(), loss_by_time(losses.detach(), t, scheduler)
 
     def make_pipeline(network):
@@ -195,20 +216,24 @@ def main(argv=None):
         sample_grid(make_pipeline(network), config, path)
 
     def make_bundle(network, facts, name):
-        pipeline = make_pipeline(network)
-        grid = sample_path(config.output_dir, facts["steps"])
-        nfe = sample_grid(pipeline, config, grid)
+        pipeline, grid = make_pipeline(network), None
         facts |= data.facts(config) | {
             "model_name": config.model_name,
             "license": config.license,
             "repo_id": config.push_to_hub,
             "diffusers": diffusers.__version__,
-            "samples": {
-                "guidance_scale": config.sample_guidance_scale,
-                "num_inference_steps": config.sample_num_inference_steps,
-                "network_evaluations": nfe,
-            },
         }
+        with surviving("the sample grid"):
+            path = sample_path(config.output_dir, facts["steps"])
+            nfe = sample_grid(pipeline, config, path)
+            grid, facts["samples"] = (
+                path,
+                {
+                    "guidance_scale": config.sample_guidance_scale,
+                    "num_inference_steps": config.sample_num_inference_steps,
+                    "network_evaluations": nfe,
+                },
+            )
         return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
     def push(folder, steps):
@@ -238,6 +263,7 @@ def main(argv=None):
     network, facts = fit(
         config,
         accelerator,
+        run,
         model,
         data.dataset,
         compute_loss,
@@ -250,7 +276,7 @@ def main(argv=None):
     # the result: a folder that from_pretrained opens, with its card
     if accelerator.is_main_process:
         folder, grid = make_bundle(network, facts, "pipeline")
-        print(f"samples: {grid}\npipeline: {folder}")
+        print(f"samples: {grid or 'none'}\npipeline: {folder}")
         if uploads:
             uploads[-1].join()
         if config.push_to_hub:
