@@ -613,7 +613,8 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
 
         Raises ValueError for arguments that don't fit the model, before any work.
         """
-        call, self._interrupt = self._for_one_call(), False
+        self._interrupt = False
+        call = self._for_one_call()
         scheduler = call.scheduler
         labels = call.prepare_labels(class_labels, batch_size, classifier)
         if image is not None:

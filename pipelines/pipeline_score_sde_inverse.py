@@ -112,7 +112,8 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
         """
         if method not in METHODS:
             raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
-        call, self._interrupt = self._for_one_call(), False
+        self._interrupt = False
+        call = self._for_one_call()
         scheduler = call.scheduler
         call.check_own_scheduler("inverse problems need")
         if call.vae is not None and method != "dps":
