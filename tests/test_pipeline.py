@@ -16,6 +16,7 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from test_models import tiny_dit, tiny_unet
 from tiny import tiny_vae
 
@@ -531,7 +532,12 @@ def test_a_bundle_in_the_cache_of_the_hub_opens_offline(tmp_path):
 
 
 def test_pickled_weights_are_not_opened(tmp_path):
-    pixel_pipeline().save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(ValueError, match="leave out safe_serialization=False"):
+        pixel_pipeline().save_pretrained(tmp_path, safe_serialization=False)
+    pixel_pipeline().save_pretrained(tmp_path)
+    [weights] = (tmp_path / "transformer").glob("*.safetensors")
+    torch.save(load_file(weights), tmp_path / "transformer" / "diffusion_pytorch_model.bin")
+    weights.unlink()
     for load in (ScoreSDEPipeline.from_pretrained, load_bundle):
         with pytest.raises(ValueError, match="safetensors only, never as pickles"):
             load(tmp_path)

@@ -28,7 +28,7 @@ import torch
 from accelerate import Accelerator
 from classifier import accuracy, train_classifier
 from config import DataConfig, one_line_errors, option, parse
-from data import ImageDataset, on_hub
+from data import ImageDataset
 from metrics import (
     ClassifierFeatures,
     frechet_distance,
@@ -40,6 +40,7 @@ from metrics import (
 )
 from PIL import Image
 from provenance import provenance
+from sources import on_hub
 from tqdm.auto import tqdm
 
 from score_sde.hub import add_metrics, load_bundle

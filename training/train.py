@@ -95,9 +95,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened; so is
         # what the grids at the end will ask for
         try:
-            scheduler = self.make_scheduler()
-            self.make_objective(scheduler)
-            scheduler.set_timesteps(max(self.sample_num_inference_steps, 1))
+            self.make_objective(self.make_scheduler())
             options = mapping("network_kwargs", self.network_kwargs)
             labelled = self.class_conditional and self.label_column is not None
             if labelled and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
