@@ -651,7 +651,7 @@ def measure_likelihood(pipeline, test, config, accelerator):
             rtol=config.tolerance,
             atol=config.tolerance,
         )
-        value = found.bits_per_dim() if pipeline.vae is None else found.nats_per_dim
+        value = found.bits_per_dim() if pipeline.vae is None else found.nats_per_dim()
         values.append(gathered(value.float(), size, accelerator))
         nfe.append(gathered(torch.full((len(own),), float(found.nfe)), size, accelerator))
     if not accelerator.is_main_process:
