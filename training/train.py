@@ -224,14 +224,12 @@ def train(config, accelerator, run):
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
             nfe = sample_grid(pipeline, config, path)
-            grid, facts["samples"] = (
-                path,
-                {
-                    "guidance_scale": config.sample_guidance_scale,
-                    "num_inference_steps": config.sample_num_inference_steps,
-                    "network_evaluations": nfe,
-                },
-            )
+            grid = path
+            facts["samples"] = {
+                "guidance_scale": config.sample_guidance_scale,
+                "num_inference_steps": config.sample_num_inference_steps,
+                "network_evaluations": nfe,
+            }
         return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
     def push(folder, steps):
@@ -269,6 +267,7 @@ def train(config, accelerator, run):
         on_evaluation,
         on_push,
         config.push_steps,
+        data.fingerprint(),
     )
 
     # the result: a folder that from_pretrained opens, with its card
@@ -280,7 +279,8 @@ def train(config, accelerator, run):
         if config.push_to_hub:
             push(folder, facts["steps"])
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    with surviving("the log"):
+        accelerator.end_training()
 
 
 if __name__ == "__main__":
