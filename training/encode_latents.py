@@ -70,7 +70,7 @@ def latent_statistics(moments):
     mean, and the standard deviations of the posteriors' means and of samples from the posteriors."""
     values, sums = 0, 0.0
     for mean, std in moments:
-        mean, std = mean.double(), std.double()
+        mean, std = mean.cpu().double(), std.cpu().double()
         sums = sums + torch.stack([x.sum((0, 2, 3)) for x in (mean, mean**2, std**2)]).cpu()
         values += mean.numel() // mean.shape[1]
     mean, square, variance = sums / values

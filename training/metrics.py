@@ -8,6 +8,8 @@ import os
 import torch
 import torch.nn.functional as F
 
+from score_sde.pipelines.adaptive import in_float64
+
 
 # --- features -----------------------------------------------------------------------------------------------------
 
@@ -142,7 +144,7 @@ def open_features(name, device):
 
 def moments(features):
     """Mean (D,) and covariance (D, D), float64, of features (N, D)."""
-    features = features.double()
+    features = in_float64(features)
     return features.mean(0), torch.cov(features.T)
 
 
@@ -183,8 +185,8 @@ def kernel_distance(features, other, subsets=100, subset_size=1000, seed=0):
 
     size = min(subset_size, len(features), len(other))
     metric = KernelInceptionDistance(feature=_Given(), subsets=subsets, subset_size=size)
-    metric.update(other.double().cpu(), real=True)
-    metric.update(features.double().cpu(), real=False)
+    metric.update(other.cpu().double(), real=True)
+    metric.update(features.cpu().double(), real=False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         mean, std = metric.compute()
@@ -201,9 +203,9 @@ def precision_and_recall(real, generated, neighbours=3, chunk=2000):
 
     def covered(points, centres, radius):
         inside = [(torch.cdist(part, centres) <= radius).any(1) for part in points.split(chunk)]
-        return float(torch.cat(inside).double().mean())
+        return float(torch.cat(inside).float().mean())
 
-    real, generated = real.double(), generated.double()
+    real, generated = in_float64(real), in_float64(generated)
     return covered(generated, real, radii(real)), covered(real, generated, radii(generated))
 
 
@@ -213,7 +215,7 @@ def inception_score(logits, splits=10, seed=0):
     from torchmetrics.image.inception import InceptionScore
 
     metric = InceptionScore(feature=_Given(), splits=splits)
-    metric.update(logits.double().cpu())
+    metric.update(logits.cpu().double())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         mean, std = metric.compute()
