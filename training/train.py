@@ -25,6 +25,7 @@ from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetMo
 from score_sde.hub import push_to_hub, save_bundle
 from score_sde.losses import Objective, hybrid_loss
 from score_sde.model_card import check_license
+from score_sde.paths import moved
 
 
 NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
@@ -145,6 +146,7 @@ def make_network(config, shape, num_classes):
 def loss_by_time(losses, t, scheduler, parts=4):
     """{name: (sum, count)} of the losses in equal parts of the time."""
     part = ((t - scheduler.t_min) / (scheduler.t_max - scheduler.t_min) * parts).long().clamp(0, parts - 1)
+    part = moved(part, losses.device)
     sums, counts = (torch.zeros(parts, device=losses.device).index_add(0, part, x) for x in (losses, losses * 0 + 1))
     return {f"loss_in_quarter_{i + 1}": torch.stack([sums[i], counts[i]]) for i in range(parts)}
 
@@ -193,7 +195,7 @@ def train(config, accelerator, run):
         t = draws.times = objective.times(draws.stratified())
         noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
         if num_classes and class_dropout_prob > 0:  # for guidance
-            labels = labels.masked_fill(draws.uniform() < class_dropout_prob, num_classes)
+            labels = labels.masked_fill(draws.chance(class_dropout_prob), num_classes)
         if config.vlb_weight > 0:
             pixels = data.vae is None
             losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
