@@ -37,7 +37,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from classifier import recognises, train_classifier
 from config import WORK_BEGUN, DataConfig, one_line_errors, option, parse
-from data import ImageDataset, on_hub
+from data import ImageDataset
 from metrics import (
     ClassifierFeatures,
     frechet_distance,
@@ -49,6 +49,7 @@ from metrics import (
 )
 from PIL import Image
 from provenance import provenance
+from sources import on_hub
 from tqdm.auto import tqdm
 
 from score_sde.hub import add_metrics, load_bundle
@@ -650,7 +651,7 @@ def measure_likelihood(pipeline, test, config, accelerator):
             rtol=config.tolerance,
             atol=config.tolerance,
         )
-        value = found.bits_per_dim() if pipeline.vae is None else found.nats_per_dim
+        value = found.bits_per_dim() if pipeline.vae is None else found.nats_per_dim()
         values.append(gathered(value.float(), size, accelerator))
         nfe.append(gathered(torch.full((len(own),), float(found.nfe)), size, accelerator))
     if not accelerator.is_main_process:
