@@ -74,6 +74,7 @@ def log_likelihood(
         prior_std: standard deviation of the noise that sampling starts from at t_max.
         trace: rademacher, gaussian, or exact, which costs a backward pass for every dimension.
         num_probes: number of probes; each costs a backward pass.
+        generator: source of the probes; with a list of one per sample, they depend on its own seed only.
         rtol, atol: tolerances of the ODE's solution, for x as for the log-density per dimension.
         steps: instead of these, number of RK4 steps of four evaluations each, for a known cost.
 
@@ -90,7 +91,8 @@ def log_likelihood(
         basis = torch.eye(dimensions, device=x.device, dtype=x.dtype)
         probes = [row.reshape(1, *x.shape[1:]).expand_as(x) for row in basis]
     else:
-        drawn = randn_tensor((num_probes, *x.shape), generator=generator, device=x.device, dtype=x.dtype)
+        shape = (len(x), num_probes, *x.shape[1:])
+        drawn = randn_tensor(shape, generator=generator, device=x.device, dtype=x.dtype).transpose(0, 1)
         probes = list(drawn.sign() if trace == "rademacher" else drawn)
 
     def slope(time, x, _):
