@@ -11,12 +11,14 @@ import argparse
 import os
 import shlex
 import shutil
+import sys
 import time
 
 import encode_latents
 import evaluate
 import train
 import train_autoencoder
+from config import one_line_errors
 
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", "quick_start")
@@ -47,7 +49,8 @@ def main():
     started = time.monotonic()
     for number, (name, script, options, result) in enumerate(stages, start=1):
         arguments = [os.path.relpath(os.path.join(CONFIGS, f"{name}.yaml")), *options]
-        command = shlex.join(["accelerate", "launch", os.path.relpath(script.__file__), *arguments])
+        launch = [os.path.relpath(sys.executable), "-m", "accelerate.commands.launch", os.path.relpath(script.__file__)]
+        command = shlex.join([*launch, *arguments])
         print(f"\n[{number}/{len(stages)}] {name}: {command}", flush=True)
         if result and os.path.exists(result):
             print(f"already done: {result}")
@@ -59,4 +62,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

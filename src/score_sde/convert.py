@@ -22,11 +22,12 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DiTPipeline, DiTTransformer2DModel, UNet2DModel
+from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .bundle_checks import open_autoencoder, open_stock_pipeline
 from .hub import load_bundle, save_bundle
 from .model_card import check_license, write_card
 from .pipelines import ScoreSDEPipeline
@@ -585,11 +586,11 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
     Args:
         folder_or_repo: a folder, or a repo on the Hub.
         frequency_shift: of a DiTPipeline: see `dit_from_diffusers`.
-        kwargs: of `DiffusionPipeline.from_pretrained`.
+        kwargs: of `ScoreSDEPipeline.from_pretrained`: no code of the repo is run, and only safetensors are opened.
 
     Raises ValueError for another kind of pipeline.
     """
-    stock = DiffusionPipeline.from_pretrained(folder_or_repo, **kwargs)
+    stock = open_stock_pipeline(folder_or_repo, **kwargs)
     overrides = {}
     if isinstance(stock, DiTPipeline):
         if frequency_shift is None and str(folder_or_repo).rstrip("/") in ORIGINAL_DITS:
@@ -607,10 +608,7 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
             overrides = center(stock.unet, stock.scheduler.config)
         components = {"unet": stock.unet, "vae": getattr(stock, "vqvae", None)}
     else:
-        raise ValueError(
-            f"{folder_or_repo!r} is a {type(stock).__name__}: only DiTPipeline and pipelines around a UNet2DModel can "
-            f"be converted; of others, replace the scheduler by ScoreSDEScheduler.from_config(pipe.scheduler.config)"
-        )
+        raise ValueError(f"the network of {folder_or_repo!r} is a {type(stock.unet).__name__}, not a UNet2DModel")
     scheduler = ScoreSDEScheduler.from_config(stock.scheduler.config, **overrides)
     return ScoreSDEPipeline(scheduler, **components)
 
@@ -830,13 +828,6 @@ def main(argv=None):
             facts["base_model"] = source
         save_bundle(pipeline, output, facts=facts)
     print(f"pipeline: {output}")
-
-
-def open_autoencoder(folder_or_repo):
-    """An autoencoder of diffusers, whichever class its config names."""
-    from diffusers import AutoModel
-
-    return AutoModel.from_pretrained(folder_or_repo)
 
 
 if __name__ == "__main__":

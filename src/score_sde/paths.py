@@ -45,11 +45,15 @@ from typing import NamedTuple
 import torch
 
 
+# Apple's GPUs
+WITHOUT_FLOAT64 = {"mps"}
+
+
 def as_time(t):
     """A float or tensor as a float64 tensor on its device (float32 on devices without float64)."""
     if not torch.is_tensor(t):
         return torch.tensor(t, dtype=torch.float64)
-    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
+    return t.to(torch.float32 if t.device.type in WITHOUT_FLOAT64 else torch.float64)
 
 
 def expand_to(coefficient, x):
@@ -62,7 +66,13 @@ def expand_to(coefficient, x):
             f"times of shape {tuple(coefficient.shape)} do not fit a batch of shape {tuple(x.shape)}: "
             f"pass one time, or one per sample"
         )
-    return coefficient.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return moved(coefficient, x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def moved(tensor, device, dtype=None):
+    """A tensor on a device, for whose work nobody waits."""
+    # an Apple GPU would read memory that may be another's by then
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type != "mps")
 
 
 class Path:
