@@ -9,14 +9,18 @@ Some survivors change nothing that matters: read each before writing a test. Not
 import argparse
 import ast
 import copy
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import diffusers  # noqa: F401
+import pytest
+import torch  # noqa: F401
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,25 +147,34 @@ def main():
         (root / ".path/score_sde").symlink_to(root / "src/score_sde")
         for part in ("pipelines", "model_cards", "training"):
             (root / f"src/score_sde/{part}").symlink_to(root / part)
-        environment = os.environ | {"PYTHONPATH": str(root / ".path"), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", options.k, *files]
+        os.environ |= {"PYTHONPATH": str(root / ".path"), "PYTHONDONTWRITEBYTECODE": "1"}
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", "-k", options.k, *files]
 
-        def noticed(limit=None):
-            try:
-                return subprocess.run(command, cwd=root, env=environment, timeout=limit, capture_output=True)
-            except subprocess.TimeoutExpired:
-                return None
+        def child():
+            os.chdir(root)
+            sys.path.insert(0, str(root / ".path"))
+            with open(root / "output", "w") as output:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                os._exit(pytest.main(arguments))
+
+        def exit_code(limit=None):
+            # forked: the libraries are imported once
+            process = multiprocessing.get_context("fork").Process(target=child)
+            process.start()
+            process.join(limit)
+            process.kill()
+            process.join()
+            return process.exitcode
 
         begin = time.time()
-        plain = noticed()
-        if plain.returncode:
-            sys.exit(f"the tests fail without a mutation:\n{plain.stdout.decode()[-3000:]}")
+        if exit_code():
+            sys.exit(f"the tests fail without a mutation:\n{(root / 'output').read_text()[-3000:]}")
         limit, survivors = 3 * (time.time() - begin) + 60, 0
         print(f"{options.source}: {len(chosen)} of {len(every)} mutations, {', '.join(files)}", flush=True)
         for path, node, mutant in chosen:
             (root / options.source).write_text(put(tree, path, mutant), encoding="utf-8")
-            result = noticed(limit)
-            if result is not None and result.returncode == 0:
+            if exit_code(limit) == 0:
                 survivors += 1
                 before, after = (ast.unparse(each).split("\n")[0] for each in (node, mutant))
                 print(f"  line {node.lineno}: {before}  ->  {after}", flush=True)

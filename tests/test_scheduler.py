@@ -785,6 +785,9 @@ def test_betas_of_any_kind_of_array(convert, tmp_path):
     assert scheduler.config.trained_betas == betas
     scheduler.save_pretrained(tmp_path)
     assert ScoreSDEScheduler.from_pretrained(tmp_path).config.trained_betas == betas
+    stock = diffusers.DDPMScheduler(4, trained_betas=betas)
+    assert (scheduler.betas - stock.betas).abs().max() < 1e-7
+    assert (scheduler.alphas_cumprod - stock.alphas_cumprod).abs().max() < 1e-6
     alpha2 = scheduler.path.alpha(scheduler.path_time(torch.arange(4))) ** 2
     assert (alpha2 - (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0)).abs().max() < 1e-12
 

@@ -298,7 +298,7 @@ class DiscreteVPSDE(_VariancePreserving):
         if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
             values = f", with values from {betas.min():g} to {betas.max():g}" if betas.numel() else ""
             raise ValueError(f"betas must be at least two numbers in (0, 1); got shape {tuple(betas.shape)}{values}")
-        self.levels = len(betas)
+        self.betas, self.levels = betas, len(betas)
         self.t_min = 1 / self.levels
         knots = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0) / 2])
         self._knots, self._slopes = knots, _monotone_slopes(knots * self.levels)

@@ -312,6 +312,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = self.timestep(
             self.t_max + (self.t_min - self.t_max) * torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
         )
+        if self.path.levels:
+            # what stock training scripts read, as the stock schedulers have it
+            self.betas = self.path.betas.float()
+            self.alphas_cumprod = (1 - self.path.betas).cumprod(0).float()
         self.num_inference_steps = None
         self._plan = None
         self._begin_index = None
