@@ -18,7 +18,8 @@ ALLOWED = {
     "src/score_sde/paths.py": {"torch"},
     "src/score_sde/solvers.py": {"torch", ".paths"},
     "src/score_sde/calibration.py": {"torch", ".solvers"},
-    "src/score_sde/scheduling_score_sde.py": FIELD | {".paths", ".solvers", ".calibration"},
+    "src/score_sde/scheduling_score_sde.py": FIELD | {".paths", ".solvers", ".calibration", ".stock_configs"},
+    "src/score_sde/stock_configs.py": {"diffusers"},
     "src/score_sde/transformer_score_dit.py": FIELD,
     "src/score_sde/unet_score.py": FIELD,
     "src/score_sde/noise_conditional_classifier.py": FIELD,
@@ -40,8 +41,8 @@ ALLOWED = {
     | {f".{path.stem}" for path in (ROOT / "pipelines").glob("*.py")},
     "model_cards/*.py": set(),
     "training/*.py": FIELD
-    | {"accelerate", "datasets", "huggingface_hub", "numpy", "onnxruntime", "PIL", "safetensors", "score_sde"}
-    | {"torchmetrics", "tqdm", "transformers", "yaml"}
+    | {"accelerate", "datasets", "filelock", "fsspec", "huggingface_hub", "numpy", "onnxruntime", "PIL", "pyarrow"}
+    | {"safetensors", "score_sde", "torchmetrics", "tqdm", "transformers", "yaml"}
     | TRAINING,
     "benchmarks/*.py": FIELD
     | {"datasets", "dit_gflops", "exact", "matplotlib", "numpy", "PIL", "safetensors", "score_sde", "stock_samplers"}

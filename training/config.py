@@ -20,6 +20,7 @@ from typing import get_args
 import yaml
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from diffusers.optimization import SchedulerType
+from PIL import ImageColor
 from transformers import HfArgumentParser
 
 from score_sde.ema import gamma_of
@@ -34,8 +35,23 @@ def option(default, help):
     return field(default=default, metadata={"help": help})
 
 
+def one_of(names):
+    """ "a, b, or c" of a table's names."""
+    *others, last = names
+    return f"{', '.join(others)}, or {last}"
+
+
 @dataclass
-class DataConfig:
+class LoaderConfig:
+    num_workers: int = option(0, "Processes that decode images, per training process; 0 decodes in the process itself.")
+
+    def problems(self):
+        if self.num_workers < 0:
+            yield f"num_workers {self.num_workers} must be 0 or more"
+
+
+@dataclass
+class DataConfig(LoaderConfig):
     dataset: str = option(
         "fashion_mnist_10k",
         "Images: fashion_mnist_10k (inside the package), a folder of images (one sub-folder per class), a parquet file "
@@ -50,10 +66,11 @@ class DataConfig:
     num_classes: int | None = option(None, "Number of classes, where the data don't say: the labels are 0 to one less.")
     resolution: int = option(32, "Height and width in pixels: the shorter side is resized to it, a square cropped.")
     image_channels: int = option(3, "1 for greyscale, 3 for RGB.")
+    background: str = option("white", "Colour behind transparent images, as Pillow names it: white, #808080.")
     skip_corrupt_images: bool = option(False, "Take the next row for an image that cannot be decoded, and name it.")
-    num_workers: int = option(0, "Processes that decode images, per training process; 0 decodes in the process itself.")
 
     def problems(self):
+        yield from LoaderConfig.problems(self)
         if self.label_column == "none":
             self.label_column = None
         if self.image_channels not in (1, 3):
@@ -62,13 +79,18 @@ class DataConfig:
             yield f"resolution {self.resolution} must be at least 1 pixel"
         if self.num_classes is not None and self.num_classes < 1:
             yield f"num_classes {self.num_classes} must be at least 1"
-        if self.num_workers < 0:
-            yield f"num_workers {self.num_workers} must be 0 or more"
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            yield f"background {self.background!r} is no colour that Pillow knows, such as white or #808080"
 
 
 @dataclass
-class LoopConfig:
-    output_dir: str = option("runs/run", "Folder for everything that the run writes.")
+class LoopConfig(LoaderConfig):
+    output_dir: str = option("runs/run", "Folder for everything that the run writes, and no other run.")
+    on_existing_run: str = option(
+        "refuse", "Where output_dir holds a run that isn't resumed: refuse, or set_aside, in a folder inside it."
+    )
     batch_size: int = option(64, "Images per process and micro-batch.")
     gradient_accumulation_steps: int = option(1, "Micro-batches per optimizer step.")
     max_train_steps: int = option(100_000, "Optimizer steps.")
@@ -109,6 +131,7 @@ class LoopConfig:
         10, "Steps in a row whose loss or gradient may be nan or infinite; they are skipped."
     )
     resume_from_checkpoint: str | None = option(None, "A checkpoint folder, or 'latest' for the newest in output_dir.")
+    allow_other_data: bool = option(False, "Go on from a checkpoint that was trained on other data.")
     sample_steps: int = option(0, "Optimizer steps between sample grids (PNG); 0 for none before the end.")
     logging_steps: int = option(50, "Optimizer steps between logged values.")
     log_with: str | None = option(None, "Trackers of accelerate, with commas: tensorboard, wandb, trackio, ...")
@@ -159,6 +182,8 @@ class LoopConfig:
                 yield f"log_with {tracker!r} is not installed: pip install {tracker}"
         if self.lr_scheduler not in LR_SCHEDULERS:
             yield f"lr_scheduler {self.lr_scheduler!r} is unknown; choose one of {', '.join(LR_SCHEDULERS)}"
+        if self.on_existing_run not in ("refuse", "set_aside"):
+            yield f"on_existing_run {self.on_existing_run!r} is unknown; choose one of refuse, set_aside"
         if self.crop not in ("centre", "random"):
             yield f"crop {self.crop!r} is unknown; choose one of centre, random"
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
@@ -182,7 +207,8 @@ def parse(config_class, argv):
     parser = HfArgumentParser(
         config_class,
         usage="%(prog)s [config.yaml] [--option value ...]",
-        description=config_class.__doc__,
+        description=f"{config_class.__doc__} Every option may stand in the YAML file, too, as 'option: value'.",
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.register("type", int, whole_number)
@@ -200,6 +226,18 @@ def parse(config_class, argv):
     if problems:
         parser.error("; ".join(problems))
     return config
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Every option by one spelling and what it takes, with its default where it has one."""
+
+    def _format_action_invocation(self, action):
+        kind = {int: " N", float: " X", str: " TEXT"}.get(action.type, "")
+        more = " ..." if action.nargs == "+" else ""
+        return action.option_strings[-1 if action.option_strings[0] == "-h" else 0] + kind + more
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, "", [], "{}") else super()._get_help_string(action)
 
 
 def nearest(name, known):

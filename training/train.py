@@ -15,15 +15,18 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, mapping, one_line_errors, option, parse
+from config import LoopConfig, mapping, one_line_errors, one_of, option, parse
 from huggingface_hub.utils import validate_repo_id
 from loop import fit, make_accelerator, sample_path, save_grid
+from run_folder import open_run, surviving
 from validation import ValidationConfig, make_validation
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.hub import push_to_hub, save_bundle
-from score_sde.losses import Objective, hybrid_loss
+from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss
 from score_sde.model_card import check_license
+from score_sde.paths import PREDICTIONS, moved
+from score_sde.scheduling_score_sde import SDE_TYPES
 
 
 NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
@@ -41,19 +44,14 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     model_name: str = option("score-sde model", "Name of the model on its card.")
     license: str | None = option(None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.")
     class_conditional: bool = option(True, "Train on class labels, where the data has them.")
-    sde_type: str = option("vp", "Noise path: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.")
-    prediction_type: str = option(
-        "v_prediction", "What the network predicts: epsilon, sample, score, v_prediction, flow_prediction, or edm."
-    )
+    sde_type: str = option("vp", f"Noise path: {one_of(SDE_TYPES)}.")
+    prediction_type: str = option("v_prediction", f"What the network predicts: {one_of(PREDICTIONS)}.")
     scheduler_kwargs: str = option("{}", "More arguments of ScoreSDEScheduler, as YAML: {beta_max: 20}.")
-    time_density: str = option(
-        "uniform", "Density of the training times: uniform, log_normal, logit_normal, importance, or levels."
-    )
+    time_density: str = option("uniform", f"Density of the training times: {one_of(TIME_DENSITIES)}.")
     time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.")
     weighting: str = option(
         "output",
-        "Weight of the squared error of x0: output, simple, velocity, edm, likelihood, min_snr, p2, or "
-        "sample; score_sde.losses has the published combinations.",
+        f"Weight of the squared error of x0: {one_of(WEIGHTINGS)}; score_sde.losses has the published combinations.",
     )
     weighting_kwargs: str = option("{}", "Its numbers, as YAML: {gamma: 5}.")
     vlb_weight: float = option(
@@ -91,10 +89,17 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
             yield f"push_steps {self.push_steps} must be at least 0, and needs push_to_hub"
         if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
             yield "sample_num_images and sample_num_inference_steps must be at least 1"
-        # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened
+        # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened; so is
+        # what the grids at the end will ask for
         try:
             self.make_objective(self.make_scheduler())
-            mapping("network_kwargs", self.network_kwargs)
+            options = mapping("network_kwargs", self.network_kwargs)
+            labelled = self.class_conditional and self.label_column is not None
+            if labelled and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
+                yield (
+                    f"sample_guidance_scale {self.sample_guidance_scale:g} needs a network that is trained with a "
+                    f"class_dropout_prob above 0, not {options['class_dropout_prob']}: or sample with 1"
+                )
             if self.network in NETWORKS and not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
                     make_network(self, (self.image_channels, self.resolution, self.resolution), num_classes=1)
@@ -137,32 +142,38 @@ def make_network(config, shape, num_classes):
 def loss_by_time(losses, t, scheduler, parts=4):
     """{name: (sum, count)} of the losses in equal parts of the time."""
     part = ((t - scheduler.t_min) / (scheduler.t_max - scheduler.t_min) * parts).long().clamp(0, parts - 1)
+    part = moved(part, losses.device)
     sums, counts = (torch.zeros(parts, device=losses.device).index_add(0, part, x) for x in (losses, losses * 0 + 1))
     return {f"loss_in_quarter_{i + 1}": torch.stack([sums[i], counts[i]]) for i in range(parts)}
 
 
 @torch.compiler.set_stance("force_eager")
 def sample_grid(pipeline, config, path, seed=0):
-    """Draw images, the classes in turn, one seed per image, and write them as a PNG grid; return the images."""
+    """Draw images, the classes in turn, one seed per image, and write them as a PNG grid; return the number of network
+    evaluations."""
     count = config.sample_num_images
     labels = None if pipeline.num_classes is None else [i % pipeline.num_classes for i in range(count)]
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
-    images = pipeline(
+    output = pipeline(
         batch_size=count,
         class_labels=labels,
         guidance_scale=1.0 if labels is None else config.sample_guidance_scale,
         num_inference_steps=config.sample_num_inference_steps,
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
-    ).images
-    save_grid(images, path, columns=pipeline.num_classes if labels is not None else None)
-    return images
+    )
+    save_grid(output.images, path, columns=pipeline.num_classes if labels is not None else None)
+    return output.nfe
 
 
 def main(argv=None):
     config = parse(TrainConfig, sys.argv[1:] if argv is None else argv)
     accelerator = make_accelerator(config)
-    scheduler = config.make_scheduler()
+    with open_run(config, accelerator) as run:
+        train(config, accelerator, run)
 
+
+def train(config, accelerator, run):
+    scheduler = config.make_scheduler()
     data = CleanData(config, accelerator)
     num_classes = data.num_classes if config.class_conditional else None
     model = make_network(config, data.shape, num_classes)
@@ -171,11 +182,16 @@ def main(argv=None):
 
     objective = config.make_objective(scheduler)
 
-    def losses_of(model, batch, draws):
+    # labels are dropped here, by numbers that are drawn for the whole step
+    model.drops_labels = False
+
+    def losses_of(model, batch, draws, class_dropout_prob=0.0):
         """The loss of each sample of a batch, and its time."""
         x0 = data.draw(batch, draws)
         t = draws.times = objective.times(draws.stratified())
         noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
+        if num_classes and class_dropout_prob > 0:  # for guidance
+            labels = labels.masked_fill(draws.chance(class_dropout_prob), num_classes)
         if config.vlb_weight > 0:
             pixels = data.vae is None
             losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
@@ -183,8 +199,10 @@ def main(argv=None):
             losses = objective(model, x0, noise, t, labels)
         return losses, t
 
+    class_dropout_prob = model.config.class_dropout_prob
+
     def compute_loss(model, batch, draws):
-        losses, t = losses_of(model, batch, draws)
+        losses, t = losses_of(model, batch, draws, class_dropout_prob)
         return losses.mean(), loss_by_time(losses.detach(), t, scheduler)
 
     def make_pipeline(network):
@@ -194,20 +212,22 @@ def main(argv=None):
         sample_grid(make_pipeline(network), config, path)
 
     def make_bundle(network, facts, name):
-        pipeline = make_pipeline(network)
-        grid = sample_path(config.output_dir, facts["steps"])
-        sample_grid(pipeline, config, grid)
+        pipeline, grid = make_pipeline(network), None
         facts |= data.facts(config) | {
             "model_name": config.model_name,
             "license": config.license,
             "repo_id": config.push_to_hub,
             "diffusers": diffusers.__version__,
-            "samples": {
+        }
+        with surviving("the sample grid"):
+            path = sample_path(config.output_dir, facts["steps"])
+            nfe = sample_grid(pipeline, config, path)
+            grid = path
+            facts["samples"] = {
                 "guidance_scale": config.sample_guidance_scale,
                 "num_inference_steps": config.sample_num_inference_steps,
-                "network_evaluations": scheduler.nfe,
-            },
-        }
+                "network_evaluations": nfe,
+            }
         return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
     def push(folder, steps):
@@ -237,6 +257,7 @@ def main(argv=None):
     network, facts = fit(
         config,
         accelerator,
+        run,
         model,
         data.dataset,
         compute_loss,
@@ -244,18 +265,20 @@ def main(argv=None):
         on_evaluation,
         on_push,
         config.push_steps,
+        data.fingerprint(),
     )
 
     # the result: a folder that from_pretrained opens, with its card
     if accelerator.is_main_process:
         folder, grid = make_bundle(network, facts, "pipeline")
-        print(f"samples: {grid}\npipeline: {folder}")
+        print(f"samples: {grid or 'none'}\npipeline: {folder}")
         if uploads:
             uploads[-1].join()
         if config.push_to_hub:
             push(folder, facts["steps"])
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    with surviving("the log"):
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from .pipelines.bundling import (
     shortened,
     tensor_problems,
 )
+from .pipelines.latents import AUTOENCODERS, autoencoder_of
 
 
 # any whole number in a model's config, unless its weights hold more numbers than this
@@ -50,11 +51,6 @@ LARGEST_COUNT = 10**5
 LARGEST_TABLES = 2**24
 
 NETWORKS = ("DiTModel", "ScoreUNetModel", "DiTTransformer2DModel", "UNet2DModel")
-AUTOENCODERS = tuple(
-    name
-    for name, value in vars(autoencoders).items()
-    if isinstance(value, type) and hasattr(value, "encode") and hasattr(value, "decode")
-)
 SCHEDULERS = ("ScoreSDEScheduler", *(name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")))
 # the components that there are, what each may be, and the classes of that
 ROLES = {
@@ -132,28 +128,25 @@ def _identity(folder):
 
 
 def open_autoencoder(folder_or_repo, **kwargs):
-    """An autoencoder of diffusers, whichever class its config names, from its folder or a repo on the Hub.
+    """An autoencoder of diffusers, whichever class its config names, from its folder, from a pipeline that has one, or
+    from a repo on the Hub that holds either.
 
     Takes `dtype`, `variant`, and `revision`, `token` and the other arguments of a download. Raises ValueError for what
     is none, or not sound; no code of it is run, and its weights are opened as safetensors only.
     """
+    if os.path.isfile(folder_or_repo):
+        raise ValueError(f"{str(folder_or_repo)!r} is a file: give the folder that it lies in, with its config.json")
     arguments = {key: kwargs.pop(key) for key in DOWNLOAD_ARGUMENTS if key in kwargs}
-    patterns = [
-        "config.json",
-        "model_index.json",
-        "diffusion_pytorch_model*.safetensors",
-        "diffusion_pytorch_model*.json",
-    ]
+    files = ["config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.json"]
+    patterns = ["model_index.json", *files, *(f"vae/{each}" for each in files)]
     folder = download(folder_or_repo, patterns, **arguments)
-    if os.path.lexists(os.path.join(folder, "model_index.json")):
-        raise ValueError(f"{str(folder_or_repo)!r} is a pipeline, not an autoencoder: give the folder vae/ in it")
-    name = read_config(folder, "config.json").get("_class_name")
-    if name not in AUTOENCODERS:
-        raise ValueError(f"{str(folder_or_repo)!r} holds a {shortened(name)}, which is no autoencoder of diffusers")
+    place = ("vae",) if os.path.lexists(os.path.join(folder, "model_index.json")) else ()
+    name = read_config(folder, *place, "config.json").get("_class_name")
+    autoencoder_of(shortened(name))
 
     def open_checked():
-        check_component(folder, (), name, getattr(autoencoders, name), kwargs.get("variant"))
-        return getattr(autoencoders, name).from_pretrained(folder, use_safetensors=True, **kwargs)
+        check_component(folder, place, name, getattr(autoencoders, name), kwargs.get("variant"))
+        return getattr(autoencoders, name).from_pretrained(os.path.join(folder, *place), use_safetensors=True, **kwargs)
 
     return while_unchanged(folder, open_checked)
 

@@ -591,13 +591,13 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
     Raises ValueError for another kind of pipeline.
     """
     stock = open_stock_pipeline(folder_or_repo, **kwargs)
-    config = dict(stock.scheduler.config)
+    overrides = {}
     if isinstance(stock, DiTPipeline):
         if frequency_shift is None and str(folder_or_repo).rstrip("/") in ORIGINAL_DITS:
             frequency_shift = 0.0
         model = dit_from_diffusers(stock.transformer, frequency_shift)
         if model.config.learn_sigma:
-            config["variance_type"] = "learned_range"
+            overrides["variance_type"] = "learned_range"
         # every synonym is a name of its own there
         id2label = {}
         for name, label in stock.labels.items():
@@ -605,13 +605,11 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
         components = {"transformer": model, "vae": stock.vae, "id2label": id2label or None}
     elif isinstance(getattr(stock, "unet", None), UNet2DModel):
         if stock.unet.config.center_input_sample:
-            config = center(stock.unet, config)
+            overrides = center(stock.unet, stock.scheduler.config)
         components = {"unet": stock.unet, "vae": getattr(stock, "vqvae", None)}
     else:
         raise ValueError(f"the network of {folder_or_repo!r} is a {type(stock.unet).__name__}, not a UNet2DModel")
-    scheduler = ScoreSDEScheduler.from_config(config)
-    if config.get("time_scale"):
-        scheduler = ScoreSDEScheduler.from_config(scheduler.config, time_scale=config["time_scale"])
+    scheduler = ScoreSDEScheduler.from_config(stock.scheduler.config, **overrides)
     return ScoreSDEPipeline(scheduler, **components)
 
 
@@ -627,13 +625,13 @@ def published_license(folder_or_repo):
 
 
 def center(unet, config):
-    """Let a UNet2DModel that was trained by a ScoreSdeVeScheduler on images in [0, 1] see images in [-1, 1]; return the
-    scheduler's config: the noise counts twice, and the output half."""
+    """Let a UNet2DModel that was trained by a ScoreSdeVeScheduler on images in [0, 1] see images in [-1, 1]; return
+    what changes in the scheduler: the noise counts twice, and the output half."""
     if "sampling_eps" not in config:
         raise ValueError("center_input_sample is only understood together with a ScoreSdeVeScheduler")
     unet.register_to_config(center_input_sample=False)
     halve_score([unet.conv_out])
-    return config | {"sigma_min": 2 * config["sigma_min"], "sigma_max": 2 * config["sigma_max"], "time_scale": 0.5}
+    return {"sigma_min": 2 * config["sigma_min"], "sigma_max": 2 * config["sigma_max"], "time_scale": 0.5}
 
 
 def pipeline_to_diffusers(pipeline):
