@@ -9,16 +9,19 @@ diffusers puts the code files of all repos into one flat folder of modules, so e
 stamp, a hash of the code it belongs with: bundles of different versions live side by side in one process.
 """
 
+import errno
 import hashlib
 import importlib
 import inspect
 import json
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_token, snapshot_download
 from huggingface_hub.errors import (
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -42,6 +45,11 @@ def without_stamps(source):
     return _RELATIVE_IMPORT.sub(lambda match: match[1] + _STAMP.sub("", match[2]) + match[3], source)
 
 
+def imported(source):
+    """The names of the siblings that source code imports."""
+    return [match[2] for match in _RELATIVE_IMPORT.finditer(source)]
+
+
 def carried_sources(cls):
     """The code that a class needs: {module name: source} of its file and, through relative imports, its siblings; the
     class's own file first. Stamps of an earlier bundle are taken off."""
@@ -53,7 +61,7 @@ def carried_sources(cls):
         if name in sources:
             continue
         source = path.read_text(encoding="utf-8")
-        pending += [path.with_name(f"{match[2]}.py") for match in _RELATIVE_IMPORT.finditer(source)]
+        pending += [path.with_name(f"{sibling}.py") for sibling in imported(source)]
         sources[name] = without_stamps(source)
     return sources
 
@@ -125,6 +133,41 @@ def saved_class_name(index):
     return index["_class_name"] if isinstance(index["_class_name"], str) else index["_class_name"][1]
 
 
+def shown(value, limit=200):
+    """A value as a message quotes it, cut where it is long."""
+    text = value if isinstance(value, Exception) else repr(value)
+    text = str(text)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def check_token(token=None):
+    """Raise ValueError for a token of the Hub that cannot be one: the client fails at it with an error that quotes it.
+
+    Args:
+        token: as the client takes it: None or True for the one that is stored or in HF_TOKEN, False for none.
+    """
+    token = get_token() if token in (None, True) else token
+    if token and not (isinstance(token, str) and re.fullmatch(r"[!-~]+", token)):
+        raise ValueError(
+            "the token of the Hub holds spaces, line feeds or other letters than a token has: log in by `hf auth "
+            "login`, or set HF_TOKEN, anew"
+        )
+
+
+@contextmanager
+def hub_errors(kind, what, token=None):
+    """Let errors of the Hub's client inside be of one kind of exception, `what` and why it is (`hub_problem`); they,
+    and what is printed of them, quote nothing of a request. ValueError stays one. A token that cannot be one is found
+    before."""
+    check_token(token)
+    try:
+        yield
+    except Exception as error:  # the client has no common class of errors
+        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+            raise ValueError(shown(error, 2000)) from None
+        raise kind(f"{what}: {hub_problem(error)}") from None
+
+
 def hub_problem(error):
     """Why a request to the Hub failed and what to do, in words that quote nothing of the request: it holds a token."""
     causes = [error]
@@ -154,6 +197,8 @@ def hub_problem(error):
         return f"the Hub answered with status {status}: try again later"
     if isinstance(error, LocalEntryNotFoundError) and len(causes) == 1:
         return "it is not in the cache: load it once without local_files_only"
+    if getattr(causes[-1], "filename", None) or getattr(causes[-1], "errno", None) == errno.ENOSPC:
+        return f"{causes[-1].strerror}: {causes[-1].filename or 'make room'}"
     return f"the Hub cannot be reached ({type(causes[-1]).__name__}): check the network and try again"
 
 
@@ -173,19 +218,14 @@ def fetch(folder_or_repo, patterns=None, **kwargs):
             raise ValueError(f"{folder!r} is neither a folder nor the id of a repo on the Hub")
         variant = kwargs.get("variant")
         weights = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else ["*.safetensors"]
-        try:
+        what = f"{folder!r} is no folder here and cannot be had from the Hub"
+        with hub_errors(ValueError, what, download.get("token")):
             folder = snapshot_download(
                 folder,
                 allow_patterns=patterns or ["*.json", *weights],
                 ignore_patterns=None if variant else ["*.*.safetensors"],
                 **download,
             )
-        except ValueError:
-            raise
-        except Exception as error:  # the client has no common class of errors
-            raise ValueError(
-                f"{folder!r} is no folder here and cannot be had from the Hub: {hub_problem(error)}"
-            ) from error
     if not os.path.isfile(os.path.join(folder, "model_index.json")):
         raise ValueError(f"{folder!r} holds no model_index.json: it is not a diffusers pipeline folder")
     return folder, kwargs

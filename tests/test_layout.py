@@ -24,13 +24,13 @@ ALLOWED = {
     "src/score_sde/noise_conditional_classifier.py": FIELD,
     "src/score_sde/losses.py": {"torch", ".paths"},
     "src/score_sde/ema.py": FIELD,
-    "src/score_sde/hub.py": FIELD | {"huggingface_hub", ".__version__", ".pipelines", ".model_card"},
+    "src/score_sde/hub.py": FIELD | {"filelock", "huggingface_hub", ".__version__", ".pipelines", ".model_card"},
     "src/score_sde/bundle_checks.py": FIELD | {"safetensors", ".pipelines"},
     "src/score_sde/convert.py": FIELD
     | {"huggingface_hub", "safetensors", ".hub", ".model_card", ".pipelines", ".scheduling_score_sde"}
     | {".transformer_score_dit", ".unet_score"},
-    "src/score_sde/model_card.py": {"huggingface_hub", ".__version__"},
-    "src/score_sde/space.py": {"huggingface_hub", ".model_card", ".pipelines", ".space_app"},
+    "src/score_sde/model_card.py": {"huggingface_hub", "jinja2", ".__version__", ".pipelines"},
+    "src/score_sde/space.py": {"huggingface_hub", ".hub", ".model_card", ".pipelines", ".space_app"},
     "src/score_sde/space_app.py": FIELD | {"gradio", "PIL"},
     "src/score_sde/__init__.py": set(),
     "pipelines/*.py": FIELD

@@ -6,31 +6,38 @@ Hub.
 """
 
 import argparse
-import glob
 import importlib
 import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
-from huggingface_hub import HfApi
-from huggingface_hub.utils import filter_repo_objects
+from filelock import FileLock
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from . import __version__, pipelines
-from .model_card import check_metrics, write_card
+from .model_card import check_metrics, check_repo_id, read_json, without_local_paths, write_card
 from .pipelines.bundling import (
     LIBRARIES,
     BundleMixin,
     compare_code,
     fetch,
-    hub_problem,
+    hub_errors,
+    imported,
+    read_config,
     read_index,
     saved_class_name,
+    shown,
 )
+from .pipelines.writing import whole_folder, write_json
 
 
 # precisions in which weights can be saved beside those that a pipeline has
@@ -38,7 +45,7 @@ VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, variant=None, max_shard_size=None):
-    """Save a pipeline as a bundle; an existing one at this place is replaced only once the new one is whole.
+    """Save a pipeline as a bundle; an existing one at this place is replaced, in one step, once the new one is whole.
 
     Args:
         pipeline: a pipeline of this package.
@@ -53,49 +60,38 @@ def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, vari
         The folder, absolute. Raises ValueError for another variant.
     """
     if variant is not None and variant not in VARIANTS:
-        raise ValueError(f"variant {variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
+        raise ValueError(f"variant {shown(variant)} is unknown; choose one of {', '.join(VARIANTS)}")
     folder = os.path.abspath(folder)
-    partial = folder + ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
     shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    pipeline.save_pretrained(partial, safe_serialization=True, **shards)
-    for name, component in pipeline.components.items():
-        if variant and isinstance(component, ModelMixin):
-            path = os.path.join(partial, name)
-            with open(os.path.join(path, component.config_name), "rb") as file:
-                config = file.read()
-            narrow = type(component).from_pretrained(path, dtype=VARIANTS[variant])
-            narrow.save_pretrained(path, variant=variant, **shards)
-            with open(os.path.join(path, component.config_name), "wb") as file:
-                file.write(config)  # without the path that it was loaded from
-    if facts:
-        _write_json(os.path.join(partial, "training.json"), facts)
-    if metrics:
-        _write_json(os.path.join(partial, "metrics.json"), list(metrics))
-    if sample_grid:
-        shutil.copyfile(sample_grid, os.path.join(partial, "samples.png"))
-    write_card(partial)
-    replaced = folder + ".replaced"
-    shutil.rmtree(replaced, ignore_errors=True)
-    if os.path.isdir(folder):
-        os.replace(folder, replaced)
-    os.replace(partial, folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with bundle_lock(folder), whole_folder(folder) as partial:
+        pipeline.save_pretrained(partial, safe_serialization=True, **shards)
+        for name, component in pipeline.components.items():
+            if variant and isinstance(component, ModelMixin):
+                path = os.path.join(partial, name)
+                with open(os.path.join(path, component.config_name), "rb") as file:
+                    config = file.read()
+                narrow = type(component).from_pretrained(path, dtype=VARIANTS[variant])
+                narrow.save_pretrained(path, variant=variant, **shards)
+                with open(os.path.join(path, component.config_name), "wb") as file:
+                    file.write(config)  # without the path that it was loaded from
+        if facts:
+            write_json(os.path.join(partial, "training.json"), facts)
+        if metrics:
+            write_json(os.path.join(partial, "metrics.json"), list(metrics))
+        if sample_grid:
+            shutil.copyfile(sample_grid, os.path.join(partial, "samples.png"))
+        write_card(partial, name=os.path.basename(folder))
     return folder
 
 
 def add_metrics(folder, metrics):
     """Add measurements to a bundle's metrics.json and write its card anew. A measurement of the same name and settings
-    replaces the one before.
+    replaces the one before. Several processes may do so at once.
 
     Raises ValueError for a measurement without provenance; nothing is written then.
     """
     check_metrics(metrics)
     path = os.path.join(folder, "metrics.json")
-    known = []
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            known = json.load(file)
 
     def identity(metric):
         return {
@@ -105,9 +101,18 @@ def add_metrics(folder, metrics):
         }
 
     new = list(metrics)
-    kept = [metric for metric in known if identity(metric) not in [identity(each) for each in new]]
-    _write_json(path, kept + new)
-    write_card(folder)
+    with bundle_lock(folder):
+        known = read_json(path) or []
+        check_metrics(known)
+        kept = [metric for metric in known if identity(metric) not in [identity(each) for each in new]]
+        write_json(path, kept + new)
+        write_card(folder)
+
+
+def bundle_lock(folder):
+    """Held by who reads a bundle and writes it anew: a hidden file beside it, which a kill releases."""
+    parent, name = os.path.split(os.path.abspath(folder))
+    return FileLock(os.path.join(parent, f".{name}.lock"))
 
 
 def load_bundle(folder_or_repo, **kwargs):
@@ -146,13 +151,156 @@ def verify(folder_or_repo, **download):
     return compare_code(folder, classes)
 
 
-# what a bundle, a model or a scheduler is made of; anything else, such as a pickle or a token, stays here
-PUSHED = ("*.json", "*.py", "*.safetensors", "*.md", "*.png", "*.txt", "*.model")
+# what lies in a bundle beside its components
+CARD = ("README.md", "LICENSE", "training.json", "metrics.json", "samplers.json", "samples.png")
+# what describes a component: a model, a scheduler, a tokenizer or image processor of transformers
+CONFIGS = ("config.json", "scheduler_config.json", "generation_config.json", "preprocessor_config.json")
+CONFIGS += ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+CONFIGS += ("vocab.txt", "merges.txt", "spiece.model", "tokenizer.model")
+KINDS = ("model_index.json", "config.json", "scheduler_config.json")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.\w+)?\.safetensors")
+_SHARDS = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index(\.\w+)?\.json")
 # what would contradict the files that are pushed, where it is left over from what was pushed before
 _STALE = re.compile(
     r"\.safetensors(\.index.*\.json)?$|_[0-9a-f]{10}\.py$|^(training|metrics|samplers)\.json$|^samples\.png$"
 )
-_CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
+
+
+def check_file(folder, name):
+    """Raise ValueError for a file of a folder that isn't one: missing, or a link, a folder, a device or a pipe. Only in
+    a snapshot of the Hub's cache files are links, to its blobs."""
+    blobs = os.path.realpath(os.path.join(folder, "..", "..", "blobs"))
+    is_snapshot = os.path.basename(os.path.dirname(os.path.abspath(folder))) == "snapshots"
+    path = folder
+    for part in name.split("/"):
+        path = os.path.join(path, part)
+        is_blob = is_snapshot and os.path.dirname(os.path.realpath(path)) == blobs
+        if os.path.islink(path) and not is_blob:
+            raise ValueError(f"{path!r} is a link: what is pushed must lie in the folder itself; put the file there")
+    if not os.path.exists(path):
+        raise ValueError(f"{path!r} is missing: it belongs to what the folder holds; save it anew")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path!r} is no file: put the file there")
+
+
+def files_to_push(folder):
+    """The names, with /, of the files that a bundle, a model or a scheduler is made of: those that its index names, and
+    its card. Raises ValueError for a folder that is none of these, and for a file of it that is missing or a link."""
+    kind = next((name for name in KINDS if os.path.lexists(os.path.join(folder, name))), None)
+    if kind is None:
+        raise ValueError(f"{str(folder)!r} cannot be shared: it holds no {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    check_file(folder, kind)
+    names = [kind, *there(folder, "", CARD)]
+    if kind != "model_index.json":
+        names += component_files(folder, "")
+    else:
+        index = read_index(folder)
+        if isinstance(index["_class_name"], list):
+            names += code_files(folder, "", index["_class_name"][0])
+        for name, value in index.items():
+            if not (isinstance(value, list) and len(value) == 2) or name.startswith("_") or value[0] is None:
+                continue
+            if not name.isidentifier():
+                raise ValueError(f"model_index.json: {shown(name)} is no name of a component")
+            names += component_files(folder, f"{name}/")
+            if value[0] not in LIBRARIES:
+                names += code_files(folder, f"{name}/", value[0])
+    if "README.md" in names:
+        check_file(folder, "README.md")
+        card = Path(folder, "README.md").read_text(encoding="utf-8", errors="replace")
+        names += [name for name in os.listdir(folder) if name.lower().endswith(PICTURES) and name in card]
+    for name in names:
+        check_file(folder, name)
+    return sorted(set(names))
+
+
+def there(folder, place, names):
+    """Those of the names that are in a place, "" or with a slash at its end."""
+    return [place + name for name in names if os.path.lexists(os.path.join(folder, place, name))]
+
+
+def component_files(folder, place):
+    """The configs of a component, and its weights, whole or in shards, in every precision."""
+    configs = there(folder, place, CONFIGS)
+    if not configs:
+        raise ValueError(f"{os.path.join(folder, place)!r} holds no config: save what belongs there anew")
+    weights = []
+    for name in sorted(os.listdir(os.path.join(folder, place))):
+        if _WEIGHTS.fullmatch(name):
+            weights.append(place + name)
+        elif _SHARDS.fullmatch(name):
+            check_file(folder, place + name)
+            shards = read_config(os.path.join(folder, place, name)).get("weight_map")
+            shards = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+            if not shards or any(os.path.basename(each) != each for each in shards):
+                raise ValueError(f"{place}{name} names no files beside it as weights")
+            weights += [place + each for each in (name, *shards)]
+    if place + "config.json" in configs and not any(name.endswith(".safetensors") for name in weights):
+        raise ValueError(f"{os.path.join(folder, place)!r} holds no weights as safetensors: save the model anew")
+    return configs + weights
+
+
+def code_files(folder, place, module):
+    """The file of a module that a bundle carries, and of those beside it that it imports."""
+    found, pending = [], [module]
+    while pending:
+        name = pending.pop()
+        if not str(name).isidentifier():
+            raise ValueError(f"model_index.json: {shown(name)} is no name of a module")
+        if f"{place}{name}.py" not in found:
+            found.append(f"{place}{name}.py")
+            check_file(folder, found[-1])
+            pending += imported(Path(folder, found[-1]).read_text(encoding="utf-8", errors="replace"))
+    return found
+
+
+def left_out(folder, names):
+    """What lies in a folder beside the files of these names: files, and folders with a slash at their end."""
+    places = {os.path.dirname(name) for name in names}
+    others = []
+    for place in sorted(places):
+        for entry in sorted(os.scandir(os.path.join(folder, place)), key=lambda each: each.name):
+            name = os.path.join(place, entry.name).replace(os.sep, "/")
+            if entry.is_dir(follow_symlinks=False):
+                others += [] if any(each == name or each.startswith(f"{name}/") for each in places) else [f"{name}/"]
+            elif name not in names:
+                others.append(name)
+    return others
+
+
+def published(path):
+    """What of a file is published: of weights the file, of configs and facts all but the paths of this machine."""
+    name = os.path.basename(path)
+    if name.endswith(".safetensors"):
+        return path
+    content = Path(path).read_bytes()
+    if name in ("training.json", "metrics.json", "samplers.json", *KINDS):
+        value = read_json(path)
+        public = without_local_paths(value) if name not in KINDS else value
+        if name in KINDS and isinstance(value, dict):
+            public = {key: each for key, each in value.items() if key != "_name_or_path"}
+        if public != value:
+            content = (json.dumps(public, indent=2) + "\n").encode()
+    return content
+
+
+@contextmanager
+def repo_to_push_to(api, repo_id, private=None, repo_type=None, **making):
+    """Let a repo be there inside. One that is made for it is removed again where nothing has come into it."""
+    new = not api.repo_exists(repo_id, repo_type=repo_type)
+    if new:
+        api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True, **making)
+    first = api.repo_info(repo_id, repo_type=repo_type)
+    if private and not first.private:
+        raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or take another name")
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):
+            if new and api.repo_info(repo_id, repo_type=repo_type).sha == first.sha:
+                api.delete_repo(repo_id, repo_type=repo_type)
+        raise
 
 
 def push_to_hub(
@@ -166,7 +314,9 @@ def push_to_hub(
     token=None,
     **saving,
 ):
-    """Upload a pipeline as a bundle with its card, or a bundle, or a single model or scheduler, and nothing else.
+    """Upload a pipeline as a bundle with its card, or a bundle, or a single model or scheduler, and nothing else: of a
+    folder the files that its index names, its card and facts, without the paths of this machine. What else lies there
+    is left out, with a warning that names it.
 
     The repo then holds what was pushed: weights and code that are left over from what was pushed before are removed in
     the same commit. An upload that was interrupted goes on where it stopped when it is started again.
@@ -184,11 +334,13 @@ def push_to_hub(
         saving: for a pipeline, arguments of `save_bundle`; for a model or scheduler, of its `save_pretrained`.
 
     Returns:
-        The address of the commit or pull request. Raises ValueError for what cannot be pushed, OSError where the Hub
-        cannot be reached or refuses, with what to do; nothing on this machine or in the repo has changed then.
+        The address of the commit or pull request. Raises ValueError for what cannot be pushed, such as a folder with
+        links, OSError where the Hub cannot be reached or refuses, with what to do; nothing on this machine has changed
+        then, nor in the repo, and one that was made for it is gone.
     """
+    check_repo_id(repo_id)
     if create_pr and revision is not None:
-        raise ValueError(f"revision {revision!r}: a pull request is against main; leave out one of the two")
+        raise ValueError(f"revision {shown(revision)}: a pull request is against main; leave out one of the two")
     if not isinstance(source, (str, os.PathLike)):
         with tempfile.TemporaryDirectory() as temporary:
             folder = os.path.join(temporary, repo_id.split("/")[-1])
@@ -201,60 +353,48 @@ def push_to_hub(
     if saving:
         raise TypeError(f"{', '.join(saving)}: only for a pipeline, model or scheduler, not for the folder {source!r}")
     folder = os.path.abspath(source)
-    if not any(os.path.isfile(os.path.join(folder, name)) for name in _CONFIGS):
-        raise ValueError(f"{str(source)!r} cannot be shared: it holds no {', '.join(_CONFIGS[:-1])} or {_CONFIGS[-1]}")
-    names = [
-        os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
-        for parent, _, files in os.walk(folder)
-        for name in files
-    ]
-    hidden = [".*", "*/.*"]
-    pushed = set(filter_repo_objects(names, allow_patterns=list(PUSHED), ignore_patterns=hidden))
-    places = {os.path.dirname(name) for name in pushed}
-    api = HfApi(token=token)
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if private and not api.repo_info(repo_id).private:
-            raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or take another name")
+    before = os.stat(folder) if os.path.isdir(folder) else None
+    names = files_to_push(folder)
+    operations = [CommitOperationAdd(name, published(os.path.join(folder, name))) for name in names]
+    others = left_out(folder, names)
+    if not os.path.samestat(before, os.stat(folder)):
+        raise ValueError(f"{folder!r} was saved anew while it was read: push it again")
+    if others:
+        warnings.warn(f"not pushed, as it doesn't belong to what {folder!r} holds: {shown_names(others)}", stacklevel=2)
+    places, api, commit = {os.path.dirname(name) for name in names}, HfApi(token=token), None
+    with hub_errors(OSError, f"{repo_id} was not pushed", token), repo_to_push_to(api, repo_id, private):
         if tag is not None and tag in [each.name for each in api.list_repo_refs(repo_id).tags]:
             raise ValueError(f"{repo_id} has a tag {tag!r} already: take another name, or delete it there")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        stale = [
-            glob.escape(name)
+        operations += [
+            CommitOperationDelete(name)
             for name in api.list_repo_files(repo_id, revision=revision)
-            if _STALE.search(name) and name not in pushed and os.path.dirname(name) in places
+            if _STALE.search(name) and name not in names and os.path.dirname(name) in places
         ]
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=list(PUSHED),
-            ignore_patterns=hidden,
-            delete_patterns=stale or None,
+        commit = api.create_commit(
+            repo_id,
+            operations,
             revision=revision,
             commit_message=commit_message or f"Upload {os.path.basename(folder)}",
             create_pr=create_pr,
         )
-        if tag is not None:
+    address = commit.pr_url or commit.commit_url
+    if tag is not None:
+        with hub_errors(OSError, f"{repo_id} was pushed ({address}), but without the tag {tag!r}", token):
             api.create_tag(repo_id, tag=tag, revision=commit.oid)
-    except ValueError:
-        raise
-    except Exception as error:  # the client has no common class of errors
-        raise OSError(f"{repo_id} was not pushed: {hub_problem(error)}") from error
-    return commit.pr_url or commit.commit_url
+    return address
 
 
-def _write_json(path, value):
-    with open(path + ".partial", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-    os.replace(path + ".partial", path)
+def shown_names(names, limit=10):
+    """The first names of many, for a message."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def main(argv=None):
     argv, name = sys.argv[1:] if argv is None else argv, "python -m score_sde.hub"
-    verifies = argv[:1] == ["verify"]
-    if verifies:
+    command = argv[0] if argv[:1] in (["push"], ["verify"]) else None
+    if command == "verify":
         parser = argparse.ArgumentParser(f"{name} verify", description="Compare a bundle's code with this release's.")
         parser.add_argument("folder_or_repo", help="a bundle, or somebody/model on the Hub")
         parser.add_argument("--revision", default="main", help="branch, tag or commit (default: %(default)s)")
@@ -262,7 +402,8 @@ def main(argv=None):
         parser = argparse.ArgumentParser(
             name,
             description="Upload a bundle, a model or a scheduler to the Hub.",
-            epilog=f"{name} verify --help: whether the code in a bundle is this release's",
+            epilog=f"{name} verify --help: whether the code in a bundle is this release's. A folder called verify is "
+            f"pushed by `{name} push verify somebody/model`, or as ./verify",
         )
         parser.add_argument("source", metavar="folder", help="such as the pipeline folder of a training run")
         parser.add_argument("repo_id", help="somebody/model; made if it doesn't exist")
@@ -271,9 +412,9 @@ def main(argv=None):
         parser.add_argument("--commit_message", help="(default: the name of the folder)")
         parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
         parser.add_argument("--tag", help="a tag for the new commit")
-    arguments = vars(parser.parse_args(argv[1:] if verifies else argv))
+    arguments = vars(parser.parse_args(argv[1:] if command else argv))
     try:
-        if not verifies:
+        if command != "verify":
             print(push_to_hub(**arguments))
             return
         verdicts = verify(**arguments)
