@@ -24,6 +24,7 @@ from score_sde.losses import Objective
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from averages import Averages  # noqa: E402
 from loop import fit, make_accelerator  # noqa: E402
+from run_folder import open_run  # noqa: E402
 from train import TrainConfig  # noqa: E402
 
 
@@ -61,7 +62,9 @@ def seconds_of_fit(objective, data, options):
         config = TrainConfig(
             output_dir=folder, max_train_steps=options.steps, batch_size=options.batch_size, checkpointing_steps=0
         )
-        fit(config, make_accelerator(config), make_model(), data, compute_loss)
+        accelerator = make_accelerator(config)
+        with open_run(config, accelerator) as run:
+            fit(config, accelerator, run, make_model(), data, compute_loss)
     return [later - earlier for earlier, later in zip(begun, begun[1:], strict=False)]
 
 
@@ -82,10 +85,10 @@ def seconds_of_bare_loop(objective, data, options):
 
 def seconds_of_averaging(options):
     model = make_model()
-    averages, seconds = Averages(TrainConfig(), model), []
+    averages, skipped, seconds = Averages(TrainConfig(), model), torch.zeros(()), []
     for _ in range(options.steps):
         start = time.process_time()
-        averages.step()
+        averages.step(skipped)
         seconds.append(time.process_time() - start)
     return seconds
 

@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import train
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from config import parse
+from loop import make_accelerator
 from safetensors.torch import load_file
 from test_training import TINY_DIT, TINY_RUN, TRAINING, equal, fresh_accelerate_state, train_tiny  # noqa: F401
+
+from score_sde import DiTModel, load_bundle
 
 
 CONFIGS = TRAINING / "configs" / "accelerate"
@@ -132,3 +137,52 @@ def test_a_process_for_each_gpu_needs_no_launcher(tmp_path):
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     one = train_tiny(tmp_path / "one", "--network_kwargs", NO_DROPOUT, "--batch_size", 8, "--max_train_steps", 2)
     assert difference(one, weights(tmp_path / "two")) < 1e-4
+
+
+# --- what a launcher says -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("launched", "arguments", "expected"),
+    [
+        (None, [], "no"),
+        ("bf16", [], "bf16"),
+        ("bf16", ["--mixed_precision", "bf16"], "bf16"),
+        # what `accelerate launch` says where nothing was chosen
+        ("no", ["--mixed_precision", "bf16"], "bf16"),
+        ("bf16", ["--mixed_precision", "no"], "mixed_precision 'no' contradicts 'bf16' of accelerate launch"),
+        ("fp8", [], "mixed_precision 'fp8' is unknown; choose one of no, fp16, bf16"),
+    ],
+)
+def test_the_precision_of_a_launcher_is_the_default(launched, arguments, expected, tmp_path, monkeypatch, capsys):
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    if expected in ("no", "bf16"):
+        config = parse(train.TrainConfig, [*arguments, "--output_dir", str(tmp_path)])
+        assert make_accelerator(config).mixed_precision == config.mixed_precision == expected
+    else:
+        with pytest.raises(SystemExit):
+            parse(train.TrainConfig, arguments)
+        assert expected in capsys.readouterr().err
+
+
+def test_a_launcher_that_compiles_changes_no_file(tmp_path, monkeypatch):
+    """Bundles and checkpoints with and without its backend are interchangeable."""
+    run = ["--max_train_steps", 2, "--checkpointing_steps", 1]
+    train_tiny(tmp_path / "plain", *run)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    launched = train_tiny(tmp_path / "launched", *run)
+    facts = json.loads((tmp_path / "launched" / "pipeline" / "training.json").read_text())
+    assert facts["config"]["compile"] is True
+    assert difference(launched, weights(tmp_path / "plain")) < 1e-5
+    assert type(load_bundle(tmp_path / "launched" / "pipeline").transformer) is DiTModel
+    names = [
+        set(load_file(tmp_path / name / "checkpoints" / "step-00000002" / "model.safetensors"))
+        for name in ("plain", "launched")
+    ]
+    assert names[0] == names[1]
+    # either way round
+    run += ["--resume_from_checkpoint", "latest", "--max_train_steps", 3]
+    compiled = train_tiny(tmp_path / "plain", *run)
+    monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND")
+    assert difference(train_tiny(tmp_path / "launched", *run), compiled) < 1e-5

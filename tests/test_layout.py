@@ -34,7 +34,7 @@ ALLOWED = {
     "src/score_sde/space_app.py": FIELD | {"gradio", "PIL"},
     "src/score_sde/__init__.py": set(),
     "pipelines/*.py": FIELD
-    | {"huggingface_hub", "torchdiffeq"}
+    | {"huggingface_hub", "numpy", "PIL", "torchdiffeq"}
     | {f".{path.stem}" for path in (ROOT / "pipelines").glob("*.py")},
     "model_cards/*.py": set(),
     "training/*.py": FIELD

@@ -39,13 +39,18 @@ def run(scheduler, steps, x, generator=None, function=network):
 
 
 def difference(states, others):
+    """max |a - b| relative to the size of the states, at least 1, which with the noise of fixed_large reach 500."""
     assert len(states) == len(others)
-    return max((a - b).abs().max().item() for a, b in zip(states, others, strict=True))
+    return max(relative(a, b) for a, b in zip(states, others, strict=True))
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max().clamp_min(1)).item()
 
 
 # --- stock schedulers, step for step ------------------------------------------------------------------------------
 
-# diffusers keeps its noise levels in float32
+# relative: diffusers keeps its noise levels in float32
 TOLERANCE = 5e-4
 
 
@@ -137,7 +142,7 @@ def test_the_whole_chain_of_ddpm_equals_diffusers():
     ours = ScoreSDEScheduler.from_config(stock.config, predictor="ancestral")
     x = noise(1, 3, 2, 2, dtype=torch.float32)
     ends = [run(each, 1000, x, torch.Generator().manual_seed(1))[-1] for each in (stock, ours)]
-    assert (ends[0] - ends[1]).abs().max() < TOLERANCE
+    assert relative(*ends) < TOLERANCE
 
 
 def test_a_learned_variance_needs_its_channels():
@@ -170,7 +175,7 @@ def test_heun_and_euler_equal_diffusers(schedule, stock_class, predictor):
     for i, (theirs, mine) in enumerate(zip(stock.timesteps, ours.timesteps, strict=True)):
         scaled = stock.step(network(stock.scale_model_input(scaled, theirs), theirs), theirs, scaled).prev_sample
         x = ours.step(network(x, mine), mine, x).prev_sample
-        worst = max(worst, (scaled * scales[i + 1] - x).abs().max().item())
+        worst = max(worst, relative(scaled * scales[i + 1], x))
     assert worst < TOLERANCE
 
 
@@ -183,7 +188,7 @@ def test_euler_on_the_linear_path_is_flow_matching():
     for timestep in stock.timesteps:
         x = stock.step(network(x, timestep), timestep, x).prev_sample
         y = ours.step(network(y, timestep), timestep, y).prev_sample
-        assert (x - y).abs().max() < 1e-4
+        assert relative(x, y) < 1e-4
 
 
 def test_euler_on_the_edm_path_is_edm():
@@ -192,7 +197,7 @@ def test_euler_on_the_edm_path_is_edm():
         sde_type="edm", prediction_type="edm", predictor="euler", timestep_spacing="karras", time_scale=0.25
     )
     x = 80 * noise(2, 3, 4, 4)
-    assert difference(run(stock, 18, x), run(ours, 18, x)) < 1e-2 * 1e-2 * 80
+    assert difference(run(stock, 18, x), run(ours, 18, x)) < 1e-4
     # c_noise = log(sigma) / 4
     assert (stock.timesteps - ours.timesteps).abs().max() < 1e-5
 
@@ -230,7 +235,7 @@ def test_ncsn_is_annealed_langevin_alone():
             z = torch.randn(x.shape, generator=generator, dtype=torch.float64)
             x = x + alpha / 2 * score(x, sigma) + alpha.sqrt() * z
     x = x + sigma_min**2 * score(x, sigma_min)
-    assert (ours - x).abs().max() < 1e-4
+    assert relative(ours, x) < 1e-4
 
 
 def test_the_predictor_corrector_sampler_of_score_sde():
@@ -263,7 +268,7 @@ def test_the_predictor_corrector_sampler_of_score_sde():
             x = x + variance * score(x, sigma) + variance.sqrt() * z
     x = x + sigmas[-1] ** 2 * score(x, sigmas[-1])
     # our networks receive float32 timesteps
-    assert (ours - x).abs().max() < 1e-3
+    assert relative(ours, x) < 1e-3
 
 
 # --- configs ------------------------------------------------------------------------------------------------------
@@ -499,7 +504,7 @@ def test_image_to_image_begins_inside_the_plan(predictor):
     for timestep in later.timesteps:
         x = scheduler.step(network(x, timestep), timestep, x, generator=generators[0]).prev_sample
         y = later.step(network(y, timestep), timestep, y, generator=generators[1]).prev_sample
-    assert (x - y).abs().max() < 1e-6
+    assert relative(x, y) < 1e-6
 
 
 @pytest.mark.parametrize("sde_type", ["discrete_vp", "ve", "linear"])

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 
 import torch
 from diffusers.training_utils import EMAModel
+from run_folder import surviving
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from score_sde.ema import PowerFunctionEMA
+from score_sde.pipelines.writing import whole_file
 
 
 # the average that is sampled, measured and published, in a checkpoint
@@ -32,6 +34,11 @@ def list_snapshots(output_dir):
 def gathered(tensor):
     """A tensor in one piece; one that is sharded needs the call of every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor):
+    """A tensor, of a sharded one this process's shard, which shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_like(tensor, parameter):
@@ -61,9 +68,18 @@ class Averages:
             self.widths = {f"ema-sigma_rel-{width:g}.safetensors": width for width in config.ema_sigma_rel}
         self.emas |= {file: PowerFunctionEMA(parameters, width) for file, width in self.widths.items()}
 
-    def step(self):
+    @torch.no_grad()
+    def step(self, skipped):
+        """Update all averages by the weights of a step; `skipped`, a tensor on the device that is 1 where the step
+        changed nothing and else 0, keeps them as they are. `EMAModel.step` would need to look at it from the host."""
+        weights, share = [local(parameter) for parameter in self.network.parameters()], 1 - skipped
         for ema in self.emas.values():
-            ema.step(self.network.parameters())
+            ema.optimization_step += 1
+            ema.cur_decay_value = ema.get_decay(ema.optimization_step)
+            averages = [local(average) for average in ema.shadow_params]
+            change = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(change, share * (1 - ema.cur_decay_value))
+            torch._foreach_add_(averages, change)
 
     def tensors(self, file):
         """One of the averages in one piece, {name of the parameter: tensor}; every process must ask for it."""
@@ -94,21 +110,17 @@ class Averages:
             averages = [placed_like(stored[name], parameter) for name, parameter in self.network.named_parameters()]
             ema.load_state_dict({**states[file], "shadow_params": averages})
 
-    def save_snapshots(self, config, accelerator, step):
+    def save_snapshots(self, config, accelerator, run, step):
         """Store the power-function averages of this step. One that finds no room is missing later, no more."""
         for file, width in self.widths.items():
             tensors = self.tensors(file)
             if accelerator.is_main_process:
                 folder = os.path.join(config.output_dir, "ema_snapshots")
-                os.makedirs(folder, exist_ok=True)
                 path = os.path.join(folder, f"step-{step:08d}-sigma_rel-{width:g}.safetensors")
-                try:
-                    save_file(tensors, path + ".partial")
-                    os.replace(path + ".partial", path)
-                except Exception as error:  # safetensors has its own for a full disk
-                    print(f"snapshot {path} could not be written: {error}; training goes on")
-                    if os.path.exists(path + ".partial"):
-                        os.remove(path + ".partial")
+                with surviving(f"snapshot {path}"):
+                    os.makedirs(folder, exist_ok=True)
+                    with whole_file(path) as temporary:
+                        save_file(tensors, temporary, metadata={"run_id": run.id})
 
     def publish(self):
         """Leave the main average in the network, or in its whole copy, in evaluation mode, and return that."""

@@ -123,6 +123,8 @@ class ImageRows:
 class ImageDataset(ImageRows, torch.utils.data.Dataset):
     """Images by the numbers of their rows. `crop_seed` asks for random crops, of another place in every epoch."""
 
+    knows_epochs = True
+
     def __init__(self, config, split=None, crop_seed=None):
         super().__init__(config, split, crop_seed, streaming=False)
         self.corrupt = set()
@@ -281,6 +283,8 @@ class LatentDataset(torch.utils.data.Dataset):
     """Moments of latents, written by `encode_latents.py`: {"mean": ..., "std": ..., "labels": ...}; with `flips` also
     those of the mirror images, "mean_flipped" and "std_flipped"."""
 
+    knows_epochs = True
+
     def __init__(self, folder, flips=False):
         index = os.path.join(folder, "latents.json")
         if not os.path.isfile(index):
@@ -339,8 +343,21 @@ class GlobalBatchSampler:
             position += self.batch_size * self.world_size
 
 
+class EveryEpoch(torch.utils.data.Dataset):
+    """Any dataset of a map style, by the keys of a `GlobalBatchSampler`, which one that `knows_epochs` takes itself."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        return self.dataset[key % len(self.dataset)]
+
+
 def training_batches(dataset, config, accelerator, progress):
-    """Endless batches of this process, from where `progress` stands.
+    """Endless batches of this process, from where `progress` stands, of an `ImageStream` or any dataset of a map style.
 
     Raises ValueError for a stream that was begun with other processes, workers or batches than now.
     """
@@ -356,6 +373,7 @@ def training_batches(dataset, config, accelerator, progress):
         batches = {"batch_size": config.batch_size}
     else:
         position, skip = (config.seed, rank, world_size, progress["images_seen"]), 0
+        dataset = dataset if getattr(dataset, "knows_epochs", False) else EveryEpoch(dataset)
         batches = {"batch_sampler": GlobalBatchSampler(len(dataset), config.batch_size, *position)}
     pin_memory = accelerator.device.type == "cuda"
     loader = torch.utils.data.DataLoader(dataset, num_workers=workers, pin_memory=pin_memory, **batches)

@@ -18,7 +18,7 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from config import DataConfig, option, parse
+from config import WORK_BEGUN, DataConfig, one_line_errors, option, parse
 from data import ImageDataset, on_hub, open_shard, shard_path
 from diffusers import AutoModel
 from safetensors.torch import save_file
@@ -139,6 +139,7 @@ def main(argv=None):
         pin_memory=accelerator.device.type == "cuda",
     )
     loader = iter(loader)
+    WORK_BEGUN.set()
     for shard in tqdm(missing, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
         encode_shard(vae, islice(loader, len(batches[shard])), shard_path(config.output_dir, shard), config)
     accelerator.wait_for_everyone()
@@ -182,4 +183,5 @@ def encode_shard(vae, batches, path, config):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from classifier import accuracy, train_classifier
-from config import DataConfig, option, parse
+from config import DataConfig, one_line_errors, option, parse
 from data import ImageDataset, on_hub
 from metrics import (
     ClassifierFeatures,
@@ -380,4 +380,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -3,34 +3,38 @@
 Progress is counted in optimizer steps and images seen. What is random in a step is a function of (seed, images seen),
 so a run that was stopped and resumed repeats, bit for bit on CPU, what it would have done.
 
-SIGTERM ends a run after the current step, with a checkpoint and the exit status 75: run it again with
+SIGTERM, or Ctrl-C, ends a run after the current step, with a checkpoint and the exit status 75: run it again with
 `--resume_from_checkpoint latest`. A step whose loss or gradient is not finite changes nothing; it is written down in
-nonfinite.jsonl, and the run stops after `max_skipped_steps` of them in a row.
+nonfinite.jsonl, and the run stops after `max_skipped_steps` of them in a row. What cannot be written while training
+goes on, for want of room or any other reason, is lost, and training goes on.
 """
 
 import copy
-import json
+import math
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import DynamoBackend, GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin
 from averages import Averages, gathered
 from checkpoints import resume, save_checkpoint
+from config import WORK_BEGUN
 from data import mix_seeds, training_batches
 from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
 from flops import FlopCounter, measured_peak
 from PIL import Image
 from provenance import provenance
+from run_folder import surviving
 from tqdm.auto import tqdm
+
+from score_sde.pipelines.writing import whole_file, whole_folder, write_json
 
 
 # the exit status of a run that was told to stop and saved itself: run it again with --resume_from_checkpoint latest
@@ -44,6 +48,8 @@ def make_accelerator(config):
         # several processes without a GPU: Accelerate would run them side by side, each alone, unless told
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
+        # `fit` compiles in place: Accelerate would wrap the network, under other names of its weights
+        dynamo_backend="no",
         # as a number it would give way to the launcher's
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         log_with=config.log_with.split(",") if config.log_with else None,
@@ -55,6 +61,9 @@ def make_accelerator(config):
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             "gradient_clipping": config.max_grad_norm,
         }
+    # what is recorded is what was really used
+    config.mixed_precision = accelerator.mixed_precision
+    config.compile = config.compile or TorchDynamoPlugin().backend != DynamoBackend.NO
     os.makedirs(config.output_dir, exist_ok=True)
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     torch.manual_seed(config.seed)
@@ -92,6 +101,7 @@ class Draws:
 def fit(
     config,
     accelerator,
+    run,
     model,
     dataset,
     compute_loss,
@@ -99,23 +109,27 @@ def fit(
     on_evaluation=None,
     on_push=None,
     push_steps=0,
+    data_fingerprint=None,
 ):
     """Train `model` and leave its averaged weights in it.
 
     Args:
+        run: the `Run` that holds config.output_dir.
+        dataset: of a map style, whose items are dicts of tensors, or an `ImageStream`.
         compute_loss: f(model, batch, draws) -> (scalar loss, details to log beside it: {name: scalar tensor}, or a
             tensor (sum, count) whose mean is logged).
         on_sample: f(model, path of a PNG), called with the averaged weights every `sample_steps`.
         on_evaluation: f(model) -> {name: value}, called by every process with the averaged weights every
             `evaluation_steps`; the values are logged and added to evaluation.jsonl.
         on_push: f(model, facts of the run so far), called with the averaged weights every `push_steps`, if not 0.
+        data_fingerprint: what tells the data from others, JSON-able; a checkpoint of other data is refused.
 
     Returns:
-        The unwrapped model, of a sharded one a whole copy, and the facts of the run: steps, images seen, loss, seconds,
-        processes, machine.
+        The unwrapped model, of a sharded one a whole copy, and the facts of the run: identity, steps, images seen,
+        loss, seconds, processes, machine.
 
-    Raises FloatingPointError when too many steps in a row were not finite, SystemExit(EXIT_RESUME) after SIGTERM;
-    checkpoints stay as they were.
+    Raises FloatingPointError when too many steps in a row were not finite, SystemExit(EXIT_RESUME) after SIGTERM or
+    Ctrl-C; checkpoints stay as they were.
     """
     model.train()
     counter = FlopCounter(model)
@@ -130,10 +144,12 @@ def fit(
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.compile:
+        launched = TorchDynamoPlugin()  # reads the launcher's variables
+        options = {} if launched.backend == DynamoBackend.NO else launched.to_kwargs()
         if getattr(model, "_repeated_blocks", None):
-            model.compile_repeated_blocks()
+            model.compile_repeated_blocks(**options)
         else:
-            model.compile()
+            model.compile(**options)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -151,9 +167,10 @@ def fit(
     network = accelerator.unwrap_model(model)
     ema = Averages(config, network, whole)
 
-    progress = resume(config, accelerator, ema, lr_scheduler)
+    progress = resume(config, accelerator, run, ema, lr_scheduler, data_fingerprint)
     if progress is None:
-        progress = {"step": 0, "images_seen": 0, "seconds": 0.0, "loss": None}
+        # skipped: how many steps up to now were not finite, in a row
+        progress = {"step": 0, "images_seen": 0, "seconds": 0.0, "loss": None, "skipped": 0}
 
     micro_batch = config.batch_size * accelerator.num_processes
     loader = batches(training_batches(dataset, config, accelerator, progress))
@@ -162,6 +179,7 @@ def fit(
         options = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
         accelerator.init_trackers(os.path.basename(os.path.normpath(config.output_dir)), options)
 
+    WORK_BEGUN.set()
     bar = tqdm(
         total=config.max_train_steps,
         initial=progress["step"],
@@ -173,8 +191,8 @@ def fit(
     peak = 1e12 * config.peak_tflops if config.peak_tflops else measured_peak(accelerator.device, dtype)
     watched = counter.watching(model)
     started = time.monotonic() - progress["seconds"]
-    window, skipped = Window(), 0
-    stop = StopSignal(accelerator)
+    window, stop = Window(), StopSignal(accelerator)
+    run.closing.callback(stop.restore)
     while progress["step"] < config.max_train_steps:
         # one optimizer step
         window.begin_step(progress)
@@ -183,7 +201,7 @@ def fit(
             with accelerator.accumulate(model):
                 with window.waiting():
                     batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in next(loader).items()}
-                # train mode: label dropout and dropout draw from the global generator
+                # train mode: dropout draws from the global generator
                 torch.manual_seed(mix_seeds(config.seed, progress["images_seen"], accelerator.process_index))
                 draws = Draws(
                     config.seed, step_began, accelerator, config.batch_size, i, config.gradient_accumulation_steps
@@ -193,26 +211,28 @@ def fit(
                 if accelerator.sync_gradients:
                     norm = gathered(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
                     norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
+                    skipped = (~torch.isfinite(norm)).float()
                     if accelerator.scaler is None:
                         # the fused optimizer leaves everything as it is where this is 1, without a look from the host
-                        optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
+                        optimizer.optimizer.found_inf = skipped
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             progress["images_seen"] += micro_batch
             window.add({"loss": value, **details}, draws.times)
         lr_scheduler.step()
-        ema.step()
+        ema.step(skipped)
         progress["step"] += 1
         bar.update()
 
-        # log; before a checkpoint, too: none is written after a step that was not finite
+        # log; before a checkpoint, too: none is written after a step that was not finite, but in the end
         done = progress["step"] == config.max_train_steps
         stopped = stop.is_set(progress["step"])
         saves = stopped or config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done)
         if progress["step"] % config.logging_steps == 0 or saves or done:
-            skipped = window.skipped_in_a_row(skipped, config, accelerator)
+            progress["skipped"] = window.skipped_in_a_row(progress["skipped"], config, accelerator, run)
             values = window.means(accelerator)
-            progress["loss"] = values["loss"]
+            if math.isfinite(values["loss"]):
+                progress["loss"] = values["loss"]
             speed = window.steps * micro_batch * config.gradient_accumulation_steps / window.seconds()
             bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{speed:.0f}")
             values |= {
@@ -223,12 +243,14 @@ def fit(
                 "waiting_for_data": window.seconds_of_waiting / window.seconds(),
                 "images_seen": progress["images_seen"],
             }
-            accelerator.log(values, step=progress["step"])
-            if skipped > config.max_skipped_steps or (done and skipped):
+            with surviving("the log"):
+                accelerator.log(values, step=progress["step"])
+            if progress["skipped"] > config.max_skipped_steps or (done and progress["loss"] is None):
                 raise FloatingPointError(
-                    f"{skipped} steps in a row were not finite, up to step {progress['step']}: lower learning_rate "
-                    f"(now {config.learning_rate:g}) or use mixed_precision bf16 or no. Their images, noise levels and "
-                    f"seeds stand in nonfinite.jsonl; the checkpoints in {config.output_dir} are from before"
+                    f"{progress['skipped']} steps in a row were not finite, up to step {progress['step']}: lower "
+                    f"learning_rate (now {config.learning_rate:g}) or use mixed_precision bf16 or no. Their images, "
+                    f"noise levels and seeds stand in nonfinite.jsonl; the checkpoints in {config.output_dir} are from "
+                    f"before"
                 )
             window = Window()
 
@@ -238,44 +260,53 @@ def fit(
         if on_sample and samples and not done and not stopped:
             with ema.averaged_network() as averaged:
                 if accelerator.is_main_process:
-                    on_sample(averaged, sample_path(config.output_dir, progress["step"]))
+                    with surviving(f"samples of step {progress['step']}"):
+                        on_sample(averaged, sample_path(config.output_dir, progress["step"]))
             accelerator.wait_for_everyone()
-        if push_steps and progress["step"] % push_steps == 0 and not done and not skipped:
+        if push_steps and progress["step"] % push_steps == 0 and not done and not progress["skipped"]:
             with ema.averaged_network() as averaged:
                 if accelerator.is_main_process:
-                    on_push(averaged, run_facts(config, accelerator, averaged, progress))
+                    with surviving(f"the bundle of step {progress['step']}"):
+                        on_push(averaged, run_facts(config, accelerator, run, averaged, progress))
             accelerator.wait_for_everyone()
         if on_evaluation and progress["step"] % config.evaluation_steps == 0 and not stopped:
             with ema.averaged_network() as averaged:
                 values = on_evaluation(averaged)
-            accelerator.log(values, step=progress["step"])
+            with surviving("the log"):
+                accelerator.log(values, step=progress["step"])
             if accelerator.is_main_process:
-                write_line("evaluation.jsonl", {key: progress[key] for key in ("step", "images_seen")} | values, config)
+                run.write_line("evaluation.jsonl", {key: progress[key] for key in ("step", "images_seen")} | values)
         if config.ema_snapshot_steps and progress["step"] % config.ema_snapshot_steps == 0:
-            ema.save_snapshots(config, accelerator, progress["step"])
-        if saves and not skipped:
-            saved = save_checkpoint(config, accelerator, ema, lr_scheduler, progress)
-            if not saved and done:
-                raise OSError(
-                    f"the last checkpoint could not be written to {config.output_dir}: make room, run it again"
-                )
+            ema.save_snapshots(config, accelerator, run, progress["step"])
+        saved = False
+        if saves and (done or stopped or not progress["skipped"]):
+            saved = save_checkpoint(config, accelerator, run, ema, lr_scheduler, progress, data_fingerprint)
         if stopped and not done:
             bar.close()
-            accelerator.print(f"told to stop: step {progress['step']}; go on by --resume_from_checkpoint latest")
-            accelerator.end_training()
+            accelerator.print(
+                f"told to stop: step {progress['step']}{'' if saved else ', which is not saved'}; go on by "
+                f"--resume_from_checkpoint latest"
+            )
+            with surviving("the log"):
+                accelerator.end_training()
             raise SystemExit(EXIT_RESUME)
         # none of this is training
         window.started += time.monotonic() - started - progress["seconds"]
     stop.restore()
     bar.close()
 
+    if progress["skipped"]:
+        accelerator.print(
+            f"the last steps, {progress['skipped']}, were not finite and changed nothing: nonfinite.jsonl"
+        )
     network = ema.publish()
-    return network, run_facts(config, accelerator, network, progress)
+    return network, run_facts(config, accelerator, run, network, progress)
 
 
-def run_facts(config, accelerator, network, progress):
+def run_facts(config, accelerator, run, network, progress):
     """What is known of a run: JSON-able."""
     return {
+        "run_id": run.id,
         "steps": progress["step"],
         "images_seen": progress["images_seen"],
         "final_loss": progress["loss"],
@@ -308,21 +339,21 @@ def batches(loader):
         yield batch
 
 
-def write_line(name, values, config):
-    """Add a line of JSON to a file of the run."""
-    with open(os.path.join(config.output_dir, name), "a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
-
-
 class StopSignal:
-    """Whether the run was told to stop by SIGTERM; until `restore`, the signal does nothing else."""
+    """Whether the run was told to stop by SIGTERM or Ctrl-C; until `restore`, the first of them does nothing else, and
+    a second Ctrl-C interrupts at once."""
 
     def __init__(self, accelerator):
-        self.accelerator, self.received, self.before = accelerator, False, None
+        self.accelerator, self.received, self.before = accelerator, False, {}
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self.receive)
+            self.before = {number: signal.signal(number, self.receive) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def receive(self, *_):
+    def receive(self, number, _):
+        if number == signal.SIGINT:
+            if self.received:
+                raise KeyboardInterrupt
+            with suppress(OSError):  # print is not for handlers
+                os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again interrupts at once\n")
         self.received = True
 
     def is_set(self, step):
@@ -336,8 +367,8 @@ class StopSignal:
         return self.accelerator.check_trigger()
 
     def restore(self):
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 class Window:
@@ -383,7 +414,7 @@ class Window:
             name: total / count if count else float("nan") for name, (total, count) in zip(self.sums, sums, strict=True)
         }
 
-    def skipped_in_a_row(self, before, config, accelerator):
+    def skipped_in_a_row(self, before, config, accelerator, run):
         """How many steps up to now were not finite, in a row, of which `before` precede this window. They are written
         to the record."""
         finite = torch.stack([torch.stack(record["finite"]).all() for record in self.records]).float()
@@ -392,13 +423,10 @@ class Window:
         for record, good in zip(self.records, finite.tolist(), strict=True):
             count = 0 if good else count + 1
             if not good and accelerator.is_main_process:
-                self.write(record, config)
+                rows = [None if times is None else [round(float(t), 6) for t in times] for times in record["times"]]
+                line = {key: record[key] for key in ("step", "images_seen")} | {"seed": config.seed, "times": rows}
+                run.write_line("nonfinite.jsonl", line)
         return count
-
-    def write(self, record, config):
-        rows = [None if times is None else [round(float(t), 6) for t in times] for times in record["times"]]
-        line = {"step": record["step"], "images_seen": record["images_seen"], "seed": config.seed, "times": rows}
-        write_line("nonfinite.jsonl", line, config)
 
 
 def sample_path(output_dir, step):
@@ -407,7 +435,7 @@ def sample_path(output_dir, step):
 
 
 def save_grid(images, path, columns=None):
-    """Write PIL images as a PNG grid, small ones enlarged; under a temporary name first."""
+    """Write PIL images as a PNG grid, small ones enlarged."""
     if columns is None or columns > 16:
         columns = max(1, int(len(images) ** 0.5))
     columns = min(columns, len(images))
@@ -416,18 +444,13 @@ def save_grid(images, path, columns=None):
     images = [image.resize(size, Image.Resampling.NEAREST).convert("RGB") for image in images]
     rows = -(-len(images) // columns)
     images += [Image.new("RGB", size)] * (rows * columns - len(images))
-    make_image_grid(images, rows, columns).save(path + ".partial", format="PNG")
-    os.replace(path + ".partial", path)
+    with whole_file(path) as temporary:
+        make_image_grid(images, rows, columns).save(temporary, format="PNG")
 
 
 def save_model(model, folder, facts):
-    """Write a model and the facts of its training (training.json) as one folder, under a temporary name first; return
-    the folder."""
-    partial = folder + ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    with open(os.path.join(partial, "training.json"), "w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=2)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    """Write a model and the facts of its training (training.json) as one folder; return it."""
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        write_json(os.path.join(temporary, "training.json"), facts)
     return folder

@@ -17,6 +17,7 @@ import encode_latents
 import evaluate
 import train
 import train_autoencoder
+from config import one_line_errors
 
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", "quick_start")
@@ -59,4 +60,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

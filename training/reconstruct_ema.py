@@ -16,7 +16,7 @@ from contextlib import ExitStack
 
 import torch
 from averages import file_of_decay, list_snapshots
-from checkpoints import list_checkpoints
+from checkpoints import list_checkpoints, read_state
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -24,11 +24,11 @@ from score_sde.ema import reconstruction_weights
 from score_sde.hub import load_bundle, save_bundle
 
 
-def reconstructed(run, sigma_rel, step=None):
+def reconstructed(run, run_id, sigma_rel, step=None):
     """The weights {name: tensor} of the average of this width at this step (None for the last snapshot's), the step,
     and the relative error of its profile.
 
-    Raises ValueError where there are no snapshots, or none that reach the step.
+    Raises ValueError where there are no snapshots, none that reach the step, or some that aren't of the run `run_id`.
     """
     snapshots = list_snapshots(run)
     last = max((each for each, _, _ in snapshots), default=0)
@@ -44,11 +44,18 @@ def reconstructed(run, sigma_rel, step=None):
     weights, error = reconstruction_weights(steps, widths, step, sigma_rel)
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+        for path, file in zip(paths, files, strict=True):
+            check_run((file.metadata() or {}).get("run_id"), run_id, path)
         found = {}
         for name in files[0].keys():  # noqa: SIM118
             stored = [file.get_tensor(name) for file in files]
             found[name] = sum(w * x.double() for w, x in zip(weights, stored, strict=True)).to(stored[0].dtype)
     return found, step, error
+
+
+def check_run(found, run_id, path):
+    if found != run_id:
+        raise ValueError(f"{path} is of another run, {found}, than the pipeline, {run_id}: move it out of the way")
 
 
 def main(argv=None):
@@ -67,7 +74,7 @@ def main(argv=None):
         with open(os.path.join(folder, "training.json"), encoding="utf-8") as file:
             facts = json.load(file)
         if options.decay is None:
-            weights, step, error = reconstructed(options.run, options.sigma_rel, options.step)
+            weights, step, error = reconstructed(options.run, facts.get("run_id"), options.sigma_rel, options.step)
             print(f"sigma_rel {options.sigma_rel:g} at step {step}; relative error of the profile {error:.2g}")
             facts["config"].pop("ema_decay")
             if step != facts["steps"]:
@@ -80,6 +87,7 @@ def main(argv=None):
             if not os.path.isfile(path):
                 kept = facts["config"]["further_ema_decays"]
                 raise ValueError(f"no checkpoint of {options.run!r} holds the decay {options.decay:g}; it kept {kept}")
+            check_run(read_state(checkpoints[-1])["run_id"], facts.get("run_id"), checkpoints[-1])
             weights = load_file(path)
             facts["config"]["ema_decay"] = options.decay
     except ValueError as error:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, json_options, option, parse
+from config import LoopConfig, mapping, one_line_errors, option, parse
 from huggingface_hub.utils import validate_repo_id
 from loop import fit, make_accelerator, sample_path, save_grid
+from run_folder import open_run, surviving
 from validation import ValidationConfig, make_validation
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
@@ -36,7 +37,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     network: str = option("dit", "dit (DiTModel) or unet (ScoreUNetModel).")
     network_name: str | None = option(None, "A published configuration of the network by name, such as DiT-S/2.")
     network_kwargs: str = option(
-        "{}", 'Arguments of the network\'s class, as JSON: {"hidden_size": 256}; they win over network_name.'
+        "{}", "Arguments of the network's class, as YAML: {hidden_size: 256}; they win over network_name."
     )
     model_name: str = option("score-sde model", "Name of the model on its card.")
     license: str | None = option(None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.")
@@ -45,17 +46,17 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     prediction_type: str = option(
         "v_prediction", "What the network predicts: epsilon, sample, score, v_prediction, flow_prediction, or edm."
     )
-    scheduler_kwargs: str = option("{}", 'More arguments of ScoreSDEScheduler, as JSON: {"beta_max": 20}.')
+    scheduler_kwargs: str = option("{}", "More arguments of ScoreSDEScheduler, as YAML: {beta_max: 20}.")
     time_density: str = option(
         "uniform", "Density of the training times: uniform, log_normal, logit_normal, importance, or levels."
     )
-    time_density_kwargs: str = option("{}", 'Its numbers, as JSON: {"mean": -1.2, "std": 1.2}.')
+    time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.")
     weighting: str = option(
         "output",
         "Weight of the squared error of x0: output, simple, velocity, edm, likelihood, min_snr, p2, or "
         "sample; score_sde.losses has the published combinations.",
     )
-    weighting_kwargs: str = option("{}", 'Its numbers, as JSON: {"gamma": 5}.')
+    weighting_kwargs: str = option("{}", "Its numbers, as YAML: {gamma: 5}.")
     vlb_weight: float = option(
         0.0, "Learn the variance, too, by this weight of the variational bound (DiT: 0.001); needs discrete_vp."
     )
@@ -91,10 +92,19 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
             yield f"push_steps {self.push_steps} must be at least 0, and needs push_to_hub"
         if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
             yield "sample_num_images and sample_num_inference_steps must be at least 1"
-        # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened
+        # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened; so is
+        # what the grids at the end will ask for
         try:
-            self.make_objective(self.make_scheduler())
-            json_options("network_kwargs", self.network_kwargs)
+            scheduler = self.make_scheduler()
+            self.make_objective(scheduler)
+            scheduler.set_timesteps(max(self.sample_num_inference_steps, 1))
+            options = mapping("network_kwargs", self.network_kwargs)
+            labelled = self.class_conditional and self.label_column is not None
+            if labelled and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
+                yield (
+                    f"sample_guidance_scale {self.sample_guidance_scale:g} needs a network that is trained with a "
+                    f"class_dropout_prob above 0, not {options['class_dropout_prob']}: or sample with 1"
+                )
             if self.network in NETWORKS and not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
                     make_network(self, (self.image_channels, self.resolution, self.resolution), num_classes=1)
@@ -106,7 +116,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         return ScoreSDEScheduler(
             sde_type=self.sde_type,
             prediction_type=self.prediction_type,
-            **learned | json_options("scheduler_kwargs", self.scheduler_kwargs),
+            **learned | mapping("scheduler_kwargs", self.scheduler_kwargs),
         )
 
     def make_objective(self, scheduler):
@@ -114,8 +124,8 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
             scheduler,
             "levels" if self.vlb_weight > 0 else self.time_density,
             self.weighting,
-            json_options("time_density_kwargs", self.time_density_kwargs),
-            json_options("weighting_kwargs", self.weighting_kwargs),
+            mapping("time_density_kwargs", self.time_density_kwargs),
+            mapping("weighting_kwargs", self.weighting_kwargs),
         )
 
 
@@ -131,7 +141,7 @@ def make_network(config, shape, num_classes):
     from_data = {"sample_size": shape[1], "in_channels": shape[0], "num_classes": num_classes}
     if config.vlb_weight > 0 or config.network_name:
         from_data["learn_sigma"] = config.vlb_weight > 0
-    return build(**(from_data | json_options("network_kwargs", config.network_kwargs)))
+    return build(**(from_data | mapping("network_kwargs", config.network_kwargs)))
 
 
 def loss_by_time(losses, t, scheduler, parts=4):
@@ -161,8 +171,12 @@ def sample_grid(pipeline, config, path, seed=0):
 def main(argv=None):
     config = parse(TrainConfig, sys.argv[1:] if argv is None else argv)
     accelerator = make_accelerator(config)
-    scheduler = config.make_scheduler()
+    with open_run(config, accelerator) as run:
+        train(config, accelerator, run)
 
+
+def train(config, accelerator, run):
+    scheduler = config.make_scheduler()
     data = CleanData(config, accelerator)
     num_classes = data.num_classes if config.class_conditional else None
     model = make_network(config, data.shape, num_classes)
@@ -171,11 +185,16 @@ def main(argv=None):
 
     objective = config.make_objective(scheduler)
 
-    def losses_of(model, batch, draws):
+    # labels are dropped here, by numbers that are drawn for the whole step
+    model.drops_labels = False
+
+    def losses_of(model, batch, draws, class_dropout_prob=0.0):
         """The loss of each sample of a batch, and its time."""
         x0 = data.draw(batch, draws)
         t = draws.times = objective.times(draws.stratified())
         noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
+        if num_classes and class_dropout_prob > 0:  # for guidance
+            labels = labels.masked_fill(draws.uniform() < class_dropout_prob, num_classes)
         if config.vlb_weight > 0:
             pixels = data.vae is None
             losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
@@ -183,8 +202,10 @@ def main(argv=None):
             losses = objective(model, x0, noise, t, labels)
         return losses, t
 
+    class_dropout_prob = model.config.class_dropout_prob
+
     def compute_loss(model, batch, draws):
-        losses, t = losses_of(model, batch, draws)
+        losses, t = losses_of(model, batch, draws, class_dropout_prob)
         return losses.mean(), loss_by_time(losses.detach(), t, scheduler)
 
     def make_pipeline(network):
@@ -194,20 +215,24 @@ def main(argv=None):
         sample_grid(make_pipeline(network), config, path)
 
     def make_bundle(network, facts, name):
-        pipeline = make_pipeline(network)
-        grid = sample_path(config.output_dir, facts["steps"])
-        sample_grid(pipeline, config, grid)
+        pipeline, grid = make_pipeline(network), None
         facts |= data.facts(config) | {
             "model_name": config.model_name,
             "license": config.license,
             "repo_id": config.push_to_hub,
             "diffusers": diffusers.__version__,
-            "samples": {
-                "guidance_scale": config.sample_guidance_scale,
-                "num_inference_steps": config.sample_num_inference_steps,
-                "network_evaluations": scheduler.nfe,
-            },
         }
+        with surviving("the sample grid"):
+            path = sample_path(config.output_dir, facts["steps"])
+            sample_grid(pipeline, config, path)
+            grid, facts["samples"] = (
+                path,
+                {
+                    "guidance_scale": config.sample_guidance_scale,
+                    "num_inference_steps": config.sample_num_inference_steps,
+                    "network_evaluations": scheduler.nfe,
+                },
+            )
         return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
     def push(folder, steps):
@@ -237,6 +262,7 @@ def main(argv=None):
     network, facts = fit(
         config,
         accelerator,
+        run,
         model,
         data.dataset,
         compute_loss,
@@ -249,7 +275,7 @@ def main(argv=None):
     # the result: a folder that from_pretrained opens, with its card
     if accelerator.is_main_process:
         folder, grid = make_bundle(network, facts, "pipeline")
-        print(f"samples: {grid}\npipeline: {folder}")
+        print(f"samples: {grid or 'none'}\npipeline: {folder}")
         if uploads:
             uploads[-1].join()
         if config.push_to_hub:
@@ -259,4 +285,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -13,12 +13,13 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
-from config import DataConfig, LoopConfig, option, parse
+from config import DataConfig, LoopConfig, one_line_errors, option, parse
 from data import ImageDataset
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from encode_latents import latent_statistics
 from loop import fit, make_accelerator, sample_path, save_grid, save_model
+from run_folder import open_run, surviving
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -91,6 +92,11 @@ def main(argv=None):
     config = parse(AutoencoderConfig, sys.argv[1:] if argv is None else argv)
     config.label_column = None
     accelerator = make_accelerator(config)
+    with open_run(config, accelerator) as run:
+        train(config, accelerator, run)
+
+
+def train(config, accelerator, run):
     with accelerator.main_process_first():
         dataset = ImageDataset(config, crop_seed=config.crop_seed)
     levels = len(config.block_out_channels)
@@ -120,7 +126,7 @@ def main(argv=None):
     def on_sample(model, path):
         reconstruction_grid(model.vae, dataset, config.sample_num_images, path, accelerator.device)
 
-    model, facts = fit(config, accelerator, Reconstruction(vae), dataset, compute_loss, on_sample)
+    model, facts = fit(config, accelerator, run, Reconstruction(vae), dataset, compute_loss, on_sample)
 
     if accelerator.is_main_process:
         vae = model.vae
@@ -132,15 +138,17 @@ def main(argv=None):
                 for batch in tqdm(loader, desc="latent statistics")
             )
         vae.register_to_config(latents_mean=statistics["mean"], latents_std=statistics["std"])
-        grid = sample_path(config.output_dir, facts["steps"])
-        facts["training_psnr_db"] = reconstruction_grid(
-            vae, dataset, config.sample_num_images, grid, accelerator.device
-        )
-        folder = save_model(vae, os.path.join(config.output_dir, "vae"), facts)
-        print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}\nautoencoder: {folder}")
+        with surviving("the grid of reconstructions"):
+            grid = sample_path(config.output_dir, facts["steps"])
+            facts["training_psnr_db"] = reconstruction_grid(
+                vae, dataset, config.sample_num_images, grid, accelerator.device
+            )
+            print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}")
+        print(f"autoencoder: {save_model(vae, os.path.join(config.output_dir, 'vae'), facts)}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

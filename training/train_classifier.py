@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, json_options, option, parse
+from config import LoopConfig, mapping, one_line_errors, option, parse
 from data import ImageDataset
 from loop import fit, make_accelerator, save_model
+from run_folder import open_run
 
 from score_sde import NoiseConditionalClassifier
 from score_sde.hub import load_bundle
@@ -31,7 +32,7 @@ class ClassifierConfig(LoopConfig, CleanDataConfig):
     """Train a classifier of noisy samples, for classifier guidance."""
 
     pipeline: str = option("", "The pipeline to guide: a folder, or Hub id. Its scheduler makes the noise.")
-    network_kwargs: str = option("{}", "Arguments of NoiseConditionalClassifier, as JSON.")
+    network_kwargs: str = option("{}", "Arguments of NoiseConditionalClassifier, as YAML: {layers_per_block: 1}.")
     time_density: str = option("uniform", "Density of the training times: uniform in t, or log_normal in sigma (EDM).")
     test_split: str = option("test", "Split that the accuracy is measured on.")
     test_images: int = option(1000, "Rows of it, from the first.")
@@ -48,7 +49,7 @@ class ClassifierConfig(LoopConfig, CleanDataConfig):
         if self.test_images < 1:
             yield f"test_images {self.test_images} must be at least 1"
         try:
-            json_options("network_kwargs", self.network_kwargs)
+            mapping("network_kwargs", self.network_kwargs)
         except ValueError as error:
             yield str(error)
 
@@ -78,6 +79,11 @@ def measure_accuracy(classifier, pipeline, config, shares=(0.0, 0.2, 0.4, 0.6, 0
 def main(argv=None):
     config = parse(ClassifierConfig, sys.argv[1:] if argv is None else argv)
     accelerator = make_accelerator(config)
+    with open_run(config, accelerator) as run:
+        train(config, accelerator, run)
+
+
+def train(config, accelerator, run):
     pipeline = load_bundle(config.pipeline)
     scheduler, data = pipeline.scheduler, CleanData(config, accelerator)
     if pipeline.sample_shape(1)[1:] != data.shape:
@@ -90,7 +96,7 @@ def main(argv=None):
                 "--normalize_latents where the pipeline was trained with it, and only there"
             )
     from_data = {"sample_size": data.shape[1], "in_channels": data.shape[0], "num_classes": data.num_classes}
-    model = NoiseConditionalClassifier(**(from_data | json_options("network_kwargs", config.network_kwargs)))
+    model = NoiseConditionalClassifier(**(from_data | mapping("network_kwargs", config.network_kwargs)))
 
     def compute_loss(model, batch, draws):
         x0, labels = data.draw(batch, draws), batch["labels"]
@@ -99,7 +105,7 @@ def main(argv=None):
         logits = model(*scheduler.classifier_input(x, t)).logits
         return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
-    classifier, facts = fit(config, accelerator, model, data.dataset, compute_loss)
+    classifier, facts = fit(config, accelerator, run, model, data.dataset, compute_loss)
 
     if accelerator.is_main_process:
         facts |= data.facts(config) | {
@@ -114,4 +120,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -257,6 +257,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             as the original has it, 1 as diffusers does.
     """
 
+    # False where the labels come with null labels among them, as in training/train.py
+    drops_labels = True
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock", "DiTTokenBlock"]
     _repeated_blocks = ["DiTBlock", "DiTTokenBlock"]
@@ -545,7 +547,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             class_labels = torch.full((batch_size,), null_label, device=device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
-        if self.training and self.config.class_dropout_prob > 0:
+        if self.training and self.drops_labels and self.config.class_dropout_prob > 0:
             dropped = torch.rand(batch_size, device=device) < self.config.class_dropout_prob
             class_labels = class_labels.masked_fill(dropped, null_label)
         return embedding, self.class_embed(class_labels)

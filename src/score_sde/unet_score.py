@@ -273,6 +273,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
             models were trained so; otherwise preconditioning belongs to the scheduler's prediction types.
     """
 
+    # False where the labels come with null labels among them, as in training/train.py
+    drops_labels = True
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock", "Attention"]
     _skip_layerwise_casting_patterns = ["norm", "time_embed", "conv_in", "conv_out"]
@@ -561,7 +563,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
             class_labels = torch.full((batch_size,), null_label, device=timestep.device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
-        if self.training and self.config.class_dropout_prob > 0:
+        if self.training and self.drops_labels and self.config.class_dropout_prob > 0:
             dropped = torch.rand(batch_size, device=timestep.device) < self.config.class_dropout_prob
             class_labels = class_labels.masked_fill(dropped, null_label)
         return embedding + self.class_embed(class_labels)
