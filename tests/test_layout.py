@@ -38,7 +38,17 @@ ALLOWED = {
     | {f".{path.stem}" for path in (ROOT / "pipelines").glob("*.py")},
     "model_cards/*.py": set(),
     "training/*.py": FIELD
-    | {"accelerate", "datasets", "huggingface_hub", "numpy", "onnxruntime", "PIL", "safetensors", "score_sde"}
+    | {
+        "accelerate",
+        "datasets",
+        "filelock",
+        "huggingface_hub",
+        "numpy",
+        "onnxruntime",
+        "PIL",
+        "safetensors",
+        "score_sde",
+    }
     | {"torchmetrics", "tqdm", "transformers", "yaml"}
     | TRAINING,
     "benchmarks/*.py": FIELD

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import SpaceCard
 from tiny import random_dit, tiny_pipeline
 
-from score_sde import save_bundle, space
+from score_sde import ScoreSDEScheduler, save_bundle, space
 from score_sde.space_app import PREDICTORS, draw
 
 
@@ -29,6 +29,9 @@ def test_the_page_draws_what_the_pipeline_draws():
     pipeline = labelled_pipeline()
     grid, way, nfe = draw(pipeline, None, "dpmpp_2m", 5, 2.0, seed=3, num_images=4)
     assert nfe == 5
+    # the pipeline itself is as it was
+    assert pipeline.scheduler.config.predictor == "auto"
+    pipeline.scheduler = ScoreSDEScheduler.from_config(pipeline.scheduler.config, predictor="dpmpp_2m")
     generators = [torch.Generator().manual_seed(3 + i) for i in range(4)]
     images = pipeline(class_labels=[0, 1, 2, 0], guidance_scale=2.0, num_inference_steps=5, generator=generators).images
     # two rows of a column for every class, in tiles of 96 pixels
@@ -67,7 +70,7 @@ def test_the_folder_is_a_space(tmp_path):
     with pytest.raises(ValueError, match="exists: choose another"):
         space.write_space(folder, "me/model")
     for model in (str(tmp_path), "model", 'me/model", exec("...")'):
-        with pytest.raises(ValueError, match="push .* and pass its id, somebody/model"):
+        with pytest.raises(ValueError, match="push .* and pass its id, somebody/model|must be like somebody/model"):
             space.write_space(tmp_path / "other", model)
 
 

@@ -1,7 +1,7 @@
 """What diffusion is trained on: images, latents encoded before, or images encoded on the fly by an autoencoder."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from config import DataConfig, option
@@ -97,10 +97,13 @@ class CleanData:
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
 
     def facts(self, config):
-        """Where the rows are from, for the card."""
+        """Where the rows are from, for the card, and the configuration: with latents, without the options of images,
+        which were not read; what is known of those is in latents.json."""
         source = self.dataset.facts if config.latents else vars(config) | {"dataset_on_hub": on_hub(config.dataset)}
         facts = {key: source.get(key) for key in ("dataset", "dataset_on_hub", "split", "resolution")}
-        return {"rows": None if config.streaming else len(self.dataset)} | facts
+        unread = {field.name for field in fields(DataConfig)} - {"num_workers"} if config.latents else set()
+        options = {name: value for name, value in asdict(config).items() if name not in unread}
+        return {"rows": None if config.streaming else len(self.dataset), "config": options} | facts
 
     def draw(self, batch, draws):
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised

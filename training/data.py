@@ -14,6 +14,8 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from score_sde.pipelines.bundling import check_token, shown
+
 
 EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
@@ -29,6 +31,8 @@ def open_split(name, split, streaming=False):
 
     Raises ValueError naming the dataset, the split and what there is.
     """
+    if on_hub(name):
+        check_token()
     if name in EMBEDDED:
         name = str(files("score_sde") / EMBEDDED[name] / "{split}.parquet")
     try:
@@ -42,9 +46,10 @@ def open_split(name, split, streaming=False):
             data = load_dataset(name, split=split, streaming=streaming)
     except Exception as error:  # every reader and the Hub client raise their own
         raise ValueError(
-            f"dataset {name!r}, split {split!r}, cannot be opened: {error}. Give one of {', '.join(EMBEDDED)}, parquet "
-            f"or tar files, a folder of them or of images, or the id of a dataset on the Hub that can be reached"
-        ) from error
+            f"dataset {name!r}, split {split!r}, cannot be opened: {shown(error, 1000)}. Give one of "
+            f"{', '.join(EMBEDDED)}, parquet or tar files, a folder of them or of images, or the id of a dataset on "
+            f"the Hub that can be reached"
+        ) from None
     if not streaming and len(data) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
     return data

@@ -8,6 +8,8 @@ import os
 import torch
 import torch.nn.functional as F
 
+from score_sde.pipelines.bundling import check_token, shown
+
 
 # --- features -----------------------------------------------------------------------------------------------------
 
@@ -45,14 +47,16 @@ class TransformersFeatures(Features):
     def __init__(self, name, device):
         from transformers import AutoImageProcessor, AutoModel
 
+        check_token()
         try:
-            processor = AutoImageProcessor.from_pretrained(name, use_fast=False)
-            self.model = AutoModel.from_pretrained(name).to(device).eval()
+            # left to itself, transformers asks whether to run the code of a repo
+            processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
+            self.model = AutoModel.from_pretrained(name, trust_remote_code=False).to(device).eval()
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(
-                f"features {name!r} cannot be opened: {error}. Give classifier, inception, an .onnx file, or a vision "
-                f"model of transformers that this machine can reach"
-            ) from error
+                f"features {name!r} cannot be opened: {shown(error, 1000)}. Give classifier, inception, an .onnx file, "
+                f"or a vision model of transformers that this machine can reach"
+            ) from None
         self.model = getattr(self.model, "vision_model", self.model)
         size = getattr(processor, "crop_size", None) or processor.size
         self.size = size.get("height") or size["shortest_edge"]

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ def provenance(device):
     if device.type != "cpu":
         machine += f", {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}"
     return {
-        "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
+        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
         # of a source tree that git doesn't know, the version
         "commit": commit or f"score-sde {score_sde.__version__}",
         "machine": machine,

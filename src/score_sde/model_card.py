@@ -143,7 +143,7 @@ def without_local_paths(value):
     if not isinstance(value, str):
         return value
     if re.match(r"(file://)?([A-Za-z]:[/\\]|[/\\~]|\.\.[/\\])", value) and "\n" not in value:
-        return last_part(value)
+        return last_part(value) or value
     return _LOCAL.sub(lambda match: last_part(match[0]), value)
 
 
