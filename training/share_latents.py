@@ -18,7 +18,7 @@ from encode_latents import fingerprint, load_vae
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi, snapshot_download
 
 from score_sde.hub import repo_to_push_to
-from score_sde.model_card import check_license, check_repo_id, dataset_name, one_line, render
+from score_sde.model_card import check_license, check_repo_id, dataset_name, one_line, render, writable
 from score_sde.pipelines.bundling import hub_errors
 
 
@@ -27,6 +27,7 @@ SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"
 
 def latents_card(facts, repo_id, license=None):
     """The card of latents on the Hub, from their latents.json."""
+    facts = writable(facts)
     rows, name = facts["rows"], dataset_name(facts)
     data = DatasetCardData(
         license=license,

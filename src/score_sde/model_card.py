@@ -104,16 +104,20 @@ def check_facts(training):
 
 
 def read_json(path):
-    """What a JSON file holds, None where there is none. Halves of surrogate pairs, which cannot be written, become ?.
-    Raises ValueError, naming the file, for what is no JSON."""
+    """What a JSON file holds, `writable`, None where there is none. Raises ValueError, naming the file, for what is no
+    JSON."""
     if not os.path.isfile(path):
         return None
     try:
         with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+            return writable(json.load(file))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {shown(error)}") from None
+
+
+def writable(value):
+    """A JSON value whose halves of surrogate pairs, which cannot be written to a file, are ?."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def read_facts(folder):
@@ -204,6 +208,13 @@ def as_number(value):
     return f"{value:,}" if isinstance(value, int) else value
 
 
+CARDS = jinja2.Environment(
+    loader=jinja2.FunctionLoader(lambda name: (files("score_sde.model_cards") / name).read_text(encoding="utf-8")),
+    finalize=lambda value: value if isinstance(value, (Written, int, float)) else as_text(value),
+)
+CARDS.filters |= {"code": as_code, "code_cell": as_code_cell, "python": as_python, "number": as_number}
+
+
 def render(template, data, **facts):
     """A card from a template in model_cards. Whatever the template names stands there as Markdown text, unless the
     template says otherwise: `| code`, `| code_cell` (in a table), `| python` or `| number`.
@@ -213,12 +224,7 @@ def render(template, data, **facts):
         data: the head of the card, `ModelCardData` or `DatasetCardData`.
         facts: what the template names.
     """
-    environment = jinja2.Environment(
-        finalize=lambda value: value if isinstance(value, (Written, int, float)) else as_text(value)
-    )
-    environment.filters |= {"code": as_code, "code_cell": as_code_cell, "python": as_python, "number": as_number}
-    source = (files("score_sde.model_cards") / template).read_text(encoding="utf-8")
-    return environment.from_string(source).render(card_data=Written(data.to_yaml()), version=__version__, **facts)
+    return CARDS.get_template(template).render(card_data=Written(data.to_yaml()), version=__version__, **facts)
 
 
 def model_name(folder, otherwise):
@@ -328,7 +334,7 @@ def write_card(folder, repo_id=None, name=None):
     path = os.path.join(folder, "model_index.json")
     if not os.path.isfile(path):
         raise ValueError(f"{str(folder)!r} holds no model_index.json: it is not a pipeline folder")
-    index = read_index(folder)
+    index = writable(read_index(folder))
     training = without_local_paths(read_facts(folder))
     metrics = read_json(os.path.join(folder, "metrics.json")) or []
     samplers = without_local_paths(read_json(os.path.join(folder, "samplers.json")))
@@ -375,7 +381,7 @@ def write_card(folder, repo_id=None, name=None):
         pipeline_class=Written(pipeline_class),
         network_class=network_class,
         network_config=network_config,
-        scheduler=read_config(os.path.join(folder, "scheduler", "scheduler_config.json")),
+        scheduler=writable(read_config(os.path.join(folder, "scheduler", "scheduler_config.json"))),
         vae_class=component_class(index, "vae", path),
         labels=labels,
         num_classes=num_classes,
