@@ -101,6 +101,11 @@ def draw(pipeline, label, predictor, num_inference_steps, guidance_scale, seed, 
     return tiles(output.images, min(num_images, columns), 96), tiles(pictures, len(shown), 96), output.nfe
 
 
+def as_title(text):
+    """A text as Markdown that shows it, whatever stands in it."""
+    return re.sub(r"([^\w\s])", r"\\\1", " ".join(text.split()))
+
+
 def page(pipeline, title):
     """The gradio page on which a pipeline draws."""
     import gradio
@@ -119,8 +124,7 @@ def page(pipeline, title):
         return f"### Images after {nfe} network evaluations of {predictor}", grid, way
 
     with gradio.Blocks(title=title) as blocks:
-        # a title is text, whatever Markdown would make of it
-        gradio.Markdown("# " + re.sub(r"([^\w\s])", r"\\\1", " ".join(title.split())))
+        gradio.Markdown("# " + as_title(title))
         with gradio.Row():
             with gradio.Column(scale=1, min_width=280):
                 label = gradio.Dropdown(
