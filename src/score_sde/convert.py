@@ -20,25 +20,17 @@ import pickle
 import shutil
 import sys
 
-import diffusers
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DiffusionPipeline,
-    DiTPipeline,
-    DiTTransformer2DModel,
-    ModelMixin,
-    SchedulerMixin,
-    UNet2DModel,
-)
-from huggingface_hub import ModelCard, snapshot_download
+from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .bundle_checks import open_autoencoder, open_stock_pipeline
 from .hub import load_bundle, save_bundle
-from .model_card import check_license, check_repo_id, read_json, write_card
+from .model_card import check_license, read_json, write_card
 from .pipelines import ScoreSDEPipeline
-from .pipelines.bundling import check_token, fetch, hub_errors, read_config, read_index, shown
+from .pipelines.bundling import check_token, fetch, shortened
 from .pipelines.latents import shift_and_scale
 from .pipelines.writing import whole_folder, write_json
 from .scheduling_score_sde import ScoreSDEScheduler
@@ -74,7 +66,7 @@ def read_checkpoint(path):
     except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{path!r} is no checkpoint that can be read as weights alone (it may be damaged, or hold code, which is "
-            f"never run): {shown(error)}"
+            f"never run): {shortened(error)}"
         ) from None
 
 
@@ -595,22 +587,18 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
         folder_or_repo: a folder, or a repo on the Hub; nothing but models and schedulers of diffusers is opened, their
             weights as safetensors, and no code of it is run.
         frequency_shift: of a DiTPipeline: see `dit_from_diffusers`.
-        kwargs: of `DiffusionPipeline.from_pretrained`.
+        kwargs: of `ScoreSDEPipeline.from_pretrained`: no code of the repo is run, and only safetensors are opened.
 
     Raises ValueError for another kind of pipeline.
     """
-    if refused := NEVER.intersection(kwargs):
-        raise ValueError(f"{', '.join(sorted(refused))}: no code of a folder is run, and no pickle opened, here")
-    folder, kwargs = fetch(folder_or_repo, **kwargs)
-    check_stock(folder)
-    stock = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **kwargs)
-    config = dict(stock.scheduler.config)
+    stock = open_stock_pipeline(folder_or_repo, **kwargs)
+    overrides = {}
     if isinstance(stock, DiTPipeline):
         if frequency_shift is None and str(folder_or_repo).rstrip("/") in ORIGINAL_DITS:
             frequency_shift = 0.0
         model = dit_from_diffusers(stock.transformer, frequency_shift)
         if model.config.learn_sigma:
-            config["variance_type"] = "learned_range"
+            overrides["variance_type"] = "learned_range"
         # every synonym is a name of its own there
         id2label = {}
         for name, label in stock.labels.items():
@@ -618,71 +606,12 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
         components = {"transformer": model, "vae": stock.vae, "id2label": id2label or None}
     elif isinstance(getattr(stock, "unet", None), UNet2DModel):
         if stock.unet.config.center_input_sample:
-            config = center(stock.unet, config)
+            overrides = center(stock.unet, stock.scheduler.config)
         components = {"unet": stock.unet, "vae": getattr(stock, "vqvae", None)}
     else:
-        raise ValueError(
-            f"{folder_or_repo!r} is a {type(stock).__name__}: only DiTPipeline and pipelines around a UNet2DModel can "
-            f"be converted; of others, replace the scheduler by ScoreSDEScheduler.from_config(pipe.scheduler.config)"
-        )
-    scheduler = ScoreSDEScheduler.from_config(config)
-    if config.get("time_scale"):
-        scheduler = ScoreSDEScheduler.from_config(scheduler.config, time_scale=config["time_scale"])
+        raise ValueError(f"the network of {folder_or_repo!r} is a {type(stock.unet).__name__}, not a UNet2DModel")
+    scheduler = ScoreSDEScheduler.from_config(stock.scheduler.config, **overrides)
     return ScoreSDEPipeline(scheduler, **components)
-
-
-# arguments of from_pretrained that could run code or open pickles
-NEVER = {
-    "trust_remote_code",
-    "custom_pipeline",
-    "custom_revision",
-    "use_safetensors",
-    "use_onnx",
-    "load_connected_pipeline",
-}
-
-
-def check_stock(folder):
-    """Raise ValueError for the folder of a pipeline that is not one of diffusers, around its own models and
-    schedulers; nothing is imported or built."""
-    index, path = read_index(folder), os.path.join(folder, "model_index.json")
-    check_stock_class(index["_class_name"], DiffusionPipeline, path)
-    for name, value in index.items():
-        if name.startswith("_") or not (isinstance(value, list) and len(value) == 2) or value[0] is None:
-            continue
-        if value[0] != "diffusers" or not name.isidentifier():
-            raise ValueError(f"{path}: component {shown(name)}, {shown(value)}, is no model or scheduler of diffusers")
-        # the oldest repos have their components in the folder itself
-        place = os.path.join(folder, name) if os.path.isdir(os.path.join(folder, name)) else folder
-        component_class = check_stock_class(value[1], (ModelMixin, SchedulerMixin), path)
-        check_stock_config(os.path.join(place, component_class.config_name), value[1])
-        if issubclass(component_class, ModelMixin) and not any(
-            file.endswith((".safetensors", ".safetensors.index.json")) for file in os.listdir(place)
-        ):
-            raise ValueError(
-                f"{place} holds no weights as safetensors, and pickles are not opened here: save them so by "
-                f"DiffusionPipeline.from_pretrained(repo).save_pretrained(folder) and convert that folder"
-            )
-
-
-def check_stock_class(name, bases, path):
-    """The class of diffusers of this name. Raises ValueError for one that isn't among the bases."""
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(found, type) and issubclass(found, bases)):
-        raise ValueError(f"{path}: {shown(name)} is no class of diffusers that can be converted")
-    return found
-
-
-def check_stock_config(path, class_name=None):
-    """The config in a file, of a class of diffusers. Raises ValueError for another, and for one that brings code."""
-    config = read_config(path)
-    if class_name not in (None, config.get("_class_name")):
-        raise ValueError(f"{path}: _class_name {shown(config.get('_class_name'))} is not {class_name}")
-    if "auto_map" in config:
-        raise ValueError(
-            f"{path}: auto_map {shown(config['auto_map'])} asks for code of the folder, which is never run"
-        )
-    return config
 
 
 def published_license(folder_or_repo):
@@ -699,13 +628,13 @@ def published_license(folder_or_repo):
 
 
 def center(unet, config):
-    """Let a UNet2DModel that was trained by a ScoreSdeVeScheduler on images in [0, 1] see images in [-1, 1]; return the
-    scheduler's config: the noise counts twice, and the output half."""
+    """Let a UNet2DModel that was trained by a ScoreSdeVeScheduler on images in [0, 1] see images in [-1, 1]; return
+    what changes in the scheduler: the noise counts twice, and the output half."""
     if "sampling_eps" not in config:
         raise ValueError("center_input_sample is only understood together with a ScoreSdeVeScheduler")
     unet.register_to_config(center_input_sample=False)
     halve_score([unet.conv_out])
-    return config | {"sigma_min": 2 * config["sigma_min"], "sigma_max": 2 * config["sigma_max"], "time_scale": 0.5}
+    return {"sigma_min": 2 * config["sigma_min"], "sigma_max": 2 * config["sigma_max"], "time_scale": 0.5}
 
 
 def pipeline_to_diffusers(pipeline):
@@ -898,23 +827,6 @@ def main(argv=None):
             facts["base_model"] = source
         save_bundle(pipeline, output, facts=facts)
     print(f"pipeline: {output}")
-
-
-def open_autoencoder(folder_or_repo):
-    """An autoencoder of diffusers, whichever class its config names; no code of it is run.
-
-    Raises ValueError for what is none, and what cannot be downloaded."""
-    folder = folder_or_repo
-    if not os.path.isdir(folder):
-        check_repo_id(folder)
-        with hub_errors(ValueError, f"autoencoder {folder!r} is no folder here and cannot be had from the Hub"):
-            names = ["config.json", "diffusion_pytorch_model*.safetensors*"]
-            folder = snapshot_download(folder, allow_patterns=names, ignore_patterns=["*.*.safetensors"])
-    path = os.path.join(folder, "config.json")
-    vae_class = check_stock_class(check_stock_config(path).get("_class_name"), ModelMixin, path)
-    if not (hasattr(vae_class, "encode") and hasattr(vae_class, "decode")):
-        raise ValueError(f"{path}: {vae_class.__name__} is no autoencoder")
-    return vae_class.from_pretrained(folder, use_safetensors=True)
 
 
 if __name__ == "__main__":

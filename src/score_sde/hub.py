@@ -6,12 +6,10 @@ Hub.
 """
 
 import argparse
-import importlib
 import json
 import os
 import re
 import shutil
-import stat
 import sys
 import tempfile
 import warnings
@@ -20,22 +18,25 @@ from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from filelock import FileLock
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from . import __version__, pipelines
+from .bundle_checks import ROLES, weight_files, while_unchanged
+from .bundle_code import compare_code
 from .model_card import check_metrics, check_repo_id, read_json, without_local_paths, write_card
 from .pipelines.bundling import (
     LIBRARIES,
     BundleMixin,
-    compare_code,
     fetch,
     hub_errors,
-    imported,
-    read_config,
+    own_file,
+    quoted,
     read_index,
     saved_class_name,
-    shown,
+    shortened,
+    sibling_imports,
 )
 from .pipelines.writing import whole_folder, write_json
 
@@ -60,7 +61,7 @@ def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, vari
         The folder, absolute. Raises ValueError for another variant.
     """
     if variant is not None and variant not in VARIANTS:
-        raise ValueError(f"variant {shown(variant)} is unknown; choose one of {', '.join(VARIANTS)}")
+        raise ValueError(f"variant {quoted(variant)} is unknown; choose one of {', '.join(VARIANTS)}")
     folder = os.path.abspath(folder)
     shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     with bundle_lock(folder), whole_folder(folder) as partial:
@@ -118,140 +119,108 @@ def bundle_lock(folder):
 def load_bundle(folder_or_repo, **kwargs):
     """Open a bundle with the installed classes, whichever pipeline of this package it holds; no code of it is run.
 
-    Takes the arguments of `DiffusionPipeline.from_pretrained`. Raises ValueError for a pipeline class that this package
-    doesn't have, for a bundle that isn't sound (`bundle_checks`), and where the Hub refuses, with what to do.
+    Takes the arguments of `DiffusionPipeline.from_pretrained` but those that would run code, or open other weights than
+    safetensors. Raises ValueError for a pipeline class that this package doesn't have, for a bundle that isn't sound
+    (`bundle_checks`), and where the Hub refuses, with what to do.
     """
     folder, kwargs = fetch(folder_or_repo, **kwargs)
-    return _pipeline_class(folder, folder_or_repo).from_pretrained(folder, **kwargs)
+    return while_unchanged(folder, lambda: _pipeline_class(folder, folder_or_repo).from_pretrained(folder, **kwargs))
 
 
 def _pipeline_class(folder, folder_or_repo):
     name = saved_class_name(read_index(folder))
     if name not in pipelines.__all__:
         raise ValueError(
-            f"{str(folder_or_repo)!r} holds a {name}; this package has the pipelines {', '.join(pipelines.__all__)}"
+            f"{str(folder_or_repo)!r} holds a {shortened(name)}; this package has the pipelines "
+            f"{', '.join(pipelines.__all__)}"
         )
     return getattr(pipelines, name)
 
 
 def verify(folder_or_repo, **download):
-    """Compare the code that a bundle carries with that of this release, file by file; none of it is run.
+    """Compare the code that `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` could run from a bundle
+    with that of this release, file by file; none of it is run.
 
     Takes `revision`, `token` and the other arguments of a download. Returns {path: verdict}, where the verdict is
-    "same", "differs", "unknown" for a file that this release doesn't carry, or "missing" for one that isn't there.
-    Raises ValueError as `load_bundle` does.
+    "same", "differs", "unknown" for code, or a component, that this release doesn't have, "missing" for a file that
+    isn't there, or "outside" for what leads out of the folder, such as a link: see `bundle_code.compare_code`. Raises
+    ValueError as `load_bundle` does.
     """
-    folder, _ = fetch(folder_or_repo, patterns=["model_index.json", "*.py"], **download)
-    package = importlib.import_module(__package__)
-    classes = {".": _pipeline_class(folder, folder_or_repo)}
-    for name, value in read_index(folder).items():
-        carried = isinstance(value, list) and len(value) == 2 and not name.startswith("_") and value[0] is not None
-        if carried and value[0] not in LIBRARIES and value[1] in package.__all__:
-            classes[name] = getattr(package, value[1])
-    return compare_code(folder, classes)
+    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
+    return compare_code(folder, _pipeline_class(folder, folder_or_repo))
 
 
 # what lies in a bundle beside its components
 CARD = ("README.md", "LICENSE", "training.json", "metrics.json", "samplers.json", "samples.png")
-# what describes a component: a model, a scheduler, a tokenizer or image processor of transformers
-CONFIGS = ("config.json", "scheduler_config.json", "generation_config.json", "preprocessor_config.json")
-CONFIGS += ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
-CONFIGS += ("vocab.txt", "merges.txt", "spiece.model", "tokenizer.model")
 KINDS = ("model_index.json", "config.json", "scheduler_config.json")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.\w+)?\.safetensors")
-_SHARDS = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index(\.\w+)?\.json")
+_VARIANT = re.compile(r"diffusion_pytorch_model(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
 # what would contradict the files that are pushed, where it is left over from what was pushed before
 _STALE = re.compile(
     r"\.safetensors(\.index.*\.json)?$|_[0-9a-f]{10}\.py$|^(training|metrics|samplers)\.json$|^samples\.png$"
 )
 
 
-def check_file(folder, name):
-    """Raise ValueError for a file of a folder that isn't one: missing, or a link, a folder, a device or a pipe. Only in
-    a snapshot of the Hub's cache files are links, to its blobs."""
-    blobs = os.path.realpath(os.path.join(folder, "..", "..", "blobs"))
-    is_snapshot = os.path.basename(os.path.dirname(os.path.abspath(folder))) == "snapshots"
-    path = folder
-    for part in name.split("/"):
-        path = os.path.join(path, part)
-        is_blob = is_snapshot and os.path.dirname(os.path.realpath(path)) == blobs
-        if os.path.islink(path) and not is_blob:
-            raise ValueError(f"{path!r} is a link: what is pushed must lie in the folder itself; put the file there")
-    if not os.path.exists(path):
-        raise ValueError(f"{path!r} is missing: it belongs to what the folder holds; save it anew")
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path!r} is no file: put the file there")
-
-
 def files_to_push(folder):
     """The names, with /, of the files that a bundle, a model or a scheduler is made of: those that its index names, and
-    its card. Raises ValueError for a folder that is none of these, and for a file of it that is missing or a link."""
+    its card. Raises ValueError for a folder that is none of these, and for a file of it that is missing, or leads
+    elsewhere (`own_file`)."""
     kind = next((name for name in KINDS if os.path.lexists(os.path.join(folder, name))), None)
     if kind is None:
-        raise ValueError(f"{str(folder)!r} cannot be shared: it holds no {', '.join(KINDS[:-1])} or {KINDS[-1]}")
-    check_file(folder, kind)
-    names = [kind, *there(folder, "", CARD)]
+        raise ValueError(f"{quoted(folder)} cannot be shared: it holds no {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    found = [os.path.join(folder, name) for name in CARD if os.path.lexists(os.path.join(folder, name))]
     if kind != "model_index.json":
-        names += component_files(folder, "")
+        found += component_files(folder)
     else:
         index = read_index(folder)
+        found.append(own_file(folder, kind))
         if isinstance(index["_class_name"], list):
-            names += code_files(folder, "", index["_class_name"][0])
+            found += code_files(folder, index["_class_name"][0])
         for name, value in index.items():
-            if not (isinstance(value, list) and len(value) == 2) or name.startswith("_") or value[0] is None:
+            if not isinstance(value, list) or name.startswith("_") or value == [None, None]:
                 continue
-            if not name.isidentifier():
-                raise ValueError(f"model_index.json: {shown(name)} is no name of a component")
-            names += component_files(folder, f"{name}/")
+            if name not in ROLES or len(value) != 2:
+                raise ValueError(f"{folder}/model_index.json: {quoted(name)} is no component that can be shared")
+            found += component_files(folder, name)
             if value[0] not in LIBRARIES:
-                names += code_files(folder, f"{name}/", value[0])
-    if "README.md" in names:
-        check_file(folder, "README.md")
-        card = Path(folder, "README.md").read_text(encoding="utf-8", errors="replace")
-        names += [name for name in os.listdir(folder) if name.lower().endswith(PICTURES) and name in card]
+                found += code_files(folder, value[0], name)
+    if os.path.join(folder, "README.md") in found:
+        card = Path(own_file(folder, "README.md")).read_text(encoding="utf-8", errors="replace")
+        pictures = [name for name in os.listdir(folder) if name.lower().endswith(PICTURES) and name in card]
+        found += [os.path.join(folder, name) for name in pictures]
+    names = sorted({os.path.relpath(path, folder).replace(os.sep, "/") for path in found})
     for name in names:
-        check_file(folder, name)
-    return sorted(set(names))
+        own_file(folder, *name.split("/"))
+    return names
 
 
-def there(folder, place, names):
-    """Those of the names that are in a place, "" or with a slash at its end."""
-    return [place + name for name in names if os.path.lexists(os.path.join(folder, place, name))]
+def component_files(folder, *place):
+    """The paths of the config of a component, and of the weights of a model in every precision."""
+    config = next((name for name in KINDS[1:] if os.path.lexists(os.path.join(folder, *place, name))), None)
+    if config is None:
+        raise ValueError(f"{os.path.join(folder, *place)} holds no {KINDS[1]} or {KINDS[2]}: save it anew")
+    found = [own_file(folder, *place, config)]
+    if config == "config.json":
+        names = os.listdir(os.path.join(folder, *place))
+        variants = sorted({match[1] or match[2] for match in map(_VARIANT.fullmatch, names) if match})
+        if not variants or {SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME}.intersection(names):
+            variants.append(None)
+        for variant in variants:
+            files, indexed = weight_files(folder, place, variant)
+            infix = f".{variant}" if variant else ""
+            index = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f"{infix}.json")
+            found += files + ([] if indexed is None else [own_file(folder, *place, index)])
+    return found
 
 
-def component_files(folder, place):
-    """The configs of a component, and its weights, whole or in shards, in every precision."""
-    configs = there(folder, place, CONFIGS)
-    if not configs:
-        raise ValueError(f"{os.path.join(folder, place)!r} holds no config: save what belongs there anew")
-    weights = []
-    for name in sorted(os.listdir(os.path.join(folder, place))):
-        if _WEIGHTS.fullmatch(name):
-            weights.append(place + name)
-        elif _SHARDS.fullmatch(name):
-            check_file(folder, place + name)
-            shards = read_config(os.path.join(folder, place, name)).get("weight_map")
-            shards = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
-            if not shards or any(os.path.basename(each) != each for each in shards):
-                raise ValueError(f"{place}{name} names no files beside it as weights")
-            weights += [place + each for each in (name, *shards)]
-    if place + "config.json" in configs and not any(name.endswith(".safetensors") for name in weights):
-        raise ValueError(f"{os.path.join(folder, place)!r} holds no weights as safetensors: save the model anew")
-    return configs + weights
-
-
-def code_files(folder, place, module):
-    """The file of a module that a bundle carries, and of those beside it that it imports."""
+def code_files(folder, module, *place):
+    """The paths of the file of a module that a bundle carries, and of those beside it that it imports."""
     found, pending = [], [module]
     while pending:
-        name = pending.pop()
-        if not str(name).isidentifier():
-            raise ValueError(f"model_index.json: {shown(name)} is no name of a module")
-        if f"{place}{name}.py" not in found:
-            found.append(f"{place}{name}.py")
-            check_file(folder, found[-1])
-            pending += imported(Path(folder, found[-1]).read_text(encoding="utf-8", errors="replace"))
+        path = own_file(folder, *place, f"{pending.pop()}.py")
+        if path not in found:
+            found.append(path)
+            pending += sibling_imports(Path(path).read_text(encoding="utf-8", errors="replace"))
     return found
 
 
@@ -340,7 +309,7 @@ def push_to_hub(
     """
     check_repo_id(repo_id)
     if create_pr and revision is not None:
-        raise ValueError(f"revision {shown(revision)}: a pull request is against main; leave out one of the two")
+        raise ValueError(f"revision {quoted(revision)}: a pull request is against main; leave out one of the two")
     if not isinstance(source, (str, os.PathLike)):
         with tempfile.TemporaryDirectory() as temporary:
             folder = os.path.join(temporary, repo_id.split("/")[-1])
@@ -352,13 +321,14 @@ def push_to_hub(
             return push_to_hub(folder, repo_id, private, revision, commit_message, create_pr, tag, token)
     if saving:
         raise TypeError(f"{', '.join(saving)}: only for a pipeline, model or scheduler, not for the folder {source!r}")
-    folder = os.path.abspath(source)
-    before = os.stat(folder) if os.path.isdir(folder) else None
-    names = files_to_push(folder)
-    operations = [CommitOperationAdd(name, published(os.path.join(folder, name))) for name in names]
-    others = left_out(folder, names)
-    if not os.path.samestat(before, os.stat(folder)):
-        raise ValueError(f"{folder!r} was saved anew while it was read: push it again")
+    folder = os.path.realpath(source)
+
+    def read():
+        names = files_to_push(folder)
+        operations = [CommitOperationAdd(name, published(os.path.join(folder, name))) for name in names]
+        return names, operations, left_out(folder, names)
+
+    names, operations, others = while_unchanged(folder, read)
     if others:
         warnings.warn(f"not pushed, as it doesn't belong to what {folder!r} holds: {shown_names(others)}", stacklevel=2)
     places, api, commit = {os.path.dirname(name) for name in names}, HfApi(token=token), None
@@ -376,7 +346,7 @@ def push_to_hub(
             repo_id,
             operations,
             revision=revision,
-            commit_message=commit_message or f"Upload {os.path.basename(folder)}",
+            commit_message=commit_message or f"Upload {os.path.basename(os.path.abspath(source))}",
             create_pr=create_pr,
         )
     address = commit.pr_url or commit.commit_url
@@ -422,7 +392,8 @@ def main(argv=None):
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     for path, verdict in verdicts.items():
-        print(f"{verdict:8} {path}")
+        # a file's name may hold what a terminal would obey
+        print(f"{verdict:8} {''.join(each if each.isprintable() else repr(each)[1:-1] for each in path)}")
     others = sum(verdict != "same" for verdict in verdicts.values())
     if others:
         print(

@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
 from . import __version__
-from .pipelines.bundling import read_config, read_index, saved_class_name, shown
+from .pipelines.bundling import quoted, read_config, read_index, saved_class_name, shortened
 from .pipelines.writing import whole_file
 
 
@@ -55,16 +55,16 @@ def check_repo_id(repo_id):
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
-        raise ValueError(f"repo id {shown(repo_id)}: it must be like somebody/model. {shown(error)}") from None
+        raise ValueError(f"repo id {quoted(repo_id)}: it must be like somebody/model. {shortened(error)}") from None
 
 
 def check_license(license):
     """Warn of a licence that isn't among the Hub's, as this package knows them: it may be newer. None is none."""
     if license is not None and not isinstance(license, str):
-        raise ValueError(f"license {shown(license)} must be an identifier of the Hub, such as apache-2.0")
+        raise ValueError(f"license {quoted(license)} must be an identifier of the Hub, such as apache-2.0")
     if license is not None and license not in LICENSES.split():
         warnings.warn(
-            f"license {shown(license)} is not among those of the Hub that this package knows, such as apache-2.0: if "
+            f"license {quoted(license)} is not among those of the Hub that this package knows, such as apache-2.0: if "
             f"the Hub doesn't know it either, it refuses the card",
             stacklevel=2,
         )
@@ -74,9 +74,9 @@ def check_metrics(metrics):
     """Raise ValueError for a measurement without provenance, naming it and what is missing, or whose value is no finite
     number."""
     if not isinstance(metrics, (list, tuple)) or not all(isinstance(metric, dict) for metric in metrics):
-        raise ValueError(f"metrics {shown(metrics)} must be a list of dicts")
+        raise ValueError(f"metrics {quoted(metrics)} must be a list of dicts")
     for metric in metrics:
-        name = shown(metric.get("name", metric))
+        name = quoted(metric.get("name", metric))
         missing = [key for key in REQUIRED_OF_METRICS if key not in metric]
         if missing:
             raise ValueError(f"metric {name} lacks {', '.join(missing)}: it cannot stand on a card")
@@ -85,19 +85,19 @@ def check_metrics(metrics):
             raise ValueError(f"metric {name}: {', '.join(empty)} must not be empty")
         value, n = metric["value"], metric["n"]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"metric {name}: the value {shown(value)} is not a finite number")
+            raise ValueError(f"metric {name}: the value {quoted(value)} is not a finite number")
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"metric {name}: n {shown(n)} must be a whole number of images, at least 1")
+            raise ValueError(f"metric {name}: n {quoted(n)} must be a whole number of images, at least 1")
 
 
 def check_facts(training):
     """Raise ValueError for facts of a run that are of another kind than a card needs."""
     if not isinstance(training, dict):
-        raise ValueError(f"training.json: {shown(training)} must be a dict")
+        raise ValueError(f"training.json: {quoted(training)} must be a dict")
     for name, kind in FACTS.items():
         value = training.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise ValueError(f"training.json: {name} {shown(value)} must be of type {getattr(kind, '__name__', kind)}")
+            raise ValueError(f"training.json: {name} {quoted(value)} must be of type {getattr(kind, '__name__', kind)}")
     check_license(training.get("license"))
     if training.get("repo_id") is not None:
         check_repo_id(training["repo_id"])
@@ -112,7 +112,7 @@ def read_json(path):
         with open(path, encoding="utf-8") as file:
             return writable(json.load(file))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {shown(error)}") from None
+        raise ValueError(f"{path} is no JSON: {shortened(error)}") from None
 
 
 def writable(value):
@@ -274,7 +274,7 @@ def sampler_table(samplers):
         columns = sorted({int(n) for figures in found.values() for n in figures})
         return columns, [(name, [figures.get(str(n), [""])[0] for n in columns]) for name, figures in found.items()]
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-        raise ValueError(f"samplers.json {shown(samplers)} is not what benchmarks/samplers_network.py writes") from None
+        raise ValueError(f"samplers.json {quoted(samplers)} is none of benchmarks/samplers_network.py") from None
 
 
 def eval_results(metrics):
@@ -312,7 +312,7 @@ def component_class(index, name, path):
     value = index.get(name) or [None, None]
     found = value[1] if isinstance(value, list) and len(value) == 2 else value
     if found is not None and not (isinstance(found, str) and found.isidentifier()):
-        raise ValueError(f"{path}: {name} {shown(value)} names no class")
+        raise ValueError(f"{path}: {name} {quoted(value)} names no class")
     return found
 
 
@@ -348,13 +348,13 @@ def write_card(folder, repo_id=None, name=None):
     network_class = component_class(index, network, path)
     if network_class is None:
         raise ValueError(f"{path} names no network: neither transformer nor unet")
-    network_config = read_config(os.path.join(folder, network, "config.json"))
+    network_config = read_config(folder, network, "config.json")
     # of our networks, diffusers' UNet2DModel and its DiTTransformer2DModel
     class_counts = [network_config.get(key) for key in ("num_classes", "num_class_embeds", "num_embeds_ada_norm")]
     num_classes = next((count for count in class_counts if isinstance(count, int) and count), None)
     id2label = index.get("id2label") or {}
     if not isinstance(id2label, dict) or not all(label.isdecimal() for label in id2label):
-        raise ValueError(f"{path}: id2label {shown(id2label)} must be {{number of a class: its name}}")
+        raise ValueError(f"{path}: id2label {quoted(id2label)} must be {{number of a class: its name}}")
     labels = [str(id2label[label]) for label in sorted(id2label, key=int)]
     has_samples = os.path.isfile(os.path.join(folder, "samples.png"))
     caption = ", ".join(labels) if len(labels) <= 20 else f"{num_classes} classes" if num_classes else "samples"
@@ -381,7 +381,7 @@ def write_card(folder, repo_id=None, name=None):
         pipeline_class=Written(pipeline_class),
         network_class=network_class,
         network_config=network_config,
-        scheduler=writable(read_config(os.path.join(folder, "scheduler", "scheduler_config.json"))),
+        scheduler=writable(read_config(folder, "scheduler", "scheduler_config.json")),
         vae_class=component_class(index, "vae", path),
         labels=labels,
         num_classes=num_classes,

@@ -23,7 +23,7 @@ from . import space_app
 from .hub import repo_to_push_to
 from .model_card import check_repo_id, model_name
 from .pipelines import ScoreSDEPipeline
-from .pipelines.bundling import hub_errors, shown
+from .pipelines.bundling import hub_errors, quoted
 from .pipelines.writing import whole_folder
 
 
@@ -64,7 +64,7 @@ def write_space(folder, model):
     folder = os.path.abspath(folder)
     # an id stands in the code of the page, so it may be nothing else
     if os.path.isdir(model) or str(model).count("/") != 1:
-        raise ValueError(f"a Space draws with a model on the Hub: push {shown(model)} and pass its id, somebody/model")
+        raise ValueError(f"a Space draws with a model on the Hub: push {quoted(model)} and pass its id, somebody/model")
     check_repo_id(model)
     if os.path.isfile(folder) or (os.path.isdir(folder) and os.listdir(folder)):
         raise ValueError(f"folder {folder!r} exists: choose another, or remove it")

@@ -160,7 +160,7 @@ def test_a_repo_id_that_is_none_is_refused(tmp_path, repo_id, given):
         ("metrics.json", '{"a": 1}', "metrics {'a': 1} must be a list of dicts"),
         ("metrics.json", "[1]", "must be a list of dicts"),
         ("metrics.json", json.dumps([{"name": "x" * 10**7}]), "lacks value, n, seed"),
-        ("samplers.json", '{"a": 1}', "samplers.json .* is not what benchmarks/samplers_network.py writes"),
+        ("samplers.json", '{"a": 1}', "samplers.json .* is none of benchmarks/samplers_network.py"),
         ("model_index.json", '{"_class_name": "X\\n# y"}', "names no class"),
         ("model_index.json", '{"_class_name": "X", "transformer": ["a", "`x`"]}', "transformer .* names no class"),
         ("model_index.json", '{"_class_name": "X"}', "names no network"),

@@ -103,25 +103,33 @@ def test_links_and_pipes_are_refused_by_name(bundle, tmp_path, name, kind):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, "unet/' holds no config"),
-        ("model_index.json", {"../outside": ["diffusers", "UNet2DModel"]}, "'../outside' is no name of a component"),
-        ("model_index.json", {"scheduler": ["../../x", "S"]}, "'../../x' is no name of a module"),
-        ("model_index.json", {"_class_name": ["absent", "ScoreSDEPipeline"]}, "absent.py' is missing"),
+        ("model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, "unet holds no config"),
+        (
+            "model_index.json",
+            {"../outside": ["diffusers", "UNet2DModel"]},
+            "'../outside' is no component that can be shared",
+        ),
+        ("model_index.json", {"scheduler": ["../../x", "S"]}, "x.py' leads out of"),
+        ("model_index.json", {"_class_name": ["absent", "ScoreSDEPipeline"]}, "holds no absent.py"),
         (
             "transformer/diffusion_pytorch_model.safetensors.index.json",
-            {"weight_map": {"a": "../../x.safetensors"}},
-            "names no files beside it",
+            {"weight_map": {"a": "../../x.safetensors"}, "metadata": {}},
+            "is no mapping, or|is no safetensors file",
         ),
         (
             "transformer/diffusion_pytorch_model.safetensors.index.json",
-            {"weight_map": {"a": "/etc/passwd"}},
-            "names no files beside it",
+            {"weight_map": {"a": "/etc/x.safetensors"}, "metadata": {}},
+            "is no mapping, or|is no safetensors file",
         ),
-        ("transformer/diffusion_pytorch_model.safetensors.index.json", {"weight_map": 3}, "names no files beside it"),
         (
             "transformer/diffusion_pytorch_model.safetensors.index.json",
-            {"weight_map": {"a": "x.safetensors"}},
-            "x.safetensors' is missing",
+            {"weight_map": 3},
+            "is no mapping, or|is no safetensors file",
+        ),
+        (
+            "transformer/diffusion_pytorch_model.safetensors.index.json",
+            {"weight_map": {"a": "x.safetensors"}, "metadata": {}},
+            "holds no x.safetensors",
         ),
     ],
 )
@@ -146,7 +154,7 @@ def test_a_snapshot_of_the_hubs_cache_is_pushed(bundle, tmp_path):
     (snapshot / "README.md").unlink()
     place(tmp_path / "models--c--d" / "blobs" / "0")
     (snapshot / "README.md").symlink_to(tmp_path / "models--c--d" / "blobs" / "0")
-    with pytest.raises(ValueError, match="README.md' is a link"):
+    with pytest.raises(ValueError, match="README.md is a link"):
         files_to_push(snapshot)
 
 
@@ -160,7 +168,7 @@ def test_single_models_and_schedulers_likewise(tmp_path, kind):
     assert files_to_push(tmp_path) == before
     assert left_out(tmp_path, before) == ["deep/", "notes.py", "token.json"]
     (tmp_path / "README.md").symlink_to(tmp_path / "token.json")
-    with pytest.raises(ValueError, match="README.md' is a link"):
+    with pytest.raises(ValueError, match="README.md is a link"):
         files_to_push(tmp_path)
 
 
