@@ -126,10 +126,12 @@ def own_file(folder, *names):
 def _cached_blob(folder, link):
     """What a link in a snapshot of the Hub's cache leads to: a file in blobs/ beside snapshots/, or on in the store
     that the repos of a cache share. None for any other link."""
-    storage = os.path.dirname(os.path.dirname(folder))
-    cache, target = os.path.dirname(storage), _link_target(link)
-    if os.path.dirname(folder) != os.path.join(storage, "snapshots"):
+    # the folder is the snapshot, or lies in it
+    snapshot = next((each for each in (Path(folder), *Path(folder).parents) if each.parent.name == "snapshots"), None)
+    if snapshot is None:
         return None
+    storage, target = str(snapshot.parent.parent), _link_target(link)
+    cache = os.path.dirname(storage)
     if os.path.dirname(target) != os.path.join(storage, "blobs"):
         return None
     if os.path.islink(target):
