@@ -17,7 +17,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def compiled_inside(network):
-    network.transformer_blocks[0] = torch.compile(network.transformer_blocks[0])
+    network.blocks[0] = torch.compile(network.blocks[0])
     return network
 
 
