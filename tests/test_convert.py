@@ -464,12 +464,9 @@ def test_the_command_converts_unets_and_exports(tmp_path):
     assert ModelCard.load(tmp_path / "mine" / "README.md").data.license == "mit"
 
 
-def test_licences_of_weights_that_others_published(tmp_path, capsys):
+def test_licences_of_weights_that_others_published():
     assert convert.published_license("facebook/DiT-XL-2-256") == "cc-by-nc-4.0"
     assert convert.published_license("somebody/model-that-is-not-here") is None
-    with pytest.raises(SystemExit):
-        convert.main(["from-diffusers", "somebody/model", str(tmp_path / "ours"), "--license", "free"])
-    assert "license 'free' is unknown to the Hub" in capsys.readouterr().err
 
 
 def test_statistics_of_latents_become_part_of_the_exported_autoencoder():

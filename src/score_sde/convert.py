@@ -19,7 +19,6 @@ import os
 import pickle
 import shutil
 import sys
-from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
@@ -29,10 +28,11 @@ from safetensors.torch import load_file
 
 from .bundle_checks import open_autoencoder, open_stock_pipeline
 from .hub import load_bundle, save_bundle
-from .model_card import check_license, write_card
+from .model_card import check_license, read_json, write_card
 from .pipelines import ScoreSDEPipeline
-from .pipelines.bundling import fetch
+from .pipelines.bundling import check_token, fetch, plain_component, shortened
 from .pipelines.latents import shift_and_scale
+from .pipelines.writing import whole_folder, write_json
 from .scheduling_score_sde import ScoreSDEScheduler
 from .transformer_score_dit import DiTModel, sincos_position_embedding
 from .unet_score import UNETS, ScoreUNetModel
@@ -66,8 +66,8 @@ def read_checkpoint(path):
     except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{path!r} is no checkpoint that can be read as weights alone (it may be damaged, or hold code, which is "
-            f"never run): {error}"
-        ) from error
+            f"never run): {shortened(error)}"
+        ) from None
 
 
 def some(names, limit=8):
@@ -584,7 +584,8 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
     DDIMPipeline, PNDMPipeline, ScoreSdeVePipeline), on its noise path. A UNet2DModel stays what it is.
 
     Args:
-        folder_or_repo: a folder, or a repo on the Hub.
+        folder_or_repo: a folder, or a repo on the Hub; nothing but models and schedulers of diffusers is opened, their
+            weights as safetensors, and no code of it is run.
         frequency_shift: of a DiTPipeline: see `dit_from_diffusers`.
         kwargs: of `ScoreSDEPipeline.from_pretrained`: no code of the repo is run, and only safetensors are opened.
 
@@ -618,10 +619,12 @@ def published_license(folder_or_repo):
     if str(folder_or_repo).rstrip("/") in ORIGINAL_DITS:
         return LICENSES["dit"]
     card = os.path.join(folder_or_repo, "README.md") if os.path.isdir(folder_or_repo) else folder_or_repo
+    check_token()
     try:
-        return ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except (OSError, ValueError):
+        license = ModelCard.load(card, ignore_metadata_errors=True).data.license
+    except Exception:  # the client has no common class of errors
         return None
+    return license if isinstance(license, str) else None
 
 
 def center(unet, config):
@@ -642,21 +645,18 @@ def pipeline_to_diffusers(pipeline):
     Raises ValueError, with every reason, for a pipeline that it cannot be.
     """
     config, stock, reasons = pipeline.scheduler.config, None, []
-    if isinstance(pipeline.denoiser, DiTModel):
+    network, vae = plain_component(pipeline.denoiser), plain_component(pipeline.vae)
+    if isinstance(network, DiTModel):
         try:
-            stock = dit_to_diffusers(pipeline.denoiser, num_classes=1000)
+            stock = dit_to_diffusers(network, num_classes=1000)
         except ValueError as error:
             reasons.append(str(error))
     else:
-        reasons.append(f"its network is a {type(pipeline.denoiser).__name__}, not a DiTModel")
-    if pipeline.vae is None:
+        reasons.append(f"its network is a {type(network).__name__}, not a DiTModel")
+    if vae is None:
         reasons.append("it has no autoencoder")
-    elif not plain_statistics(pipeline.vae) and None in (
-        getattr(pipeline.vae, name, None) for name in ("quant_conv", "post_quant_conv")
-    ):
-        reasons.append(
-            f"its {type(pipeline.vae).__name__} shifts or scales latents for each channel, which DiTPipeline doesn't"
-        )
+    elif not plain_statistics(vae) and None in (getattr(vae, name, None) for name in ("quant_conv", "post_quant_conv")):
+        reasons.append(f"its {type(vae).__name__} shifts or scales latents for each channel, which DiTPipeline doesn't")
     if config.sde_type != "discrete_vp":
         reasons.append(f"its noise path {config.sde_type} is not the discrete_vp of diffusers' schedulers")
     if config.prediction_type not in ("epsilon", "sample", "v_prediction"):
@@ -673,7 +673,7 @@ def pipeline_to_diffusers(pipeline):
     )
     names = pipeline.config.id2label
     id2label = {int(label): name for label, name in names.items()} if names else None
-    vae = pipeline.vae if plain_statistics(pipeline.vae) else with_plain_statistics(pipeline.vae)
+    vae = vae if plain_statistics(vae) else with_plain_statistics(vae)
     stock_pipeline = DiTPipeline(transformer=stock, vae=vae, scheduler=scheduler, id2label=id2label)
     # as in the published repos; the class itself doesn't save it
     stock_pipeline.register_to_config(id2label=names or None)
@@ -696,20 +696,15 @@ def export_to_diffusers(pipeline_or_folder, folder):
     if not isinstance(pipeline, ScoreSDEPipeline):
         bundle, _ = fetch(pipeline_or_folder)
         pipeline = load_bundle(bundle)
-    partial = folder + ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    pipeline_to_diffusers(pipeline).save_pretrained(partial)
-    for name in ("training.json", "metrics.json", "samples.png") if bundle else ():
-        if os.path.isfile(os.path.join(bundle, name)):
-            shutil.copyfile(os.path.join(bundle, name), os.path.join(partial, name))
-    if bundle and not os.path.isdir(pipeline_or_folder):
-        facts = Path(partial, "training.json")
-        known = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
-        facts.write_text(json.dumps(known | {"base_model": pipeline_or_folder}, indent=2) + "\n", encoding="utf-8")
-    write_card(partial)
-    if os.path.isdir(folder):
-        os.rmdir(folder)
-    os.replace(partial, folder)
+    with whole_folder(folder) as partial:
+        pipeline_to_diffusers(pipeline).save_pretrained(partial)
+        for name in ("training.json", "metrics.json", "samples.png") if bundle else ():
+            if os.path.isfile(os.path.join(bundle, name)):
+                shutil.copyfile(os.path.join(bundle, name), os.path.join(partial, name))
+        if bundle and not os.path.isdir(pipeline_or_folder):
+            facts = os.path.join(partial, "training.json")
+            write_json(facts, (read_json(facts) or {}) | {"base_model": pipeline_or_folder})
+        write_card(partial, name=os.path.basename(folder))
     return folder
 
 
@@ -723,7 +718,8 @@ def check_output(folder):
 
 def plain_statistics(vae):
     """Whether an autoencoder's latents are normalised by scaling_factor alone, as stock pipelines do it."""
-    return all(vae.config.get(key) is None for key in ("latents_mean", "latents_std", "shift_factor"))
+    shift, scale = shift_and_scale(vae.config, torch.zeros(1, 1))
+    return not shift.any() and bool((scale == vae.config.scaling_factor).all())
 
 
 def with_plain_statistics(vae):
