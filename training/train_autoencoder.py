@@ -117,7 +117,7 @@ def train(config, accelerator, run):
     def compute_loss(model, batch, draws):
         images = batch["images"]
         if config.random_flip:
-            images = torch.where((draws.uniform() < 0.5).reshape(-1, 1, 1, 1), images.flip(-1), images)
+            images = torch.where(draws.chance(0.5).reshape(-1, 1, 1, 1), images.flip(-1), images)
         noise = draws.normal((config.latent_channels, latent_size, latent_size))
         reconstructed, kl = model(images, noise)
         error, kl = (reconstructed.float() - images).abs().mean(), kl.mean()
