@@ -30,7 +30,8 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from config import DataConfig  # noqa: E402
-from data import ImageDataset, LatentDataset, open_split, shard_path, training_batches  # noqa: E402
+from data import ImageDataset, LatentDataset, shard_path, training_batches  # noqa: E402
+from sources import open_split  # noqa: E402
 
 
 BATCH_SIZE = 64
@@ -38,7 +39,7 @@ LATENTS = 4096
 
 
 def peer_images(config):
-    data = open_split(config.dataset, config.split)
+    data, _ = open_split(config.dataset, config.split)
     mode = "L" if config.image_channels == 1 else "RGB"
 
     def transform(rows):

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from config import DataConfig, option
-from data import ImageDataset, ImageStream, LatentDataset, on_hub
+from data import ImageDataset, ImageStream, LatentDataset
 from encode_latents import fingerprint, latent_shape, load_vae
 from share_latents import fetch_latents
+from sources import on_hub
 
 from score_sde.pipelines.latents import encode_moments, normalize_latents
 
@@ -95,12 +96,20 @@ class CleanData:
                 self.vae = load_vae(config.vae).to(accelerator.device)
                 self.shape = latent_shape(self.vae, self.shape)
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
+        accelerator.print(self.dataset.describe())
+
+    def fingerprint(self):
+        """What tells these data from others, as JSON: {"classes": names in order, "rows": a hash, "autoencoder": a hash
+        of its weights}, each None where there are none. It is the same on every machine."""
+        autoencoder = None if self.vae is None else fingerprint(self.vae)
+        return self.dataset.fingerprint() | {"autoencoder": autoencoder}
 
     def facts(self, config):
-        """Where the rows are from, for the card."""
+        """What the rows are and where they are from, for the card: "rows", "class_counts" ({name: rows}),
+        "skipped_files" and what the config says; None where it isn't known."""
         source = self.dataset.facts if config.latents else vars(config) | {"dataset_on_hub": on_hub(config.dataset)}
         facts = {key: source.get(key) for key in ("dataset", "dataset_on_hub", "split", "resolution")}
-        return {"rows": None if config.streaming else len(self.dataset)} | facts
+        return self.dataset.row_facts() | facts
 
     def draw(self, batch, draws):
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised

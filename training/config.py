@@ -20,6 +20,7 @@ from typing import get_args
 import yaml
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from diffusers.optimization import SchedulerType
+from PIL import ImageColor
 from transformers import HfArgumentParser
 
 from score_sde.ema import gamma_of
@@ -59,6 +60,7 @@ class DataConfig(LoaderConfig):
     num_classes: int | None = option(None, "Number of classes, where the data don't say: the labels are 0 to one less.")
     resolution: int = option(32, "Height and width in pixels: the shorter side is resized to it, a square cropped.")
     image_channels: int = option(3, "1 for greyscale, 3 for RGB.")
+    background: str = option("white", "Colour behind transparent images, as Pillow names it: white, #808080.")
     skip_corrupt_images: bool = option(False, "Take the next row for an image that cannot be decoded, and name it.")
 
     def problems(self):
@@ -71,6 +73,10 @@ class DataConfig(LoaderConfig):
             yield f"resolution {self.resolution} must be at least 1 pixel"
         if self.num_classes is not None and self.num_classes < 1:
             yield f"num_classes {self.num_classes} must be at least 1"
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            yield f"background {self.background!r} is no colour that Pillow knows, such as white or #808080"
 
 
 @dataclass

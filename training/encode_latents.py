@@ -18,13 +18,16 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from config import WORK_BEGUN, DataConfig, one_line_errors, option, parse
-from data import ImageDataset, on_hub, open_shard, shard_path
-from diffusers import AutoModel
+from config import WORK_BEGUN, DataConfig, one_line, one_line_errors, option, parse
+from data import ImageDataset, check_shard, open_shard, read_latents_json, shard_path, shard_record
+from safetensors import safe_open
 from safetensors.torch import save_file
+from sources import nearest, on_hub
 from tqdm.auto import tqdm
 
-from score_sde.pipelines.latents import encode_moments
+from score_sde.bundle_checks import open_autoencoder
+from score_sde.pipelines.latents import encode_moments, spatial_factor
+from score_sde.pipelines.writing import whole_file, write_json
 
 
 @dataclass
@@ -46,8 +49,17 @@ class EncodeConfig(DataConfig):
 
 
 def load_vae(path):
-    """An autoencoder of diffusers from a folder or Hub id, for inference, in float32."""
-    vae = AutoModel.from_pretrained(path, dtype=torch.float32)
+    """An autoencoder of diffusers from a folder or Hub id, for inference, in float32; of a pipeline, its autoencoder.
+
+    Raises ValueError for what is none, or not sound.
+    """
+    try:
+        vae = open_autoencoder(path, dtype=torch.float32)
+    except ValueError as error:
+        raise ValueError(
+            f"autoencoder {path!r} cannot be opened: {one_line(error)}. Give a folder in diffusers' format, of an "
+            f"autoencoder or of a pipeline with one, or the id of one on the Hub{nearest(path)}"
+        ) from error
     return vae.eval().requires_grad_(False)
 
 
@@ -55,13 +67,24 @@ def fingerprint(vae):
     """A hash of the autoencoder's weights, to tell one from another under the same path."""
     digest = hashlib.sha256()
     for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 @torch.no_grad()
 def latent_shape(vae, image_shape):
-    """Shape (channels, height, width) of the latent of an image."""
+    """Shape (channels, height, width) of the latent of an image of shape (channels, size, size). Raises ValueError for
+    images that the autoencoder doesn't take, or gives back in another size."""
+    channels, size, _ = image_shape
+    factor = spatial_factor(vae)
+    if size % factor:
+        good = [each for each in (size // factor * factor, -(-size // factor) * factor) if each]
+        raise ValueError(
+            f"resolution {size} is no multiple of {factor}, the factor of the autoencoder: use "
+            f"{' or '.join(map(str, good))}"
+        )
+    if channels != vae.config.in_channels:
+        raise ValueError(f"image_channels {channels}: the autoencoder is one of {vae.config.in_channels} channels")
     return tuple(encode_moments(vae, torch.zeros(1, *image_shape, device=vae.device))[0].shape[1:])
 
 
@@ -70,8 +93,8 @@ def latent_statistics(moments):
     mean, and the standard deviations of the posteriors' means and of samples from the posteriors."""
     values, sums = 0, 0.0
     for mean, std in moments:
-        mean, std = mean.cpu().double(), std.cpu().double()
-        sums = sums + torch.stack([x.sum((0, 2, 3)) for x in (mean, mean**2, std**2)]).cpu()
+        mean, std = mean.cpu().double(), std.cpu().double()  # some devices have no float64
+        sums = sums + torch.stack([x.sum((0, 2, 3)) for x in (mean, mean**2, std**2)])
         values += mean.numel() // mean.shape[1]
     mean, square, variance = sums / values
     variance_of_means = (square - mean**2).clamp_min(0)
@@ -82,17 +105,19 @@ def latent_statistics(moments):
     }
 
 
-def write_facts(facts, index):
-    with open(index + ".partial", "w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=2)
-    os.replace(index + ".partial", index)
+class NumberedRows(ImageDataset):
+    """Images with the number of the row that each is really of, {"row": ...}: the next one for what is skipped."""
+
+    def __getitems__(self, keys):
+        return [item | {"row": row} for item, row in self.items_and_rows(keys)]
 
 
 def main(argv=None):
     config = parse(EncodeConfig, sys.argv[1:] if argv is None else argv)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with accelerator.main_process_first():
-        dataset = ImageDataset(config)
+        dataset = NumberedRows(config)
+    accelerator.print(dataset.describe())
     vae = load_vae(config.vae)
     vae_fingerprint = fingerprint(vae)
     vae.to(accelerator.device)
@@ -101,6 +126,7 @@ def main(argv=None):
         "dataset": config.dataset,
         "split": config.split,
         "resolution": config.resolution,
+        "background": config.background,
         "rows": len(dataset),
         "num_classes": dataset.num_classes,
         "id2label": {str(label): name for label, name in dataset.id2label.items()} if dataset.id2label else None,
@@ -112,25 +138,23 @@ def main(argv=None):
         "num_shards": num_shards,
     }
     index = os.path.join(config.output_dir, "latents.json")
-    if os.path.isfile(index):
-        with open(index, encoding="utf-8") as file:
-            before = json.load(file)
-        changed = [
-            f"{key} was {before.get(key)!r}, is {facts[key]!r}" for key in facts if before.get(key) != facts[key]
-        ]
-        if changed:
-            raise ValueError(
-                f"{config.output_dir!r} holds other latents ({'; '.join(changed)}): choose another output_dir"
-            )
+    before = read_latents_json(config.output_dir) if os.path.isfile(index) else None
+    changed = [
+        f"{key} was {before[key]!r}, is {facts[key]!r}"
+        for key in facts
+        if before and before.get(key, facts[key]) != facts[key]
+    ]
+    if changed:
+        raise ValueError(f"{config.output_dir!r} holds other latents ({'; '.join(changed)}): choose another output_dir")
     facts["dataset_on_hub"] = on_hub(config.dataset)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not os.path.isfile(index):
+    if accelerator.is_main_process and before is None:
         os.makedirs(config.output_dir, exist_ok=True)
-        write_facts(facts, index)
+        write_json(index, facts)
     accelerator.wait_for_everyone()
 
     own = range(accelerator.process_index, num_shards, accelerator.num_processes)
-    missing = [shard for shard in own if not is_whole(config.output_dir, shard, facts)]
+    missing = [shard for shard in own if not is_done(config.output_dir, shard, facts | (before or {}), dataset)]
     batches = {shard: batches_of_shard(shard, len(dataset), config) for shard in missing}
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -141,36 +165,59 @@ def main(argv=None):
     loader = iter(loader)
     WORK_BEGUN.set()
     for shard in tqdm(missing, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
-        encode_shard(vae, islice(loader, len(batches[shard])), shard_path(config.output_dir, shard), config)
+        rows = rows_of_shard(shard, len(dataset), config.shard_size)
+        path = shard_path(config.output_dir, shard)
+        encode_shard(vae, islice(loader, len(batches[shard])), rows, path, config, dataset.source_of(rows))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        paths = [shard_path(config.output_dir, shard) for shard in range(num_shards)]
+        facts |= {name: value for name, value in dataset.row_facts().items() if name != "rows"}
+        facts["skipped_rows"] = [row for path in paths for row in shard_origin(path)["skipped_rows"]]
+        facts["shards"] = [shard_record(path) for path in paths]
         facts["statistics"] = latent_statistics(
             (tensors[f"mean{kind}"], tensors[f"std{kind}"])
-            for tensors in (open_shard(config.output_dir, shard, facts) for shard in range(num_shards))
+            for tensors in (open_shard(config.output_dir, shard) for shard in range(num_shards))
             for kind in ("", "_flipped")[: 1 + config.both_flips]
         )
-        write_facts(facts, index)
+        write_json(index, facts)
         print(f"{len(dataset)} latents of shape {tuple(facts['shape'])}: {config.output_dir}")
 
 
-def is_whole(folder, shard, facts):
-    """Whether a shard needs no work."""
+def shard_origin(path):
+    """What a shard was made from: {"source": what `ImageDataset.source_of` gave, "skipped_rows": rows in whose place
+    the next one was encoded}. A shard from before this was recorded has {}."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("origin", "{}"))
+
+
+def is_done(folder, shard, facts, dataset):
+    """Whether a shard needs no work: it is whole, its images are what they were, and what was skipped still must be."""
     try:
-        return bool(open_shard(folder, shard, facts))
+        check_shard(folder, shard, facts)
     except ValueError:
         return False
+    origin = shard_origin(shard_path(folder, shard))
+    if origin.get("source") != dataset.source_of(rows_of_shard(shard, facts["rows"], facts["shard_size"])):
+        return False
+    return not any(dataset.is_readable(row) for row in origin["skipped_rows"])
+
+
+def rows_of_shard(shard, rows, shard_size):
+    return range(shard * shard_size, min((shard + 1) * shard_size, rows))
 
 
 def batches_of_shard(shard, rows, config):
     """The rows of a shard, in batches."""
-    first, end = shard * config.shard_size, min((shard + 1) * config.shard_size, rows)
-    return [range(start, min(start + config.batch_size, end)) for start in range(first, end, config.batch_size)]
+    rows = rows_of_shard(shard, rows, config.shard_size)
+    return [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
 
 
 @torch.no_grad()
-def encode_shard(vae, batches, path, config):
-    parts = {}
+def encode_shard(vae, batches, rows, path, config, source):
+    """Write the moments of some batches of images, which are to be of these rows."""
+    parts, taken = {}, []
     for batch in batches:
+        taken += batch["row"].tolist()
         images = batch["images"].to(vae.device, non_blocking=True)
         found = {"labels": batch["labels"]} if "labels" in batch else {}
         found["mean"], found["std"] = encode_moments(vae, images)
@@ -178,8 +225,11 @@ def encode_shard(vae, batches, path, config):
             found["mean_flipped"], found["std_flipped"] = encode_moments(vae, images.flip(-1))
         for name, values in found.items():
             parts.setdefault(name, []).append(values.cpu())
-    save_file({name: torch.cat(values).contiguous() for name, values in parts.items()}, path + ".partial")
-    os.replace(path + ".partial", path)
+    skipped = [row for row, other in zip(rows, taken, strict=True) if row != other]
+    # one entry: the order of several is not always the same
+    origin = {"origin": json.dumps({"source": source, "skipped_rows": skipped})}
+    with whole_file(path) as temporary:
+        save_file({name: torch.cat(values).contiguous() for name, values in parts.items()}, temporary, origin)
 
 
 if __name__ == "__main__":

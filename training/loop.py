@@ -312,9 +312,7 @@ def fit(
     bar.close()
 
     if progress["skipped"]:
-        accelerator.print(
-            f"the last steps, {progress['skipped']}, were not finite and changed nothing: nonfinite.jsonl"
-        )
+        accelerator.print(f"the last {progress['skipped']} steps were not finite and changed nothing: nonfinite.jsonl")
     return ema.publish(), run_facts(config, accelerator, run, network, progress)
 
 

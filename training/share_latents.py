@@ -8,15 +8,16 @@ is named.
 """
 
 import argparse
-import glob
 import json
 import os
 import sys
+import tempfile
 from importlib.resources import files
 
-from data import LatentDataset
+from data import LatentDataset, check_shard, shard_path
 from encode_latents import fingerprint, load_vae
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi, snapshot_download
+from sources import nearest
 
 import score_sde
 from score_sde.model_card import check_license, dataset_name
@@ -61,10 +62,15 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
     """
     check_license(license)
     facts, vae = dict(LatentDataset(folder).facts), None
+    for shard in range(facts["num_shards"]):
+        check_shard(folder, shard, facts)
     if os.path.isabs(facts["vae"]):
-        vae = facts["vae"]
-        if not os.path.isdir(vae) or fingerprint(load_vae(vae)) != facts["vae_fingerprint"]:
-            raise ValueError(f"the autoencoder of {folder!r} is no longer in {vae!r}: encode the dataset anew")
+        try:
+            vae = load_vae(facts["vae"])
+        except ValueError:
+            vae = None
+        if vae is None or fingerprint(vae) != facts["vae_fingerprint"]:
+            raise ValueError(f"the autoencoder of {folder!r} is no longer in {facts['vae']!r}: encode the dataset anew")
         facts["vae"] = "vae"
     facts["dataset"] = dataset_name(facts)
     texts = {
@@ -72,18 +78,22 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
         "README.md": str(latents_card(facts, repo_id, license)),
     }
     operations = [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
-    for path in sorted(glob.glob(os.path.join(folder, "moments-*.safetensors"))):
+    for shard in range(facts["num_shards"]):
+        path = shard_path(folder, shard)
         operations.append(CommitOperationAdd(os.path.basename(path), path))
-    for path in sorted(glob.glob(os.path.join(vae, "*"))) if vae else ():
-        if path.endswith((".json", ".safetensors")):
-            operations.append(CommitOperationAdd(f"vae/{os.path.basename(path)}", path))
     api = HfApi(token=token)
-    try:
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        message = f"Upload {facts['rows']} latents"
-        return api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url
-    except Exception as error:  # the client has no common class of errors
-        raise OSError(f"{repo_id} was not pushed: {hub_problem(error)}") from error
+    # the autoencoder is written anew: what else lies in its folder is nobody's business
+    with tempfile.TemporaryDirectory() as temporary:
+        if vae is not None:
+            vae.save_pretrained(temporary)
+            names = sorted(os.listdir(temporary))
+            operations += [CommitOperationAdd(f"vae/{name}", os.path.join(temporary, name)) for name in names]
+        try:
+            api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+            message = f"Upload {facts['rows']} latents"
+            return api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url
+        except Exception as error:  # the client has no common class of errors
+            raise OSError(f"{repo_id} was not pushed: {hub_problem(error)}") from error
 
 
 def fetch_latents(folder_or_repo):
@@ -100,6 +110,7 @@ def fetch_latents(folder_or_repo):
     except Exception as error:  # the client has no common class of errors
         raise ValueError(
             f"latents {folder_or_repo!r} are no folder here and cannot be had from the Hub: {hub_problem(error)}"
+            f"{nearest(folder_or_repo)}"
         ) from error
 
 
