@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, mapping, one_line_errors, option, parse
+from config import LoopConfig, mapping, one_line_errors, one_of, option, parse
 from huggingface_hub.utils import validate_repo_id
 from loop import fit, make_accelerator, sample_path, save_grid
 from run_folder import open_run, surviving
@@ -23,9 +23,10 @@ from validation import ValidationConfig, make_validation
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.hub import push_to_hub, save_bundle
-from score_sde.losses import Objective, hybrid_loss
+from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss
 from score_sde.model_card import check_license
-from score_sde.paths import moved
+from score_sde.paths import PREDICTIONS, moved
+from score_sde.scheduling_score_sde import SDE_TYPES
 
 
 NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
@@ -43,19 +44,14 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     model_name: str = option("score-sde model", "Name of the model on its card.")
     license: str | None = option(None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.")
     class_conditional: bool = option(True, "Train on class labels, where the data has them.")
-    sde_type: str = option("vp", "Noise path: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.")
-    prediction_type: str = option(
-        "v_prediction", "What the network predicts: epsilon, sample, score, v_prediction, flow_prediction, or edm."
-    )
+    sde_type: str = option("vp", f"Noise path: {one_of(SDE_TYPES)}.")
+    prediction_type: str = option("v_prediction", f"What the network predicts: {one_of(PREDICTIONS)}.")
     scheduler_kwargs: str = option("{}", "More arguments of ScoreSDEScheduler, as YAML: {beta_max: 20}.")
-    time_density: str = option(
-        "uniform", "Density of the training times: uniform, log_normal, logit_normal, importance, or levels."
-    )
+    time_density: str = option("uniform", f"Density of the training times: {one_of(TIME_DENSITIES)}.")
     time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.")
     weighting: str = option(
         "output",
-        "Weight of the squared error of x0: output, simple, velocity, edm, likelihood, min_snr, p2, or "
-        "sample; score_sde.losses has the published combinations.",
+        f"Weight of the squared error of x0: {one_of(WEIGHTINGS)}; score_sde.losses has the published combinations.",
     )
     weighting_kwargs: str = option("{}", "Its numbers, as YAML: {gamma: 5}.")
     vlb_weight: float = option(
@@ -226,14 +222,12 @@ def train(config, accelerator, run):
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
             nfe = sample_grid(pipeline, config, path)
-            grid, facts["samples"] = (
-                path,
-                {
-                    "guidance_scale": config.sample_guidance_scale,
-                    "num_inference_steps": config.sample_num_inference_steps,
-                    "network_evaluations": nfe,
-                },
-            )
+            grid = path
+            facts["samples"] = {
+                "guidance_scale": config.sample_guidance_scale,
+                "num_inference_steps": config.sample_num_inference_steps,
+                "network_evaluations": nfe,
+            }
         return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
     def push(folder, steps):
@@ -271,6 +265,7 @@ def train(config, accelerator, run):
         on_evaluation,
         on_push,
         config.push_steps,
+        data.fingerprint(),
     )
 
     # the result: a folder that from_pretrained opens, with its card
@@ -282,7 +277,8 @@ def train(config, accelerator, run):
         if config.push_to_hub:
             push(folder, facts["steps"])
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    with surviving("the log"):
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -318,8 +318,8 @@ class DiscreteVPSDE(_VariancePreserving):
 
         `snr_shift_scale` divides the signal-to-noise ratio of every level, as CogVideoX does. `rescale_betas_zero_snr`
         shifts the last level to (almost) no signal (Lin et al. 2023, algorithm 1); as in diffusers' Euler and
-        DPM-Solver schedulers, its alpha^2 is 2^-24 instead of 0, or a quarter of the level's before it where that is
-        less. Raises ValueError for an unknown schedule.
+        DPM-Solver schedulers, its alpha^2 is 2^-24 instead of 0; or a quarter of the level's before it, where
+        that is no more than this. Raises ValueError for an unknown schedule.
         """
         n = num_train_timesteps
         if trained_betas is not None:
@@ -340,7 +340,7 @@ class DiscreteVPSDE(_VariancePreserving):
             alpha = (alpha2 / (snr_shift_scale + (1 - snr_shift_scale) * alpha2)).sqrt()
             if rescale_betas_zero_snr:
                 alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-                alpha[-1] = min(2.0**-12, alpha[-2] / 2)
+                alpha[-1] = 2.0**-12 if alpha[-2] > 2.0**-12 else alpha[-2] / 2
             betas = 1 - torch.cat([alpha[:1], alpha[1:] / alpha[:-1]]) ** 2
         return cls(betas)
 
