@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from score_sde import DiTModel, NoiseConditionalClassifier, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.scheduling_score_sde import SDE_TYPES
-from score_sde.unet_score import UNETS, ResnetBlock
+from score_sde.transformer_score_dit import CONDITIONINGS, POSITION_EMBEDDINGS, POSITION_SCALINGS
+from score_sde.unet_score import ARCHITECTURES, UNETS, ResnetBlock
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -523,6 +524,16 @@ def test_sizes_of_a_unet_are_whole_numbers(name, value):
 def test_a_classifier_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         NoiseConditionalClassifier(**arguments)
+
+
+def test_docstrings_name_every_choice():
+    for model_class, tables in (
+        (DiTModel, (CONDITIONINGS, POSITION_EMBEDDINGS, POSITION_SCALINGS)),
+        (ScoreUNetModel, (ARCHITECTURES,)),
+    ):
+        assert [name for table in tables for name in table if name not in model_class.__doc__] == []
+    names = {name.removesuffix(" deep") for name in UNETS}
+    assert [name for name in names if f'"{name}"' not in ScoreUNetModel.from_name.__doc__] == []
 
 
 @pytest.mark.parametrize("model_class", [DiTModel, ScoreUNetModel])
