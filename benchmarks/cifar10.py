@@ -41,9 +41,9 @@ sys.path.insert(0, str(TRAINING))
 import train  # noqa: E402
 from config import DataConfig, parse  # noqa: E402
 from data import ImageDataset  # noqa: E402
-from evaluate import features_of, quantized  # noqa: E402
+from evaluate import quantized  # noqa: E402
 from loop import save_grid  # noqa: E402
-from metrics import Features, frechet_distance, moments  # noqa: E402
+from metrics import Features, features_of, frechet_distance, moments  # noqa: E402
 
 
 OURS = str(TRAINING / "configs/cifar10/diffusion.yaml")
@@ -214,7 +214,7 @@ def main():
 
 @torch.no_grad()
 def distance(network, images, reference):
-    return frechet_distance(*moments(features_of(network, quantized(images), 100)[0]), *reference)
+    return frechet_distance(*moments(features_of(network, quantized(images), 100)), *reference)
 
 
 if __name__ == "__main__":

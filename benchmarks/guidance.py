@@ -30,7 +30,7 @@ sys.path.insert(0, str(TRAINING))
 from classifier import accuracy, train_classifier  # noqa: E402
 from config import parse  # noqa: E402
 from data import ImageDataset  # noqa: E402
-from evaluate import EvaluateConfig  # noqa: E402
+from evaluate import EvaluateConfig, complete, image_shape  # noqa: E402
 
 
 def variety(images, labels):
@@ -62,6 +62,7 @@ def main():
     pipeline, weaker = load_bundle(options.pipeline), load_bundle(options.weaker).denoiser
     pipeline.set_progress_bar_config(disable=True)
     classifier = NoiseConditionalClassifier.from_pretrained(options.classifier)
+    config = complete(config, image_shape(pipeline))
     judge = train_classifier(ImageDataset(config), config.classifier_epochs, config.seed, torch.device("cpu"))
 
     test = ImageDataset(config, split=config.test_split)

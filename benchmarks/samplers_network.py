@@ -39,7 +39,7 @@ sys.path.insert(0, str(TRAINING))
 from classifier import accuracy, train_classifier  # noqa: E402
 from config import parse  # noqa: E402
 from data import ImageDataset  # noqa: E402
-from evaluate import EvaluateConfig  # noqa: E402
+from evaluate import EvaluateConfig, complete, image_shape  # noqa: E402
 from provenance import provenance  # noqa: E402
 
 
@@ -147,6 +147,7 @@ def main():
 
     config = parse(EvaluateConfig, [options.config, "--pipeline", options.pipeline])
     pipeline, device = load_bundle(options.pipeline), torch.device("cpu")
+    config = complete(config, image_shape(pipeline))
     classifier = train_classifier(ImageDataset(config), config.classifier_epochs, config.seed, device)
     labels = [i % pipeline.num_classes for i in range(options.samples)]
     found, reference_accuracy = measure(pipeline, labels, options.guidance_scale, classifier, options.seed)

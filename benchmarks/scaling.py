@@ -36,8 +36,8 @@ import train  # noqa: E402
 from classifier import accuracy, train_classifier  # noqa: E402
 from config import parse  # noqa: E402
 from data import ImageDataset  # noqa: E402
-from evaluate import EvaluateConfig, features_of  # noqa: E402
-from metrics import ClassifierFeatures, frechet_distance, moments  # noqa: E402
+from evaluate import EvaluateConfig, complete, image_shape  # noqa: E402
+from metrics import ClassifierFeatures, features_of, frechet_distance, moments  # noqa: E402
 
 
 PATCHES = (4, 2, 1)
@@ -95,7 +95,7 @@ def measure(pipeline, judge, real, latents, labels, options):
     images = torch.cat(images)
     return {
         "loss": test_loss(pipeline, latents, labels),
-        "distance": frechet_distance(*moments(features_of(ClassifierFeatures(judge), images, 250)[0]), *real),
+        "distance": frechet_distance(*moments(features_of(ClassifierFeatures(judge), images, 250)), *real),
         "recognised": accuracy(judge, images, torch.tensor(asked)),
     }
 
@@ -145,11 +145,12 @@ def main():
     folders = [train_model(options, *point) for point in GRID]
     recipe = str(TRAINING / "configs/quick_start/evaluation.yaml")
     config = parse(EvaluateConfig, [recipe, "--pipeline", str(folders[0])])
+    config = complete(config, image_shape(load_bundle(folders[0])))
     judge = train_classifier(ImageDataset(config), config.classifier_epochs, config.seed, torch.device("cpu"))
     test = ImageDataset(config, split=config.test_split)
     rows = [test[i] for i in range(len(test))]
     images, labels = (torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in ("images", "labels"))
-    real = moments(features_of(ClassifierFeatures(judge), images, 250)[0])
+    real = moments(features_of(ClassifierFeatures(judge), images, 250))
     latents = load_bundle(folders[0]).to_latents(images)
 
     found = []

@@ -30,7 +30,6 @@ class Likelihood:
     noise: torch.Tensor
     nfe: int
 
-    @property
     def nats_per_dim(self):
         """Negative log-likelihood per dimension in nats, (B,)."""
         return -self.log_prob / self.dimensions
@@ -39,19 +38,14 @@ class Likelihood:
         """Negative log-likelihood of the whole numbers 0 to levels - 1 from which the samples were made, in bits per
         dimension, (B,): samples are (number + a uniform draw from [0, 1)) width / levels, up to a shift, such as 256
         levels over [-1, 1]. By Jensen's inequality it is an upper bound (Theis et al. 2016)."""
-        return self.nats_per_dim / math.log(2) + math.log2(levels / width)
-
-    @property
-    def mean(self):
-        """(mean, standard error over the samples, with the probes' in it) of nats_per_dim."""
-        values = self.nats_per_dim
-        error = values.std() / len(values) ** 0.5 if len(values) > 1 else self.probe_error[0] / self.dimensions
-        return float(values.mean()), float(error)
+        return self.nats_per_dim() / math.log(2) + math.log2(levels / width)
 
 
 def dequantize(images, generator=None):
-    """Whole numbers 0 to 255 (B, ...) as samples in [-1, 1], float32: each with a uniform draw from [0, 1) added."""
-    noise = torch.rand(images.shape, generator=generator, device=images.device)
+    """Whole numbers 0 to 255 (B, ...) as samples in [-1, 1], float32, on their device: each with a uniform draw from
+    [0, 1) added, from a generator of any device."""
+    device = images.device if generator is None else generator.device
+    noise = torch.rand(images.shape, generator=generator, device=device).to(images.device)
     return (images + noise) / 128 - 1
 
 
@@ -80,6 +74,7 @@ def log_likelihood(
         prior_std: standard deviation of the noise that sampling starts from at t_max.
         trace: rademacher, gaussian, or exact, which costs a backward pass for every dimension.
         num_probes: number of probes; each costs a backward pass.
+        generator: source of the probes; with a list of one per sample, they depend on its own seed only.
         rtol, atol: tolerances of the ODE's solution, for x as for the log-density per dimension.
         steps: instead of these, number of RK4 steps of four evaluations each, for a known cost.
 
@@ -96,7 +91,8 @@ def log_likelihood(
         basis = torch.eye(dimensions, device=x.device, dtype=x.dtype)
         probes = [row.reshape(1, *x.shape[1:]).expand_as(x) for row in basis]
     else:
-        drawn = randn_tensor((num_probes, *x.shape), generator=generator, device=x.device, dtype=x.dtype)
+        shape = (len(x), num_probes, *x.shape[1:])
+        drawn = randn_tensor(shape, generator=generator, device=x.device, dtype=x.dtype).transpose(0, 1)
         probes = list(drawn.sign() if trace == "rademacher" else drawn)
 
     def slope(time, x, _):

@@ -8,6 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .adaptive import check_finite, per_sample, rms
 from .bundling import BundleMixin  # noqa: F401 (diffusers copies the files that this one names, and no further)
+from .images import to_mode  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
@@ -52,7 +53,8 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
     - repaint (Lugmayr et al. 2022): replacement; and every `jump_length` time steps, `resamplings` - 1 times back by as
       many, so that the rest of the image comes to fit. The paper's sampler: predictor="ancestral", 250 steps.
 
-    How far each is from the exact posterior of Gaussian data stands in benchmarks/README.md.
+    How far each is from the exact posterior of Gaussian data stands in benchmarks/README.md. Threads: as for
+    `ScoreSDEPipeline`.
     """
 
     @torch.no_grad()
@@ -110,16 +112,20 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
         """
         if method not in METHODS:
             raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
-        self.check_own_scheduler("inverse problems need")
-        if self.vae is not None and method != "dps":
+        self._interrupt = False
+        call = self._for_one_call()
+        scheduler = call.scheduler
+        call.check_own_scheduler("inverse problems need")
+        if call.vae is not None and method != "dps":
             raise ValueError(
                 f"method {method!r} needs a model of pixels: what an autoencoder decodes is not linear in the latents. "
                 f"Pass method='dps', or use a model of pixels"
             )
-        labels = self.prepare_labels(class_labels, batch_size)
+        labels = call.prepare_labels(class_labels, batch_size)
         if batch_size is None:
             batch_size = next((len(given) for given in (labels, latents) if given is not None), len(measurement))
-        self.check_inputs(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
+        callback_inputs = call.callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        call.check_inputs(batch_size, generator, output_type, callback_inputs)
         positive = {"data_std": data_std, "cg_steps": cg_steps, "step_size": step_size, "jump_length": jump_length}
         wrong = {name: value for name, value in positive.items() if value is not None and not value > 0}
         if wrong or resamplings < 1 or not noise_std >= 0:
@@ -132,39 +138,43 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
                 raise ValueError(
                     f"method {method!r} needs num_inference_steps: adaptive solvers are for pigdm and tmpd"
                 )
-            self.check_adaptive(rtol, atol, adaptive_solver)
-        y = self._check_measurement(operator, measurement, batch_size, noise_std)
-        network = self.guided_network(batch_size, labels, guidance_scale)
-        noise = self.prepare_noise(batch_size, generator, latents)
+            call.check_adaptive(rtol, atol, adaptive_solver)
+        y = call._check_measurement(operator, measurement, batch_size, noise_std)
+        network = call.guided_network(batch_size, labels, guidance_scale)
+        noise = call.prepare_noise(batch_size, generator, latents)
 
-        problem = _Problem(self, operator, y, noise_std, generator)
+        problem = _Problem(call, operator, y, noise_std, generator)
         after_step = entries = None
         if num_inference_steps is not None:
-            self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
+            scheduler.set_timesteps(num_inference_steps, device=noise.device)
         network = problem.checked(network)
         if method in ("pigdm", "tmpd"):
             if method == "pigdm":
-                data_std = self.scheduler.config.sigma_data if data_std is None else data_std
+                data_std = scheduler.config.sigma_data if data_std is None else data_std
                 steer = problem.pseudoinverse_guidance(data_std, adaptive_weight)
             else:
                 steer = problem.tweedie_guidance(cg_steps)
-            network = self.scheduler.steered(network, steer)
+            network = scheduler.steered(network, steer)
         elif method == "dps":
             network, after_step = problem.descent(network, step_size)
         else:
             after_step = problem.replace
             if method == "repaint":
-                entries = problem.resampled(jump_length * self.scheduler.order, resamplings)
+                entries = problem.resampled(jump_length * scheduler.order, resamplings)
 
         if num_inference_steps is None:
-            x, nfe = self.sample_adaptively(network, noise, rtol, atol, adaptive_solver, generator)
+            x, nfe = call.sample_adaptively(network, noise, rtol, atol, adaptive_solver, generator)
         else:
-            entries = list(range(len(self.scheduler.timesteps))) if entries is None else entries
-            x, nfe = noise * self.scheduler.init_noise_sigma, len(entries)
-            x = self.sample_in_steps(
-                network, x, generator, callback_on_step_end, callback_on_step_end_tensor_inputs, entries, after_step
+            x, nfe = call.sample_in_steps(
+                network,
+                noise * scheduler.init_noise_sigma,
+                generator,
+                callback_on_step_end,
+                callback_inputs,
+                entries,
+                after_step,
             )
-        residual = rms(y - operator(self.decode(x)))
+        residual = rms(y - operator(call.decode(x)))
         images = self.finish(x, output_type)
         if not return_dict:
             return (images,)

@@ -5,6 +5,7 @@ PyTorch does, is the same here.
 """
 
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from recording import recorded_run  # noqa: E402
+
 
 os.environ |= {
     "ACCELERATE_USE_FSDP": "true",
@@ -22,13 +25,19 @@ os.environ |= {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
 }
-Accelerator(cpu=True)
+accelerator = Accelerator(cpu=True)
 # what AcceleratorState does for accelerators
+plugin = FullyShardedDataParallelPlugin()
+if accelerator.mixed_precision != "no":
+    plugin.set_mixed_precision(accelerator.mixed_precision)
 PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-AcceleratorState._shared_state |= {
-    "distributed_type": DistributedType.FSDP,
-    "fsdp_plugin": FullyShardedDataParallelPlugin(),
-}
+AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+
+
 if __name__ == "__main__":
     script, *arguments = sys.argv[1:]
-    importlib.import_module(script).main(arguments)
+    with recorded_run() as record:
+        importlib.import_module(script).main(arguments)
+    if "RECORD" in os.environ:
+        record["reduced_in"] = str(plugin.mixed_precision_policy.reduce_dtype)
+        Path(os.environ["RECORD"], f"{accelerator.process_index}.json").write_text(json.dumps(record))

@@ -70,6 +70,63 @@ def test_the_sde_stops_at_a_broken_network():
         reverse_sde(VPSDE(), lambda x, t: x * float("nan"), x, t, s, 0.01, 0.01)
 
 
+@pytest.mark.parametrize("which", ["rtol", "atol"])
+def test_the_ode_is_held_to_both_tolerances(which):
+    """The error may be atol + rtol |y|: the larger of the two decides how often the network is asked."""
+    path = VPSDE()
+    (t, s), x, calls = ends(path), noise(path, 16, 2), []
+
+    def denoise(x, t):
+        calls[-1] += 1
+        return MIXTURE.denoised(x, path, t)
+
+    for tolerances in ({"rtol": 1e-7, "atol": 1e-7}, {"rtol": 1e-7, "atol": 1e-7} | {which: 1e-3}):
+        calls.append(0)
+        probability_flow(path, denoise, x, t, s, **tolerances)
+    assert calls[1] < calls[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("before", "euler", "rtol", "atol", "accepted"),
+    [
+        (1e4, 0.0, 0.02, 1e-3, True),
+        (0.0, 1e4, 0.02, 1e-3, True),
+        (0.0, 0.0, 1e-9, 200.0, True),
+        (1e4, 1e4, 0.009, 1e-3, False),
+        (0.0, 0.0, 1e-9, 90.0, False),
+    ],
+)
+def test_a_step_of_the_sde_is_held_to_the_larger_tolerance(before, euler, rtol, atol, accepted):
+    """A single step from `before` whose Euler end is `euler` and whose improved one lies 100 from it is taken where
+    100 <= max(atol, rtol max(|euler|, |before|)) (Jolicoeur-Martineau et al. 2021, algorithm 1)."""
+    path, t, h, calls = VPSDE(), 0.5, 0.01, 0
+    x = torch.full((1, 3), before, dtype=torch.float64)
+
+    def reaching(end, at, time):
+        """The denoised sample by which an Euler step from x with the drift at (`at`, time) ends there."""
+        zero, one = (path.reverse_drift(at, torch.full_like(at, d), time, eta=1.0) for d in (0.0, 1.0))
+        return ((x - end) / h - zero) / (one - zero)
+
+    def denoise(at, time):
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            return reaching(torch.full_like(x, euler), at, time)
+        if calls == 2:
+            # improved = (x + euler + change) / 2
+            return reaching(2 * torch.full_like(x, euler + 100) - euler, at, time)
+        raise StopIteration
+
+    arguments = {"rtol": rtol, "atol": atol, "generator": torch.Generator().manual_seed(0), "first_step": h}
+    if accepted:
+        reached = reverse_sde(path, denoise, x, t, t - h, **arguments)
+        assert (reached - euler - 100).abs().max() < 1
+        assert calls == 2
+    else:
+        with pytest.raises(StopIteration):
+            reverse_sde(path, denoise, x, t, t - h, **arguments)
+
+
 # --- the pipeline -------------------------------------------------------------------------------------------------
 
 

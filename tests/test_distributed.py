@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import train
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from config import parse
 from loop import make_accelerator
+from recording import recorded_run
 from safetensors.torch import load_file
-from test_training import TINY_DIT, TINY_RUN, TRAINING, equal, fresh_accelerate_state, train_tiny  # noqa: F401
+from test_training import TINY_DIT, TINY_RUN, TRAINING, equal, fresh_accelerate_state, run, train_tiny  # noqa: F401
 
 from score_sde import DiTModel, load_bundle
 
@@ -74,23 +76,24 @@ def start(command, **variables):
         [str(part) for part in command],
         capture_output=True,
         text=True,
-        env=dict(os.environ, OMP_NUM_THREADS="1", **variables),
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
     )
     assert result.returncode == 0, result.stderr[-3000:]
 
 
 def weights(run):
-    return load_file(run / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
+    [path] = (run / "pipeline").glob("*/diffusion_pytorch_model.safetensors")
+    return load_file(path)
 
 
 def difference(tensors, others):
     return max((tensors[name] - others[name]).abs().max() for name in tensors)
 
 
-def train_sharded(output_dir, *arguments):
+def train_sharded(output_dir, *arguments, **variables):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
     script = [Path(__file__).parent / "fsdp_on_cpu.py", "train"]
-    start([*launcher, *script, *TINY_RUN, "--output_dir", output_dir, *arguments])
+    start([*launcher, *script, *TINY_RUN, "--output_dir", output_dir, *arguments], **variables)
 
 
 SHARDED = ["--network_kwargs", NO_DROPOUT, "--max_train_steps", 4, "--checkpointing_steps", 2, "--ema_decay", 0.9]
@@ -123,6 +126,63 @@ def test_sharded_training_goes_on_bit_for_bit(tmp_path):
     assert equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
     for path in (tmp_path / "whole" / "ema_snapshots").iterdir():
         assert equal(load_file(path), load_file(tmp_path / "parts" / "ema_snapshots" / path.name))
+
+
+TINY_NCSNPP = {
+    "block_out_channels": [16, 16],
+    "layers_per_block": 1,
+    "attention_resolutions": [4],
+    "dropout": 0.0,
+    "time_embedding_type": "fourier",
+    "class_dropout_prob": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        ["--network_kwargs", NO_DROPOUT],
+        pytest.param(
+            ["--network", "unet", "--network_kwargs", json.dumps(TINY_NCSNPP), "--sde_type", "ve"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["dit", "unet"],
+)
+def test_sharded_mixed_precision_is_that_of_one_process(network, tmp_path):
+    """bf16 of the launcher: the network is told the same times, to the last bit; its arithmetic is that of autocast;
+    gradients are added up in float32. One process has the whole network, and only where it is sampled or saved."""
+    arguments = [*network, "--max_train_steps", 3, "--ema_decay", 0.0, "--sample_steps", 2, "--checkpointing_steps", 0]
+    train_sharded(tmp_path / "two", *arguments, ACCELERATE_MIXED_PRECISION="bf16", RECORD=str(tmp_path))
+    two = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2)]
+    files = {}
+    for precision in ("bf16", "no"):
+        AcceleratorState._reset_state()
+        with recorded_run() as record:
+            folder = tmp_path / precision
+            run(
+                train.main,
+                *TINY_RUN,
+                *arguments,
+                "--batch_size",
+                8,
+                "--output_dir",
+                folder,
+                "--mixed_precision",
+                precision,
+            )
+        assert sorted(record["times"]) == sorted(two[0]["times"] + two[1]["times"])
+        assert set(record["frequencies"]) == set(two[0]["frequencies"]) <= {"torch.float32"}
+        files[precision] = weights(folder)
+    assert all(record["reduced_in"] == "torch.float32" for record in two)
+    assert two[0]["whole"] == [True, True] and two[1]["whole"] == [False, False]
+    if "--network" not in network:  # a network whose gradients are not so small that Adam makes noise of them
+
+        def distance(run, other):
+            return sum((files[run][name] - files[other][name]).abs().mean() for name in files[run])
+
+        files["two"] = weights(tmp_path / "two")
+        assert distance("two", "bf16") < distance("bf16", "no") / 2
 
 
 def test_a_process_for_each_gpu_needs_no_launcher(tmp_path):

@@ -78,6 +78,25 @@ def test_a_stored_average_is_reconstructed_exactly():
         assert error < 1e-6
 
 
+@pytest.mark.parametrize(("sigma_rel", "step"), [(0.07, 100), (0.25, 100), (0.2, 70)])
+def test_the_error_of_a_reconstruction_is_what_is_left_of_the_profile(sigma_rel, step):
+    """Integrated by hand, over the profile's own norm."""
+    steps, widths = [40, 40, step, step], [0.05, 0.1, 0.05, 0.1]
+    weights, error = reconstruction_weights(steps, widths, step, sigma_rel)
+    s = (np.arange(200_000) + 0.5) * step / 200_000
+
+    def profile(t, width):
+        gamma = gamma_of(width)
+        return np.where(s <= t, (gamma + 1) / t * (s / t) ** gamma, 0)
+
+    own = profile(step, sigma_rel)
+    left = own - sum(
+        float(w) * profile(*each) for w, each in zip(weights, zip(steps, widths, strict=True), strict=True)
+    )
+    assert error == pytest.approx((np.square(left).sum() / np.square(own).sum()) ** 0.5, rel=1e-3)
+    assert 0.01 < error < 1
+
+
 @pytest.mark.parametrize(("sigma_rel", "step"), [(0.07, 500), (0.03, 500), (0.15, 500), (0.2, 500), (0.08, 325)])
 def test_other_lengths_are_reconstructed_from_snapshots(sigma_rel, step):
     """Far nearer to the average that was run beside than the nearest that was stored is."""
@@ -143,6 +162,13 @@ def test_a_pipeline_is_published_with_another_average(tmp_path, capsys):
     reconstruct_ema.main([str(tmp_path), "--decay", "0.5", "--output", output])
     assert equal(weights_of(output), load_file(checkpoint / "ema-decay-0.5.safetensors"))
     assert json.loads((tmp_path / "other" / "training.json").read_text())["config"]["ema_decay"] == 0.5
+    card = tmp_path / "pipeline" / "training.json"
+    facts = card.read_text()
+    card.write_text(json.dumps(json.loads(facts) | {"run_id": "another"}))
+    with pytest.raises(SystemExit):
+        reconstruct_ema.main([str(tmp_path), "--decay", "0.5", "--output", output])
+    assert "step-00000006 is of another run, " in capsys.readouterr().err
+    card.write_text(facts)
 
     # a stored profile comes back, up to the rounding to float32
     for step, sigma_rel in ((6, 0.1), (4, 0.05)):
@@ -169,6 +195,11 @@ def test_what_cannot_be_reconstructed_is_refused(tmp_path, capsys):
     assert "sigma_rel 0.5 must lie in (0, 0.2887)" in refused("--sigma_rel", "0.5")
     assert "has snapshots up to step 2, not 3" in refused("--sigma_rel", "0.1", "--step", "3")
     assert "holds the decay 0.9; it kept []" in refused("--decay", "0.9")
+    card = tmp_path / "pipeline" / "training.json"
+    facts = card.read_text()
+    card.write_text(json.dumps(json.loads(facts) | {"run_id": "another"}))
+    assert "safetensors is of another run, " in refused("--sigma_rel", "0.1")
+    card.write_text(facts)
     os.rename(tmp_path / "ema_snapshots", tmp_path / "elsewhere")
     assert "holds no ema_snapshots: train with --ema_snapshot_steps" in refused("--sigma_rel", "0.1")
     assert not (tmp_path / "other").exists()

@@ -1,9 +1,11 @@
 """SDEdit: from an image under noise, with labels, by every kind of sampler."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny import random_dit, tiny_pipeline
+from PIL import Image
+from tiny import random_dit, tiny_pipeline, tiny_vae
 
 from score_sde import ScoreSDEScheduler
 
@@ -40,7 +42,8 @@ def test_less_strength_stays_closer_to_the_image(pipeline, settings):
         output = edit(pipeline, strength=strength)
         assert output.images.shape == (2, 1, 8, 8)
         distances.append((output.images - image()).abs().mean())
-        assert output.nfe == len(pipeline.scheduler.timesteps)
+        pipeline.scheduler.set_timesteps(12, t_start=pipeline.scheduler.t_min + strength * (1 - 1e-3))
+        assert output.nfe == pipeline.scheduler.nfe
     assert distances[0] < distances[1]
     assert distances[0] < 0.3
 
@@ -49,8 +52,7 @@ def test_it_begins_where_the_noise_puts_it(pipeline):
     """Strength s is the path time at which the trajectory begins, with all of its steps."""
     output = edit(pipeline, strength=0.4)
     scheduler = pipeline.scheduler
-    begin = scheduler.path_time(scheduler.timesteps[0])
-    assert begin == pytest.approx(scheduler.t_min + 0.4 * (1 - scheduler.t_min), abs=1e-6)
+    begin = torch.tensor(scheduler.t_min + 0.4 * (1 - scheduler.t_min), dtype=torch.float64)
     assert output.nfe == 12
     # by hand
     noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -93,6 +95,84 @@ def test_adaptive_solvers_begin_there_too(pipeline, adaptive_solver):
 def test_wrong_arguments_are_refused(pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         edit(pipeline, **arguments)
+
+
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16", "LA", "CMYK", "F"])
+def test_pil_images_of_every_mode(mode, channels):
+    """The same grey ramp in any mode begins the same trajectory, up to what the mode can hold."""
+    pipeline = tiny_pipeline(network=random_dit(sample_size=8, in_channels=channels))
+    if mode == "I;16":
+        picture = Image.fromarray(GREY.astype(np.uint16) * 257)
+    elif mode == "F":
+        picture = Image.fromarray(GREY.astype(np.float32) / 255)
+    else:
+        picture = Image.fromarray(GREY).convert(mode)
+    made = pipeline.prepare_image(picture)
+    assert made.shape == (1, channels, 8, 8)
+    expected = torch.from_numpy(np.asarray(Image.fromarray(GREY).convert("1" if mode == "1" else "L")) * 1.0)
+    expected = expected * (255 if mode == "1" else 1) / 127.5 - 1
+    assert (made - expected).abs().max() <= 2.1 / 255
+    seen = [
+        pipeline(image=each, strength=0.05, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
+        for each in (picture, [picture], [picture.copy()])
+    ]
+    assert all((np.asarray(each) == np.asarray(seen[0])).all() for each in seen)
+
+
+def test_transparent_is_white():
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    pipeline = tiny_pipeline(network=random_dit(sample_size=8, in_channels=3))
+    assert (pipeline.prepare_image(picture) == 1).all()
+
+
+def test_arrays_and_tensors_are_the_same_image(pipeline):
+    tensor = image(2)
+    array = tensor.permute(0, 2, 3, 1).numpy()
+    for each in (tensor, array, list(tensor), list(array), [tensor[:1], tensor[1:]], tensor.double()):
+        assert (pipeline.prepare_image(each) - (2 * tensor - 1)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.rand(1, 3, 8, 8), r"shape \(1, 3, 8, 8\); this model takes tensors \(1, height, width\)"),
+        (
+            np.zeros((8, 8, 4), dtype=np.float32),
+            r"shape \(1, 4, 8, 8\); .* arrays \(height, width, 1\)",
+        ),
+        (np.zeros((8, 8), dtype=np.float32), r"shape \(8, 8\)"),
+        (torch.rand(1, 8, 8) * 2 - 1, r"floating-point in \[0, 1\]; got torch.float32 from -0"),
+        (torch.full((1, 8, 8), float("nan")), "got torch.float32 from nan to nan"),
+        (np.full((8, 8, 1), 200, dtype=np.uint8), "got torch.uint8 from 200 to 200"),
+        ([torch.rand(1, 8, 8), torch.rand(1, 4, 4)], "all of one size"),
+        ("photo.png", "must be a PIL image, .* got a str"),
+        ([], "an empty list"),
+        (Image.fromarray(np.full((8, 8), 70000, dtype=np.int32)), "70000"),
+    ],
+)
+def test_what_is_no_image_is_refused_before_the_network_runs(pipeline, image, message):
+    pipeline.transformer.register_forward_hook(lambda *_: pytest.fail("the network ran"))
+    with pytest.raises(ValueError, match=message):
+        pipeline(image=image)
+
+
+def test_autoencoders_take_what_they_were_made_for():
+    pipeline = tiny_pipeline(network=random_dit(sample_size=4, in_channels=3))
+    pipeline.vae = tiny_vae(channels=3)
+    for mode in ("L", "RGBA", "RGB"):
+        output = pipeline(image=Image.new(mode, (8, 8)), num_inference_steps=2, output_type="pt")
+        assert output.images.shape == (1, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"images must be a tensor \(batch, 3, height, width\); got shape"):
+        pipeline.encode(images=torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="got a ndarray"):
+        pipeline.encode(images=np.zeros((1, 3, 8, 8), dtype=np.float32))
+    four = tiny_pipeline(network=random_dit(sample_size=8, in_channels=4))
+    with pytest.raises(ValueError, match="a PIL image has no 4 channels"):
+        four(image=Image.new("RGBA", (8, 8)))
 
 
 def test_stock_schedulers_are_refused(pipeline):

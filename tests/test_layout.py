@@ -18,16 +18,19 @@ ALLOWED = {
     "src/score_sde/paths.py": {"torch"},
     "src/score_sde/solvers.py": {"torch", ".paths"},
     "src/score_sde/calibration.py": {"torch", ".solvers"},
-    "src/score_sde/scheduling_score_sde.py": FIELD | {".paths", ".solvers", ".calibration"},
+    "src/score_sde/scheduling_score_sde.py": FIELD | {".paths", ".solvers", ".calibration", ".stock_configs"},
+    "src/score_sde/stock_configs.py": {"diffusers"},
     "src/score_sde/transformer_score_dit.py": FIELD,
     "src/score_sde/unet_score.py": FIELD,
     "src/score_sde/noise_conditional_classifier.py": FIELD,
     "src/score_sde/losses.py": {"torch", ".paths"},
     "src/score_sde/ema.py": FIELD,
-    "src/score_sde/hub.py": FIELD | {"huggingface_hub", ".__version__", ".pipelines", ".model_card"},
+    "src/score_sde/hub.py": FIELD
+    | {"huggingface_hub", ".__version__", ".pipelines", ".model_card", ".bundle_checks", ".bundle_code"},
     "src/score_sde/bundle_checks.py": FIELD | {"safetensors", ".pipelines"},
+    "src/score_sde/bundle_code.py": {".bundle_checks", ".pipelines"},
     "src/score_sde/convert.py": FIELD
-    | {"huggingface_hub", "safetensors", ".hub", ".model_card", ".pipelines", ".scheduling_score_sde"}
+    | {"huggingface_hub", "safetensors", ".hub", ".bundle_checks", ".model_card", ".pipelines", ".scheduling_score_sde"}
     | {".transformer_score_dit", ".unet_score"},
     "src/score_sde/model_card.py": {"huggingface_hub", ".__version__"},
     "src/score_sde/space.py": {"huggingface_hub", ".model_card", ".pipelines", ".space_app"},

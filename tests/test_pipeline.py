@@ -13,7 +13,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from test_models import tiny_dit, tiny_unet
 from tiny import tiny_vae
 
@@ -93,8 +96,11 @@ def test_output_types():
 def test_class_labels_by_number_name_list_and_tensor():
     pipeline = pixel_pipeline()
     expected = draw(pipeline, class_labels=[1, 3])
-    for labels in (["shoe", "coat"], ["shoe", 3], torch.tensor([1, 3])):
+    arrays = np.array([1, 3]), np.array(["shoe", "coat"]), [np.int64(1), torch.tensor(3)], (1, 3), range(1, 4, 2)
+    for labels in (["shoe", "coat"], ["shoe", 3], torch.tensor([1, 3]), *arrays):
         assert torch.equal(draw(pipeline, class_labels=labels), expected)
+    for label in (np.int64(1), torch.tensor(1), np.array(1), "shoe"):
+        assert pipeline.label_ids(label) == [1]
     assert torch.equal(draw(pipeline, class_labels="bag", batch_size=2), draw(pipeline, class_labels=[2, 2]))
     assert len(draw(pipeline, class_labels=4)) == 1
 
@@ -144,9 +150,86 @@ def test_callback_sees_every_evaluation_and_may_replace_the_latents():
         return {"latents": torch.zeros_like(tensors["latents"])} if len(seen) == 5 else {}
 
     images = draw(pipeline, class_labels=0, callback_on_step_end=callback)
+    pipeline.scheduler.set_timesteps(3)
     assert seen == list(enumerate(pipeline.scheduler.timesteps.tolist()))
-    assert len(seen) == pipeline.scheduler.nfe == 5
+    assert len(seen) == 5
     assert images.abs().max() == 0
+
+
+def test_callbacks_of_diffusers_end_guidance():
+    """What `SDCFGCutoffCallback` leaves is the network told the class alone, from the evaluation after its step on."""
+    pipeline, latents, labels = pixel_pipeline(), torch.randn(2, 3, 8, 8), torch.tensor([1, 4])
+    scheduler = ScoreSDEScheduler()
+    scheduler.set_timesteps(6)
+    x, network = latents * scheduler.init_noise_sigma, pipeline.transformer
+    for i, timestep in enumerate(scheduler.timesteps):
+        with torch.no_grad():
+            output = network(x, timestep, labels).sample
+            if i <= 1:
+                origin = network(x, timestep, torch.tensor([5, 5])).sample
+                output = origin + 2.5 * (output - origin)
+        x = scheduler.step(output, timestep, x).prev_sample
+    seen = []
+
+    def watch(pipe, step, timestep, tensors):
+        seen.append((pipe.num_timesteps, pipe.guidance_scale, pipe.do_classifier_free_guidance))
+        return tensors
+
+    watch.tensor_inputs = []
+    arguments = {"class_labels": labels, "latents": latents, "guidance_scale": 2.5, "num_inference_steps": 6}
+    callback = MultiPipelineCallbacks([SDCFGCutoffCallback(cutoff_step_ratio=0.2), watch])
+    assert close(draw(pipeline, callback_on_step_end=callback, **arguments), x)
+    assert seen == [(6, 2.5, True)] + [(6, 0.0, True)] * 5
+    # without the callback: guided to the end, as before it
+    assert not close(draw(pipeline, **arguments), x, 1e-4)
+    unconditional = pixel_pipeline(network=tiny_dit(num_classes=None))
+    with pytest.raises(ValueError, match="prompt_embeds are class labels"):
+        draw(unconditional, callback_on_step_end=SDCFGCutoffCallback(0.5))
+
+
+def test_callbacks_change_guidance_and_labels():
+    pipeline, latents = pixel_pipeline(), torch.randn(2, 3, 8, 8)
+    arguments = {"class_labels": [1, 4], "latents": latents, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+
+    def begin(pipe, step, timestep, tensors):
+        assert tensors["prompt_embeds"].tolist() == [[5, 5], [1, 4]]
+        pipe._guidance_scale = 2.5
+
+    def swap(pipe, step, timestep, tensors):
+        return {"prompt_embeds": torch.tensor([[5, 5], [0, 0]])}
+
+    scheduler, network = ScoreSDEScheduler(), pipeline.transformer
+    for callback, later in ((begin, [1, 4]), (swap, [0, 0])):
+        scheduler.set_timesteps(2)
+        first, second = scheduler.timesteps
+        with torch.no_grad():
+            x = scheduler.step(network(latents, first, torch.tensor([1, 4])).sample, first, latents).prev_sample
+            output = network(x, second, torch.tensor(later)).sample
+            if callback is begin:
+                origin = network(x, second, torch.tensor([5, 5])).sample
+                output = origin + 2.5 * (output - origin)
+            x = scheduler.step(output, second, x).prev_sample
+        assert close(draw(pipeline, callback_on_step_end=callback, num_inference_steps=2, **arguments), x)
+
+
+def test_interrupted_calls_return_what_they_have():
+    pipeline, states = pixel_pipeline(), []
+
+    def stop_own(pipe, step, timestep, tensors):
+        states.append(tensors["latents"])
+        pipe._interrupt = step == 1
+
+    def stop_all(pipe, step, timestep, tensors):
+        states.append(tensors["latents"])
+        pipeline._interrupt = step == 1
+
+    for callback in (stop_own, stop_all):
+        states.clear()
+        output = pipeline(class_labels=[1], num_inference_steps=6, callback_on_step_end=callback, output_type="latent")
+        assert output.nfe == len(states) == 2
+        assert torch.equal(output.images, states[-1])
+    # the next call begins anew
+    assert pipeline(class_labels=[1], num_inference_steps=3, output_type="latent").nfe == 3
 
 
 @pytest.mark.parametrize(
@@ -157,10 +240,10 @@ def test_callback_sees_every_evaluation_and_may_replace_the_latents():
 def test_the_network_is_called_nfe_times(arguments, nfe):
     pipeline, calls = pixel_pipeline(ScoreSDEScheduler(**arguments)), []
     pipeline.transformer.register_forward_hook(lambda network, inputs, output: calls.append(len(inputs[0])))
-    draw(pipeline, class_labels=[0, 1], guidance_scale=2.0)
+    output = pipeline(class_labels=[0, 1], guidance_scale=2.0, num_inference_steps=3, output_type="latent")
     # guidance doubles the batch, not the calls
     assert calls == [4] * nfe
-    assert pipeline.scheduler.nfe == nfe
+    assert output.nfe == nfe
 
 
 @pytest.mark.parametrize(
@@ -201,7 +284,7 @@ def tiny_stock_unet(**arguments):
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     sizes = {"sample_size": 8, "block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
     torch.manual_seed(0)
-    return diffusers.UNet2DModel(**blocks, **sizes, **arguments).eval()
+    return diffusers.UNet2DModel(**blocks, **sizes | arguments).eval()
 
 
 def test_networks_of_diffusers_fit():
@@ -225,6 +308,17 @@ def test_networks_of_diffusers_fit():
     labels = torch.tensor([999, 0])
     # that model takes one time per image
     assert close(images, by_hand(one_time_each(dit), scheduler, latents, labels, 2.0, null_label=1000))
+
+
+def test_a_network_without_a_size_or_none_at_all_is_named():
+    pipeline = quiet(ScoreSDEPipeline(ScoreSDEScheduler(), unet=tiny_stock_unet(sample_size=None)))
+    with pytest.raises(ValueError, match="this UNet2DModel has no sample_size: .*register_to_config.sample_size=32"):
+        draw(pipeline)
+    pipeline.denoiser.register_to_config(sample_size=8)
+    assert draw(pipeline).shape == (1, 3, 8, 8)
+    pipeline.unet = None
+    with pytest.raises(ValueError, match="holds no network: set its transformer or its unet"):
+        _ = pipeline.num_classes
 
 
 def one_time_each(network):
@@ -262,7 +356,14 @@ def test_half_precision_networks_keep_a_float32_state():
         ({"latents": torch.zeros(2, 3, 4, 4)}, r"latents has shape \(2, 3, 4, 4\); this model needs \(2, 3, 8, 8\)"),
         ({"batch_size": 2, "generator": seeds(0, 1, 2)}, "3 generators were given for 2 images"),
         ({"latents": torch.zeros(2, 3, 8, 8), "generator": seeds(0, 1, 2)}, "3 generators were given for 2 images"),
-        ({"class_labels": torch.tensor([0.5])}, "class label 0.5 is out of range"),
+        ({"class_labels": torch.tensor([0.5])}, "class label 0.5 must be a whole number or a name"),
+        ({"class_labels": True}, "class label True must be a whole number or a name"),
+        ({"class_labels": np.array([False])}, "class label False must be a whole number"),
+        ({"class_labels": [[0, 1]]}, r"class label \[0, 1\] must be a whole number .* a list of one per image"),
+        ({"class_labels": torch.zeros(1, 2, dtype=torch.long)}, r"class label \[0, 0\] must be"),
+        ({"class_labels": [None]}, "class label None must be"),
+        ({"class_labels": {"shoe": 1}}, "class label {'shoe': 1} must be"),
+        ({"callback_on_step_end": SDXLCFGCutoffCallback(0.5)}, "'add_text_embeds', 'add_time_ids'. are unknown"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs .*'noise'.*latents"),
     ],
 )
@@ -283,6 +384,13 @@ def test_exactly_one_network(networks):
     networks = {name: tiny_dit() for name in networks}
     with pytest.raises(ValueError, match="exactly one network"):
         ScoreSDEPipeline(ScoreSDEScheduler(), **networks)
+
+
+def test_feature_caches_begin_anew_with_every_call():
+    pipeline = pixel_pipeline()
+    pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    first, again = (draw(pipeline, class_labels=[1]) for _ in range(2))
+    assert torch.equal(first, again)
 
 
 # --- latents ------------------------------------------------------------------------------------------------------
@@ -424,7 +532,12 @@ def test_a_bundle_in_the_cache_of_the_hub_opens_offline(tmp_path):
 
 
 def test_pickled_weights_are_not_opened(tmp_path):
-    pixel_pipeline().save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(ValueError, match="leave out safe_serialization=False"):
+        pixel_pipeline().save_pretrained(tmp_path, safe_serialization=False)
+    pixel_pipeline().save_pretrained(tmp_path)
+    [weights] = (tmp_path / "transformer").glob("*.safetensors")
+    torch.save(load_file(weights), tmp_path / "transformer" / "diffusion_pytorch_model.bin")
+    weights.unlink()
     for load in (ScoreSDEPipeline.from_pretrained, load_bundle):
         with pytest.raises(ValueError, match="safetensors only, never as pickles"):
             load(tmp_path)

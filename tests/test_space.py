@@ -29,6 +29,8 @@ def test_the_page_draws_what_the_pipeline_draws():
     pipeline = labelled_pipeline()
     grid, way, nfe = draw(pipeline, None, "dpmpp_2m", 5, 2.0, seed=3, num_images=4)
     assert nfe == 5
+    assert pipeline.scheduler.config.predictor == "auto"
+    pipeline.scheduler.register_to_config(predictor="dpmpp_2m")
     generators = [torch.Generator().manual_seed(3 + i) for i in range(4)]
     images = pipeline(class_labels=[0, 1, 2, 0], guidance_scale=2.0, num_inference_steps=5, generator=generators).images
     # two rows of a column for every class, in tiles of 96 pixels

@@ -1,11 +1,12 @@
-"""What training survives: kills at any moment, SIGTERM, damaged checkpoints, a full disk, data workers that
-die, steps that are not finite."""
+"""What training survives: kills at any moment, SIGTERM, damaged checkpoints, disks that fail, data workers that
+die, steps that are not finite; and that runs don't mix."""
 
 import json
 import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +19,10 @@ import datasets
 import loop
 import psutil
 import pytest
+import run_folder
 import torch
 import train
+from safetensors import safe_open
 from safetensors.torch import load_file
 from test_training import TINY_DIT, TINY_RUN, TRAINING, equal, fresh_accelerate_state, train_tiny  # noqa: F401
 
@@ -118,16 +121,37 @@ def test_sigterm_saves_and_says_resume_me(tmp_path):
 
 @pytest.mark.parametrize("damaged", ["model.safetensors", "ema.safetensors", "optimizer.bin", "state.json"])
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, damaged, capsys):
-    arguments = ["--max_train_steps", 4, "--checkpointing_steps", 2]
-    whole = train_tiny(tmp_path, *arguments)
-    shutil.rmtree(tmp_path / "pipeline")
+    """One bit of it is another: only the hash can tell."""
+    arguments = ["--max_train_steps", 4, "--checkpointing_steps", 2, "--checkpoints_total_limit"]
+    whole = train_tiny(tmp_path, *arguments, 2)
     path = tmp_path / "checkpoints" / "step-00000004" / damaged
-    path.write_bytes(path.read_bytes()[:-7])
-    loop_output = train_tiny(tmp_path, *arguments, "--resume_from_checkpoint", "latest")
-    assert equal(loop_output, whole)
+    content = bytearray(path.read_bytes())
+    content[-30] ^= 1
+    path.write_bytes(content)
+    assert equal(train_tiny(tmp_path, *arguments, 1, "--resume_from_checkpoint", "latest"), whole)
     out = capsys.readouterr().out
     assert "step-00000004' is" in out and "going back to the one before" in out
     assert "resuming from" in out and "step 2, 8 images seen" in out
+    # the damaged one doesn't count as one of those that are kept
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+    assert (tmp_path / "set_aside-1" / "checkpoints" / "step-00000004").is_dir()
+    checkpoints.read_state(tmp_path / "checkpoints" / "step-00000004")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over_whole(tmp_path, capsys):
+    """Of a network that was larger: the weights fit in part, and nothing of them stays."""
+    arguments = ["--max_train_steps", 4, "--checkpointing_steps", 2]
+    whole = train_tiny(tmp_path / "run", *arguments)
+    train_tiny(tmp_path / "other", *arguments, "--network_kwargs", TINY_DIT.replace("16", "32"))
+    newest, foreign = (tmp_path / name / "checkpoints" / "step-00000004" for name in ("run", "other"))
+    state = checkpoints.read_state(newest)
+    (newest / "state.json").unlink()
+    shutil.copyfile(foreign / "model.safetensors", newest / "model.safetensors")
+    checkpoints.write_state(newest, state)
+    capsys.readouterr()
+    assert equal(train_tiny(tmp_path / "run", *arguments, "--resume_from_checkpoint", "latest"), whole)
+    out = capsys.readouterr().out
+    assert "step-00000004' cannot be read: " in out and "step 2, 8 images seen" in out
 
 
 def test_a_damaged_only_or_named_checkpoint_is_an_error(tmp_path):
@@ -196,12 +220,174 @@ def test_a_full_disk_keeps_the_checkpoints_and_a_larger_one_goes_on(small_disk, 
     """The first two checkpoints fit, the third doesn't, and is the last."""
     folder, enlarge = small_disk
     arguments = ["--max_train_steps", 6, "--checkpointing_steps", 2, "--checkpoints_total_limit", 9]
-    with pytest.raises(OSError, match="the last checkpoint could not be written"):
+    with pytest.raises(OSError, match="No space left on device"):  # for the pipeline
         train_tiny(folder, *arguments)
     assert sorted(os.listdir(folder / "checkpoints")) == ["step-00000002", "step-00000004"]
     enlarge()
     resumed = train_tiny(folder, *arguments, "--resume_from_checkpoint", "latest")
     assert equal(resumed, train_tiny(tmp_path / "whole", *arguments))
+
+
+def ext4(tmp_path):
+    """A file system of 2 MB with 64 files, mounted at the folder that is returned."""
+    folder, image = tmp_path / "disk", tmp_path / "image"
+    folder.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(2 << 20)
+    make = ["mkfs.ext4", "-q", "-m", "0", "-N", "64", "-O", "^has_journal", str(image)]
+    for command in (make, ["mount", "-o", "loop", str(image), str(folder)]):
+        if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("only root may mount file systems")
+    shutil.rmtree(folder / "lost+found")
+    return folder
+
+
+def fill(folder):
+    with suppress(OSError), open(folder / "rest", "wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 512)
+
+
+def use_up_inodes(folder):
+    (folder / "rest").mkdir()
+    with suppress(OSError):
+        for number in range(64):
+            (folder / "rest" / str(number)).touch()
+
+
+def make_read_only(folder):
+    """As the kernel does where the disk fails."""
+    subprocess.run(["mount", "-o", "remount,abort", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("fail", [fill, use_up_inodes, make_read_only])
+def test_a_disk_that_fails_costs_what_is_written_then_and_never_the_run(tmp_path, monkeypatch, capsys, fail):
+    """It fails after the second of five steps; one that only lacks room has it again before the last. Every step
+    writes everything, and the third isn't finite."""
+    folder = ext4(tmp_path)
+
+    def failing(losses):
+        fail(folder)
+        return losses * float("nan")
+
+    def mended(losses):
+        if fail is not make_read_only:
+            rest = folder / "rest"
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+        return losses
+
+    # an evaluation of ten images asks for three batches of losses
+    do_in_loss(monkeypatch, {9: failing, 17: mended})
+    arguments = ["--max_train_steps", 5, "--checkpointing_steps", 1, "--sample_steps", 1, "--ema_snapshot_steps", 1]
+    arguments += ["--evaluation_steps", 1, "--evaluation_images", 10, "--logging_steps", 1]
+    arguments += ["--checkpoints_total_limit", 1, "--ema_sigma_rel", 0.1]
+    try:
+        if fail is make_read_only:
+            with pytest.raises(OSError, match="Read-only file system"):  # for the pipeline, after the last step
+                train_tiny(folder, *arguments)
+        else:
+            train_tiny(folder, *arguments)
+        out = capsys.readouterr().out
+        lost = ["a line of .*nonfinite.jsonl", "samples of step 4", "snapshot .*-00000004.*", "checkpoint .*-00000004"]
+        # else a line finds room in the last block of its file
+        lost += ["a line of .*evaluation.jsonl"] if fail is make_read_only else []
+        for what in lost:
+            assert re.search(f"{what} could not be written", out), what
+        found = [Path(path).name for path in checkpoints.list_checkpoints(folder)]
+        assert found == ["step-00000002" if fail is make_read_only else "step-00000005"]
+        checkpoints.read_state(folder / "checkpoints" / found[0])
+        lines = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == ([1, 2] if fail is make_read_only else [1, 2, 3, 4, 5])
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_line_for_a_log_without_room_is_lost_alone():
+    with open("/dev/full", "w") as full:
+        stream = run_folder.Unbroken(full)
+        print("lost", file=stream, flush=True)
+        assert stream.encoding == full.encoding
+        with suppress(OSError):
+            full.close()
+
+
+# --- a folder, a run ----------------------------------------------------------------------------------------------
+
+RECORDED = ["--ema_snapshot_steps", 1, "--evaluation_steps", 1, "--evaluation_images", 4, "--checkpointing_steps", 2]
+RECORDED += ["--checkpoints_total_limit", 9, "--ema_sigma_rel", 0.1]
+
+
+def identities(folder):
+    """Every run that a checkpoint, a snapshot, a record or a card in the folder is of."""
+    found = {checkpoints.read_state(path)["run_id"] for path in checkpoints.list_checkpoints(folder)}
+    for _, _, path in averages.list_snapshots(folder):
+        with safe_open(path, framework="pt") as file:
+            found.add(file.metadata()["run_id"])
+    found |= {json.loads(line)["run_id"] for line in (folder / "evaluation.jsonl").read_text().splitlines()}
+    return found | {json.loads((folder / "pipeline" / "training.json").read_text())["run_id"]}
+
+
+def test_all_that_a_run_writes_carries_its_identity_and_no_step_twice(tmp_path):
+    """Killed after step 3, while it wrote a line, it goes on from step 2."""
+    train_tiny(tmp_path, *RECORDED, "--max_train_steps", 3)
+    [run_id] = identities(tmp_path)
+    assert re.fullmatch("[0-9a-f]{32}", run_id)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000003")
+    (tmp_path / "checkpoints" / ".step-00000004.abc.partial").mkdir()
+    with open(tmp_path / "evaluation.jsonl", "a") as file:
+        file.write('{"run_id": "')
+    train_tiny(tmp_path, *RECORDED, "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
+    assert identities(tmp_path) == {run_id}
+    lines = [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000002", "step-00000004"]
+    assert not list(tmp_path.glob("set_aside*"))
+
+
+def test_a_used_folder_is_refused_or_set_aside(tmp_path, capsys):
+    train_tiny(tmp_path, *RECORDED, "--max_train_steps", 3)
+    [first] = identities(tmp_path)
+    with pytest.raises(
+        ValueError, match="holds a run .checkpoints, ema_snapshots, samples, evaluation.jsonl, pipeline"
+    ):
+        train_tiny(tmp_path, "--dataset", "nowhere.parquet")
+    (tmp_path / "notes.txt").touch()
+    train_tiny(tmp_path, *RECORDED, "--max_train_steps", 1, "--on_existing_run", "set_aside")
+    [second] = identities(tmp_path)
+    assert identities(tmp_path / "set_aside-1") == {first} != {second}
+    assert (tmp_path / "notes.txt").is_file()
+    assert "set aside in" in capsys.readouterr().out
+
+
+def test_latest_without_a_checkpoint_begins_anew_and_mixes_nothing(tmp_path):
+    arguments = ["--max_train_steps", 2, "--ema_snapshot_steps", 1, "--checkpointing_steps", 0]
+    train_tiny(tmp_path, *arguments, "--resume_from_checkpoint", "latest")
+    train_tiny(tmp_path, *arguments, "--resume_from_checkpoint", "latest", "--ema_snapshot_steps", 2)
+    assert sorted(os.listdir(tmp_path / "set_aside-1")) == ["ema_snapshots", "pipeline", "samples"]
+    assert [step for step, _, _ in averages.list_snapshots(tmp_path)] == [2, 2]
+
+
+def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(tmp_path):
+    """Else those that it writes would be the oldest, and go."""
+    train_tiny(tmp_path, "--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 9)
+    second = tmp_path / "checkpoints" / "step-00000002"
+    arguments = ["--checkpointing_steps", 1, "--checkpoints_total_limit", 1, "--resume_from_checkpoint", second]
+    train_tiny(tmp_path, "--max_train_steps", 3, *arguments)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000003"]
+    assert sorted(os.listdir(tmp_path / "set_aside-1" / "checkpoints")) == ["step-00000003", "step-00000004"]
+    with pytest.raises(ValueError, match="holds a run"):
+        elsewhere = tmp_path / "set_aside-1" / "checkpoints" / "step-00000004"
+        train_tiny(tmp_path, "--max_train_steps", 5, "--resume_from_checkpoint", elsewhere)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
+    def another(losses):
+        with pytest.raises(ValueError, match="another run writes into output_dir .* now"):
+            train_tiny(tmp_path, "--resume_from_checkpoint", "latest")
+        return losses
+
+    do_in_loss(monkeypatch, {2: another})
+    train_tiny(tmp_path, "--max_train_steps", 3)
 
 
 def test_a_data_worker_that_dies_is_named_and_nothing_is_lost(tmp_path):
@@ -245,7 +431,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, where,
         "--logging_steps",
         9,
     ]
-    train_tiny(tmp_path, *arguments, "--ema_decay", 0.5)
+    train_tiny(tmp_path, *arguments, "--ema_decay", 0.5, "--ema_snapshot_steps", 1)
     # none is written right after the step that was skipped
     names = sorted(os.listdir(tmp_path / "checkpoints"))
     assert names == ["step-00000001", "step-00000003", "step-00000004"]
@@ -260,7 +446,95 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, where,
             torch.isfinite(value).all()
             for value in load_file(tmp_path / "checkpoints" / name / "ema.safetensors").values()
         )
-    monkeypatch.setattr(train.Objective, "__call__", original)
+    first, second, third = (
+        load_file(tmp_path / "ema_snapshots" / f"step-{step:08d}-sigma_rel-0.1.safetensors") for step in (1, 2, 3)
+    )
+    assert equal(first, second) and not equal(second, third)
+
+
+def test_averages_stay_in_a_step_that_is_skipped():
+    network = torch.nn.Linear(3, 2)
+    ema = averages.Averages(train.TrainConfig(ema_decay=0.5, further_ema_decays=[0.9], ema_snapshot_steps=1), network)
+    for skipped in (0.0, 1.0, 0.0):
+        before = [ema.tensors(file)["weight"].clone() for file in ema.emas]
+        torch.nn.init.normal_(network.weight)
+        ema.step(torch.tensor(skipped))
+        after = [ema.tensors(file)["weight"] for file in ema.emas]
+        assert len(after) == 4
+        assert all(torch.equal(*pair) == bool(skipped) for pair in zip(before, after, strict=True))
+
+
+def do_in_loss(monkeypatch, actions):
+    """Training calls actions[n] with the losses of its n-th micro-batch, and trains on what it returns."""
+    original, calls = train.Objective.__call__, []
+
+    def losses(self, *arguments):
+        calls.append(original(self, *arguments))
+        return actions.get(len(calls), lambda losses: losses)(calls[-1])
+
+    monkeypatch.setattr(train.Objective, "__call__", losses)
+
+
+def test_a_last_step_that_is_not_finite_costs_itself_alone(tmp_path, monkeypatch, capsys):
+    before = train_tiny(tmp_path / "shorter", "--max_train_steps", 2)
+    do_in_loss(monkeypatch, {3: lambda losses: losses * float("nan")})
+    found = train_tiny(tmp_path / "run", "--max_train_steps", 3)
+    assert equal(found, before)
+    assert "the last 1 steps were not finite and changed nothing" in capsys.readouterr().out
+    trained = [
+        load_file(tmp_path / run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+        for run, step in (("shorter", 2), ("run", 3))
+    ]
+    assert equal(*trained)
+    facts = [
+        json.loads((tmp_path / run / "pipeline" / "training.json").read_text())["final_loss"]
+        for run in ("run", "shorter")
+    ]
+    assert facts[0] == pytest.approx(facts[1], rel=0.5)  # no nan
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_step_that_is_not_finite_saves_it(tmp_path, monkeypatch, number):
+    def poisoned(losses):
+        os.kill(os.getpid(), number)
+        return losses * float("nan")
+
+    before = signal.getsignal(number)
+    do_in_loss(monkeypatch, {2: poisoned})
+    with pytest.raises(SystemExit) as stopped:
+        train_tiny(tmp_path, "--max_train_steps", 4)
+    assert stopped.value.code == loop.EXIT_RESUME
+    state = checkpoints.read_state(tmp_path / "checkpoints" / "step-00000002")
+    assert (state["progress"]["step"], state["progress"]["skipped"]) == (2, 1)
+    assert signal.getsignal(number) == before
+    train_tiny(tmp_path, "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
+
+
+def test_a_second_interrupt_ends_the_run_at_once(tmp_path, monkeypatch, capfd):
+    def interrupted(losses):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return losses
+
+    do_in_loss(monkeypatch, {2: interrupted})
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(tmp_path, "--max_train_steps", 4)
+    assert "stopping after this step, with a checkpoint; Ctrl-C again" in capfd.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_grid_that_cannot_be_drawn_costs_itself_alone(tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(train, "sample_grid", fails)
+    train_tiny(tmp_path, "--max_train_steps", 2, "--sample_steps", 1)
+    out = capsys.readouterr().out
+    assert "samples of step 1 could not be written: out of memory; the run goes on" in out
+    assert "the sample grid could not be written: out of memory; the run goes on" in out
+    assert not (tmp_path / "pipeline" / "samples.png").exists()
+    facts = json.loads((tmp_path / "pipeline" / "training.json").read_text())
+    assert facts["steps"] == 2 and "samples" not in facts
 
 
 def test_a_corrupt_image_is_passed_over_if_asked(tmp_path, capsys):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import checkpoints
 import datasets
 import diffusers
 import dit_gflops
@@ -27,8 +28,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from config import LoopConfig, parse
 from data import GlobalBatchSampler, ImageDataset, resize_and_crop
 from exact import GAUSSIAN
-from loop import Draws
+from loop import Draws, fit, make_accelerator
 from PIL import Image
+from run_folder import open_run
 from safetensors.torch import load_file
 
 from score_sde import NoiseConditionalClassifier, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle
@@ -237,6 +239,11 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--network_kwargs", '{"hidden": 1}'], "'hidden'"),
         (["--network_kwargs", '{"patch_size": 5}'], "patch_size 5 must divide sample_size 32"),
         (["--scheduler_kwargs", '{"predictor": "huen"}'], "predictor 'huen' is unknown; choose one of auto, euler"),
+        (
+            ["--network_kwargs", "{class_dropout_prob: 0}", "--sample_guidance_scale", "2"],
+            "sample_guidance_scale 2 needs a network that is trained with a class_dropout_prob above 0",
+        ),
+        (["--on_existing_run", "delete"], "on_existing_run 'delete' is unknown; choose one of refuse, set_aside"),
         (["--ema_decay", "1"], "ema_decay 1.0 must lie in [0, 1)"),
         (["--further_ema_decays", "0.9", "-1"], "further_ema_decays -1.0 must lie in [0, 1)"),
         (["--ema_sigma_rel", "0.3"], "ema_sigma_rel: sigma_rel 0.3 must lie in (0, 0.2887)"),
@@ -654,14 +661,154 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     more = ["--max_train_steps", 2, "--resume_from_checkpoint", "latest"]
     for option, message in [
         (["--sde_type", "ve"], "sde_type was 'vp', is 've'"),
-        (["--learning_rate", "0.5"], "learning_rate was 0.01, is 0.5"),
+        (["--ema_decay", "0.5"], "ema_decay was 0.9999, is 0.5"),
+        (["--network_kwargs", TINY_DIT.replace("16", "32")], "network_kwargs hidden_size was 16, is 32"),
     ]:
         with pytest.raises(ValueError, match=f"of a different run: {message}"):
             train_tiny(tmp_path, *more, *option)
+    # the same in other words
+    train_tiny(
+        tmp_path, *more, "--network_kwargs", "{num_attention_heads: 2, num_layers: 1, hidden_size: 16, patch_size: 2}"
+    )
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000002")
     state = tmp_path / "checkpoints" / "step-00000001" / "state.json"
     state.write_text(state.read_text()[:100])
     with pytest.raises(ValueError, match="step-00000001' is not a checkpoint"):
         train_tiny(tmp_path, *more)
+
+
+FREE = {
+    *("output_dir", "on_existing_run", "resume_from_checkpoint", "allow_other_data", "max_train_steps", "num_workers"),
+    *("checkpointing_steps", "checkpoints_total_limit", "max_skipped_steps", "skip_corrupt_images", "peak_tflops"),
+    *("gradient_checkpointing", "compile", "logging_steps", "log_with", "push_to_hub", "hub_private", "push_steps"),
+    *("evaluation_steps", "evaluation_images", "evaluation_features", "evaluation_split", "model_name", "license"),
+    *("sample_steps", "sample_num_images", "sample_guidance_scale", "sample_num_inference_steps"),
+    *("statistics_images", "test_split", "test_images"),
+}
+
+
+def test_it_is_decided_of_every_option_whether_it_may_change_on_resume():
+    sets = (checkpoints.FIXED, checkpoints.PLACES, checkpoints.SAID, FREE)
+    scripts = (train.TrainConfig, train_autoencoder.AutoencoderConfig, train_classifier.ClassifierConfig)
+    options = {each.name for config_class in scripts for each in dataclasses.fields(config_class)}
+    assert options == set.union(*sets)
+    assert sum(map(len, sets)) == len(options)
+
+
+def test_what_changes_no_weights_may_change_on_resume(tmp_path, capsys):
+    arguments = ["--max_train_steps", 4, "--checkpointing_steps", 2]
+    whole = train_tiny(tmp_path / "whole", *arguments)
+    train_tiny(tmp_path / "parts", *arguments, "--max_train_steps", 2)
+    changed = ["--sample_guidance_scale", 2, "--sample_num_images", 3, "--sample_steps", 1, "--model_name", "other"]
+    changed += ["--license", "mit", "--gradient_checkpointing", "--batch_size", 2, "--gradient_accumulation_steps", 2]
+    more = ["--resume_from_checkpoint", "latest", *changed]
+    found = train_tiny(tmp_path / "parts", *arguments, *more)
+    assert max((whole[name] - found[name]).abs().max() for name in whole) < 1e-5
+    out = capsys.readouterr().out
+    assert "changed since then: batch_size was 4, is 2, gradient_accumulation_steps was 1, is 2" in out
+
+
+def learning_rates(folder):
+    """Of the step that follows each checkpoint."""
+    paths = [Path(path) / "optimizer.bin" for path in checkpoints.list_checkpoints(folder)]
+    return [torch.load(path, weights_only=True)["param_groups"][0]["lr"] for path in paths]
+
+
+def test_a_schedule_that_changes_on_resume_is_followed_at_once_and_said(tmp_path, capsys):
+    """A cosine over four steps that has come to 0, and then is one over eight."""
+    arguments = ["--lr_scheduler", "cosine", "--checkpointing_steps", 1, "--checkpoints_total_limit", 9]
+    train_tiny(tmp_path / "whole", *arguments, "--max_train_steps", 8)
+    train_tiny(tmp_path / "parts", *arguments, "--max_train_steps", 4)
+    capsys.readouterr()
+    train_tiny(tmp_path / "parts", *arguments, "--max_train_steps", 8, "--resume_from_checkpoint", "latest")
+    assert "the next step's learning rate was 0, is 0.005: " in capsys.readouterr().out
+    assert learning_rates(tmp_path / "parts")[4:] == learning_rates(tmp_path / "whole")[4:]
+    before = load_file(tmp_path / "parts" / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert not equal(before, load_file(tmp_path / "parts" / "checkpoints" / "step-00000005" / "model.safetensors"))
+    # no word where nothing changes
+    train_tiny(tmp_path / "parts", *arguments, "--max_train_steps", 8, "--resume_from_checkpoint", "latest")
+    assert "learning rate" not in capsys.readouterr().out
+    more = ["--max_train_steps", 9, "--lr_scheduler", "constant", "--learning_rate", 0.5]
+    train_tiny(tmp_path / "parts", *arguments, *more, "--resume_from_checkpoint", "latest")
+    out = capsys.readouterr().out
+    assert "changed since then: learning_rate was 0.01, is 0.5, lr_scheduler was 'cosine', is 'constant'" in out
+    assert learning_rates(tmp_path / "parts")[-1] == 0.5
+
+
+def rows_of(numbers):
+    return [{"x": torch.full((3,), float(number))} for number in numbers]
+
+
+def fit_linear(folder, rows, data_fingerprint=None, **options):
+    """Train a linear layer on a list of rows, by the loop's own options alone; the rows of each batch."""
+    config = LoopConfig(output_dir=str(folder), batch_size=2, lr_warmup_steps=0, **options)
+    accelerator, seen = make_accelerator(config), []
+
+    def compute_loss(model, batch, draws):
+        seen.append(batch["x"][:, 0].tolist())
+        return model(batch["x"]).square().mean(), {}
+
+    torch.manual_seed(0)
+    with open_run(config, accelerator) as run:
+        fit(config, accelerator, run, torch.nn.Linear(3, 1), rows, compute_loss, data_fingerprint=data_fingerprint)
+    return seen
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_loop_takes_any_dataset_that_has_rows(tmp_path, num_workers):
+    """A list: it knows of no epoch, and of no row beyond its end."""
+    seen = fit_linear(tmp_path, rows_of(range(6)), max_train_steps=6, num_workers=num_workers)
+    for epoch in (seen[:3], seen[3:]):
+        assert sorted(row for batch in epoch for row in batch) == list(range(6))
+    assert seen[:3] != seen[3:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ["cat", "bird"]}, "classes 1 was 'dog', is 'bird'"),
+        ({"classes": ["dog", "cat"]}, "classes 0 was 'cat', is 'dog', classes 1 was 'dog', is 'cat'"),
+        ({"classes": ["cat"]}, "classes 1 was 'dog', is None"),
+        ({"rows": "b"}, "rows was 'a', is 'b'"),
+        ({"autoencoder": "c"}, "autoencoder was None, is 'c'"),
+    ],
+)
+def test_a_checkpoint_of_other_data_is_refused_unless_allowed(tmp_path, change, message, capsys):
+    data = {"classes": ["cat", "dog"], "rows": "a", "autoencoder": None}
+    rows = rows_of(range(6))
+    fit_linear(tmp_path, rows, data, max_train_steps=1)
+    options = {"max_train_steps": 2, "resume_from_checkpoint": "latest"}
+    with pytest.raises(ValueError, match=f"trained on other data: {message}. .*--allow_other_data"):
+        fit_linear(tmp_path, rows, data | change, **options)
+    assert len(fit_linear(tmp_path, rows, data | change, allow_other_data=True, **options)) == 1
+    assert f"data: {message.split(', classes')[0]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("network", ["dit", "unet"])
+def test_labels_are_dropped_for_the_whole_step(tmp_path, network):
+    """However micro-batches share it; and they are dropped."""
+    kwargs = {"dit": json.loads(TINY_DIT), "unet": json.loads(TINY_UNET) | {"dropout": 0.0}}[network]
+    arguments = ["--network", network, "--max_train_steps", 4, "--checkpointing_steps", 0]
+    found = {}
+    for name, probability, batch in (("one", 0.5, [8, 1]), ("two", 0.5, [4, 2]), ("never", 0.0, [8, 1])):
+        options = ["--network_kwargs", json.dumps(kwargs | {"class_dropout_prob": probability})]
+        options += [
+            "--batch_size",
+            batch[0],
+            "--gradient_accumulation_steps",
+            batch[1],
+            "--output_dir",
+            tmp_path / name,
+        ]
+        run(train.main, *TINY_RUN, *arguments, *options)
+        pipeline = load_bundle(tmp_path / name / "pipeline")
+        found[name] = dict(pipeline.denoiser.named_parameters())
+        assert pipeline.denoiser.config.class_dropout_prob == probability
+    differences = [
+        max(float((found["one"][name] - found[other][name]).detach().abs().max()) for name in found["one"])
+        for other in ("two", "never")
+    ]
+    assert differences[0] < 1e-5 < 1e-3 < differences[1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path):

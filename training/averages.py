@@ -54,12 +54,14 @@ class Averages:
 
     Args:
         network: the network that is trained, its parameters sharded or not.
-        whole: of a sharded network a copy that isn't, for the averages; else None.
+        whole: of a sharded network a copy on the host that isn't, for the averages, in the processes that want one;
+            else None.
     """
 
     def __init__(self, config, network, whole=None):
         self.network, self.whole, self.widths = network, whole, {}
         parameters = list(network.parameters())
+        self.sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
         # file in a checkpoint -> average
         self.emas = {MAIN: EMAModel(parameters, decay=config.ema_decay, foreach=True)}
         for decay in config.further_ema_decays:
@@ -81,17 +83,22 @@ class Averages:
             torch._foreach_mul_(change, share * (1 - ema.cur_decay_value))
             torch._foreach_add_(averages, change)
 
-    def tensors(self, file):
-        """One of the averages in one piece, {name of the parameter: tensor}; every process must ask for it."""
-        pairs = zip(self.network.named_parameters(), self.emas[file].shadow_params, strict=True)
-        return {name: gathered(average).contiguous() for (name, _), average in pairs}
+    def tensors(self, file, wanted=True):
+        """One of the averages in one piece, {name of the parameter: tensor}, on the host if it was sharded. Every
+        process must ask for it; where it isn't wanted, the result is empty."""
+        found = {}
+        for (name, _), average in zip(self.network.named_parameters(), self.emas[file].shadow_params, strict=True):
+            tensor = gathered(average)  # one at a time: all of them may not fit the device
+            if wanted:
+                found[name] = (tensor.cpu() if self.sharded else tensor).contiguous()
+        return found
 
     def save(self, folder, accelerator):
         """Write all averages into a checkpoint, from the main process, and return what went wrong, or None. Every
         process must call this, and none leaves early: the others would wait for its shards."""
         problem = None
         for file in self.emas:
-            tensors = self.tensors(file)
+            tensors = self.tensors(file, wanted=accelerator.is_main_process)
             if accelerator.is_main_process and problem is None:
                 try:
                     save_file(tensors, os.path.join(folder, file))
@@ -113,7 +120,7 @@ class Averages:
     def save_snapshots(self, config, accelerator, run, step):
         """Store the power-function averages of this step. One that finds no room is missing later, no more."""
         for file, width in self.widths.items():
-            tensors = self.tensors(file)
+            tensors = self.tensors(file, wanted=accelerator.is_main_process)
             if accelerator.is_main_process:
                 folder = os.path.join(config.output_dir, "ema_snapshots")
                 path = os.path.join(folder, f"step-{step:08d}-sigma_rel-{width:g}.safetensors")
@@ -123,25 +130,34 @@ class Averages:
                         save_file(tensors, temporary, metadata={"run_id": run.id})
 
     def publish(self):
-        """Leave the main average in the network, or in its whole copy, in evaluation mode, and return that."""
-        if self.whole is None:
+        """Leave the main average in the network, or in its whole copy, in evaluation mode, and return that; None in a
+        process without the whole of a sharded network. Every process must call this."""
+        if not self.sharded:
             self.emas[MAIN].copy_to(self.network.parameters())
             return self.network.eval()
-        averages, device = self.tensors(MAIN), next(self.network.parameters()).device
+        averages, device = self.tensors(MAIN, wanted=self.whole is not None), next(self.network.parameters()).device
+        if self.whole is None:
+            return None
         self.whole.load_state_dict(averages, strict=False)  # all but the buffers
-        return self.whole.to(device).eval()
+        try:
+            self.whole.to(device)
+        except torch.OutOfMemoryError:
+            print("the whole network does not fit the device: it is sampled on the host, slowly")
+            self.whole.to("cpu")
+        return self.whole.eval()
 
     @contextmanager
     def averaged_network(self):
-        """The network with the main average, for a while. Every process must enter and leave."""
+        """The network with the main average, for a while; None in a process without the whole of a sharded network.
+        Every process must enter and leave."""
         main = self.emas[MAIN]
         # batches of other sizes, without gradients: not worth compiling for
         with torch.compiler.set_stance("force_eager"):
-            if self.whole is None:
+            if not self.sharded:
                 main.store(self.network.parameters())
             yield self.publish()
-        if self.whole is None:
+        if not self.sharded:
             main.restore(self.network.parameters())
             self.network.train()
-        else:
+        elif self.whole is not None:
             self.whole.to("cpu")

@@ -27,10 +27,10 @@ from score_sde.pipelines.writing import whole_folder
 FIXED = {
     *("adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm", "random_flip", "crop", "seed"),
     *("ema_decay", "further_ema_decays", "ema_snapshot_steps", "ema_sigma_rel"),
-    *("resolution", "image_channels", "class_conditional", "normalize_latents", "streaming", "shuffle_buffer"),
-    *("network", "network_name", "network_kwargs", "latent_channels", "block_out_channels", "layers_per_block"),
-    *("norm_num_groups", "sde_type", "prediction_type", "scheduler_kwargs", "time_density", "time_density_kwargs"),
-    *("weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
+    *("resolution", "image_channels", "background", "normalize_latents", "streaming", "shuffle_buffer"),
+    *("class_conditional", "network", "network_name", "network_kwargs", "latent_channels", "block_out_channels"),
+    *("layers_per_block", "norm_num_groups", "sde_type", "prediction_type", "scheduler_kwargs", "time_density"),
+    *("time_density_kwargs", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
 }
 # where the data are: free as long as they are the same data
 PLACES = {"dataset", "split", "image_column", "label_column", "num_classes", "latents", "vae", "pipeline"}
@@ -162,6 +162,8 @@ def any_process(problem, accelerator):
 
 def differences(before, now, name=""):
     """What differs between two JSON values, as ["classes 0 was 'cat', is 'dog'", ...]."""
+    if isinstance(before, list) and isinstance(now, list):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
         return [each for key in keys for each in differences(before.get(key), now.get(key), f"{name} {key}".strip())]

@@ -49,7 +49,11 @@ def train_classifier(dataset, epochs, seed, device, batch_size=128):
 
 
 @torch.no_grad()
+def recognises(classifier, images, labels):
+    """Whether each of the images (N, C, H, W) in [-1, 1] is recognised as its label, (N,)."""
+    return torch.cat([classifier(part).argmax(1) for part in images.split(256)]) == labels
+
+
 def accuracy(classifier, images, labels):
     """Share of images (N, C, H, W) in [-1, 1] that are recognised as their label (N,)."""
-    predicted = torch.cat([classifier(part).argmax(1) for part in images.split(256)])
-    return (predicted == labels).float().mean().item()
+    return recognises(classifier, images, labels).float().mean().item()

@@ -16,18 +16,17 @@ import sys
 from dataclasses import dataclass
 from itertools import islice
 
-import diffusers
 import torch
 from accelerate import Accelerator
 from config import WORK_BEGUN, DataConfig, one_line, one_line_errors, option, parse
-from data import ImageDataset, check_shard, few, open_shard, read_latents_json, shard_path, shard_record
-from diffusers import AutoModel
+from data import ImageDataset, check_shard, open_shard, read_latents_json, shard_path, shard_record
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sources import nearest, on_hub
 from tqdm.auto import tqdm
 
-from score_sde.pipelines.latents import autoencoder_of, encode_moments, spatial_factor
+from score_sde.bundle_checks import open_autoencoder
+from score_sde.pipelines.latents import encode_moments, spatial_factor
 from score_sde.pipelines.writing import whole_file, write_json
 
 
@@ -49,42 +48,18 @@ class EncodeConfig(DataConfig):
             yield f"shard_size {self.shard_size} and batch_size {self.batch_size} must be at least 1"
 
 
-def find_vae(path):
-    """(class, subfolder) of an autoencoder of diffusers in a folder or on the Hub; the subfolder is None, or "vae" of a
-    pipeline. Raises ValueError, before any weights are read, for what is no autoencoder of `AUTOENCODERS`."""
-    if os.path.isfile(path):
-        raise ValueError(f"autoencoder {path!r} is a file: give the folder that it lies in, with its config.json")
-    problem = None
-    for subfolder in (None, "vae"):
-        try:
-            name = str(AutoModel.load_config(path, subfolder=subfolder).get("_class_name"))
-        except (OSError, ValueError) as error:
-            problem = problem or error
-            continue
-        try:
-            autoencoder_of(name)
-        except ValueError as error:
-            raise ValueError(f"autoencoder {path!r}: {error}") from None
-        return getattr(diffusers, name), subfolder
-    raise ValueError(
-        f"autoencoder {path!r} cannot be opened: {one_line(problem)}. Give a folder in diffusers' format, of an "
-        f"autoencoder or of a pipeline with one, or the id of one on the Hub{nearest(path)}"
-    ) from problem
-
-
 def load_vae(path):
     """An autoencoder of diffusers from a folder or Hub id, for inference, in float32; of a pipeline, its autoencoder.
 
-    Raises ValueError for what is none, and for weights that are missing.
+    Raises ValueError for what is none, or not sound.
     """
-    vae_class, subfolder = find_vae(path)
-    options = {"subfolder": subfolder, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     try:
-        vae, info = vae_class.from_pretrained(path, **options)
-    except Exception as error:  # diffusers and safetensors raise their own
-        raise ValueError(f"autoencoder {path!r} cannot be opened: {one_line(error)}") from error
-    if info["missing_keys"]:
-        raise ValueError(f"autoencoder {path!r} lacks weights: {few(info['missing_keys'])}")
+        vae = open_autoencoder(path, dtype=torch.float32)
+    except ValueError as error:
+        raise ValueError(
+            f"autoencoder {path!r} cannot be opened: {one_line(error)}. Give a folder in diffusers' format, of an "
+            f"autoencoder or of a pipeline with one, or the id of one on the Hub{nearest(path)}"
+        ) from error
     return vae.eval().requires_grad_(False)
 
 

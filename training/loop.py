@@ -21,7 +21,14 @@ from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend, GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin
+from accelerate.utils import (
+    DistributedType,
+    DynamoBackend,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    TorchDynamoPlugin,
+    convert_outputs_to_fp32,
+)
 from averages import Averages, gathered
 from checkpoints import resume, save_checkpoint
 from config import WORK_BEGUN
@@ -32,6 +39,7 @@ from flops import FlopCounter, measured_peak
 from PIL import Image
 from provenance import provenance
 from run_folder import surviving
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm.auto import tqdm
 
 from score_sde.pipelines.writing import whole_file, whole_folder, write_json
@@ -41,6 +49,7 @@ from score_sde.pipelines.writing import whole_file, whole_folder, write_json
 EXIT_RESUME = 75
 # steps between two looks, over several processes, at whether one was told to stop
 STOP_INTERVAL = 10
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def make_accelerator(config):
@@ -55,6 +64,8 @@ def make_accelerator(config):
         log_with=config.log_with.split(",") if config.log_with else None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
     )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("fsdp_version 1 is not supported: set fsdp_version: 2 in the configuration of accelerate")
     if accelerator.state.deepspeed_plugin is not None:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": config.batch_size,
@@ -125,8 +136,8 @@ def fit(
         data_fingerprint: what tells the data from others, JSON-able; a checkpoint of other data is refused.
 
     Returns:
-        The unwrapped model, of a sharded one a whole copy, and the facts of the run: identity, steps, images seen,
-        loss, seconds, processes, machine.
+        The unwrapped model, of a sharded one a whole copy in the main process (None in others), and the facts of the
+        run: identity, steps, images seen, loss, seconds, processes, machine.
 
     Raises FloatingPointError when too many steps in a row were not finite, SystemExit(EXIT_RESUME) after SIGTERM or
     Ctrl-C; checkpoints stay as they were.
@@ -135,12 +146,10 @@ def fit(
     counter = FlopCounter(model)
     whole = None
     if accelerator.is_fsdp2:
-        whole, plugin = copy.deepcopy(model), accelerator.state.fsdp_plugin
-        # Accelerate wants no class that the model could have but hasn't
-        there = {type(module).__name__ for module in model.modules()}
-        plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or sorted(
-            there.intersection(getattr(model, "_no_split_modules", None) or [])
-        )
+        # on the host, where it is sampled or saved: in the main process, and in all where all evaluate
+        if accelerator.is_main_process or on_evaluation:
+            whole = copy.deepcopy(model)
+        prepare_to_shard(model, accelerator)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.compile:
@@ -187,7 +196,7 @@ def fit(
         unit="step",
         disable=not accelerator.is_main_process,
     )
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    dtype = DTYPES[accelerator.mixed_precision]
     peak = 1e12 * config.peak_tflops if config.peak_tflops else measured_peak(accelerator.device, dtype)
     watched = counter.watching(model)
     started = time.monotonic() - progress["seconds"]
@@ -267,7 +276,7 @@ def fit(
             with ema.averaged_network() as averaged:
                 if accelerator.is_main_process:
                     with surviving(f"the bundle of step {progress['step']}"):
-                        on_push(averaged, run_facts(config, accelerator, run, averaged, progress))
+                        on_push(averaged, run_facts(config, accelerator, run, network, progress))
             accelerator.wait_for_everyone()
         if on_evaluation and progress["step"] % config.evaluation_steps == 0 and not stopped:
             with ema.averaged_network() as averaged:
@@ -296,11 +305,28 @@ def fit(
     bar.close()
 
     if progress["skipped"]:
-        accelerator.print(
-            f"the last steps, {progress['skipped']}, were not finite and changed nothing: nonfinite.jsonl"
+        accelerator.print(f"the last {progress['skipped']} steps were not finite and changed nothing: nonfinite.jsonl")
+    return ema.publish(), run_facts(config, accelerator, run, network, progress)
+
+
+def prepare_to_shard(model, accelerator):
+    """What FSDP2 is to do with a network: shard its blocks, and leave alone what stays in float32. Its mixed precision
+    is that of one process: autocast of inputs as they are (the times!), and gradients that are added up in float32."""
+    plugin = accelerator.state.fsdp_plugin
+    # Accelerate wants no class that the model could have but hasn't
+    there = {type(module).__name__ for module in model.modules()}
+    plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or sorted(
+        there.intersection(getattr(model, "_no_split_modules", None) or [])
+    )
+    exact = set(getattr(model, "_keep_in_fp32_modules", None) or [])
+    exact = [module for name, module in model.named_modules() if exact.intersection(name.split("."))]
+    if exact and not plugin.ignored_modules:
+        plugin.ignored_modules = [module.to(accelerator.device) for module in exact]
+    if accelerator.mixed_precision != "no":
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=DTYPES[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-    network = ema.publish()
-    return network, run_facts(config, accelerator, run, network, progress)
+        model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
 
 
 def run_facts(config, accelerator, run, network, progress):

@@ -2,12 +2,26 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 
 import torch
 
 import score_sde
+
+
+def without_place(argument):
+    """An argument of a command without where this machine keeps things: a path from this project's folder or from the
+    working one, where it lies in them, of another its last part."""
+    option, equals, path = argument.rpartition("=")
+    if not os.path.isabs(path):
+        return argument
+    path = os.path.normpath(path)
+    for folder in (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.getcwd()):
+        if path.startswith(os.path.join(folder, "")):
+            return option + equals + os.path.relpath(path, folder)
+    return option + equals + os.path.basename(path)
 
 
 def provenance(device):
@@ -22,7 +36,7 @@ def provenance(device):
     if device.type != "cpu":
         machine += f", {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}"
     return {
-        "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
+        "command": shlex.join([os.path.basename(sys.executable), *map(without_place, sys.argv)]),
         # of a source tree that git doesn't know, the version
         "commit": commit or f"score-sde {score_sde.__version__}",
         "machine": machine,

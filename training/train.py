@@ -95,9 +95,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened; so is
         # what the grids at the end will ask for
         try:
-            scheduler = self.make_scheduler()
-            self.make_objective(scheduler)
-            scheduler.set_timesteps(max(self.sample_num_inference_steps, 1))
+            self.make_objective(self.make_scheduler())
             options = mapping("network_kwargs", self.network_kwargs)
             labelled = self.class_conditional and self.label_column is not None
             if labelled and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
@@ -153,19 +151,20 @@ def loss_by_time(losses, t, scheduler, parts=4):
 
 @torch.compiler.set_stance("force_eager")
 def sample_grid(pipeline, config, path, seed=0):
-    """Draw images, the classes in turn, one seed per image, and write them as a PNG grid; return the images."""
+    """Draw images, the classes in turn, one seed per image, and write them as a PNG grid; return the number of network
+    evaluations."""
     count = config.sample_num_images
     labels = None if pipeline.num_classes is None else [i % pipeline.num_classes for i in range(count)]
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
-    images = pipeline(
+    output = pipeline(
         batch_size=count,
         class_labels=labels,
         guidance_scale=1.0 if labels is None else config.sample_guidance_scale,
         num_inference_steps=config.sample_num_inference_steps,
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
-    ).images
-    save_grid(images, path, columns=pipeline.num_classes if labels is not None else None)
-    return images
+    )
+    save_grid(output.images, path, columns=pipeline.num_classes if labels is not None else None)
+    return output.nfe
 
 
 def main(argv=None):
@@ -224,13 +223,13 @@ def train(config, accelerator, run):
         }
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
-            sample_grid(pipeline, config, path)
+            nfe = sample_grid(pipeline, config, path)
             grid, facts["samples"] = (
                 path,
                 {
                     "guidance_scale": config.sample_guidance_scale,
                     "num_inference_steps": config.sample_num_inference_steps,
-                    "network_evaluations": scheduler.nfe,
+                    "network_evaluations": nfe,
                 },
             )
         return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid

@@ -3,12 +3,10 @@
 from dataclasses import dataclass, fields
 
 import torch
-from classifier import train_classifier
 from config import DataConfig, option
-from data import ImageDataset
-from evaluate import EvaluateConfig, features_of, gathered, generate, quantized, reference_features, share
-from loop import Draws
-from metrics import ClassifierFeatures, frechet_distance, moments, open_features
+from data import ImageDataset, mix_seeds
+from evaluate import EvaluateConfig, draw, gathered, quantized, real_batches, rounds, trained_classifier
+from metrics import ClassifierFeatures, Moments, frechet_distance, open_features
 
 
 @dataclass
@@ -31,6 +29,34 @@ class ValidationConfig:
             yield f"evaluation_images {self.evaluation_images} must be at least 2"
 
 
+class RowDraws:
+    """Random numbers for held-out rows, as `loop.Draws` has them for a step of training, but each a function of the
+    seed and its row alone: the same at every evaluation, for any number of processes and any batches.
+
+    Args:
+        rows: numbers of the rows, of `count` in all.
+    """
+
+    def __init__(self, seed, rows, count, device):
+        self.device, self.times, self.count = device, None, count
+        self.generators = [torch.Generator().manual_seed(mix_seeds(seed, row)) for row in rows]
+        # neighbours, which may be of one class, are not of neighbouring times
+        self.parts = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[rows]
+
+    def normal(self, shape):
+        return torch.stack([torch.randn(shape, generator=each) for each in self.generators]).to(self.device)
+
+    def uniform(self):
+        return self._uniform().to(self.device)
+
+    def stratified(self):
+        return ((self.parts + self._uniform()) / self.count).clamp(2**-53, 1 - 2**-53).to(self.device)
+
+    def _uniform(self):
+        numbers = [torch.rand((), generator=each, dtype=torch.float64) for each in self.generators]
+        return torch.stack(numbers).clamp_min(2**-53)
+
+
 def make_validation(config, accelerator, data, losses_of, make_pipeline):
     """f(network) -> {name: value}, for `fit`. Opens all that it needs, so that what is missing is known at once.
 
@@ -46,46 +72,42 @@ def make_validation(config, accelerator, data, losses_of, make_pipeline):
         image_config.image_channels = data.vae.config.in_channels
     held_out = ImageDataset(image_config, split=config.evaluation_split)
     count = min(config.evaluation_images, len(held_out))
-    own, _ = share(count, accelerator)
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(held_out, own), config.batch_size, num_workers=config.num_workers
-    )
     if config.evaluation_features:
-        sampling = EvaluateConfig(
-            **vars(image_config),
-            num_images=config.evaluation_images,
-            reference_split=image_config.split,
-            reference_images=10_000,
-            guidance_scale=config.sample_guidance_scale,
-            num_inference_steps=config.sample_num_inference_steps,
-        )
+        real = ImageDataset(image_config)
         if config.evaluation_features == "classifier":
-            judge = train_classifier(
-                ImageDataset(image_config), sampling.classifier_epochs, config.seed, accelerator.device
-            )
+            if real.num_classes is None:
+                raise ValueError("evaluation_features classifier needs labels: pass --label_column, or other features")
+            judge = trained_classifier(real, EvaluateConfig.classifier_epochs, config.seed, accelerator.device)
             features = ClassifierFeatures(judge)
         else:
             features = open_features(config.evaluation_features, accelerator.device)
-        with torch.no_grad():
-            real = moments(reference_features(features, sampling, accelerator)[0])
+        of_real = Moments()
+        for _, batch, size in real_batches(real, min(10_000, len(real)), config, accelerator, "real images"):
+            add_features(of_real, features, batch["images"], size, accelerator)
+        of_real = of_real.result()
 
     @torch.no_grad()
     def validate(network):
-        total = torch.zeros(2, device=accelerator.device)
-        for start, batch in zip(range(0, len(own), config.batch_size), loader, strict=True):
-            batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-            # the same noise and times at every evaluation
-            draws = Draws(config.seed, start, accelerator, len(batch["images"]))
-            losses, _ = losses_of(network, batch, draws)
-            total += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
-        loss, rows = accelerator.reduce(total, reduction="sum").tolist()
-        values = {"held_out_loss": loss / rows}
+        losses = []
+        for own, batch, size in real_batches(held_out, count, config, accelerator):
+            found, _ = losses_of(network, batch, RowDraws(config.seed, own, count, accelerator.device))
+            losses.append(gathered(found.float(), size, accelerator))
+        values = {"held_out_loss": float(torch.cat(losses).double().mean())}
         if config.evaluation_features:
-            indices, padded = share(config.evaluation_images, accelerator)
-            images = generate(make_pipeline(network), indices, sampling, accelerator.device)
-            found, _ = features_of(features, quantized(images), sampling.batch_size)
-            found = gathered(found, config.evaluation_images, padded, accelerator)
-            values["frechet_distance"] = frechet_distance(*moments(found), *real)
+            pipeline, found = make_pipeline(network).to(accelerator.device), Moments()
+            pipeline.set_progress_bar_config(disable=True)
+            for own, size in rounds(config.evaluation_images, config.batch_size, accelerator):
+                settings = config.seed, config.sample_guidance_scale, config.sample_num_inference_steps
+                images, _ = draw(pipeline, own, *settings)
+                add_features(found, features, quantized(images), size, accelerator)
+            values["frechet_distance"] = frechet_distance(*found.result(), *of_real)
         return values
 
     return validate
+
+
+@torch.no_grad()
+def add_features(moments, network, images, count, accelerator):
+    """Let the moments of features take in a round of images, of every process a part."""
+    features, _ = network(images)
+    moments.add(gathered(features, count, accelerator))

@@ -22,11 +22,12 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DiTPipeline, DiTTransformer2DModel, UNet2DModel
+from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .bundle_checks import open_autoencoder, open_stock_pipeline
 from .hub import load_bundle, save_bundle
 from .model_card import check_license, write_card
 from .pipelines import ScoreSDEPipeline
@@ -585,18 +586,18 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
     Args:
         folder_or_repo: a folder, or a repo on the Hub.
         frequency_shift: of a DiTPipeline: see `dit_from_diffusers`.
-        kwargs: of `DiffusionPipeline.from_pretrained`.
+        kwargs: of `ScoreSDEPipeline.from_pretrained`: no code of the repo is run, and only safetensors are opened.
 
     Raises ValueError for another kind of pipeline.
     """
-    stock = DiffusionPipeline.from_pretrained(folder_or_repo, **kwargs)
-    config = dict(stock.scheduler.config)
+    stock = open_stock_pipeline(folder_or_repo, **kwargs)
+    overrides = {}
     if isinstance(stock, DiTPipeline):
         if frequency_shift is None and str(folder_or_repo).rstrip("/") in ORIGINAL_DITS:
             frequency_shift = 0.0
         model = dit_from_diffusers(stock.transformer, frequency_shift)
         if model.config.learn_sigma:
-            config["variance_type"] = "learned_range"
+            overrides["variance_type"] = "learned_range"
         # every synonym is a name of its own there
         id2label = {}
         for name, label in stock.labels.items():
@@ -604,16 +605,11 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
         components = {"transformer": model, "vae": stock.vae, "id2label": id2label or None}
     elif isinstance(getattr(stock, "unet", None), UNet2DModel):
         if stock.unet.config.center_input_sample:
-            config = center(stock.unet, config)
+            overrides = center(stock.unet, stock.scheduler.config)
         components = {"unet": stock.unet, "vae": getattr(stock, "vqvae", None)}
     else:
-        raise ValueError(
-            f"{folder_or_repo!r} is a {type(stock).__name__}: only DiTPipeline and pipelines around a UNet2DModel can "
-            f"be converted; of others, replace the scheduler by ScoreSDEScheduler.from_config(pipe.scheduler.config)"
-        )
-    scheduler = ScoreSDEScheduler.from_config(config)
-    if config.get("time_scale"):
-        scheduler = ScoreSDEScheduler.from_config(scheduler.config, time_scale=config["time_scale"])
+        raise ValueError(f"the network of {folder_or_repo!r} is a {type(stock.unet).__name__}, not a UNet2DModel")
+    scheduler = ScoreSDEScheduler.from_config(stock.scheduler.config, **overrides)
     return ScoreSDEPipeline(scheduler, **components)
 
 
@@ -629,13 +625,13 @@ def published_license(folder_or_repo):
 
 
 def center(unet, config):
-    """Let a UNet2DModel that was trained by a ScoreSdeVeScheduler on images in [0, 1] see images in [-1, 1]; return the
-    scheduler's config: the noise counts twice, and the output half."""
+    """Let a UNet2DModel that was trained by a ScoreSdeVeScheduler on images in [0, 1] see images in [-1, 1]; return
+    what changes in the scheduler: the noise counts twice, and the output half."""
     if "sampling_eps" not in config:
         raise ValueError("center_input_sample is only understood together with a ScoreSdeVeScheduler")
     unet.register_to_config(center_input_sample=False)
     halve_score([unet.conv_out])
-    return config | {"sigma_min": 2 * config["sigma_min"], "sigma_max": 2 * config["sigma_max"], "time_scale": 0.5}
+    return {"sigma_min": 2 * config["sigma_min"], "sigma_max": 2 * config["sigma_max"], "time_scale": 0.5}
 
 
 def pipeline_to_diffusers(pipeline):
@@ -832,13 +828,6 @@ def main(argv=None):
             facts["base_model"] = source
         save_bundle(pipeline, output, facts=facts)
     print(f"pipeline: {output}")
-
-
-def open_autoencoder(folder_or_repo):
-    """An autoencoder of diffusers, whichever class its config names."""
-    from diffusers import AutoModel
-
-    return AutoModel.from_pretrained(folder_or_repo)
 
 
 if __name__ == "__main__":

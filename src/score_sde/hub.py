@@ -7,7 +7,6 @@ Hub.
 
 import argparse
 import glob
-import importlib
 import json
 import os
 import re
@@ -21,16 +20,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
 
 from . import __version__, pipelines
+from .bundle_checks import while_unchanged
+from .bundle_code import compare_code
 from .model_card import check_metrics, write_card
-from .pipelines.bundling import (
-    LIBRARIES,
-    BundleMixin,
-    compare_code,
-    fetch,
-    hub_problem,
-    read_index,
-    saved_class_name,
-)
+from .pipelines.bundling import BundleMixin, fetch, hub_problem, read_index, saved_class_name, shortened
 
 
 # precisions in which weights can be saved beside those that a pipeline has
@@ -113,37 +106,35 @@ def add_metrics(folder, metrics):
 def load_bundle(folder_or_repo, **kwargs):
     """Open a bundle with the installed classes, whichever pipeline of this package it holds; no code of it is run.
 
-    Takes the arguments of `DiffusionPipeline.from_pretrained`. Raises ValueError for a pipeline class that this package
-    doesn't have, for a bundle that isn't sound (`bundle_checks`), and where the Hub refuses, with what to do.
+    Takes the arguments of `DiffusionPipeline.from_pretrained` but those that would run code, or open other weights than
+    safetensors. Raises ValueError for a pipeline class that this package doesn't have, for a bundle that isn't sound
+    (`bundle_checks`), and where the Hub refuses, with what to do.
     """
     folder, kwargs = fetch(folder_or_repo, **kwargs)
-    return _pipeline_class(folder, folder_or_repo).from_pretrained(folder, **kwargs)
+    return while_unchanged(folder, lambda: _pipeline_class(folder, folder_or_repo).from_pretrained(folder, **kwargs))
 
 
 def _pipeline_class(folder, folder_or_repo):
     name = saved_class_name(read_index(folder))
     if name not in pipelines.__all__:
         raise ValueError(
-            f"{str(folder_or_repo)!r} holds a {name}; this package has the pipelines {', '.join(pipelines.__all__)}"
+            f"{str(folder_or_repo)!r} holds a {shortened(name)}; this package has the pipelines "
+            f"{', '.join(pipelines.__all__)}"
         )
     return getattr(pipelines, name)
 
 
 def verify(folder_or_repo, **download):
-    """Compare the code that a bundle carries with that of this release, file by file; none of it is run.
+    """Compare the code that `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` could run from a bundle
+    with that of this release, file by file; none of it is run.
 
     Takes `revision`, `token` and the other arguments of a download. Returns {path: verdict}, where the verdict is
-    "same", "differs", "unknown" for a file that this release doesn't carry, or "missing" for one that isn't there.
-    Raises ValueError as `load_bundle` does.
+    "same", "differs", "unknown" for code, or a component, that this release doesn't have, "missing" for a file that
+    isn't there, or "outside" for what leads out of the folder, such as a link: see `bundle_code.compare_code`. Raises
+    ValueError as `load_bundle` does.
     """
-    folder, _ = fetch(folder_or_repo, patterns=["model_index.json", "*.py"], **download)
-    package = importlib.import_module(__package__)
-    classes = {".": _pipeline_class(folder, folder_or_repo)}
-    for name, value in read_index(folder).items():
-        carried = isinstance(value, list) and len(value) == 2 and not name.startswith("_") and value[0] is not None
-        if carried and value[0] not in LIBRARIES and value[1] in package.__all__:
-            classes[name] = getattr(package, value[1])
-    return compare_code(folder, classes)
+    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
+    return compare_code(folder, _pipeline_class(folder, folder_or_repo))
 
 
 # what a bundle, a model or a scheduler is made of; anything else, such as a pickle or a token, stays here
@@ -281,7 +272,8 @@ def main(argv=None):
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     for path, verdict in verdicts.items():
-        print(f"{verdict:8} {path}")
+        # a file's name may hold what a terminal would obey
+        print(f"{verdict:8} {''.join(each if each.isprintable() else repr(each)[1:-1] for each in path)}")
     others = sum(verdict != "same" for verdict in verdicts.values())
     if others:
         print(

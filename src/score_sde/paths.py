@@ -122,14 +122,6 @@ class Path:
         """Draw x_t given x0 (B, ...), standard normal noise of the same shape, and t of shape () or (B,), Eq. (1)."""
         return expand_to(self.alpha(t), x0) * x0 + expand_to(self.sigma(t), x0) * noise
 
-    def marginal(self, x0, t):
-        """Mean (B, ...) and standard deviation () or (B,) of x_t given x0, Eq. (1)."""
-        return expand_to(self.alpha(t), x0) * x0, self.sigma(t)
-
-    def velocity(self, x0, noise, t):
-        """alpha' x0 + sigma' noise: the time derivative of x_t along the path, Eq. (8)."""
-        return expand_to(self.alpha_prime(t), x0) * x0 + expand_to(self.sigma_prime(t), x0) * noise
-
     def transition(self, s, t):
         """(A, B) of x_t = A x_s + B z for s < t, Eq. (4)."""
         return self.alpha(t) / self.alpha(s), self.sigma(t) * self._variance_gain(s, t).sqrt()
@@ -294,10 +286,8 @@ class DiscreteVPSDE(_VariancePreserving):
     def __init__(self, betas):
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError(
-                f"betas must be at least two numbers in (0, 1); got shape {tuple(betas.shape)} "
-                f"with values from {betas.min():g} to {betas.max():g}"
-            )
+            values = f", with values from {betas.min():g} to {betas.max():g}" if betas.numel() else ""
+            raise ValueError(f"betas must be at least two numbers in (0, 1); got shape {tuple(betas.shape)}{values}")
         self.levels = len(betas)
         self.t_min = 1 / self.levels
         knots = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0) / 2])
@@ -312,12 +302,14 @@ class DiscreteVPSDE(_VariancePreserving):
         beta_end: float = 0.02,
         trained_betas=None,
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
     ):
         """The path of a stock diffusers scheduler: the same arguments give the same noise levels.
 
-        `rescale_betas_zero_snr` shifts the last level to (almost) no signal (Lin et al. 2023, algorithm 1); as in
-        diffusers' Euler and DPM-Solver schedulers, its alpha^2 is 2^-24 instead of 0. Raises ValueError for an unknown
-        schedule.
+        `snr_shift_scale` divides the signal-to-noise ratio of every level, as CogVideoX does. `rescale_betas_zero_snr`
+        shifts the last level to (almost) no signal (Lin et al. 2023, algorithm 1); as in diffusers' Euler and
+        DPM-Solver schedulers, its alpha^2 is 2^-24 instead of 0, or a quarter of the level's before it where that is
+        less. Raises ValueError for an unknown schedule.
         """
         n = num_train_timesteps
         if trained_betas is not None:
@@ -333,10 +325,12 @@ class DiscreteVPSDE(_VariancePreserving):
             raise ValueError(
                 f"beta_schedule {beta_schedule!r} is unknown; choose one of linear, scaled_linear, squaredcos_cap_v2"
             )
-        if rescale_betas_zero_snr:
-            alpha = (1 - betas).cumprod(0).sqrt()
-            alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-            alpha[-1] = 2.0**-12
+        if rescale_betas_zero_snr or snr_shift_scale != 1:
+            alpha2 = (1 - betas).cumprod(0)
+            alpha = (alpha2 / (snr_shift_scale + (1 - snr_shift_scale) * alpha2)).sqrt()
+            if rescale_betas_zero_snr:
+                alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+                alpha[-1] = min(2.0**-12, alpha[-2] / 2)
             betas = 1 - torch.cat([alpha[:1], alpha[1:] / alpha[:-1]]) ** 2
         return cls(betas)
 

@@ -3,8 +3,10 @@
 No formula stands here: the noise mathematics is in `paths`, the solvers are in `solvers`.
 """
 
+import difflib
 import inspect
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +34,7 @@ from .paths import (
     time_grid,
 )
 from .solvers import AUTOMATIC, CORRECTORS, PREDICTORS, VARIANCES, Churn, Memory, automatic, plan
+from .stock_configs import from_stock_config, refuse_unknown_meaning
 
 
 SDE_TYPES = {
@@ -45,9 +48,62 @@ SDE_TYPES = {
 }
 
 
+# {argument: (least, largest, whole)} of every number; None stands for its default
+NUMBERS = {
+    "num_train_timesteps": (1, 10**5, True),
+    "corrector_steps": (1, 10**4, True),
+    "steps_offset": (0, 10**5, True),
+    "eta": (0, 1e3, False),
+    "s_churn": (0, 1e6, False),
+    "s_tmin": (0, 1e6, False),
+    "s_tmax": (0, 1e6, False),
+    "s_noise": (1e-3, 1e3, False),
+    "corrector_snr": (1e-6, 1e3, False),
+    "rho": (0.1, 1e3, False),
+    "t_min": (1e-9, 1, False),
+    "t_max": (1e-9, 1, False),
+    "beta_min": (0, 1e6, False),
+    "beta_max": (0, 1e6, False),
+    "sigma_min": (0, 1e6, False),
+    "sigma_max": (0, 1e6, False),
+    "beta_start": (0, 1, False),
+    "beta_end": (0, 1, False),
+    "snr_shift_scale": (1e-6, 1e6, False),
+    "sigma_data": (1e-6, 1e6, False),
+    "time_scale": (-1e6, 1e6, False),
+    "time_offset": (-1e6, 1e6, False),
+    "clip_sample_range": (1e-6, 1e6, False),
+    "dynamic_thresholding_ratio": (0, 1, False),
+    "sample_max_value": (1, 1e6, False),
+}
+FLAGS = ("open_end", "denoise_final", "rescale_betas_zero_snr", "clip_sample", "thresholding")
+# of one trajectory
+LARGEST_NFE = 10**5
+
+
+def check_number(name, value, least, largest, whole=False):
+    """Raise ValueError, naming the value and the range, unless `value` is a number from least to largest."""
+    kind = numbers.Integral if whole else numbers.Real
+    # nan is in no range
+    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= largest:
+        number = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} {value!r} must be {number} from {least:g} to {largest:g}")
+
+
+def as_list(name, values):
+    """A list, array or tensor of numbers as a list of floats. Raises ValueError for anything else."""
+    try:
+        values = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.tensor(0.0)
+    if values.ndim != 1 or not 0 < len(values) <= LARGEST_NFE:
+        raise ValueError(f"{name} must be a list of 1 to {LARGEST_NFE:,} numbers")
+    return values.tolist()
+
+
 def check_choice(name, value, choices):
     """Raise ValueError, naming the value and the choices, unless `value` is one of them."""
-    if value not in choices:
+    if value not in tuple(choices):
         raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(map(str, choices))}")
 
 
@@ -145,7 +201,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         t_max: largest time, in (0, 1]; None for 1, or a little less where alpha(1) = 0 and the predictor, grid or
             prediction type is singular there.
         beta_min, beta_max: of vp and subvp. sigma_min, sigma_max: of ve and edm. beta_start, beta_end, beta_schedule,
-            trained_betas, rescale_betas_zero_snr: of discrete_vp, as in diffusers. None means the path's own default.
+            trained_betas, rescale_betas_zero_snr, snr_shift_scale: of discrete_vp, as in diffusers. None means the
+            path's own default.
         sigma_data: standard deviation of the data, for prediction type edm.
         time_input: what the network receives as time is time_scale q + time_offset, where q is "t", "sigma" (of
             x_t / alpha) or "log_sigma" (its natural logarithm). None for the path's own: t for all (with offset -1 on
@@ -157,7 +214,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         thresholding: dynamic thresholding of the denoised sample (Saharia et al. 2022): the
             dynamic_thresholding_ratio-quantile of its magnitude, between 1 and sample_max_value, becomes 1.
 
-    Raises ValueError at construction for every unknown or contradictory value, with what is allowed.
+    Raises ValueError at construction for every unknown or contradictory value, and for every number out of its range
+    (`NUMBERS`), with what is allowed.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
@@ -196,6 +254,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         beta_schedule: str | None = None,
         trained_betas: list[float] | None = None,
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float | None = None,
         sigma_data: float = 0.5,
         time_input: str | None = None,
         time_scale: float | None = None,
@@ -213,12 +272,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         check_choice("corrector_position", corrector_position, ("after", "before"))
         check_choice("variance_type", variance_type, VARIANCES)
         check_choice("timestep_spacing", timestep_spacing, TIME_GRIDS)
-        if num_train_timesteps < 1 or corrector_steps < 1:
-            raise ValueError(
-                f"num_train_timesteps {num_train_timesteps} and corrector_steps {corrector_steps} must be at least 1"
-            )
-        if corrector_snr <= 0 or sigma_data <= 0 or rho <= 0:
-            raise ValueError(f"corrector_snr {corrector_snr}, sigma_data {sigma_data} and rho {rho} must be positive")
+        if trained_betas is not None:
+            # an array or tensor, as a list: what a config can hold
+            self.register_to_config(trained_betas=as_list("trained_betas", trained_betas))
+        self._check_numbers()
         self._check_noise()
         self._check_calibration()
 
@@ -251,6 +308,20 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index = None
         self._step_index = None
 
+    def _check_numbers(self):
+        """Raise ValueError for numbers out of their range, and for flags that are not True or False."""
+        required = {name for name, each in inspect.signature(type(self)).parameters.items() if each.default is not None}
+        for name, (least, largest, whole) in NUMBERS.items():
+            if name in required or self.config[name] is not None:
+                check_number(name, self.config[name], least, largest, whole)
+        for name in FLAGS:
+            if not isinstance(self.config[name], bool):
+                raise ValueError(f"{name} {self.config[name]!r} must be True or False")
+        if self.config.time_scale == 0:
+            raise ValueError("time_scale 0 would tell the network nothing: pass another number, or None")
+        if self.config.s_tmax is not None and self.config.s_tmin > self.config.s_tmax:
+            raise ValueError(f"s_tmin {self.config.s_tmin} must be at most s_tmax {self.config.s_tmax}")
+
     def _check_noise(self):
         """Raise ValueError for settings of the noise that the predictor doesn't have, or that contradict each other."""
         predictor, eta, s_churn = self.config.predictor, self.config.eta, self.config.s_churn
@@ -260,8 +331,6 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"predictor {predictor!r} takes no eta (got {eta}); those that do: {', '.join(takes_eta)}")
         if eta is not None and not 0 <= eta <= row.max_eta:
             raise ValueError(f"eta {eta} is out of range: predictor {predictor!r} takes 0 to {row.max_eta}")
-        if s_churn < 0 or self.config.s_noise <= 0:
-            raise ValueError(f"s_churn {s_churn} must be at least 0, and s_noise {self.config.s_noise} above 0")
         if s_churn and (row is None or not row.ode):
             takes_churn = [name for name, row in PREDICTORS.items() if row.ode]
             raise ValueError(
@@ -274,11 +343,18 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _check_calibration(self):
         """Raise ValueError unless `calibration` holds what `calibrate` writes."""
-        for n, entry in (self.config.calibration or {}).items():
+        calibration = {} if self.config.calibration is None else self.config.calibration
+        if not isinstance(calibration, dict):
+            raise ValueError(f"calibration {calibration!r} must be a dictionary, as `calibrate` writes it, or None")
+        for n, entry in calibration.items():
+            if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[1], (list, tuple)):
+                raise ValueError(f"calibration {n!r} must hold a predictor and a list of times, not {entry!r}")
             predictor, times = entry
             check_choice(f"predictor of calibration {n!r}", predictor, PREDICTORS)
+            for time in times:
+                check_number(f"time of calibration {n!r}", time, 0, 1)
             falls = all(a > b for a, b in zip(times, times[1:], strict=False))
-            if str(len(times)) != n or not falls or not 0 < times[-1] <= times[0] <= 1:
+            if str(len(times)) != n or not falls or not times or times[-1] <= 0:
                 raise ValueError(f"calibration {n!r} must hold as many times, falling strictly from at most 1: {times}")
 
     def _build_path(self):
@@ -286,7 +362,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         allowed = inspect.signature(build).parameters
         of_paths = {name for other in SDE_TYPES.values() for name in inspect.signature(other).parameters}
         given = {
-            name: self.config[name] for name in of_paths & self.config.keys() if self.config[name] not in (None, False)
+            name: self.config[name]
+            for name in of_paths & self.config.keys()
+            if self.config[name] is not None and self.config[name] is not False
         }
         unknown = given.keys() - allowed.keys() - {"num_train_timesteps"}
         if unknown:
@@ -315,11 +393,23 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """A scheduler from a config of ours or of a stock diffusers scheduler: the same path, prediction type, grid and
         clipping as the stock scheduler; the predictor is ours, unless given in `kwargs`.
 
-        Stock configs: every scheduler with a `beta_schedule` (DDPM, DDIM, Euler, Heun, DPM-Solver, UniPC, ...), and
-        ScoreSdeVeScheduler. Raises ValueError for others.
+        Stock configs: see `stock_configs`, which knows every key of every scheduler with a `beta_schedule` (DDPM, DDIM,
+        Euler, Heun, DPM-Solver, UniPC, ...), and of ScoreSdeVe and ScoreSdeVp. Their linspace grids are on whole levels
+        here, where Euler, Heun, LMS and KDPM2 interpolate between levels; and the last step leads to clean data.
+
+        Raises ValueError for other schedulers, for a key whose value has no counterpart here, and for keywords that are
+        no argument of this class (with return_unused_kwargs they are returned).
         """
-        if isinstance(config, dict) and "sde_type" not in config:
-            config = from_stock_config(config)
+        if isinstance(config, dict):
+            own = inspect.signature(cls).parameters.keys()
+            if not return_unused_kwargs:
+                for name in kwargs.keys() - own:
+                    nearest = difflib.get_close_matches(name, own, n=1, cutoff=0.0)[0]
+                    raise ValueError(f"{name!r} is no argument of {cls.__name__}; the nearest is {nearest!r}")
+            if "sde_type" in config:
+                refuse_unknown_meaning(config, but=own)
+            else:
+                config = from_stock_config(config, own)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     # --- facts about the noise, for training scripts --------------------------------------------------------------
@@ -337,14 +427,28 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """Path time in [0, 1], float64, of the number(s) that the network receives: the inverse of `timestep`."""
         return path_time(self.path, timesteps, self.config.time_input, self.config.time_scale, self.config.time_offset)
 
+    def _time_inside(self, timesteps):
+        """Path time in [0, 1] of timesteps as `add_noise` takes them."""
+        t = self.path_time(timesteps)
+        # up to the rounding of float32
+        inside = (t >= -1e-6) & (t <= 1 + 1e-6)
+        if t.device.type == "cpu" and not inside.all():
+            ends = [float(self.timestep(end)) for end in (0.0, 1.0)]
+            raise ValueError(f"timesteps {timesteps} must lie between {ends[0]:g} (clean data) and {ends[1]:g} (noise)")
+        return torch.where(inside, t, math.nan).clamp(0, 1)
+
     def add_noise(self, original_samples, noise, timesteps):
-        """x_t for clean samples (B, ...), noise of the same shape, and timesteps () or (B,) as the network has them."""
-        return self.path.sample(original_samples, noise, self.path_time(timesteps))
+        """x_t for clean samples (B, ...), noise of the same shape, and timesteps () or (B,) as the network has them.
+
+        Raises ValueError for timesteps outside of the path's, from clean data to noise. On an accelerator, which would
+        have to be waited for, what they give is nan.
+        """
+        return self.path.sample(original_samples, noise, self._time_inside(timesteps))
 
     def get_velocity(self, sample, noise, timesteps):
         """alpha noise - sigma x0, the target of v_prediction, for clean samples, noise and timesteps as in
         `add_noise`."""
-        t = self.path_time(timesteps)
+        t = self._time_inside(timesteps)
         return expand_to(self.path.alpha(t), sample) * noise - expand_to(self.path.sigma(t), sample) * sample
 
     def denoiser(self, network, limited=True):
@@ -449,7 +553,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """
         if sum(each is not None for each in (num_inference_steps, timesteps, sigmas)) != 1:
             raise ValueError("pass either num_inference_steps or timesteps or sigmas")
-        if t_start is not None and (num_inference_steps is None or not self.t_min < t_start <= self.t_max):
+        if num_inference_steps is not None:
+            check_number("num_inference_steps", num_inference_steps, 1, LARGEST_NFE // self.order, whole=True)
+        inside = isinstance(t_start, numbers.Real) and self.t_min < t_start <= self.t_max
+        if t_start is not None and (num_inference_steps is None or not inside):
             raise ValueError(
                 f"t_start {t_start} must lie above {self.t_min:g} and at most at {self.t_max:g}, and goes with "
                 f"num_inference_steps"
@@ -457,8 +564,6 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if num_inference_steps is None:
             times = self._explicit_times(timesteps, sigmas)
             predictor = self._solver(len(times))
-        elif num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps {num_inference_steps} must be at least 1")
         elif t_start is None and self._is_calibrated(num_inference_steps):
             predictor, times = self.config.calibration[str(num_inference_steps)]
             times = torch.tensor(times, dtype=torch.float64)
@@ -486,7 +591,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     def _explicit_times(self, timesteps, sigmas):
         """The times of given numbers, as `set_timesteps` takes them."""
         given, name = (sigmas, "sigmas") if timesteps is None else (timesteps, "timesteps")
-        values = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+        values = torch.tensor(as_list(name, given), dtype=torch.float64)
         if timesteps is not None:
             times, largest = self.path_time(values), float(self.timestep(1.0))
         elif isinstance(self.path, LinearSDE):
@@ -494,7 +599,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         else:
             times = self.path.t_from_half_log_snr(-values.log())
             largest = float(torch.exp(-self.path.half_log_snr(1.0)))
-        falls = values.ndim == 1 and len(values) > 0 and bool((times.diff() < 0).all())
+        falls = bool((times.diff() < 0).all())
         if not falls or not 0 < times[-1] <= times[0] <= 1 + 1e-6 or values[0] > largest + 1e-6 * abs(largest):
             raise ValueError(f"{name} {values.tolist()} must fall strictly, from at most {largest:g}")
         return times.clamp_max(1.0)
@@ -575,15 +680,18 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         Raises ValueError for another predictor than "auto", with a corrector, or without a final denoising; and for a
         model whose output is not finite.
         """
-        numbers = [nfe] if isinstance(nfe, int) else list(nfe)
+        counts = list(nfe) if isinstance(nfe, (list, tuple)) else [nfe]
+        check_number("reference_steps", reference_steps, 3, LARGEST_NFE, whole=True)
+        for each in counts:
+            check_number("nfe", each, 2, reference_steps - 1, whole=True)
+        for name, value in (("num_samples", num_samples), ("sweeps", sweeps)):
+            check_number(name, value, 1, LARGEST_NFE, whole=True)
         if self.config.predictor != "auto" or self.config.corrector or not self.config.denoise_final:
             raise ValueError(
                 f"times are fitted for predictor 'auto' with denoise_final and without a corrector; this scheduler has "
                 f"predictor={self.config.predictor!r}, corrector={self.config.corrector!r}, "
                 f"denoise_final={self.config.denoise_final}"
             )
-        if not numbers or min(numbers) < 2 or max(numbers) >= reference_steps:
-            raise ValueError(f"nfe {nfe} must be at least 2 and less than reference_steps {reference_steps}")
         if hasattr(model, "guided_network"):
             network, noise = model.prepare_trajectories(num_samples, class_labels, guidance_scale, generator, noise)
         elif noise is None:
@@ -602,7 +710,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
         fit = Fit(self.path, denoise, self._build_plan, x, target, self.t_min)
         calibration, errors = dict(self.config.calibration or {}), {}
-        for n in numbers:
+        for n in counts:
             grid = self._grid(n, self.t_max)
             before = fit.run(grid, self._solver(n))
             predictors = dict.fromkeys(rule.predictor for rule in AUTOMATIC)
@@ -714,37 +822,3 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         magnitude = torch.quantile(denoised.flatten(1).abs(), self.config.dynamic_thresholding_ratio, dim=1)
         limit = expand_to(magnitude.clamp(1, self.config.sample_max_value), denoised)
         return torch.minimum(torch.maximum(denoised, -limit), limit) / limit
-
-
-def from_stock_config(config):
-    """The config of a `ScoreSDEScheduler` on the same path as a stock scheduler with this config; keys that belong to
-    the stock scheduler's own solver stay in it, for the way back. Raises ValueError for a config without a known path.
-    """
-    # arguments left at the stock class's defaults count as given: they are facts about the trained network
-    stock = {key: value for key, value in config.items() if key != "_use_default_values"}
-    if "sampling_eps" in stock:  # ScoreSdeVeScheduler
-        return {
-            "num_train_timesteps": stock["num_train_timesteps"],
-            "sde_type": "ve",
-            "sigma_min": stock["sigma_min"],
-            "sigma_max": stock["sigma_max"],
-            "prediction_type": "score",
-            "time_input": "sigma",
-            "corrector_snr": stock["snr"],
-            "t_min": stock["sampling_eps"],
-        }
-    if "beta_schedule" in stock and stock.get("timestep_type", "discrete") == "discrete":
-        ours = {"sde_type": "discrete_vp", "sigma_min": None, "sigma_max": None}
-        # DDPM's names; other schedulers, which add no such noise, say None
-        ours["variance_type"] = (stock.get("variance_type") or "fixed_small").removesuffix("_log")
-        ours["open_end"] = "solver_order" in stock or "predictor_order" in stock
-        for flag, spacing in (("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "log_snr")):
-            if stock.get(flag):
-                ours["timestep_spacing"] = spacing
-        return stock | ours
-    raise ValueError(
-        f"no noise path is known for the config of {config.get('_class_name', 'this scheduler')}: from_config takes "
-        f"schedulers with a discrete beta_schedule (DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler, "
-        f"DPMSolverMultistepScheduler, ...) and ScoreSdeVeScheduler; build others as "
-        f"ScoreSDEScheduler(sde_type=..., ...)"
-    )

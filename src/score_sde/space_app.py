@@ -3,6 +3,8 @@
 `python -m score_sde.space` opens it on this machine. A Space carries this file; it needs torch, diffusers and gradio.
 """
 
+import copy
+
 import torch
 from diffusers.utils import make_image_grid
 from PIL import Image
@@ -40,6 +42,8 @@ def draw(pipeline, label, predictor, num_inference_steps, guidance_scale, seed, 
         the pipeline can't do.
     """
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, predictor=predictor)
+    # requests draw at once: each on its own view of the pipeline
+    pipeline = copy.copy(pipeline)
     pipeline.scheduler = scheduler
     labels = None
     if pipeline.num_classes is not None:
@@ -56,6 +60,7 @@ def draw(pipeline, label, predictor, num_inference_steps, guidance_scale, seed, 
         callback_on_step_end=lambda pipe, step, timestep, tensors: samples.append(tensors["latents"][:1]),
     )
 
+    scheduler.set_timesteps(num_inference_steps)
     samples = [noise[:1] * scheduler.init_noise_sigma, *samples]
     # where time steps begin: the entries between are stages of one
     begins = range(0, output.nfe, scheduler.order)

@@ -1,0 +1,173 @@
+"""What the tests don't notice: one mutation at a time of one source file, against the test files that belong to it.
+
+    python tests/mutate.py src/score_sde/paths.py --sample 40 --seed 0
+
+It works in a temporary copy of the checkout and prints every mutation that no test noticed, and the share noticed.
+Some survivors change nothing that matters: read each before writing a test. Not part of the suite.
+"""
+
+import argparse
+import ast
+import copy
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+# source file -> test files, the quick ones first; those not listed: tests/test_<name>.py
+TESTS = {
+    "src/score_sde/paths.py": "paths solvers stock_configs scheduler",
+    "src/score_sde/solvers.py": "solvers scheduler",
+    "src/score_sde/calibration.py": "calibration",
+    "src/score_sde/scheduling_score_sde.py": "calibration stock_configs scheduler stable_diffusion",
+    "src/score_sde/losses.py": "losses training",
+    "src/score_sde/ema.py": "ema",
+    "src/score_sde/transformer_score_dit.py": "dit",
+    "src/score_sde/unet_score.py": "models",
+    "src/score_sde/noise_conditional_classifier.py": "models guidance",
+    "src/score_sde/hub.py": "hub local_hub attacks/push attacks/tokens",
+    "src/score_sde/bundle_checks.py": "hub attacks/loading attacks/verify",
+    "src/score_sde/model_card.py": "cards attacks/cards",
+    "src/score_sde/convert.py": "convert attacks/converters",
+    "src/score_sde/space.py": "space attacks/page",
+    "src/score_sde/space_app.py": "space attacks/page",
+    "pipelines/pipeline_score_sde.py": "pipeline guidance image_to_image",
+    "pipelines/pipeline_score_sde_inverse.py": "inverse",
+    "pipelines/operators.py": "inverse",
+    "pipelines/bundling.py": "hub attacks/loading attacks/verify",
+    "pipelines/latents.py": "pipeline",
+    "training/data.py": "data attacks/data",
+    "training/clean_data.py": "data",
+    "training/encode_latents.py": "data share_latents",
+    "training/loop.py": "training survival attacks/training",
+    "training/checkpoints.py": "survival attacks/training training",
+    "training/averages.py": "ema training",
+}
+SWAPS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.FloorDiv: ast.Div,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+
+
+def mutants(node):
+    """What may stand in the place of a node."""
+    if isinstance(node, (ast.BinOp, ast.BoolOp)) and type(node.op) in SWAPS:
+        yield replaced(node, op=SWAPS[type(node.op)]())
+    if isinstance(node, ast.BinOp):
+        yield node.left
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        yield replaced(node, ops=[SWAPS[type(node.ops[0])]()])
+    if isinstance(node, ast.UnaryOp):
+        yield node.operand
+    if isinstance(node, (ast.If, ast.While, ast.IfExp)):
+        yield replaced(node, test=ast.UnaryOp(ast.Not(), node.test))
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+        yield ast.Constant(node.value + 1 if isinstance(node.value, int) else 1.1 * node.value + 1e-3)
+    if isinstance(node, ast.Return) and node.value is not None:
+        yield ast.Return(ast.Constant(None))
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield ast.Pass()
+    if isinstance(node, ast.AugAssign):
+        yield ast.Pass()
+
+
+def replaced(node, **fields):
+    node = copy.deepcopy(node)
+    for name, value in fields.items():
+        setattr(node, name, value)
+    return node
+
+
+def places(node, path=()):
+    """(path, node) of every node whose meaning counts: not types, messages of errors, or names of modules."""
+    yield path, node
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns") or isinstance(value, (ast.JoinedStr, ast.Raise)):
+            continue
+        for i, child in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(child, ast.AST) and not isinstance(child, (ast.JoinedStr, ast.Raise, ast.ImportFrom)):
+                yield from places(child, (*path, (field, i if isinstance(value, list) else None)))
+
+
+def put(tree, path, node):
+    tree = copy.deepcopy(tree)
+    *above, (field, i) = path
+    parent = tree
+    for name, at in above:
+        parent = getattr(parent, name) if at is None else getattr(parent, name)[at]
+    if i is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[i] = node
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="a source file, relative to the checkout")
+    parser.add_argument("--sample", type=int, default=40, help="number of mutations tried, 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lines", default="1-1000000", help="only mutations of these lines, as 120-200")
+    parser.add_argument("--tests", help="test names instead of the table's, as 'paths solvers'")
+    parser.add_argument("-k", default="", help="pytest's -k")
+    options = parser.parse_args()
+    names = options.tests or TESTS.get(options.source, Path(options.source).stem)
+    files = [f"tests/{name}.py".replace("tests/", "tests/test_", 1) for name in names.split() if "/" not in name]
+    files += [f"tests/{name}.py".replace("attacks/", "attacks/test_") for name in names.split() if "/" in name]
+    files = [name for name in files if (ROOT / name).exists()]
+
+    tree = ast.parse((ROOT / options.source).read_text(encoding="utf-8"))
+    first, last = (int(line) for line in options.lines.split("-"))
+    every = [
+        (path, node, mutant)
+        for path, node in places(tree)
+        if first <= getattr(node, "lineno", 0) <= last
+        for mutant in mutants(node)
+    ]
+    chosen = random.Random(options.seed).sample(every, min(options.sample or len(every), len(every)))
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "tree"
+        shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
+        # the copy goes before an installed package
+        (root / ".path").mkdir()
+        (root / ".path/score_sde").symlink_to(root / "src/score_sde")
+        for part in ("pipelines", "model_cards", "training"):
+            (root / f"src/score_sde/{part}").symlink_to(root / part)
+        environment = os.environ | {"PYTHONPATH": str(root / ".path"), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", options.k, *files]
+
+        def noticed(limit=None):
+            try:
+                return subprocess.run(command, cwd=root, env=environment, timeout=limit, capture_output=True)
+            except subprocess.TimeoutExpired:
+                return None
+
+        begin = time.time()
+        plain = noticed()
+        if plain.returncode:
+            sys.exit(f"the tests fail without a mutation:\n{plain.stdout.decode()[-3000:]}")
+        limit, survivors = 3 * (time.time() - begin) + 60, 0
+        print(f"{options.source}: {len(chosen)} of {len(every)} mutations, {', '.join(files)}", flush=True)
+        for path, node, mutant in chosen:
+            (root / options.source).write_text(put(tree, path, mutant), encoding="utf-8")
+            result = noticed(limit)
+            if result is not None and result.returncode == 0:
+                survivors += 1
+                before, after = (ast.unparse(each).split("\n")[0] for each in (node, mutant))
+                print(f"  line {node.lineno}: {before}  ->  {after}", flush=True)
+    share = 1 - survivors / max(len(chosen), 1)
+    print(f"{options.source}: {len(chosen) - survivors} of {len(chosen)} noticed ({share:.0%})")
+
+
+if __name__ == "__main__":
+    main()
