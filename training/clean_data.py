@@ -1,6 +1,5 @@
 """What diffusion is trained on: images, latents encoded before, or images encoded on the fly by an autoencoder."""
 
-import os
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -76,7 +75,7 @@ class CleanData:
             self.dataset = LatentDataset(folder, flips=config.random_flip)
             vae = config.vae or self.dataset.facts["vae"]
             # of latents from the Hub, it may be in their own folder
-            vae = os.path.join(folder, vae) if vae == "vae" else vae
+            vae = folder if vae == "vae" else vae
             self.vae = load_vae(vae)
             if fingerprint(self.vae) != self.dataset.facts["vae_fingerprint"]:
                 raise ValueError(
