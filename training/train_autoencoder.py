@@ -128,6 +128,8 @@ def train(config, accelerator, run):
 
     model, facts = fit(config, accelerator, run, Reconstruction(vae), dataset, compute_loss, on_sample)
 
+    accelerator.end_training()
+    # no other process waits for what follows
     if accelerator.is_main_process:
         vae = model.vae
         rows = torch.utils.data.Subset(dataset, range(min(config.statistics_images, len(dataset))))
@@ -145,8 +147,6 @@ def train(config, accelerator, run):
             )
             print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}")
         print(f"autoencoder: {save_model(vae, os.path.join(config.output_dir, 'vae'), facts)}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 if __name__ == "__main__":
