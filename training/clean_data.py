@@ -108,14 +108,14 @@ class CleanData:
         """What the rows are and where they are from, for the card: "rows", "class_counts" ({name: rows}),
         "skipped_files" and what the config says; None where it isn't known."""
         source = self.dataset.facts if config.latents else vars(config) | {"dataset_on_hub": on_hub(config.dataset)}
-        facts = {key: source.get(key) for key in ("dataset", "dataset_on_hub", "split", "resolution")}
+        facts = {key: source.get(key) for key in ("dataset", "dataset_on_hub", "split", "resolution", "background")}
         return self.dataset.row_facts() | facts
 
     def draw(self, batch, draws):
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised
         latents drawn from the autoencoder's posterior."""
         if self.random_flip:
-            flipped = draws.uniform().reshape(-1, 1, 1, 1) < 0.5
+            flipped = draws.chance(0.5).reshape(-1, 1, 1, 1)
             if "mean" in batch:
                 mirrored = {name: batch[f"{name}_flipped"] for name in ("mean", "std")}
             else:

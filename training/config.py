@@ -35,6 +35,12 @@ def option(default, help):
     return field(default=default, metadata={"help": help})
 
 
+def one_of(names):
+    """ "a, b, or c" of a table's names."""
+    *others, last = names
+    return f"{', '.join(others)}, or {last}"
+
+
 @dataclass
 class LoaderConfig:
     num_workers: int = option(0, "Processes that decode images, per training process; 0 decodes in the process itself.")
@@ -201,7 +207,8 @@ def parse(config_class, argv):
     parser = HfArgumentParser(
         config_class,
         usage="%(prog)s [config.yaml] [--option value ...]",
-        description=config_class.__doc__,
+        description=f"{config_class.__doc__} Every option may stand in the YAML file, too, as 'option: value'.",
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.register("type", int, whole_number)
@@ -219,6 +226,18 @@ def parse(config_class, argv):
     if problems:
         parser.error("; ".join(problems))
     return config
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Every option by one spelling and what it takes, with its default where it has one."""
+
+    def _format_action_invocation(self, action):
+        kind = {int: " N", float: " X", str: " TEXT"}.get(action.type, "")
+        more = " ..." if action.nargs == "+" else ""
+        return action.option_strings[-1 if action.option_strings[0] == "-h" else 0] + kind + more
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, "", [], "{}") else super()._get_help_string(action)
 
 
 def nearest(name, known):

@@ -11,6 +11,7 @@ import argparse
 import os
 import shlex
 import shutil
+import sys
 import time
 
 import encode_latents
@@ -48,7 +49,8 @@ def main():
     started = time.monotonic()
     for number, (name, script, options, result) in enumerate(stages, start=1):
         arguments = [os.path.relpath(os.path.join(CONFIGS, f"{name}.yaml")), *options]
-        command = shlex.join(["accelerate", "launch", os.path.relpath(script.__file__), *arguments])
+        launch = [os.path.relpath(sys.executable), "-m", "accelerate.commands.launch", os.path.relpath(script.__file__)]
+        command = shlex.join([*launch, *arguments])
         print(f"\n[{number}/{len(stages)}] {name}: {command}", flush=True)
         if result and os.path.exists(result):
             print(f"already done: {result}")

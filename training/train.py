@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, mapping, one_line_errors, option, parse
+from config import LoopConfig, mapping, one_line_errors, one_of, option, parse
 from huggingface_hub.utils import validate_repo_id
 from loop import fit, make_accelerator, sample_path, save_grid
 from run_folder import open_run, surviving
@@ -23,8 +23,10 @@ from validation import ValidationConfig, make_validation
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.hub import push_to_hub, save_bundle
-from score_sde.losses import Objective, hybrid_loss
+from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss
 from score_sde.model_card import check_license
+from score_sde.paths import PREDICTIONS, moved
+from score_sde.scheduling_score_sde import SDE_TYPES
 
 
 NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
@@ -42,19 +44,14 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     model_name: str = option("score-sde model", "Name of the model on its card.")
     license: str | None = option(None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.")
     class_conditional: bool = option(True, "Train on class labels, where the data has them.")
-    sde_type: str = option("vp", "Noise path: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.")
-    prediction_type: str = option(
-        "v_prediction", "What the network predicts: epsilon, sample, score, v_prediction, flow_prediction, or edm."
-    )
+    sde_type: str = option("vp", f"Noise path: {one_of(SDE_TYPES)}.")
+    prediction_type: str = option("v_prediction", f"What the network predicts: {one_of(PREDICTIONS)}.")
     scheduler_kwargs: str = option("{}", "More arguments of ScoreSDEScheduler, as YAML: {beta_max: 20}.")
-    time_density: str = option(
-        "uniform", "Density of the training times: uniform, log_normal, logit_normal, importance, or levels."
-    )
+    time_density: str = option("uniform", f"Density of the training times: {one_of(TIME_DENSITIES)}.")
     time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.")
     weighting: str = option(
         "output",
-        "Weight of the squared error of x0: output, simple, velocity, edm, likelihood, min_snr, p2, or "
-        "sample; score_sde.losses has the published combinations.",
+        f"Weight of the squared error of x0: {one_of(WEIGHTINGS)}; score_sde.losses has the published combinations.",
     )
     weighting_kwargs: str = option("{}", "Its numbers, as YAML: {gamma: 5}.")
     vlb_weight: float = option(
@@ -145,6 +142,7 @@ def make_network(config, shape, num_classes):
 def loss_by_time(losses, t, scheduler, parts=4):
     """{name: (sum, count)} of the losses in equal parts of the time."""
     part = ((t - scheduler.t_min) / (scheduler.t_max - scheduler.t_min) * parts).long().clamp(0, parts - 1)
+    part = moved(part, losses.device)
     sums, counts = (torch.zeros(parts, device=losses.device).index_add(0, part, x) for x in (losses, losses * 0 + 1))
     return {f"loss_in_quarter_{i + 1}": torch.stack([sums[i], counts[i]]) for i in range(parts)}
 
@@ -193,7 +191,7 @@ def train(config, accelerator, run):
         t = draws.times = objective.times(draws.stratified())
         noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
         if num_classes and class_dropout_prob > 0:  # for guidance
-            labels = labels.masked_fill(draws.uniform() < class_dropout_prob, num_classes)
+            labels = labels.masked_fill(draws.chance(class_dropout_prob), num_classes)
         if config.vlb_weight > 0:
             pixels = data.vae is None
             losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
@@ -224,14 +222,12 @@ def train(config, accelerator, run):
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
             nfe = sample_grid(pipeline, config, path)
-            grid, facts["samples"] = (
-                path,
-                {
-                    "guidance_scale": config.sample_guidance_scale,
-                    "num_inference_steps": config.sample_num_inference_steps,
-                    "network_evaluations": nfe,
-                },
-            )
+            grid = path
+            facts["samples"] = {
+                "guidance_scale": config.sample_guidance_scale,
+                "num_inference_steps": config.sample_num_inference_steps,
+                "network_evaluations": nfe,
+            }
         return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
     def push(folder, steps):
@@ -269,10 +265,12 @@ def train(config, accelerator, run):
         on_evaluation,
         on_push,
         config.push_steps,
+        data.fingerprint(),
     )
 
     # the result: a folder that from_pretrained opens, with its card
-    accelerator.end_training()
+    with surviving("the log"):
+        accelerator.end_training()
     # no other process waits for what follows
     if accelerator.is_main_process:
         folder, grid = make_bundle(network, facts, "pipeline")
