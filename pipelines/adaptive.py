@@ -7,6 +7,20 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 
+# Apple's GPUs
+WITHOUT_FLOAT64 = {"mps"}
+
+
+def widest(device):
+    """float64, or float32 on a device without."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def in_float64(x):
+    """A tensor in float64, where its device has that, else on the CPU."""
+    return (x.cpu() if widest(x.device) == torch.float32 else x).double()
+
+
 def rms(x):
     """Root mean square of every sample, (B,)."""
     return x.flatten(1).pow(2).mean(1).sqrt()
@@ -70,13 +84,15 @@ def integrate(path, slope, x, t, s, rtol, atol, others=(), steps=None):
 
     (c_t, u_t), (c_s, u_s) = (path.straight_coordinates(time, slope=1.0) for time in (t, s))
     if steps is None:
-        stops = torch.stack([u_t, u_s])
+        stops = torch.stack([u_t, u_s]).to(x.device, widest(x.device))
         # without step_t it would step past the end, where u < 0 may be no level of the path, and interpolate
         settings = {"rtol": rtol, "atol": atol, "method": "dopri5", "options": {"norm": worst, "step_t": stops[1:]}}
+        settings["options"]["dtype"] = stops.dtype
     else:
         stops, settings = torch.linspace(0, 1, steps + 1, dtype=u_t.dtype) * (u_s - u_t) + u_t, {"method": "rk4"}
+        stops = stops.to(x.device, widest(x.device))
     state = (x / c_t.to(x), *others)
-    y, *rest = (each[-1] for each in odeint(derivative, state, stops.to(x.device), **settings))
+    y, *rest = (each[-1] for each in odeint(derivative, state, stops, **settings))
     return (y * c_s.to(x), *rest) if others else y * c_s.to(x)
 
 
@@ -140,7 +156,7 @@ def reverse_sde(path, denoise, x, t, s, rtol, atol, generator=None, first_step=0
         drift = path.reverse_drift(at, denoise(at, times), times, eta=1.0)
         return per_sample(path.diffusion(times), x) * increments - per_sample(lengths, x) * drift
 
-    times = torch.full((len(x),), float(t), dtype=torch.float64, device=x.device)
+    times = torch.full((len(x),), float(t), dtype=widest(x.device), device=x.device)
     lengths = torch.full_like(times, first_step)
     before, steps = x, BrownianSteps(x)
     while bool((times > s).any()):
@@ -150,7 +166,7 @@ def reverse_sde(path, denoise, x, t, s, rtol, atol, generator=None, first_step=0
         euler = x + change(x, times, lengths, increments)
         improved = (x + euler + change(euler, times - lengths, lengths, increments)) / 2
         tolerance = torch.maximum(torch.full_like(x, atol), rtol * torch.maximum(euler.abs(), before.abs()))
-        error = rms((euler - improved) / tolerance).double()
+        error = rms((euler - improved) / tolerance).to(times.dtype)
         check_finite(error, times)
         accepted = error <= 1
         steps.reject(~accepted, lengths, increments)

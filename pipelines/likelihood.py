@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .adaptive import check_finite, integrate, per_sample
+from .adaptive import check_finite, in_float64, integrate, per_sample
 
 
 TRACES = ("rademacher", "gaussian", "exact")
@@ -118,10 +118,10 @@ def log_likelihood(
     noise, gained = integrate(path, slope, x, t_min, t_max, rtol, atol, (gained,), steps)
     (c_min, _), (c_max, _) = (path.straight_coordinates(t, slope=1.0) for t in (t_min, t_max))
     noise = noise / prior_std
-    prior = -noise.flatten(1).double().pow(2).sum(1) / 2 - dimensions * math.log((2 * math.pi) ** 0.5 * prior_std)
+    prior = -in_float64(noise.flatten(1)).pow(2).sum(1) / 2 - dimensions * math.log((2 * math.pi) ** 0.5 * prior_std)
     # from the density of y = x / c to that of x, at both ends
     change = float((c_max / c_min).log())
-    each = prior[:, None] + dimensions * (gained.double() + change)
+    each = prior[:, None] + dimensions * (in_float64(gained) + change)
     if trace == "exact":
         error = torch.zeros_like(prior)
     else:

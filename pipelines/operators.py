@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
 
-from .adaptive import per_sample
+from .adaptive import in_float64, per_sample
 
 
 class LinearOperator:
@@ -71,7 +71,7 @@ class LinearOperator:
         back = self.adjoint(v, shape)
         if back.shape != a.shape:
             raise ValueError(f"the adjoint returns shape {tuple(back.shape)} for images of shape {tuple(shape)}")
-        left, right = (float((one * other).double().sum()) for one, other in ((y, v), (a, back)))
+        left, right = (float(in_float64(one * other).sum()) for one, other in ((y, v), (a, back)))
         if abs(left - right) > 1e-3 * float(y.norm() * v.norm()):
             raise ValueError(
                 f"the operator's adjoint is wrong: <A x, y> = {left:g}, <x, A^T y> = {right:g} for random x and y; "

@@ -488,7 +488,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         """f(x, t) that moves the bar to the share of the way from begin to end that the slowest sample has come."""
 
         def reporting(x, t):
-            share = ((torch.as_tensor(t, dtype=torch.float64) - begin) / (end - begin)).min()
+            share = ((torch.as_tensor(t).cpu().double() - begin) / (end - begin)).min()
             bar.n = max(bar.n, round(float(share), 3))
             bar.refresh()
             return denoise(x, t)

@@ -72,8 +72,8 @@ def test_more_numbers_are_added_to_those_there():
         ({"predictor": "heun"}, 5, "fitted for predictor 'auto'.*predictor='heun'"),
         ({"corrector": "langevin"}, 5, "corrector='langevin'"),
         ({"denoise_final": False}, 5, "denoise_final=False"),
-        ({}, 1, "nfe 1 must be at least 2"),
-        ({}, [5, 100], "less than reference_steps 100"),
+        ({}, 1, "nfe 1 must be a whole number from 2 to 99"),
+        ({}, [5, 100], "nfe 100 must be a whole number from 2 to 99"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(arguments, nfe, message):

@@ -41,8 +41,8 @@ ALLOWED = {
     | {f".{path.stem}" for path in (ROOT / "pipelines").glob("*.py")},
     "model_cards/*.py": set(),
     "training/*.py": FIELD
-    | {"accelerate", "datasets", "fsspec", "huggingface_hub", "numpy", "onnxruntime", "PIL", "pyarrow", "safetensors"}
-    | {"score_sde", "torchmetrics", "tqdm", "transformers", "yaml"}
+    | {"accelerate", "datasets", "filelock", "fsspec", "huggingface_hub", "numpy", "onnxruntime", "PIL", "pyarrow"}
+    | {"safetensors", "score_sde", "torchmetrics", "tqdm", "transformers", "yaml"}
     | TRAINING,
     "benchmarks/*.py": FIELD
     | {"datasets", "dit_gflops", "exact", "matplotlib", "numpy", "PIL", "safetensors", "score_sde", "stock_samplers"}

@@ -7,19 +7,14 @@ import pytest
 import torch
 
 from score_sde import paths
-from score_sde.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, DiscreteVPSDE, LinearSDE, SubVPSDE
+from score_sde.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, DiscreteVPSDE, Path, SubVPSDE
+from score_sde.scheduling_score_sde import SDE_TYPES
 
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-PATHS = {
-    "vp": VPSDE(),
-    "subvp": SubVPSDE(),
-    "ve": VESDE(),
-    "cosine": CosineVPSDE(),
-    **{schedule: DiscreteVPSDE.from_beta_schedule(beta_schedule=schedule) for schedule in SCHEDULES},
-    "edm": EDMSDE(),
-    "linear_flow": LinearSDE(),
-}
+CHAINS = {schedule: DiscreteVPSDE.from_beta_schedule(beta_schedule=schedule) for schedule in SCHEDULES}
+# every path there is, and the chain of every schedule
+PATHS = {name: build() for name, build in SDE_TYPES.items()} | {f"{name}_chain": path for name, path in CHAINS.items()}
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 TIMES = torch.tensor([1e-6, 1e-3, 0.0137, 0.1, 0.3333, 0.5, 0.71, 0.9, 0.999], dtype=torch.float64)
 
@@ -33,6 +28,14 @@ def derivative(function, t):
     t = t.clone().requires_grad_()
     (gradient,) = torch.autograd.grad((function(t) + 0 * t).sum(), t)
     return gradient
+
+
+def test_every_path_is_held_against_the_truth():
+    def kinds(cls):
+        return {cls, *(each for kind in cls.__subclasses__() for each in kinds(kind))}
+
+    public = {each for each in kinds(Path) if each.__module__ == paths.__name__ and each.__name__[0] != "_"}
+    assert public - {Path} == {type(path) for path in PATHS.values()}
 
 
 # --- paths --------------------------------------------------------------------------------------------------------
@@ -84,7 +87,7 @@ def test_ends(path):
     assert 0 < path.t_min < path.t_max <= 1
 
 
-@pytest.mark.parametrize("path", [VPSDE(), CosineVPSDE(), PATHS["linear"], PATHS["squaredcos_cap_v2"]])
+@pytest.mark.parametrize("path", [VPSDE(), CosineVPSDE(), CHAINS["linear"], CHAINS["squaredcos_cap_v2"]])
 def test_sigma_keeps_its_digits_near_the_data(path):
     # sigma^2 = 1 - alpha^2 ~ rate t for small t: no cancellation
     t = torch.tensor([1e-15, 1e-12, 1e-9], dtype=torch.float64)
@@ -151,9 +154,6 @@ def test_sample_broadcasts_over_images_and_videos(path):
         assert x_t.dtype == torch.float32
         for i in range(2):
             assert close(x_t[i].double(), (path.alpha(t[i]) + 2 * path.sigma(t[i])).expand(shape[1:]), 1e-6)
-        mean, std = path.marginal(x0, t)
-        assert close(mean.flatten(1)[:, 0].double(), path.alpha(t), 1e-6)
-        assert torch.equal(std, path.sigma(t))
 
 
 def test_times_that_fit_no_batch_are_refused():
@@ -183,7 +183,7 @@ def test_bad_parameters_are_refused(build, message):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_discrete_path_passes_through_the_levels_of_ddpm(schedule):
     stock = diffusers.DDPMScheduler(beta_schedule=schedule)
-    path = PATHS[schedule]
+    path = CHAINS[schedule]
     t = (torch.arange(1000, dtype=torch.float64) + 1) / 1000
     alpha2 = path.alpha(t) ** 2
     # diffusers keeps float32 betas and their products
@@ -201,7 +201,7 @@ def test_discrete_path_passes_through_the_levels_of_ddpm(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_discrete_path_is_smooth_and_monotone(schedule):
-    path = PATHS[schedule]
+    path = CHAINS[schedule]
     knots = torch.arange(1, 1000, dtype=torch.float64) / 1000
     left, right = path.log_alpha_prime(knots - 1e-12), path.log_alpha_prime(knots + 1e-12)
     assert ((left - right) / right).abs().max() < 1e-6
@@ -216,6 +216,27 @@ def test_zero_terminal_snr_equals_diffusers():
     t = (torch.arange(1000, dtype=torch.float64) + 1) / 1000
     assert (path.alpha(t) ** 2 - stock.alphas_cumprod.double()).abs().max() < 1e-6
     assert path.alpha(1.0) ** 2 == pytest.approx(2**-24)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("n", [1000, 4000])
+def test_zero_terminal_snr_on_every_chain(schedule, n):
+    """The levels of stock DDIM, whose last alpha is 0; ours is small, and below the one before it."""
+    stock = diffusers.DDIMScheduler(n, beta_schedule=schedule, rescale_betas_zero_snr=True)
+    path = DiscreteVPSDE.from_beta_schedule(n, schedule, rescale_betas_zero_snr=True)
+    alpha2 = path.alpha((torch.arange(n, dtype=torch.float64) + 1) / n) ** 2
+    assert (alpha2 - stock.alphas_cumprod.double()).abs().max() < 2e-6
+    assert (alpha2.diff() < 0).all()
+    assert 0 < alpha2[-1] <= 2**-24
+    assert torch.isfinite(path.half_log_snr(1.0))
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_snr_shift_divides_the_ratio(scale):
+    path = DiscreteVPSDE.from_beta_schedule(snr_shift_scale=scale)
+    t = (torch.arange(1000, dtype=torch.float64) + 1) / 1000
+    shift = CHAINS["linear"].half_log_snr(t) - path.half_log_snr(t)
+    assert close(shift, torch.full_like(shift, math.log(scale) / 2), 1e-9)
 
 
 # --- prediction types ---------------------------------------------------------------------------------------------
@@ -238,7 +259,7 @@ def test_every_prediction_row_gives_x0_back(path, prediction_type):
         "sample": x0,
         "score": -noise / sigma,
         "v_prediction": alpha * noise - sigma * x0,
-        "flow_prediction": path.velocity(x0, noise, t),
+        "flow_prediction": path.alpha_prime(t)[:, None] * x0 + path.sigma_prime(t)[:, None] * noise,
     }
     if prediction_type in by_definition:
         assert close(target, by_definition[prediction_type], 1e-9)
@@ -251,7 +272,12 @@ def test_velocity_is_the_time_derivative(path):
     for t in (0.1, 0.5, 0.9):
         t = torch.tensor(t, dtype=torch.float64)
         slope = torch.stack([derivative(lambda r, i=i: path.sample(x0, noise, r)[i], t) for i in range(3)])
-        assert close(path.velocity(x0, noise, t), slope)
+        x_t = path.sample(x0, noise, t)
+        assert close(path.reverse_drift(x_t, x0, t), slope, 1e-9)
+        # Eq. (8): with the score of this one data point, the drift of the reverse SDE falls by g^2/2 of it for eta = 1
+        score, eta = -noise / path.sigma(t), 0.7
+        expected = slope - eta**2 / 2 * path.diffusion(t) ** 2 * score
+        assert close(path.reverse_drift(x_t, x0, t, eta), expected, 1e-8)
 
 
 def test_edm_row_is_the_published_preconditioning():
@@ -307,7 +333,7 @@ def test_grids_fall_strictly(path, spacing, n):
 def test_grids_equal_diffusers(spacing, n):
     stock = diffusers.DDIMScheduler(timestep_spacing=spacing)
     stock.set_timesteps(n)
-    times = grid(PATHS["linear"], spacing, n, t_max=1.0)
+    times = grid(CHAINS["linear"], spacing, n, t_max=1.0)
     assert torch.equal((times * 1000 - 1).round().long(), stock.timesteps)
 
 
@@ -337,7 +363,7 @@ def test_beta_grid_has_the_quantiles_of_its_distribution():
 
 
 def test_uniform_grid_keeps_to_no_levels():
-    times = grid(PATHS["linear"], "uniform", 8, t_max=1.0)
+    times = grid(CHAINS["linear"], "uniform", 8, t_max=1.0)
     assert close(times.diff(), times.diff().mean().expand(7), 1e-9)
     assert ((times * 1000) % 1).max() > 0.1
 
@@ -356,4 +382,4 @@ def test_logistic_grid_has_equal_shares_and_a_tail(path):
 
 def test_too_many_steps_are_refused():
     with pytest.raises(ValueError, match="2000 time steps with timestep_spacing 'linspace'"):
-        grid(PATHS["linear"], "linspace", 2000)
+        grid(CHAINS["linear"], "linspace", 2000)

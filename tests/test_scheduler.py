@@ -2,8 +2,10 @@
 
 import copy
 import inspect
+import math
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from exact import GAUSSIAN
@@ -12,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from score_sde import ScoreSDEScheduler
 from score_sde.paths import PREDICTIONS, TIME_GRIDS, time_grid
-from score_sde.scheduling_score_sde import SDE_TYPES
+from score_sde.scheduling_score_sde import FLAGS, NUMBERS, SDE_TYPES
 from score_sde.solvers import CORRECTORS, PREDICTORS, automatic
 
 
@@ -699,20 +701,43 @@ def test_dit_pipeline_draws_the_same_with_our_scheduler():
         ({"eta": 0.5}, "'auto' takes no eta"),
         ({"variance_type": "learned"}, "variance_type 'learned' is unknown; choose one of fixed_small, fixed_large"),
         ({"predictor": "ddim", "s_churn": 10}, "'ddim' takes no s_churn .got 10.; those that do: euler, heun, rk4"),
-        ({"predictor": "heun", "s_churn": -1}, "s_churn -1 must be at least 0"),
+        ({"predictor": "heun", "s_churn": -1}, "s_churn -1 must be a number from 0 to"),
+        ({"s_tmin": 3.0, "s_tmax": 2.0}, "s_tmin 3.0 must be at most s_tmax 2.0"),
+        ({"time_scale": 0}, "time_scale 0 would tell the network nothing"),
+        (
+            {"thresholding": True, "dynamic_thresholding_ratio": 3},
+            "dynamic_thresholding_ratio 3 must be a number from 0",
+        ),
+        ({"thresholding": True, "sample_max_value": 0.5}, "sample_max_value 0.5 must be a number from 1"),
+        ({"clip_sample": True, "clip_sample_range": -1.0}, "clip_sample_range -1.0 must be"),
+        ({"sde_type": "ve", "sigma_min": 0}, "sigma_min=0, sigma_max=50"),
+        ({"sde_type": "vp", "beta_min": 0.0}, "beta_min=0.0, beta_max=20"),
+        ({"sde_type": "edm", "sigma_min": 0.0}, "sigma_min=0.0"),
+        ({"sde_type": "ve", "beta_min": 0.0}, "'ve' has no parameter beta_min"),
+        ({"sde_type": "discrete_vp", "trained_betas": []}, "trained_betas must be a list of 1 to 100,000 numbers"),
+        ({"sde_type": "discrete_vp", "trained_betas": ["a"]}, "trained_betas must be a list"),
+        (
+            {"sde_type": "discrete_vp", "trained_betas": [0.1, math.nan], "num_train_timesteps": 2},
+            "two numbers in .0, 1.",
+        ),
+        ({"sde_type": ["vp"]}, "sde_type .'vp'. is unknown"),
+        ({"calibration": [5]}, "calibration .5. must be a dictionary"),
+        ({"calibration": {"2": None}}, "calibration '2' must hold a predictor and a list of times, not None"),
+        ({"calibration": {"2": ["heun", ["a", "b"]]}}, "time of calibration '2' 'a' must be a number"),
+        ({"calibration": {"0": ["heun", []]}}, "calibration '0' must hold as many times"),
         ({"predictor": "heun", "s_churn": 10, "eta": 0.5}, "s_churn 10 goes with neither eta nor a corrector"),
         ({"predictor": "heun", "s_churn": 10, "corrector": "langevin"}, "goes with neither eta nor a corrector"),
         ({"predictor": "none"}, "'none' needs a corrector; choose one of langevin, annealed_langevin"),
         ({"corrector_position": "between"}, "corrector_position 'between' is unknown; choose one of after, before"),
-        ({"rho": 0.0}, "rho 0.0 must be positive"),
+        ({"rho": 0.0}, "rho 0.0 must be a number from 0.1"),
         ({"predictor": "ancestral", "eta": 0.5}, "'ancestral' takes no eta"),
         ({"predictor": "ddim", "eta": 1.5}, "eta 1.5 is out of range"),
         ({"sde_type": "ve", "beta_min": 0.1}, "'ve' has no parameter beta_min; it has sigma_min, sigma_max"),
         ({"sde_type": "vp", "trained_betas": [0.1, 0.2]}, "'vp' has no parameter trained_betas"),
         ({"sde_type": "discrete_vp", "trained_betas": [0.1, 0.2]}, "trained_betas holds 2 levels"),
-        ({"t_min": 0.0}, "got t_min=0.0"),
+        ({"t_min": 0.0}, "t_min 0.0 must be a number from 1e-09 to 1"),
         ({"t_min": 0.5, "t_max": 0.4}, "got t_min=0.5, t_max=0.4"),
-        ({"t_max": 1.5}, "t_max=1.5"),
+        ({"t_max": 1.5}, "t_max 1.5 must be a number from 1e-09 to 1"),
         ({"corrector_steps": 0}, "corrector_steps 0"),
         ({"corrector_snr": -1.0}, "corrector_snr -1.0"),
         ({"sigma_data": 0.0}, "sigma_data 0.0"),
@@ -723,6 +748,60 @@ def test_bad_arguments_are_refused(arguments, message):
         ScoreSDEScheduler(**arguments)
 
 
+@pytest.mark.parametrize("name", [*NUMBERS, *FLAGS])
+def test_no_argument_takes_nonsense(name):
+    """Every number and flag of the signature: not finite, of another type, out of its range."""
+    least, largest, whole = NUMBERS.get(name, (0, 0, False))
+    values = [math.nan, math.inf, -math.inf, "1", [1], {}, largest + 1, least - 1]
+    if name in NUMBERS:
+        values += [True] + [1.5] * whole
+    default = inspect.signature(ScoreSDEScheduler).parameters[name].default
+    for value in values + [None] * (default is not None):
+        with pytest.raises(ValueError, match=f"{name}.* must be"):
+            ScoreSDEScheduler(**{name: value})
+
+
+def test_every_argument_that_is_a_number_has_its_range():
+    parameters = inspect.signature(ScoreSDEScheduler).parameters.values()
+    assert {each.name for each in parameters if each.annotation in (int, float, float | None)} == set(NUMBERS)
+    assert {each.name for each in parameters if each.annotation is bool} == set(FLAGS)
+
+
+def test_the_ends_of_the_ranges_are_fine():
+    """What is allowed builds, in no time, and runs."""
+    scheduler = ScoreSDEScheduler(num_train_timesteps=10**5, sde_type="discrete_vp", beta_end=0.001)
+    scheduler.set_timesteps(3)
+    scheduler = ScoreSDEScheduler(predictor="none", corrector="langevin", corrector_steps=10**4)
+    scheduler.set_timesteps(2)
+    assert scheduler.nfe == 10**4 + 1
+    with pytest.raises(ValueError, match="num_inference_steps 11 must be a whole number from 1 to 10"):
+        scheduler.set_timesteps(11)
+
+
+@pytest.mark.parametrize("convert", [np.array, torch.DoubleTensor, list, tuple])
+def test_betas_of_any_kind_of_array(convert, tmp_path):
+    betas = [0.01, 0.02, 0.05, 0.1]
+    scheduler = ScoreSDEScheduler(sde_type="discrete_vp", num_train_timesteps=4, trained_betas=convert(betas))
+    assert scheduler.config.trained_betas == betas
+    scheduler.save_pretrained(tmp_path)
+    assert ScoreSDEScheduler.from_pretrained(tmp_path).config.trained_betas == betas
+    alpha2 = scheduler.path.alpha(scheduler.path_time(torch.arange(4))) ** 2
+    assert (alpha2 - (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+def test_noise_is_added_between_data_and_noise(sde_type):
+    scheduler = ScoreSDEScheduler(sde_type=sde_type, time_input="t", time_scale=1000.0, time_offset=-1.0)
+    x0, z = noise(2, 3), noise(2, 3, seed=1)
+    # to the last float32 number of each end
+    assert torch.isfinite(scheduler.add_noise(x0, z, torch.tensor([-1.0, 999.0]))).all()
+    assert (scheduler.add_noise(x0, z, -1)[0] - scheduler.path.sample(x0, z, 0.0)[0]).abs().max() < 1e-12
+    for timesteps in (-2, 1000, torch.tensor([5.0, 999.5]), torch.tensor([-1.5, 5.0]), math.nan):
+        for function in (scheduler.add_noise, scheduler.get_velocity):
+            with pytest.raises(ValueError, match="must lie between -1 .clean data. and 999 .noise."):
+                function(x0, z, timesteps)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -731,7 +810,16 @@ def test_bad_arguments_are_refused(arguments, message):
         ({"sigmas": [1.0, 0.5], "timesteps": [500, 100]}, "pass either num_inference_steps or timesteps or sigmas"),
         ({"sigmas": [0.5, 1.0]}, r"sigmas \[0.5, 1.0\] must fall strictly"),
         ({"sigmas": [500.0, 1.0]}, "from at most 157"),
-        ({"num_inference_steps": 0}, "num_inference_steps 0 must be at least 1"),
+        ({"num_inference_steps": 0}, "num_inference_steps 0 must be a whole number from 1"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps 2.5 must be a whole number from 1"),
+        ({"num_inference_steps": 10**9}, "num_inference_steps 1000000000 must be a whole number from 1 to 100000"),
+        ({"num_inference_steps": 5, "t_start": math.nan}, "t_start nan must lie above 0.001"),
+        ({"num_inference_steps": 5, "t_start": "0.5"}, "t_start 0.5 must lie above 0.001"),
+        ({"timesteps": []}, "timesteps must be a list of 1 to 100,000 numbers"),
+        ({"timesteps": ["a"]}, "timesteps must be a list"),
+        ({"timesteps": 500}, "timesteps must be a list"),
+        ({"timesteps": [math.nan, 5]}, "must fall strictly"),
+        ({"sigmas": [1.0, 0.0]}, "must fall strictly"),
         ({"timesteps": [100, 500]}, r"timesteps \[100.0, 500.0\] must fall strictly"),
         ({"timesteps": [5000, 500]}, "from at most 999"),
         ({"num_inference_steps": 2000}, "2000 time steps"),

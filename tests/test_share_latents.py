@@ -37,18 +37,22 @@ train.main(sys.argv[1:])
 
 def test_training_on_latents_from_the_hub_is_training_on_the_folder(tiny_vae, small_data, tmp_path, local_hub):  # noqa: F811
     encode(small_data, tiny_vae, tmp_path / "latents")
+    # what lies about stays here
+    for folder in (tmp_path / "latents", tiny_vae):
+        for name in ("kaggle.json", "moments-00004.safetensors", "notes.safetensors", "token.txt"):
+            (folder / name).write_text("secret")
     result = local_hub.run(PUSH, tmp_path / "latents", "me/latents", "--license", "mit", token="hf_writer")
     assert result.returncode == 0, result.stderr
     assert "/datasets/me/latents/commit/" in result.stdout
     files = local_hub.files("me/latents", repo_type="dataset")
-    assert {name for name in files if name.endswith("safetensors")} == {
+    assert files.keys() - {".gitattributes"} == {
         *(f"moments-{shard:05d}.safetensors" for shard in range(4)),
-        "vae/diffusion_pytorch_model.safetensors",
+        *("README.md", "latents.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
     }
     facts = json.loads(files["latents.json"])
     assert (facts["vae"], facts["dataset"], facts["rows"]) == ("vae", "train.parquet", 60)
     # nothing of this machine but the latents
-    assert str(tmp_path).encode() not in files["latents.json"] + files["README.md"]
+    assert str(tmp_path).encode() not in b"".join(files.values())
 
     arguments = [*TINY_RUN, "--network_kwargs", TINY_DIT, "--max_train_steps", "2"]
     output = tmp_path / "from_hub"
@@ -87,7 +91,8 @@ def test_latents_that_cannot_be_shared_are_refused(tiny_vae, small_data, tmp_pat
     tiny_vae.rename(tmp_path / "gone")
     with pytest.raises(ValueError, match="the autoencoder of .* is no longer in"):
         share_latents.push_latents(tmp_path / "latents", "me/latents")
-    (tmp_path / "latents" / "moments-00001.safetensors").unlink()
+    path = tmp_path / "latents" / "moments-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(SystemExit):
         share_latents.main([str(tmp_path / "latents"), "me/latents"])
-    assert "moments-00001.safetensors' is missing" in capsys.readouterr().err
+    assert "moments-00001.safetensors' is missing or damaged" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_order_on_the_exact_flow_of_a_gaussian(path, predictor):
     assert errors[-1] < 0.3**declared
 
 
-@pytest.mark.parametrize("path", [PATHS["vp"], PATHS["ve"], PATHS["linear_flow"]], ids=["vp", "ve", "linear"])
+@pytest.mark.parametrize("path", [PATHS["vp"], PATHS["ve"], PATHS["linear"]], ids=["vp", "ve", "linear"])
 @pytest.mark.parametrize("predictor", ODE_PREDICTORS)
 def test_order_on_a_mixture(path, predictor):
     (begin, end), sizes = ends(path), (32, 256)

@@ -695,6 +695,29 @@ def test_it_is_decided_of_every_option_whether_it_may_change_on_resume():
     assert sum(map(len, sets)) == len(options)
 
 
+def test_the_same_data_may_move_and_other_data_are_seen(tmp_path):
+    """Photographs in folders by class: moved, then a class is called otherwise, then one of them is gone."""
+    folder = tmp_path / "data"
+    for i in range(12):
+        path = folder / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 20 * i).save(path)
+    arguments = ["--max_train_steps", 4, "--checkpointing_steps", 2, "--dataset"]
+    whole = train_tiny(tmp_path / "whole", *arguments, folder)
+    train_tiny(tmp_path / "parts", *arguments, folder, "--max_train_steps", 2)
+    more = ["--resume_from_checkpoint", "latest"]
+    folder = folder.rename(tmp_path / "elsewhere")
+    assert equal(train_tiny(tmp_path / "parts", *arguments, folder, *more), whole)
+    (folder / "cat").rename(folder / "zebra")
+    with pytest.raises(ValueError, match="other data: classes 0 was 'cat', is 'dog', classes 1 was 'dog', is 'zebra'"):
+        train_tiny(tmp_path / "parts", *arguments, folder, *more)
+    (folder / "zebra").rename(folder / "cat")
+    (folder / "cat" / "4.png").unlink()
+    with pytest.raises(ValueError, match="was trained on other data: rows was '.*Pass the same data, or --allow_other"):
+        train_tiny(tmp_path / "parts", *arguments, folder, *more)
+    train_tiny(tmp_path / "parts", *arguments, folder, *more, "--allow_other_data")
+
+
 def test_what_changes_no_weights_may_change_on_resume(tmp_path, capsys):
     arguments = ["--max_train_steps", 4, "--checkpointing_steps", 2]
     whole = train_tiny(tmp_path / "whole", *arguments)
@@ -1065,7 +1088,14 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
         assert pipeline(class_labels=[3], classifier=trained, num_inference_steps=2).images[0].size == (8, 8)
     with pytest.raises(ValueError, match="the pipeline generates .4, 4, 4., the data are .1, 8, 8."):
         run(
-            train_classifier.main, *arguments, "--dataset", small_data, "--pipeline", folder, "--output_dir", output_dir
+            train_classifier.main,
+            *arguments,
+            "--dataset",
+            small_data,
+            "--pipeline",
+            folder,
+            "--output_dir",
+            tmp_path / "x",
         )
 
 

@@ -115,7 +115,7 @@ class CleanData:
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised
         latents drawn from the autoencoder's posterior."""
         if self.random_flip:
-            flipped = draws.uniform().reshape(-1, 1, 1, 1) < 0.5
+            flipped = draws.chance(0.5).reshape(-1, 1, 1, 1)
             if "mean" in batch:
                 mirrored = {name: batch[f"{name}_flipped"] for name in ("mean", "std")}
             else:

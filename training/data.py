@@ -407,7 +407,7 @@ def read_latents_json(folder):
         missing = [key for key in needed if key not in facts]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{index!r} is damaged ({error}): encode the dataset anew") from error
     return facts
 

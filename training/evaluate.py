@@ -496,7 +496,7 @@ def measure_images(pipeline, samples, data, network, config, accelerator):
     if "train" in data:
         classifier = trained_classifier(data["train"], config.classifier_epochs, config.seed, accelerator.device)
     if config.features == "classifier":
-        network = ClassifierFeatures(classifier)
+        network = ClassifierFeatures(classifier, f"{ClassifierFeatures.name}{of_other_data(config)}")
     judge = classifier if judges_classes(config, pipeline) else None
     recognised, correct, nfe = [], [], None
     if judge is not None:

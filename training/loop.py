@@ -42,6 +42,7 @@ from run_folder import surviving
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm.auto import tqdm
 
+from score_sde.paths import moved
 from score_sde.pipelines.writing import whole_file, whole_folder, write_json
 
 
@@ -91,6 +92,9 @@ class Draws:
         first = (micro_batch * accelerator.num_processes + accelerator.process_index) * batch_size
         self.own = slice(first, first + batch_size)
         self.generator = torch.Generator(self.device).manual_seed(mix_seeds(seed, images_seen))
+        # numbers that path times are made of: not every device has float64
+        on_cpu = self.device.type == "cpu"
+        self.of_times = self.generator if on_cpu else torch.Generator().manual_seed(mix_seeds(seed, images_seen))
         self.times = None  # the path times of the micro-batch, for the record of a loss that is not finite
 
     def normal(self, shape):
@@ -98,15 +102,18 @@ class Draws:
         return torch.randn((self.rows, *shape), generator=self.generator, device=self.device)[self.own]
 
     def uniform(self):
-        """Uniform in (0, 1), float64, (batch_size,)."""
-        numbers = torch.rand(self.rows, generator=self.generator, device=self.device, dtype=torch.float64)
+        """Uniform in (0, 1), float64 on the CPU, (batch_size,)."""
+        numbers = torch.rand(self.rows, generator=self.of_times, dtype=torch.float64)
         return numbers[self.own].clamp_min(2**-53)
 
     def stratified(self):
         """Uniform in (0, 1) like `uniform`, one number in each of as many equal parts as the step has images."""
-        parts = torch.rand(self.rows, generator=self.generator, device=self.device, dtype=torch.float64)
-        parts = parts + torch.arange(self.rows, device=self.device)
+        parts = torch.rand(self.rows, generator=self.of_times, dtype=torch.float64) + torch.arange(self.rows)
         return (parts / self.rows)[self.own].clamp(2**-53, 1 - 2**-53)
+
+    def chance(self, probability):
+        """True with this probability, (batch_size,) on the device."""
+        return moved(self.uniform() < probability, self.device)
 
 
 def fit(
@@ -209,7 +216,7 @@ def fit(
         for i in range(config.gradient_accumulation_steps):
             with accelerator.accumulate(model):
                 with window.waiting():
-                    batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in next(loader).items()}
+                    batch = {name: moved(x, accelerator.device) for name, x in next(loader).items()}
                 # train mode: dropout draws from the global generator
                 torch.manual_seed(mix_seeds(config.seed, progress["images_seen"], accelerator.process_index))
                 draws = Draws(
@@ -427,7 +434,7 @@ class Window:
         self.records[-1]["finite"].append(finite.all())
         self.records[-1]["times"].append(times)
         for name, value in values.items():
-            value = value.detach().double()
+            value = value.detach().float()
             pair = value if value.ndim else torch.stack([value, torch.ones_like(value)])
             # what is not finite counts for nothing
             pair = torch.where(pair.isfinite().all(), pair, torch.zeros_like(pair))

@@ -35,9 +35,9 @@ def features_of(network, images, batch_size):
 class ClassifierFeatures(Features):
     """The channels of the last convolution of a `classifier.train_classifier`, averaged over the image."""
 
-    logits = True
+    name, logits = "a small classifier of the training images", True
 
-    def __init__(self, classifier, name="a small classifier of the training images"):
+    def __init__(self, classifier, name=name):
         self.classifier, self.name = classifier, name
 
     def __call__(self, images):
@@ -224,7 +224,7 @@ def kernel_distance(features, other, subsets=100, subset_size=1000, seed=0):
         return points[torch.randperm(len(points), generator=generator)[:size]].cpu().double()
 
     def kernel(x, y):
-        return (x @ y.T / x.shape[1] + 1) ** 3
+        return (x @ y.T).div_(x.shape[1]).add_(1).pow_(3)
 
     def within(x):
         products = kernel(x, x)

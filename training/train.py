@@ -25,7 +25,7 @@ from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetMo
 from score_sde.hub import push_to_hub, save_bundle
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss
 from score_sde.model_card import check_license
-from score_sde.paths import PREDICTIONS
+from score_sde.paths import PREDICTIONS, moved
 from score_sde.scheduling_score_sde import SDE_TYPES
 
 
@@ -142,6 +142,7 @@ def make_network(config, shape, num_classes):
 def loss_by_time(losses, t, scheduler, parts=4):
     """{name: (sum, count)} of the losses in equal parts of the time."""
     part = ((t - scheduler.t_min) / (scheduler.t_max - scheduler.t_min) * parts).long().clamp(0, parts - 1)
+    part = moved(part, losses.device)
     sums, counts = (torch.zeros(parts, device=losses.device).index_add(0, part, x) for x in (losses, losses * 0 + 1))
     return {f"loss_in_quarter_{i + 1}": torch.stack([sums[i], counts[i]]) for i in range(parts)}
 
@@ -190,7 +191,7 @@ def train(config, accelerator, run):
         t = draws.times = objective.times(draws.stratified())
         noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
         if num_classes and class_dropout_prob > 0:  # for guidance
-            labels = labels.masked_fill(draws.uniform() < class_dropout_prob, num_classes)
+            labels = labels.masked_fill(draws.chance(class_dropout_prob), num_classes)
         if config.vlb_weight > 0:
             pixels = data.vae is None
             losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
@@ -221,14 +222,12 @@ def train(config, accelerator, run):
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
             nfe = sample_grid(pipeline, config, path)
-            grid, facts["samples"] = (
-                path,
-                {
-                    "guidance_scale": config.sample_guidance_scale,
-                    "num_inference_steps": config.sample_num_inference_steps,
-                    "network_evaluations": nfe,
-                },
-            )
+            grid = path
+            facts["samples"] = {
+                "guidance_scale": config.sample_guidance_scale,
+                "num_inference_steps": config.sample_num_inference_steps,
+                "network_evaluations": nfe,
+            }
         return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
     def push(folder, steps):
@@ -266,6 +265,7 @@ def train(config, accelerator, run):
         on_evaluation,
         on_push,
         config.push_steps,
+        data.fingerprint(),
     )
 
     # the result: a folder that from_pretrained opens, with its card
@@ -277,7 +277,8 @@ def train(config, accelerator, run):
         if config.push_to_hub:
             push(folder, facts["steps"])
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    with surviving("the log"):
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

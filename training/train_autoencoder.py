@@ -117,7 +117,7 @@ def train(config, accelerator, run):
     def compute_loss(model, batch, draws):
         images = batch["images"]
         if config.random_flip:
-            images = torch.where((draws.uniform() < 0.5).reshape(-1, 1, 1, 1), images.flip(-1), images)
+            images = torch.where(draws.chance(0.5).reshape(-1, 1, 1, 1), images.flip(-1), images)
         noise = draws.normal((config.latent_channels, latent_size, latent_size))
         reconstructed, kl = model(images, noise)
         error, kl = (reconstructed.float() - images).abs().mean(), kl.mean()
@@ -126,7 +126,9 @@ def train(config, accelerator, run):
     def on_sample(model, path):
         reconstruction_grid(model.vae, dataset, config.sample_num_images, path, accelerator.device)
 
-    model, facts = fit(config, accelerator, run, Reconstruction(vae), dataset, compute_loss, on_sample)
+    data = dataset.fingerprint()
+    model = Reconstruction(vae)
+    model, facts = fit(config, accelerator, run, model, dataset, compute_loss, on_sample, data_fingerprint=data)
 
     if accelerator.is_main_process:
         vae = model.vae
@@ -146,7 +148,8 @@ def train(config, accelerator, run):
             print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}")
         print(f"autoencoder: {save_model(vae, os.path.join(config.output_dir, 'vae'), facts)}")
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    with surviving("the log"):
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

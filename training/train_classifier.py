@@ -19,7 +19,7 @@ from clean_data import CleanData, CleanDataConfig
 from config import LoopConfig, mapping, one_line_errors, option, parse
 from data import ImageDataset
 from loop import fit, make_accelerator, save_model
-from run_folder import open_run
+from run_folder import open_run, surviving
 
 from score_sde import NoiseConditionalClassifier
 from score_sde.hub import load_bundle
@@ -105,7 +105,11 @@ def train(config, accelerator, run):
         logits = model(*scheduler.classifier_input(x, t)).logits
         return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
-    classifier, facts = fit(config, accelerator, run, model, data.dataset, compute_loss)
+    noise = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    data_fingerprint = data.fingerprint() | {"noise": noise}
+    classifier, facts = fit(
+        config, accelerator, run, model, data.dataset, compute_loss, data_fingerprint=data_fingerprint
+    )
 
     if accelerator.is_main_process:
         facts |= data.facts(config) | {
@@ -116,7 +120,8 @@ def train(config, accelerator, run):
             print(f"t = {row['t']:.3f}: recognises {row['accuracy']:.1%} of {row['n']} test rows")
         print(f"classifier: {folder}")
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    with surviving("the log"):
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

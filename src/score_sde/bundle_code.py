@@ -72,8 +72,9 @@ def compare_code(folder, pipeline_class):
             verdicts[place] = "unknown"
         elif place != name:
             wanted.add(place)
-    # where it is there under the name of another stamp
-    verdicts |= {place: "missing" for place in sorted(wanted - verdicts.keys()) if unstamped_path(place) in found}
+    # not said twice: with and without stamp
+    unsaid = {place for place in wanted - verdicts.keys() if unstamped_path(place) not in installed.keys() - found}
+    verdicts |= dict.fromkeys(sorted(unsaid), "missing")
     return verdicts | dict.fromkeys(sorted(installed.keys() - found), "missing")
 
 

@@ -25,7 +25,7 @@ import math
 
 import torch
 
-from .paths import expand_to, prediction, training_target
+from .paths import expand_to, moved, prediction, training_target
 
 
 # --- densities over times -----------------------------------------------------------------------------------------
@@ -51,13 +51,12 @@ def logit_normal_times(scheduler, u, mean=0.0, std=1.0):
 def importance_times(scheduler, u):
     """Density proportional to g^2 / sigma^2 (Song et al. 2021b, section 4.2), which is uniform in log(alpha / sigma):
     its derivative by t is -g^2 / (2 sigma^2)."""
-    first, last = _ends_of_half_log_snr(scheduler, u)
+    first, last = _ends_of_half_log_snr(scheduler)
     return scheduler.path.t_from_half_log_snr(first + (last - first) * u)
 
 
-def _ends_of_half_log_snr(scheduler, like):
-    ends = torch.tensor([scheduler.t_min, scheduler.t_max], dtype=torch.float64, device=like.device)
-    return scheduler.path.half_log_snr(ends)
+def _ends_of_half_log_snr(scheduler):
+    return scheduler.path.half_log_snr(torch.tensor([scheduler.t_min, scheduler.t_max], dtype=torch.float64))
 
 
 def _half_rate(scheduler, t):
@@ -89,7 +88,7 @@ def inverse_uniform(scheduler, t):
 
 
 def inverse_importance(scheduler, t):
-    first, last = _ends_of_half_log_snr(scheduler, t)
+    first, last = _ends_of_half_log_snr(scheduler)
     return (first - last) / _half_rate(scheduler, t)
 
 
@@ -216,7 +215,8 @@ def denoising_loss(network, scheduler, x0, noise, t, class_labels=None, weight=N
     Args:
         network: called as network(x, timestep, class_labels=...).sample; a second half of channels is not trained.
         scheduler: the `ScoreSDEScheduler` that will sample; it owns the path and what the output means.
-        x0: clean samples (B, C, ...). noise: standard normal, the same shape. t: path times (B,).
+        x0: clean samples (B, C, ...). noise: standard normal, the same shape. t: path times (B,), best on the CPU, in
+            float64.
         weight: of the squared error of x0, float64 (B,); None for that which makes it the squared error of the
             network's output.
 
@@ -226,7 +226,7 @@ def denoising_loss(network, scheduler, x0, noise, t, class_labels=None, weight=N
     _, error_of_output, row = _evaluate(network, scheduler, x0, noise, t, class_labels)
     losses = error_of_output.square().flatten(1).mean(1)
     # an error in the output is b times as large in x0
-    return losses if weight is None else (weight * row.b**2).to(losses) * losses
+    return losses if weight is None else moved(weight * row.b**2, losses.device, losses.dtype) * losses
 
 
 def _evaluate(network, scheduler, x0, noise, t, class_labels):
@@ -235,7 +235,8 @@ def _evaluate(network, scheduler, x0, noise, t, class_labels):
     x_t = path.sample(x0, noise, t)
     row = prediction(path, config.prediction_type, t, config.sigma_data)
     target = training_target(path, config.prediction_type, x0, noise, t, config.sigma_data)
-    output = network(expand_to(row.input_scale, x_t) * x_t, scheduler.timestep(t), class_labels=class_labels).sample
+    timestep = moved(scheduler.timestep(t), x_t.device)
+    output = network(expand_to(row.input_scale, x_t) * x_t, timestep, class_labels=class_labels).sample
     return output, output[:, : x0.shape[1]].float() - target.float(), row
 
 
@@ -306,7 +307,7 @@ def vlb_terms(path, x0, x_t, denoised, variance, t, discretized=True):
         likelihood = (
             -((x0.float() - mean).square() * torch.exp(-log_variance) + log_variance + math.log(2 * math.pi)) / 2
         )
-    return torch.where(first, -likelihood.flatten(1).mean(1), divergence.flatten(1).mean(1))
+    return torch.where(moved(first, x0.device), -likelihood.flatten(1).mean(1), divergence.flatten(1).mean(1))
 
 
 def discretized_log_likelihood(x, mean, log_std):
@@ -339,10 +340,11 @@ def sliced_score_matching(network, scheduler, x_t, t, probes, class_labels=None)
     path = scheduler.path
     x_t = x_t.detach().requires_grad_()
     row = prediction(path, scheduler.config.prediction_type, t, scheduler.config.sigma_data)
-    output = network(expand_to(row.input_scale, x_t) * x_t, scheduler.timestep(t), class_labels=class_labels).sample
+    timestep = moved(scheduler.timestep(t), x_t.device)
+    output = network(expand_to(row.input_scale, x_t) * x_t, timestep, class_labels=class_labels).sample
     denoised = expand_to(row.a, x_t) * x_t + expand_to(row.b, x_t) * output[:, : x_t.shape[1]]
     # score = (alpha x0 - x_t) / sigma^2
     score = (expand_to(path.alpha(t), x_t) * denoised - x_t) / expand_to(path.sigma(t) ** 2, x_t)
     (slope,) = torch.autograd.grad((score * probes).sum(), x_t, create_graph=True)
     losses = (slope * probes + score.square() / 2).flatten(1).mean(1)
-    return (path.sigma(t) ** 2).to(losses) * losses
+    return moved(path.sigma(t) ** 2, losses.device, losses.dtype) * losses

@@ -45,11 +45,15 @@ from typing import NamedTuple
 import torch
 
 
+# Apple's GPUs
+WITHOUT_FLOAT64 = {"mps"}
+
+
 def as_time(t):
     """A float or tensor as a float64 tensor on its device (float32 on devices without float64)."""
     if not torch.is_tensor(t):
         return torch.tensor(t, dtype=torch.float64)
-    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
+    return t.to(torch.float32 if t.device.type in WITHOUT_FLOAT64 else torch.float64)
 
 
 def expand_to(coefficient, x):
@@ -62,7 +66,13 @@ def expand_to(coefficient, x):
             f"times of shape {tuple(coefficient.shape)} do not fit a batch of shape {tuple(x.shape)}: "
             f"pass one time, or one per sample"
         )
-    return coefficient.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return moved(coefficient, x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def moved(tensor, device, dtype=None):
+    """A tensor on a device, for whose work nobody waits."""
+    # an Apple GPU would read memory that may be another's by then
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type != "mps")
 
 
 class Path:
@@ -308,8 +318,8 @@ class DiscreteVPSDE(_VariancePreserving):
 
         `snr_shift_scale` divides the signal-to-noise ratio of every level, as CogVideoX does. `rescale_betas_zero_snr`
         shifts the last level to (almost) no signal (Lin et al. 2023, algorithm 1); as in diffusers' Euler and
-        DPM-Solver schedulers, its alpha^2 is 2^-24 instead of 0, or a quarter of the level's before it where that is
-        less. Raises ValueError for an unknown schedule.
+        DPM-Solver schedulers, its alpha^2 is 2^-24 instead of 0; or a quarter of the level's before it, where
+        that is no more than this. Raises ValueError for an unknown schedule.
         """
         n = num_train_timesteps
         if trained_betas is not None:
@@ -330,7 +340,7 @@ class DiscreteVPSDE(_VariancePreserving):
             alpha = (alpha2 / (snr_shift_scale + (1 - snr_shift_scale) * alpha2)).sqrt()
             if rescale_betas_zero_snr:
                 alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-                alpha[-1] = min(2.0**-12, alpha[-2] / 2)
+                alpha[-1] = 2.0**-12 if alpha[-2] > 2.0**-12 else alpha[-2] / 2
             betas = 1 - torch.cat([alpha[:1], alpha[1:] / alpha[:-1]]) ** 2
         return cls(betas)
 

@@ -27,7 +27,9 @@ from .paths import (
     DiscreteVPSDE,
     LinearSDE,
     SubVPSDE,
+    as_time,
     expand_to,
+    moved,
     network_time,
     path_time,
     prediction,
@@ -462,9 +464,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """
 
         def denoise(x, t):
-            t = torch.as_tensor(t, device=x.device)
+            t = as_time(t)
             row = prediction(self.path, self.config.prediction_type, t, self.config.sigma_data)
-            output = network(expand_to(row.input_scale, x) * x, self.timestep(t).expand(len(x)))
+            output = network(expand_to(row.input_scale, x) * x, moved(self.timestep(t), x.device).expand(len(x)))
             denoised = expand_to(row.a, x) * x + expand_to(row.b, x) * output[:, : x.shape[1]]
             return self._limit(denoised) if limited else denoised
 
@@ -501,7 +503,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     def classifier_input(self, x, t):
         """(input, half_log_snr (B,)) of a `NoiseConditionalClassifier` for samples x (B, C, ...) at path times t, () or
         (B,): the same for every path."""
-        half_log_snr = self.path.half_log_snr(t).to(device=x.device, dtype=torch.float32)
+        half_log_snr = moved(self.path.half_log_snr(t), x.device, torch.float32)
         return self.path.unit_variance(x, t), half_log_snr.expand(len(x))
 
     # --- sampling -------------------------------------------------------------------------------------------------

@@ -528,7 +528,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
     def embed_conditioning(self, timestep, class_labels, batch_size, dtype):
         """The embeddings of time and label, (B, D) each; None for the label of an unconditional model."""
         device = self.proj_out.weight.device
-        timestep = torch.as_tensor(timestep, device=device).expand(batch_size)
+        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=device).expand(batch_size)
         # cosines first
         frequencies = get_timestep_embedding(
             timestep,

@@ -491,7 +491,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
                 f"sample has shape {tuple(sample.shape)}; this model takes (batch, {channels}, height, width) with "
                 f"height and width multiples of {factor}"
             )
-        timestep = torch.as_tensor(timestep, device=sample.device)
+        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device)
         if timestep.shape not in ((), (1,), sample.shape[:1]):
             raise ValueError(
                 f"timestep has shape {tuple(timestep.shape)}; it must be a number or have shape ({sample.shape[0]},)"

@@ -1,0 +1,190 @@
+"""Apple's GPUs, which have no float64: the real code on a pretended one, against the same on the CPU."""
+
+from types import SimpleNamespace
+
+import encode_latents
+import metrics
+import pytest
+import torch
+from apple import APPLE, AppleMode
+from loop import Draws, Window
+from test_dit import small
+
+from score_sde import NoiseConditionalClassifier, ScoreSDEScheduler
+from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss, sliced_score_matching
+from score_sde.pipelines import adaptive, likelihood
+from score_sde.scheduling_score_sde import SDE_TYPES
+
+
+def on_both(compute):
+    """What f(device) computes on the CPU, and on the pretended GPU."""
+    torch.manual_seed(0)
+    expected = compute(torch.device("cpu"))
+    torch.manual_seed(0)
+    with AppleMode():
+        found = compute(APPLE)
+        found = found.cpu() if isinstance(found, torch.Tensor) else found
+    return expected, found
+
+
+def draws_on(device, batch_size=4):
+    return Draws(0, 0, SimpleNamespace(num_processes=1, process_index=0, device=device), batch_size)
+
+
+def samples(device, *shape, count=1):
+    """Standard normal numbers, the same on both devices."""
+    found = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    return found if count > 1 else found[0]
+
+
+def uniform_numbers(count=4):
+    return (torch.arange(count, dtype=torch.float64) + 0.3) / count
+
+
+def test_times_are_drawn_on_the_cpu_and_noise_on_the_device():
+    with AppleMode():
+        draws = draws_on(APPLE, 400)
+        for numbers in (draws.uniform(), draws.stratified()):
+            assert (numbers.device.type, numbers.dtype) == ("cpu", torch.float64)
+        assert draws.normal((2,)).device == draws.chance(0.3).device == APPLE
+        assert 0.15 < draws.chance(0.3).float().mean().item() < 0.45
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda x: x.double(),
+        lambda x: x.cpu().double().to(APPLE),
+        lambda x: torch.zeros(2, dtype=torch.float64, device=x.device),
+        lambda x: x + torch.ones(2),
+    ],
+)
+def test_the_pretended_gpu_refuses_what_a_real_one_does(mistake):
+    with AppleMode(), pytest.raises((TypeError, RuntimeError), match="float64|same device"):
+        mistake(torch.ones(2).to(APPLE))
+
+
+OBJECTIVES = [("uniform", weighting) for weighting in WEIGHTINGS]
+OBJECTIVES += [(density, "output") for density in TIME_DENSITIES] + [("importance", "likelihood")]
+
+
+@pytest.mark.parametrize(("density", "weighting"), OBJECTIVES)
+def test_objectives(density, weighting):
+    def step(device):
+        model, scheduler = small().to(device), ScoreSDEScheduler()
+        objective = Objective(scheduler, density, weighting)
+        t, (x0, noise) = objective.times(uniform_numbers()), samples(device, 4, 3, 8, 8, count=2)
+        labels = torch.arange(4, device=device)
+        objective(model, x0, noise, t, labels).mean().backward()
+        return model.proj_out.weight.grad
+
+    expected, found = on_both(step)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_the_variational_bound():
+    def step(device):
+        model = small(learn_sigma=True).to(device)
+        scheduler = ScoreSDEScheduler(sde_type="discrete_vp", num_train_timesteps=4, variance_type="learned_range")
+        t, (x0, noise) = Objective(scheduler, "levels").times(uniform_numbers()), samples(device, 4, 3, 8, 8, count=2)
+        hybrid_loss(model, scheduler, x0, noise, t, vlb_weight=1.0).mean().backward()
+        return model.proj_out.weight.grad
+
+    expected, found = on_both(step)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_sliced_score_matching():
+    def step(device):
+        scheduler, (x, probes) = ScoreSDEScheduler(prediction_type="score"), samples(device, 4, 3, 8, 8, count=2)
+        t = TIME_DENSITIES["uniform"](scheduler, uniform_numbers())
+        weight = torch.full((1, 3, 1, 1), -0.5, device=device, requires_grad=True)
+
+        def network(x, timestep, class_labels):
+            return SimpleNamespace(sample=weight * x)
+
+        sliced_score_matching(network, scheduler, x, t, probes).mean().backward()
+        return weight.grad
+
+    expected, found = on_both(step)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_a_classifier_of_noisy_samples():
+    def step(device):
+        model = NoiseConditionalClassifier(sample_size=8, block_out_channels=(16, 16), dropout=0.0).to(device)
+        scheduler, (x0, noise) = ScoreSDEScheduler(), samples(device, 4, 3, 8, 8, count=2)
+        t = TIME_DENSITIES["uniform"](scheduler, uniform_numbers())
+        x = scheduler.path.sample(x0, noise, t)
+        return model(*scheduler.classifier_input(x, t)).logits.detach()
+
+    expected, found = on_both(step)
+    assert (found - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+def test_the_steps_of_a_scheduler(sde_type):
+    def sample(device):
+        model, scheduler = small().to(device), ScoreSDEScheduler(sde_type=sde_type, thresholding=True)
+        scheduler.set_timesteps(3, device)
+        x = samples(device, 4, 3, 8, 8) * scheduler.init_noise_sigma
+        with torch.no_grad():
+            for timestep in scheduler.timesteps:
+                output = model(scheduler.scale_model_input(x, timestep), timestep).sample
+                x = scheduler.step(output, timestep, x, generator=torch.Generator().manual_seed(0)).prev_sample
+            return scheduler.add_noise(x, torch.ones_like(x), scheduler.timesteps[-1:])
+
+    expected, found = on_both(sample)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("solve", ["probability_flow", "reverse_sde"])
+def test_adaptive_solvers(solve):
+    def sample(device):
+        scheduler = ScoreSDEScheduler(prediction_type="epsilon")
+        denoise = scheduler.denoiser(lambda x, timestep: 0.3 * x)
+        options = {"generator": torch.Generator().manual_seed(0)} if solve == "reverse_sde" else {}
+        x = samples(device, 4, 1, 2, 2)
+        return getattr(adaptive, solve)(scheduler.path, denoise, x, 1.0, 1e-3, 0.05, 0.01, **options)
+
+    expected, found = on_both(sample)
+    # of both the error is what it is held under
+    assert (found - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+def test_likelihoods(steps):
+    def bits(device):
+        scheduler = ScoreSDEScheduler(prediction_type="epsilon")
+        denoise = scheduler.denoiser(lambda x, timestep: 0.3 * x)
+        x = samples(device, 4, 1, 2, 2)
+        return likelihood.log_likelihood(
+            scheduler.path, denoise, x, 1e-3, 1.0, 1.0, 1e-4, 1e-4, trace="exact", steps=steps
+        ).log_prob
+
+    expected, found = on_both(bits)
+    assert found.dtype == torch.float64
+    assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_statistics_of_latents_and_metrics():
+    def figures(device):
+        moments = [(mean, mean.abs()) for mean in samples(device, 4, 2, 4, 4, count=2)]
+        features, other = samples(device, 40, 6), samples(device, 50, 6)
+        statistics = encode_latents.latent_statistics(iter(moments))
+        distance = metrics.frechet_distance(*metrics.moments(features), *metrics.moments(other))
+        return torch.tensor([*statistics["std"], distance, *metrics.precision_and_recall(other, features)])
+
+    expected, found = on_both(figures)
+    assert (found - expected).abs().max() < 1e-6
+
+
+def test_the_window_of_logged_values():
+    def mean(device):
+        window, one_process = Window(), SimpleNamespace(reduce=lambda x, reduction: x)
+        window.begin_step({"step": 0, "images_seen": 0})
+        window.add({"loss": torch.full((), 3.0, device=device), "part": torch.ones(2, device=device)}, None)
+        return torch.tensor(list(window.means(one_process).values()))
+
+    expected, found = on_both(mean)
+    assert found.tolist() == expected.tolist() == [3.0, 1.0]
