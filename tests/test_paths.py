@@ -156,6 +156,21 @@ def test_sample_broadcasts_over_images_and_videos(path):
             assert close(x_t[i].double(), (path.alpha(t[i]) + 2 * path.sigma(t[i])).expand(shape[1:]), 1e-6)
 
 
+@every_path
+def test_gaussian_data_in_closed_form(path):
+    """Gaussian data of standard deviation s: x_t has variance alpha^2 s^2 + sigma^2; the posterior by Bayes' rule."""
+    s, t = 0.7, torch.tensor([0.2, 0.6], dtype=torch.float64)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    gain = path.gaussian_gain(t, s)
+    assert close(sigma**2 * gain, 1 / (1 / s**2 + alpha**2 / sigma**2))
+    # of unit variance for s = 1
+    x = (alpha**2 + sigma**2).sqrt()[:, None] * torch.ones(2, 3, dtype=torch.float64)
+    assert close(path.unit_variance(x, t), torch.ones_like(x))
+    # Tweedie: x0 = (x_t + sigma^2 score) / alpha
+    added = path.add_to_score(torch.zeros_like(x), x, t)
+    assert close(added, (sigma**2 / alpha)[:, None] * x)
+
+
 def test_times_that_fit_no_batch_are_refused():
     with pytest.raises(ValueError, match=r"times of shape \(3,\) do not fit a batch of shape \(2, 4\)"):
         VPSDE().sample(torch.zeros(2, 4), torch.zeros(2, 4), torch.rand(3))
