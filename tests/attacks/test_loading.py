@@ -551,6 +551,7 @@ def test_autoencoders_by_themselves(sound_bundle, tmp_path, attack, message):
             edits("scheduler/scheduler_config.json", num_train_timesteps=1e9),
             "num_train_timesteps 1000000000.0 must",
         ),
+        (edits("scheduler/scheduler_config.json", num_train_timesteps=10**5), "100,000 is more than the 10,000"),
         (lambda folder: leave_trace(folder, "unet/diffusers.py"), "unet/diffusers.py would be taken"),
         (lambda folder: move_out(folder, "unet"), "unet is a link"),
     ],
