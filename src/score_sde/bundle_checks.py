@@ -45,8 +45,8 @@ from .pipelines.latents import AUTOENCODERS, autoencoder_of
 
 # any whole number in a model's config, unless its weights hold more numbers than this
 LARGEST_INTEGER = 10**6
-# any whole number in a scheduler's config, which counts noise levels and steps: of ours, and of diffusers', some of which
-# take a time that grows with its square
+# any whole number in a scheduler's config, which counts noise levels and steps: of ours, and of diffusers', some of
+# which take a time that grows with its square
 LARGEST_COUNT, LARGEST_STOCK_COUNT = 10**5, 10**4
 # numbers in tables that are computed and not saved, such as positions
 LARGEST_TABLES = 2**24

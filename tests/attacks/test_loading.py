@@ -532,7 +532,7 @@ def test_autoencoders_by_themselves(sound_bundle, tmp_path, attack, message):
     leave_trace(folder, "evil.py")
     with pytest.raises(ValueError, match=message):
         open_autoencoder(folder)
-    with pytest.raises(ValueError, match="is a file: give the folder that holds it"):
+    with pytest.raises(ValueError, match="is a file: give the folder"):
         open_autoencoder(tmp_path / "vae" / "evil.py")
 
 
