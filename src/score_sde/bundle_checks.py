@@ -138,6 +138,11 @@ def open_autoencoder(folder_or_repo, **kwargs):
     if os.path.isfile(folder_or_repo):
         raise ValueError(f"{str(folder_or_repo)!r} is a file: give the folder that it lies in, with its config.json")
     arguments = {key: kwargs.pop(key) for key in DOWNLOAD_ARGUMENTS if key in kwargs}
+    if kwargs.keys() - LOADING_ARGUMENTS:
+        raise ValueError(
+            f"{', '.join(sorted(kwargs.keys() - LOADING_ARGUMENTS))} cannot be given here; the arguments are "
+            f"{', '.join(sorted({*DOWNLOAD_ARGUMENTS, *LOADING_ARGUMENTS}))}"
+        )
     files = ["config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.json"]
     patterns = ["model_index.json", *files, *(f"vae/{each}" for each in files)]
     folder = download(folder_or_repo, patterns, **arguments)
