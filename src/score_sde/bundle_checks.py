@@ -45,8 +45,9 @@ from .pipelines.latents import AUTOENCODERS, autoencoder_of
 
 # any whole number in a model's config, unless its weights hold more numbers than this
 LARGEST_INTEGER = 10**6
-# any whole number in a scheduler's config: it counts noise levels and steps
-LARGEST_COUNT = 10**5
+# any whole number in a scheduler's config, which counts noise levels and steps: of ours, and of diffusers', some of
+# which take a time that grows with its square
+LARGEST_COUNT, LARGEST_STOCK_COUNT = 10**5, 10**4
 # numbers in tables that are computed and not saved, such as positions
 LARGEST_TABLES = 2**24
 
@@ -137,6 +138,11 @@ def open_autoencoder(folder_or_repo, **kwargs):
     if os.path.isfile(folder_or_repo):
         raise ValueError(f"{str(folder_or_repo)!r} is a file: give the folder that it lies in, with its config.json")
     arguments = {key: kwargs.pop(key) for key in DOWNLOAD_ARGUMENTS if key in kwargs}
+    if kwargs.keys() - LOADING_ARGUMENTS:
+        raise ValueError(
+            f"{', '.join(sorted(kwargs.keys() - LOADING_ARGUMENTS))} cannot be given here; the arguments are "
+            f"{', '.join(sorted({*DOWNLOAD_ARGUMENTS, *LOADING_ARGUMENTS}))}"
+        )
     files = ["config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.json"]
     patterns = ["model_index.json", *files, *(f"vae/{each}" for each in files)]
     folder = download(folder_or_repo, patterns, **arguments)
@@ -319,7 +325,8 @@ def check_component(folder, place, class_name, component_class, variant):
         check_types(config, component_class, path)
         check_model(folder, place, path, config, component_class, variant)
     else:
-        check_numbers(config, path, LARGEST_COUNT)
+        stock = component_class.__module__.split(".")[0] == "diffusers"
+        check_numbers(config, path, LARGEST_STOCK_COUNT if stock else LARGEST_COUNT)
         check_types(config, component_class, path)
         with naming(path):
             component_class.from_config(config)

@@ -283,7 +283,7 @@ ATTACKS = {
         "1,000,000 is more than the 100,000",
     ),
     "many betas": (edits(SCHEDULER, trained_betas=[0.1] * 100_001), "trained_betas has 100,001 entries"),
-    "table of positions": (edits(NET, sample_size=[2000, 40_000]), "larger than its weights"),
+    "table of positions": (edits(NET, sample_size=[2000, 40_000]), "makes 20,000,000 tokens|larger than"),
     "nested deep": (edits(VAE, latents_mean=DEEP), "more than 32 deep"),
     "nested deeper": (
         lambda folder: (folder / NET).write_text('{"x": ' + "[" * 900 + "]" * 900 + "}"),
@@ -510,15 +510,15 @@ def test_a_model_without_the_variant_opens_as_it_is(bundle):
     ("attack", "message"),
     [
         (edits("config.json", auto_map={"AutoModel": "evil.Evil"}), "auto_map .* is not allowed"),
-        (edits("config.json", _class_name="DiTModel"), "holds a DiTModel, which is no autoencoder of diffusers"),
-        (edits("config.json", _class_name=["AutoencoderKL"]), "which is no autoencoder of diffusers"),
+        (edits("config.json", _class_name="DiTModel"), "DiTModel cannot be used: it is no autoencoder"),
+        (edits("config.json", _class_name=["AutoencoderKL"]), "AutoencoderKL.* cannot be used: it is no autoencoder"),
         (
             lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
-            "holds a None, which is no",
+            "None cannot be used: it is no autoencoder",
         ),
         (
             lambda folder: (folder / "model_index.json").write_text("{}"),
-            "is a pipeline, not an autoencoder",
+            "vae/vae holds no config.json",
         ),
         (lambda folder: replace(folder, "config.json", os.mkfifo), "config.json is no file"),
         (lambda folder: (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.bin"), "never as pickles"),
@@ -532,8 +532,11 @@ def test_autoencoders_by_themselves(sound_bundle, tmp_path, attack, message):
     leave_trace(folder, "evil.py")
     with pytest.raises(ValueError, match=message):
         open_autoencoder(folder)
-    with pytest.raises(ValueError, match="is a file: give the folder that holds it"):
+    with pytest.raises(ValueError, match="is a file: give the folder"):
         open_autoencoder(tmp_path / "vae" / "evil.py")
+    for argument in ("use_flashpack", "use_safetensors", "trust_remote_code", "quantization"):
+        with pytest.raises(ValueError, match=f"{argument} cannot be given here"):
+            open_autoencoder(folder, **{argument: True})
 
 
 @pytest.mark.parametrize(
@@ -551,6 +554,7 @@ def test_autoencoders_by_themselves(sound_bundle, tmp_path, attack, message):
             edits("scheduler/scheduler_config.json", num_train_timesteps=1e9),
             "num_train_timesteps 1000000000.0 must",
         ),
+        (edits("scheduler/scheduler_config.json", num_train_timesteps=10**5), "100,000 is more than the 10,000"),
         (lambda folder: leave_trace(folder, "unet/diffusers.py"), "unet/diffusers.py would be taken"),
         (lambda folder: move_out(folder, "unet"), "unet is a link"),
     ],
