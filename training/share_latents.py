@@ -18,7 +18,7 @@ from encode_latents import fingerprint, load_vae
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi, snapshot_download
 from sources import nearest
 
-from score_sde.hub import repo_to_push_to
+from score_sde.hub import published, repo_to_push_to
 from score_sde.model_card import check_license, check_repo_id, dataset_name, one_line, render, writable
 from score_sde.pipelines.bundling import hub_errors
 
@@ -87,7 +87,9 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
         if vae is not None:
             vae.save_pretrained(temporary)
             names = sorted(os.listdir(temporary))
-            operations += [CommitOperationAdd(f"vae/{name}", os.path.join(temporary, name)) for name in names]
+            operations += [
+                CommitOperationAdd(f"vae/{name}", published(os.path.join(temporary, name))) for name in names
+            ]
         message = f"Upload {facts['rows']} latents"
         with hub_errors(OSError, f"{repo_id} was not pushed", token), repo_to_push_to(api, repo_id, private, "dataset"):
             return api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url
