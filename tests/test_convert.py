@@ -101,7 +101,7 @@ def test_the_original_dit(tmp_path, layout):
     assert (model.config.num_classes, model.config.learn_sigma, model.config.frequency_shift) == (10, True, 0)
     with torch.no_grad():
         output = model(found["sample"], found["timestep"], found["class_labels"]).sample
-    assert (output - found["output"]).abs().max() < 1e-5
+    assert (output - found["output"]).abs().max() < 1e-5 * found["output"].abs().max().clamp_min(1)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_the_original_adm(tmp_path, name, options):
     )
     with torch.no_grad():
         output = model(found["sample"], found["timestep"], found["class_labels"]).sample
-    assert (output - found["output"]).abs().max() < 1e-5
+    assert (output - found["output"]).abs().max() < 1e-5 * found["output"].abs().max().clamp_min(1)
     assert scheduler.config.beta_schedule == "linear"
     assert scheduler.config.variance_type == "learned_range"
     # it never saw the null label

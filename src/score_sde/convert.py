@@ -30,7 +30,7 @@ from .bundle_checks import open_autoencoder, open_stock_pipeline
 from .hub import load_bundle, save_bundle
 from .model_card import check_license, read_json, write_card
 from .pipelines import ScoreSDEPipeline
-from .pipelines.bundling import check_token, fetch, quoted, shortened
+from .pipelines.bundling import check_token, fetch, plain_component, quoted, shortened
 from .pipelines.latents import shift_and_scale
 from .pipelines.writing import whole_folder, write_json
 from .scheduling_score_sde import ScoreSDEScheduler
@@ -663,21 +663,18 @@ def pipeline_to_diffusers(pipeline):
     Raises ValueError, with every reason, for a pipeline that it cannot be.
     """
     config, stock, reasons = pipeline.scheduler.config, None, []
-    if isinstance(pipeline.denoiser, DiTModel):
+    network, vae = plain_component(pipeline.denoiser), plain_component(pipeline.vae)
+    if isinstance(network, DiTModel):
         try:
-            stock = dit_to_diffusers(pipeline.denoiser, num_classes=1000)
+            stock = dit_to_diffusers(network, num_classes=1000)
         except ValueError as error:
             reasons.append(str(error))
     else:
-        reasons.append(f"its network is a {type(pipeline.denoiser).__name__}, not a DiTModel")
-    if pipeline.vae is None:
+        reasons.append(f"its network is a {type(network).__name__}, not a DiTModel")
+    if vae is None:
         reasons.append("it has no autoencoder")
-    elif not plain_statistics(pipeline.vae) and None in (
-        getattr(pipeline.vae, name, None) for name in ("quant_conv", "post_quant_conv")
-    ):
-        reasons.append(
-            f"its {type(pipeline.vae).__name__} shifts or scales latents for each channel, which DiTPipeline doesn't"
-        )
+    elif not plain_statistics(vae) and None in (getattr(vae, name, None) for name in ("quant_conv", "post_quant_conv")):
+        reasons.append(f"its {type(vae).__name__} shifts or scales latents for each channel, which DiTPipeline doesn't")
     if config.sde_type != "discrete_vp":
         reasons.append(f"its noise path {config.sde_type} is not the discrete_vp of diffusers' schedulers")
     if config.prediction_type not in ("epsilon", "sample", "v_prediction"):
@@ -694,7 +691,7 @@ def pipeline_to_diffusers(pipeline):
     )
     names = pipeline.config.id2label
     id2label = {int(label): name for label, name in names.items()} if names else None
-    vae = pipeline.vae if plain_statistics(pipeline.vae) else with_plain_statistics(pipeline.vae)
+    vae = vae if plain_statistics(vae) else with_plain_statistics(vae)
     stock_pipeline = DiTPipeline(transformer=stock, vae=vae, scheduler=scheduler, id2label=id2label)
     # as in the published repos; the class itself doesn't save it
     stock_pipeline.register_to_config(id2label=names or None)

@@ -32,6 +32,7 @@ from .pipelines.bundling import (
     fetch,
     hub_errors,
     own_file,
+    plain_component,
     quoted,
     read_index,
     saved_class_name,
@@ -67,6 +68,7 @@ def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, vari
     with bundle_lock(folder), whole_folder(folder) as partial:
         pipeline.save_pretrained(partial, safe_serialization=True, **shards)
         for name, component in pipeline.components.items():
+            component = plain_component(component)
             if variant and isinstance(component, ModelMixin):
                 path = os.path.join(partial, name)
                 with open(os.path.join(path, component.config_name), "rb") as file:
