@@ -104,7 +104,7 @@ def fetch_latents(folder_or_repo):
     if os.path.isdir(folder_or_repo) or folder_or_repo.count("/") != 1:
         return folder_or_repo
     wanted = ["latents.json", "moments-*.safetensors", "vae/*.json", "vae/*.safetensors"]
-    what = f"latents {folder_or_repo!r} are no folder here{nearest(folder_or_repo)}, and cannot be had from the Hub"
+    what = f"latents {folder_or_repo!r} are no folder here and cannot be had from the Hub{nearest(folder_or_repo)}"
     with hub_errors(ValueError, what):
         return snapshot_download(folder_or_repo, repo_type="dataset", allow_patterns=wanted)
 
