@@ -21,6 +21,7 @@ from sources import nearest
 from score_sde.hub import published, repo_to_push_to
 from score_sde.model_card import check_license, check_repo_id, dataset_name, one_line, render, writable
 from score_sde.pipelines.bundling import hub_errors
+from score_sde.pipelines.writing import write_json
 
 
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
@@ -86,6 +87,9 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
     with tempfile.TemporaryDirectory() as temporary:
         if vae is not None:
             vae.save_pretrained(temporary)
+            config = json.loads(vae.to_json_string())
+            config.pop("_name_or_path", None)  # a folder of this machine
+            write_json(os.path.join(temporary, "config.json"), config)
             names = sorted(os.listdir(temporary))
             operations += [
                 CommitOperationAdd(f"vae/{name}", published(os.path.join(temporary, name))) for name in names

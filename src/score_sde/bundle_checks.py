@@ -128,8 +128,8 @@ def _identity(folder):
 
 
 def open_autoencoder(folder_or_repo, **kwargs):
-    """An autoencoder of diffusers, whichever class its config names, from its folder, from a pipeline that has one, or
-    from a repo on the Hub that holds either.
+    """An autoencoder of diffusers, whichever class its config names, from its folder, from a pipeline or latents that
+    have one in the folder vae, or from a repo on the Hub that holds either.
 
     Takes `dtype`, `variant`, and `revision`, `token` and the other arguments of a download. Raises ValueError for what
     is none, or not sound; no code of it is run, and its weights are opened as safetensors only.
@@ -140,7 +140,8 @@ def open_autoencoder(folder_or_repo, **kwargs):
     files = ["config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.json"]
     patterns = ["model_index.json", *files, *(f"vae/{each}" for each in files)]
     folder = download(folder_or_repo, patterns, **arguments)
-    place = ("vae",) if os.path.lexists(os.path.join(folder, "model_index.json")) else ()
+    has_index, has_config = (os.path.lexists(os.path.join(folder, x)) for x in ("model_index.json", "config.json"))
+    place = ("vae",) if has_index or not has_config else ()
     name = read_config(folder, *place, "config.json").get("_class_name")
     autoencoder_of(shortened(name))
 

@@ -100,7 +100,8 @@ def add_metrics(folder, metrics):
         return {
             key: value
             for key, value in metric.items()
-            if key not in ("value", "command", "commit", "machine", "seconds")
+            # an explanation holds what else was found: errors, spread
+            if key not in ("value", "explanation", "command", "commit", "machine", "seconds")
         }
 
     new = list(metrics)
