@@ -72,6 +72,22 @@ def test_a_dataset_that_is_not_on_the_hub_is_not_in_the_metadata(tmp_path):
     assert "| data | photos |" in card.text and "/home/me" not in card.content
 
 
+def test_the_data_and_the_run_stand_on_the_card(tmp_path):
+    facts = {"run_id": "0123abcd", "rows": 1234, "class_counts": {"cat": 1000, "a_b|c": 234}, "skipped_files": 3}
+    folder = save_bundle(tiny_pipeline(), tmp_path / "bundle", facts)
+    text = Path(folder, "README.md").read_text()
+    for row in ("run | 0123abcd", "training images | 1,234", "files that were skipped | 3"):
+        assert f"| {row} |\n" in text
+    assert "| images by class | cat 1,000, a_b\\|c 234 |\n" in text
+    # of many classes, how many and how large
+    facts["class_counts"] = {f"class {i}": 10 + i for i in range(1000)}
+    folder = save_bundle(tiny_pipeline(), tmp_path / "bundle", facts)
+    assert "| images by class | 1,000, of 10 to 1,009 images |\n" in Path(folder, "README.md").read_text()
+    # and where nothing is known, nothing
+    text = Path(save_bundle(tiny_pipeline(), tmp_path / "bundle", {"rows": 3}), "README.md").read_text()
+    assert "| run |" not in text and "by class" not in text and "skipped" not in text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

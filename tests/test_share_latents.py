@@ -61,6 +61,11 @@ def test_training_on_latents_from_the_hub_is_training_on_the_folder(tiny_vae, sm
     here = train_tiny(tmp_path / "from_folder", "--latents", tmp_path / "latents", "--max_train_steps", 2)
     weights = output / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors"
     assert equal(load_file(weights), here)
+    # what the rows are is said by the latents, not by options that were not read
+    said = json.loads((output / "pipeline" / "training.json").read_text())
+    assert (said["dataset"], said["resolution"], said["rows"]) == (facts["dataset"], facts["resolution"], 60)
+    assert not said["config"].keys() & {"dataset", "split", "resolution", "image_column", "label_column"}
+    assert said["config"]["latents"] == "me/latents"
 
     result = local_hub.run(TRAIN, *arguments, "--latents", "me/absent", "--output_dir", tmp_path / "absent")
     assert result.returncode != 0

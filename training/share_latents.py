@@ -18,7 +18,7 @@ from encode_latents import fingerprint, load_vae
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi, snapshot_download
 from sources import nearest
 
-from score_sde.hub import repo_to_push_to
+from score_sde.hub import published, repo_to_push_to
 from score_sde.model_card import check_license, check_repo_id, dataset_name, one_line, render, writable
 from score_sde.pipelines.bundling import hub_errors
 from score_sde.pipelines.writing import write_json
@@ -91,7 +91,9 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
             config.pop("_name_or_path", None)  # a folder of this machine
             write_json(os.path.join(temporary, "config.json"), config)
             names = sorted(os.listdir(temporary))
-            operations += [CommitOperationAdd(f"vae/{name}", os.path.join(temporary, name)) for name in names]
+            operations += [
+                CommitOperationAdd(f"vae/{name}", published(os.path.join(temporary, name))) for name in names
+            ]
         message = f"Upload {facts['rows']} latents"
         with hub_errors(OSError, f"{repo_id} was not pushed", token), repo_to_push_to(api, repo_id, private, "dataset"):
             return api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url
@@ -106,7 +108,7 @@ def fetch_latents(folder_or_repo):
     if os.path.isdir(folder_or_repo) or folder_or_repo.count("/") != 1:
         return folder_or_repo
     wanted = ["latents.json", "moments-*.safetensors", "vae/*.json", "vae/*.safetensors"]
-    what = f"latents {folder_or_repo!r} are no folder here{nearest(folder_or_repo)}, and cannot be had from the Hub"
+    what = f"latents {folder_or_repo!r} are no folder here and cannot be had from the Hub{nearest(folder_or_repo)}"
     with hub_errors(ValueError, what):
         return snapshot_download(folder_or_repo, repo_type="dataset", allow_patterns=wanted)
 
