@@ -478,7 +478,7 @@ def do_in_loss(monkeypatch, actions):
 def test_a_last_step_that_is_not_finite_costs_itself_alone(tmp_path, monkeypatch, capsys):
     before = train_tiny(tmp_path / "shorter", "--max_train_steps", 2)
     do_in_loss(monkeypatch, {3: lambda losses: losses * float("nan")})
-    found = train_tiny(tmp_path / "run", "--max_train_steps", 3)
+    found = train_tiny(tmp_path / "run", "--max_train_steps", 3, "--logging_steps", 1)
     assert equal(found, before)
     assert "the last 1 steps were not finite and changed nothing" in capsys.readouterr().out
     trained = [
