@@ -478,7 +478,7 @@ def do_in_loss(monkeypatch, actions):
 def test_a_last_step_that_is_not_finite_costs_itself_alone(tmp_path, monkeypatch, capsys):
     before = train_tiny(tmp_path / "shorter", "--max_train_steps", 2)
     do_in_loss(monkeypatch, {3: lambda losses: losses * float("nan")})
-    found = train_tiny(tmp_path / "run", "--max_train_steps", 3)
+    found = train_tiny(tmp_path / "run", "--max_train_steps", 3, "--logging_steps", 1)
     assert equal(found, before)
     assert "the last 1 steps were not finite and changed nothing" in capsys.readouterr().out
     trained = [
@@ -550,12 +550,12 @@ def test_a_corrupt_image_is_passed_over_if_asked(tmp_path, capsys):
     table = datasets.Dataset.from_list([{"image": row["image"], "label": row["label"]} for row in rows])
     table.to_parquet(tmp_path / "train.parquet")
     path = str(tmp_path / "train.parquet")
-    found = ImageDataset(data_config(dataset=path, resolution=8, skip_corrupt_images=True))
+    found = ImageDataset(data_config(dataset=path, resolution=8, num_classes=10, skip_corrupt_images=True))
     assert torch.equal(found[1]["images"], found[3]["images"])
     assert found[1]["labels"] == found[3]["labels"]
     assert "row 1 of dataset" in capsys.readouterr().out
     with pytest.raises(ValueError, match="row 1 of dataset .* cannot be decoded: .*pass --skip_corrupt_images"):
-        ImageDataset(data_config(dataset=path, resolution=8))[1]
+        ImageDataset(data_config(dataset=path, resolution=8, num_classes=10))[1]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The training loop that every script shares: resume, batch, loss, backward, step, EMA, log, sample, save.
 
 Progress is counted in optimizer steps and images seen. What is random in a step is a function of (seed, images seen),
-so a run that was stopped and resumed repeats, bit for bit on CPU, what it would have done.
+so a run that was stopped and resumed repeats, bit for bit on CPU, what it would have done. Nor does it depend on how
+processes and micro-batches share the images of a step (`Draws`), but for dropout inside a network.
 
 SIGTERM, or Ctrl-C, ends a run after the current step, with a checkpoint and the exit status 75: run it again with
 `--resume_from_checkpoint latest`. A step whose loss or gradient is not finite changes nothing; it is written down in
