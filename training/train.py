@@ -269,6 +269,9 @@ def train(config, accelerator, run):
     )
 
     # the result: a folder that from_pretrained opens, with its card
+    with surviving("the log"):
+        accelerator.end_training()
+    # no other process waits for what follows
     if accelerator.is_main_process:
         folder, grid = make_bundle(network, facts, "pipeline")
         print(f"samples: {grid or 'none'}\npipeline: {folder}")
@@ -276,9 +279,6 @@ def train(config, accelerator, run):
             uploads[-1].join()
         if config.push_to_hub:
             push(folder, facts["steps"])
-    accelerator.wait_for_everyone()
-    with surviving("the log"):
-        accelerator.end_training()
 
 
 if __name__ == "__main__":

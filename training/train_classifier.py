@@ -86,6 +86,8 @@ def main(argv=None):
 def train(config, accelerator, run):
     pipeline = load_bundle(config.pipeline)
     scheduler, data = pipeline.scheduler, CleanData(config, accelerator)
+    if data.num_classes is None:
+        raise ValueError("these data have no classes, and a classifier needs some: give images in folders of classes")
     if pipeline.sample_shape(1)[1:] != data.shape:
         raise ValueError(f"the pipeline generates {pipeline.sample_shape(1)[1:]}, the data are {data.shape}")
     if data.vae is not None:
@@ -111,6 +113,9 @@ def train(config, accelerator, run):
         config, accelerator, run, model, data.dataset, compute_loss, data_fingerprint=data_fingerprint
     )
 
+    with surviving("the log"):
+        accelerator.end_training()
+    # no other process waits for what follows
     if accelerator.is_main_process:
         facts |= data.facts(config) | {
             "accuracy": measure_accuracy(classifier, pipeline.to(accelerator.device), config)
@@ -119,9 +124,6 @@ def train(config, accelerator, run):
         for row in facts["accuracy"]:
             print(f"t = {row['t']:.3f}: recognises {row['accuracy']:.1%} of {row['n']} test rows")
         print(f"classifier: {folder}")
-    accelerator.wait_for_everyone()
-    with surviving("the log"):
-        accelerator.end_training()
 
 
 if __name__ == "__main__":
