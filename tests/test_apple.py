@@ -6,8 +6,13 @@ import encode_latents
 import metrics
 import pytest
 import torch
+import train
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from apple import APPLE, AppleMode
-from loop import Draws, Window
+from flops import FlopCounter
+from loop import Draws, Window, fit, make_accelerator
+from run_folder import open_run
 from test_dit import small
 
 from score_sde import NoiseConditionalClassifier, ScoreSDEScheduler
@@ -189,3 +194,42 @@ def test_the_window_of_logged_values():
 
     expected, found = on_both(mean)
     assert found.tolist() == expected.tolist() == [3.0, 1.0]
+
+
+def test_a_training_loop(tmp_path, monkeypatch):
+    """All of `fit`: data, draws, loss, optimizer, averages, log."""
+    # it counts on a real "meta"
+    monkeypatch.setattr(FlopCounter, "watching", lambda self, model: model)
+    monkeypatch.setattr(FlopCounter, "flops", 1, raising=False)
+    monkeypatch.setattr(FlopCounter, "__init__", lambda self, model: None)
+    config = train.TrainConfig(
+        output_dir=str(tmp_path),
+        batch_size=4,
+        max_train_steps=2,
+        logging_steps=1,
+        lr_warmup_steps=0,
+        checkpointing_steps=0,
+        peak_tflops=1.0,
+        gradient_accumulation_steps=2,
+    )
+    rows = [{"images": image, "labels": torch.tensor(i % 5)} for i, image in enumerate(samples("cpu", 16, 3, 8, 8))]
+
+    def trained(device):
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        accelerator = make_accelerator(config)
+        monkeypatch.setattr(Accelerator, "device", device)
+        objective = Objective(ScoreSDEScheduler())
+
+        def loss(model, batch, draws):
+            t = draws.times = objective.times(uniform_numbers())
+            losses = objective(model, batch["images"], batch["images"].flip(0), t, batch["labels"])
+            return losses.mean(), train.loss_by_time(losses.detach(), t, objective.scheduler)
+
+        config.on_existing_run = "set_aside"
+        with open_run(config, accelerator) as run:
+            model, facts = fit(config, accelerator, run, small(class_dropout_prob=0.0).to(device), rows, loss)
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    expected, found = on_both(trained)
+    assert (found - expected).abs().max() < 1e-4

@@ -186,7 +186,7 @@ def test_a_classifier_sees_unit_variance_and_the_noise_level(sde_type):
 
 def test_a_classifier_by_hand():
     """The noise level in hundredths as sinusoids; after the blocks norm, SiLU, mean over positions, linear."""
-    classifier = awake(NoiseConditionalClassifier(sample_size=8, block_out_channels=(16, 32), num_classes=5))
+    classifier = awake(NoiseConditionalClassifier(sample_size=8, block_out_channels=(16, 16, 32), num_classes=5))
     seen = {}
     classifier.time_embed.register_forward_hook(lambda _, given, output: seen.update(features=given[0]))
     classifier.down_blocks[-1].register_forward_hook(lambda _, given, output: seen.update(last=output[0]))
@@ -534,6 +534,12 @@ def test_docstrings_name_every_choice():
         assert [name for table in tables for name in table if name not in model_class.__doc__] == []
     names = {name.removesuffix(" deep") for name in UNETS}
     assert [name for name in names if f'"{name}"' not in ScoreUNetModel.from_name.__doc__] == []
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (3, 8, 8)])
+def test_a_classifier_refuses_other_samples(shape):
+    with pytest.raises(ValueError, match=r"sample must be \(B, 3, H, W\); got"):
+        NoiseConditionalClassifier(sample_size=8, block_out_channels=(16,))(torch.zeros(shape), torch.zeros(1))
 
 
 @pytest.mark.parametrize("model_class", [DiTModel, ScoreUNetModel])
