@@ -79,6 +79,7 @@ class EvaluateConfig(DataConfig):
     )
     resolution: int | None = option(None, "Height and width in pixels: those of the pipeline's images or the samples.")
     image_channels: int | None = option(None, "1 for greyscale, 3 for RGB: those of the pipeline or the samples.")
+    background: str | None = option(None, "Colour behind transparent images; by default as in training, else white.")
     pipeline: str | None = option(None, "The pipeline to measure: a folder.")
     samples: str | None = option(
         None, "Images to measure instead: a folder of them, or an .npz file with uint8 (N, H, W, C), as ADM has it."
@@ -215,9 +216,10 @@ class ArraySamples:
 
 class FolderSamples:
     """The images of a folder, in the order of their names, as `ArraySamples`; of `channels`, by default 1 where all are
-    greyscale, else 3."""
+    greyscale, else 3, and on `background`."""
 
-    def __init__(self, folder, channels=None):
+    def __init__(self, folder, channels=None, background="white"):
+        self.background = background
         kinds = (".png", ".jpg", ".jpeg", ".webp")
         self.paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.lower().endswith(kinds)]
         if not self.paths:
@@ -247,7 +249,7 @@ class FolderSamples:
         found = []
         for number in numbers:
             with self.opened(self.paths[number]) as image:
-                found.append(np.array(to_mode(image, self.mode)).reshape(*self.shape[1:], -1))
+                found.append(np.array(to_mode(image, self.mode, self.background)).reshape(*self.shape[1:], -1))
         return from_bytes(torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2))
 
 
@@ -256,7 +258,7 @@ def open_samples(config):
     if config.samples.endswith(".npz"):
         samples = ArraySamples(config.samples)
     elif os.path.isdir(config.samples):
-        samples = FolderSamples(config.samples, config.image_channels)
+        samples = FolderSamples(config.samples, config.image_channels, config.background or "white")
     else:
         raise ValueError(f"samples {config.samples!r} is neither a folder nor an .npz file")
     if samples.count < config.num_images:
@@ -300,18 +302,20 @@ def complete(config, shape):
     dataset, trained = config.dataset or facts.get("dataset"), facts.get("config", {})
     if dataset is None:
         raise ValueError(f"{config.pipeline!r} doesn't say what it was trained on: pass --dataset")
-    known = DataConfig()
-    if dataset == facts.get("dataset") and not trained.get("latents"):
-        known = replace(known, **{name: trained[name] for name in COLUMNS if name in trained})
+    config, known = replace(config, dataset=dataset), DataConfig()
+    if trained_on(config, facts):
+        # what latents were encoded from is not for the run's options to say
+        said = {name: facts.get(name) for name in COLUMNS} if trained.get("latents") else trained
+        known = replace(known, **{name: said[name] for name in COLUMNS if said.get(name) is not None})
     columns = {name: getattr(config, name) or getattr(known, name) for name in COLUMNS}
     if columns["label_column"] == "none":
         columns["label_column"] = None
     split = config.split or facts.get("split") or known.split
     changes = {"split": split, "reference_split": config.reference_split or split}
-    return replace(config, dataset=dataset, resolution=height, image_channels=channels, **columns, **changes)
+    return replace(config, resolution=height, image_channels=channels, **columns, **changes)
 
 
-COLUMNS = ("image_column", "label_column", "num_classes")
+COLUMNS = ("image_column", "label_column", "num_classes", "background")
 
 
 def open_data(config, pipeline):

@@ -36,7 +36,7 @@ NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
 class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
-    network: str = option("dit", "dit (DiTModel) or unet (ScoreUNetModel).")
+    network: str = option("dit", f"{' or '.join(f'{name} ({kind.__name__})' for name, (_, kind) in NETWORKS.items())}.")
     network_name: str | None = option(None, "A published configuration of the network by name, such as DiT-S/2.")
     network_kwargs: str = option(
         "{}", "Arguments of the network's class, as YAML: {hidden_size: 256}; they win over network_name."
@@ -269,6 +269,9 @@ def train(config, accelerator, run):
     )
 
     # the result: a folder that from_pretrained opens, with its card
+    with surviving("the log"):
+        accelerator.end_training()
+    # no other process waits for what follows
     if accelerator.is_main_process:
         folder, grid = make_bundle(network, facts, "pipeline")
         print(f"samples: {grid or 'none'}\npipeline: {folder}")
@@ -276,9 +279,6 @@ def train(config, accelerator, run):
             uploads[-1].join()
         if config.push_to_hub:
             push(folder, facts["steps"])
-    accelerator.wait_for_everyone()
-    with surviving("the log"):
-        accelerator.end_training()
 
 
 if __name__ == "__main__":

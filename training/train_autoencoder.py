@@ -131,6 +131,9 @@ def train(config, accelerator, run):
     model = Reconstruction(vae)
     model, facts = fit(config, accelerator, run, model, dataset, compute_loss, on_sample, data_fingerprint=data)
 
+    with surviving("the log"):
+        accelerator.end_training()
+    # no other process waits for what follows
     if accelerator.is_main_process:
         vae = model.vae
         rows = torch.utils.data.Subset(dataset, range(min(config.statistics_images, len(dataset))))
@@ -148,9 +151,6 @@ def train(config, accelerator, run):
             )
             print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}")
         print(f"autoencoder: {save_model(vae, os.path.join(config.output_dir, 'vae'), facts)}")
-    accelerator.wait_for_everyone()
-    with surviving("the log"):
-        accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -113,6 +113,9 @@ def train(config, accelerator, run):
         config, accelerator, run, model, data.dataset, compute_loss, data_fingerprint=data_fingerprint
     )
 
+    with surviving("the log"):
+        accelerator.end_training()
+    # no other process waits for what follows
     if accelerator.is_main_process:
         facts |= data.facts(config) | {
             "accuracy": measure_accuracy(classifier, pipeline.to(accelerator.device), config)
@@ -121,9 +124,6 @@ def train(config, accelerator, run):
         for row in facts["accuracy"]:
             print(f"t = {row['t']:.3f}: recognises {row['accuracy']:.1%} of {row['n']} test rows")
         print(f"classifier: {folder}")
-    accelerator.wait_for_everyone()
-    with surviving("the log"):
-        accelerator.end_training()
 
 
 if __name__ == "__main__":

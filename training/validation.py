@@ -6,6 +6,7 @@ import torch
 from config import DataConfig, option
 from data import ImageDataset, mix_seeds
 from evaluate import EvaluateConfig, draw, gathered, quantized, real_batches, rounds, trained_classifier
+from loop import Draws
 from metrics import ClassifierFeatures, Moments, frechet_distance, open_features
 
 
@@ -29,7 +30,7 @@ class ValidationConfig:
             yield f"evaluation_images {self.evaluation_images} must be at least 2"
 
 
-class RowDraws:
+class RowDraws(Draws):
     """Random numbers for held-out rows, as `loop.Draws` has them for a step of training, but each a function of the
     seed and its row alone: the same at every evaluation, for any number of processes and any batches.
 
@@ -47,14 +48,11 @@ class RowDraws:
         return torch.stack([torch.randn(shape, generator=each) for each in self.generators]).to(self.device)
 
     def uniform(self):
-        return self._uniform().to(self.device)
-
-    def stratified(self):
-        return ((self.parts + self._uniform()) / self.count).clamp(2**-53, 1 - 2**-53).to(self.device)
-
-    def _uniform(self):
         numbers = [torch.rand((), generator=each, dtype=torch.float64) for each in self.generators]
         return torch.stack(numbers).clamp_min(2**-53)
+
+    def stratified(self):
+        return ((self.parts + self.uniform()) / self.count).clamp(2**-53, 1 - 2**-53)
 
 
 def make_validation(config, accelerator, data, losses_of, make_pipeline):
