@@ -3,6 +3,7 @@
 import datasets
 import numpy as np
 import pytest
+import sources
 import torch
 from config import DataConfig, parse
 from data import ImageDataset, ImageStream
@@ -100,6 +101,7 @@ def test_a_folder_without_folders_of_splits_is_all_train(tmp_path):
         (["train/a/1.png", "bus/a/1.png"], "folders train are called like splits, bus beside them are not"),
         (["train/1.png", "test/1.png", "bus/1.png"], "folders test, train are called like splits, bus beside"),
         (["1.png", "2.png", "old/3.png"], "2 images .1.png, ....* beside its folders old, which hold 1"),
+        (["1.png", "2.png", "train/3.png"], "2 images .1.png, ....* beside its folders train, which hold 1"),
         (["notes.txt", "a.heic"], "no image, .parquet or .tar, but 2 others ..heic, .txt"),
         ([".hidden.png"], "the folder holds no data files"),
     ],
@@ -169,9 +171,9 @@ def test_metadata_say_the_labels(streaming, tmp_path):
         assert "left out: train/c.png (not in the metadata)" in dataset.describe()
 
 
-def parquets(folder, *names, rows=2):
+def parquets(folder, *names, rows=2, labels=(0, 1)):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    columns = {"image": [Image.new("L", (8, 8), i) for i in range(rows)], "label": [i % 2 for i in range(rows)]}
+    columns = {"image": [Image.new("L", (8, 8), i) for i in range(rows)], "label": [labels[i % 2] for i in range(rows)]}
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / name)
@@ -250,6 +252,26 @@ def test_the_fingerprint_tells_data_from_others(tmp_path):
     prints = [opened(path).fingerprint() for path in (parquet / "a.parquet", other / "b.parquet")]
     assert prints[0]["rows"] != prints[1]["rows"] and prints[0]["classes"] == prints[1]["classes"] == ["a", "b"]
     assert opened(parquet / "a.parquet").fingerprint() == prints[0]
+
+
+def test_the_fingerprint_tells_labels_from_others(tmp_path):
+    """Also where the files are as large as before."""
+    prints = []
+    for name, labels in (("here", [0, 1]), ("there", [1, 0])):
+        path = parquets(tmp_path, f"{name}/a.parquet", labels=labels) / name / "a.parquet"
+        prints.append((path.stat().st_size, opened(path).fingerprint()["rows"]))
+    assert prints[0][0] == prints[1][0] and prints[0][1] != prints[1][1]
+
+
+def test_every_part_of_a_stream_of_images_has_all_classes(tmp_path, monkeypatch):
+    """So that a process, or a worker, which reads its own parts, sees them all."""
+    monkeypatch.setattr(sources, "STREAM_SHARDS", 2)
+    folder = make(tmp_path, *(f"{label}/{number}.png" for label in "ab" for number in range(4)))
+    dataset = ImageStream(data_config(dataset=str(folder), resolution=8, streaming=True, shuffle_buffer=1))
+    for rank in range(2):
+        dataset.begin(rank, world_size=2, given=0)
+        items = iter(dataset)
+        assert sorted(next(items)["labels"] for _ in range(4)) == [0, 0, 1, 1]
 
 
 def test_every_mode_and_background_reaches_training(tmp_path):

@@ -17,7 +17,7 @@ from datasets import Image as ImageFeature
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from sources import FORMATS, as_stream, nearest, open_split
+from sources import FORMATS, as_stream, few, nearest, open_split
 
 from score_sde.pipelines.images import to_mode
 
@@ -213,8 +213,7 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         """A hash that tells whether the images of some rows are what they were: of their files' names and sizes in a
         folder of images, else of all that the rows are from."""
         if len(self.origin.sizes) == len(self):
-            names = list(self.origin.sizes)[rows.start : rows.stop]
-            return hash_of([(name, self.origin.sizes[name]) for name in names])
+            return hash_of(list(itertools.islice(self.origin.sizes.items(), rows.start, rows.stop)))
         return self.fingerprint()["rows"]
 
     def items_and_rows(self, keys):
@@ -325,12 +324,6 @@ def resize_and_crop(image, resolution, seed=None):
     else:
         left, top = np.random.default_rng(seed).integers(0, spare, endpoint=True).tolist()
     return image.crop((left, top, left + resolution, top + resolution))
-
-
-def few(names, most=3):
-    """A list of names as text, of many the first ones and their number."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def describe(name, dataset):

@@ -65,6 +65,12 @@ class Origin:
             self.sizes.pop(name, None)
 
 
+def few(names, most=3):
+    """A list of names as text, of many the first ones and their number."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def on_hub(name):
     """Whether a dataset of this name is read from the Hub."""
     return not (name in EMBEDDED or os.path.splitext(name)[1] in FILES or os.path.isdir(name))
@@ -92,8 +98,8 @@ def open_split(name, split, streaming=False):
 
 
 def nearest(path, names=()):
-    """ "; is it ...?" with what is called almost as a path that doesn't exist: one of some names, or a file or folder
-    beside it. Empty without any, or where the path exists."""
+    """The end of a sentence on a path that doesn't exist: "; is it ...?", with what is called almost so, one of some
+    names, or a file or folder beside it. Empty without any, or where the path exists."""
     folder, name = os.path.split(path.rstrip("/"))
     if os.path.exists(path):
         return ""
@@ -159,7 +165,7 @@ def _open_folder(folder, split, streaming):
         kinds = sorted({_suffix(name) or "no suffix" for name in origin.sizes})
         raise ValueError(
             f"the folder holds no data files: no image, {' or '.join(FILES)}"
-            + (f", but {len(origin.sizes)} others ({', '.join(kinds[:5])})" if kinds else "")
+            + (f", but {len(origin.sizes)} others ({few(kinds, 5)})" if kinds else "")
         )
     return rows, origin
 
@@ -235,6 +241,9 @@ def _open_images(origin, images, metadata, split, streaming):
         return folders[bool(splits) :][:1]
 
     if splits:
+        inside = [name for name in images if name.split("/")[0] in splits]
+        stray = [name for name in images if "/" not in name]
+        _leave_out_images(origin, "images beside the folders of splits", stray, splits, len(inside))
         origin.leave_out("beside the folders of splits", [x for x in origin.sizes if x.split("/")[0] not in splits])
     # the classes of all splits are the same
     classes = sorted({name for image in images if image in origin.sizes for name in folder_of(image)})
@@ -265,14 +274,14 @@ def _folders_of_splits(names):
     if not several and not any(nested.values()):
         return {}
     raise ValueError(
-        f"its folders {', '.join(splits)} are called like splits, {', '.join(others[:5])} beside them are not: if they "
+        f"its folders {', '.join(splits)} are called like splits, {few(others)} beside them are not: if they "
         f"all are classes, move them into a folder called train; else move the others away"
     )
 
 
 def _open_metadata(origin, metadata, streaming):
     rows = _load("imagefolder", [os.path.join(origin.root, name) for name in metadata], streaming)
-    if not streaming:
+    if not streaming and "image" in rows.features:
         paths = [value["path"] for value in rows.cast_column("image", ImageFeature(decode=False))["image"]]
         named = {os.path.relpath(path, origin.root).replace(os.sep, "/") for path in paths}
         origin.leave_out("not in the metadata", set(origin.sizes) - set(metadata) - named)
@@ -281,22 +290,26 @@ def _open_metadata(origin, metadata, streaming):
 
 def _open_class_folders(origin, classes, folders):
     """The rows of images in folders of classes; `folders` is {name: [its class] or []}."""
-    stray = [name for name, folder in folders.items() if not folder]
-    features = {"image": ImageFeature()}
+    features, stray = {"image": ImageFeature()}, [name for name, folder in folders.items() if not folder]
     if len(stray) < len(folders):
-        inside = len(folders) - len(stray)
-        if len(stray) > inside:
-            raise ValueError(
-                f"{len(stray)} images ({stray[0]}, ...) lie beside its folders {', '.join(classes[:5])}, which hold "
-                f"{inside}: move each into the folder of its class, or all into one"
-            )
-        origin.leave_out("images beside the folders of classes", stray)
+        _leave_out_images(origin, "images beside the folders of classes", stray, classes, len(folders) - len(stray))
         features["label"] = ClassLabel(names=classes)
-    columns = {"image": [{"path": os.path.join(origin.root, name), "bytes": None} for name in origin.sizes]}
+    columns = {"image": [os.path.join(origin.root, name) for name in origin.sizes]}
     if "label" in features:
         numbers = {name: number for number, name in enumerate(classes)}
         columns["label"] = [numbers[folders[name][0]] for name in origin.sizes]
-    return Dataset.from_dict(columns, features=Features(features))
+    return Dataset.from_dict(columns).cast(Features(features))
+
+
+def _leave_out_images(origin, reason, stray, folders, inside):
+    """Leave images out that lie beside folders with `inside` images. Raises ValueError where they are the more: then
+    nothing says which are meant."""
+    if len(stray) > inside:
+        raise ValueError(
+            f"{len(stray)} images ({stray[0]}, ...) lie beside its folders {few(folders)}, which hold {inside}: move "
+            f"each into the folder that it belongs to, or all into one"
+        )
+    origin.leave_out(reason, stray)
 
 
 def as_stream(data):
