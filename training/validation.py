@@ -65,8 +65,8 @@ def make_validation(config, accelerator, data, losses_of, make_pipeline):
     """
     image_config = DataConfig(**{each.name: getattr(config, each.name) for each in fields(DataConfig)})
     if config.latents:  # which images they are of is not for the config to say
-        for name in ("dataset", "split", "resolution"):
-            setattr(image_config, name, data.dataset.facts[name])
+        for name in ("dataset", "split", "resolution", "background"):
+            setattr(image_config, name, data.dataset.facts.get(name, getattr(image_config, name)))
         image_config.image_channels = data.vae.config.in_channels
     held_out = ImageDataset(image_config, split=config.evaluation_split)
     count = min(config.evaluation_images, len(held_out))
