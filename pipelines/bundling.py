@@ -9,6 +9,7 @@ diffusers puts the code files of all repos into one flat folder of modules, so e
 stamp, a hash of the code it belongs with: bundles of different versions live side by side in one process.
 """
 
+import errno
 import hashlib
 import importlib
 import inspect
@@ -18,13 +19,15 @@ import re
 import shutil
 import stat
 import tempfile
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_token, snapshot_download
 from huggingface_hub.errors import (
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -123,10 +126,12 @@ def own_file(folder, *names):
 def _cached_blob(folder, link):
     """What a link in a snapshot of the Hub's cache leads to: a file in blobs/ beside snapshots/, or on in the store
     that the repos of a cache share. None for any other link."""
-    storage = os.path.dirname(os.path.dirname(folder))
-    cache, target = os.path.dirname(storage), _link_target(link)
-    if os.path.dirname(folder) != os.path.join(storage, "snapshots"):
+    # the folder is the snapshot, or lies in it
+    snapshot = next((each for each in (Path(folder), *Path(folder).parents) if each.parent.name == "snapshots"), None)
+    if snapshot is None:
         return None
+    storage, target = str(snapshot.parent.parent), _link_target(link)
+    cache = os.path.dirname(storage)
     if os.path.dirname(target) != os.path.join(storage, "blobs"):
         return None
     if os.path.islink(target):
@@ -178,6 +183,34 @@ def saved_class_name(index):
     return index["_class_name"] if isinstance(index["_class_name"], str) else index["_class_name"][1]
 
 
+def check_token(token=None):
+    """Raise ValueError for a token of the Hub that cannot be one: the client fails at it with an error that quotes it.
+
+    Args:
+        token: as the client takes it: None or True for the one that is stored or in HF_TOKEN, False for none.
+    """
+    token = get_token() if token in (None, True) else token
+    if token and not (isinstance(token, str) and re.fullmatch(r"[!-~]+", token)):
+        raise ValueError(
+            "the token of the Hub holds spaces, line feeds or other letters than a token has: log in by `hf auth "
+            "login`, or set HF_TOKEN, anew"
+        )
+
+
+@contextmanager
+def hub_errors(kind, what, token=None):
+    """Let errors of the Hub's client inside be of one kind of exception, `what` and why it is (`hub_problem`); they,
+    and what is printed of them, quote nothing of a request. ValueError stays one. A token that cannot be one is found
+    before."""
+    check_token(token)
+    try:
+        yield
+    except Exception as error:  # the client has no common class of errors
+        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+            raise ValueError(str(error)[:2000]) from None
+        raise kind(f"{what}: {hub_problem(error)}") from None
+
+
 def hub_problem(error):
     """Why a request to the Hub failed and what to do, in words that quote nothing of the request: it holds a token."""
     causes = [error]
@@ -207,6 +240,8 @@ def hub_problem(error):
         return f"the Hub answered with status {status}: try again later"
     if isinstance(error, LocalEntryNotFoundError) and len(causes) == 1:
         return "it is not in the cache: load it once without local_files_only"
+    if getattr(causes[-1], "filename", None) or getattr(causes[-1], "errno", None) == errno.ENOSPC:
+        return f"{causes[-1].strerror}: {causes[-1].filename or 'make room'}"
     return f"the Hub cannot be reached ({type(causes[-1]).__name__}): check the network and try again"
 
 
@@ -215,20 +250,15 @@ def download(folder_or_repo, allow_patterns, ignore_patterns=None, **arguments):
     patterns allow. Raises ValueError for what can't be had, with what to do."""
     folder = str(folder_or_repo)
     if os.path.isfile(folder):
-        raise ValueError(f"{folder!r} is a file: give the folder that holds it")
+        raise ValueError(f"{quoted(folder)} is a file: give the folder that holds it")
     if not os.path.isdir(folder):
         if folder.count("/") > 1 or folder.startswith((".", "/", "~")):
-            raise ValueError(f"{folder!r} is neither a folder nor the id of a repo on the Hub")
-        try:
+            raise ValueError(f"{quoted(folder)} is neither a folder nor the id of a repo on the Hub")
+        what = f"{quoted(folder)} is no folder here and cannot be had from the Hub"
+        with hub_errors(ValueError, what, arguments.get("token")):
             folder = snapshot_download(
                 folder, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns, **arguments
             )
-        except ValueError:
-            raise
-        except Exception as error:  # the client has no common class of errors
-            raise ValueError(
-                f"{folder!r} is no folder here and cannot be had from the Hub: {hub_problem(error)}"
-            ) from error
     return os.path.realpath(folder)
 
 

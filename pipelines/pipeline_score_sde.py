@@ -68,6 +68,12 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         self._called = None
         self._guidance_scale, self._conditions, self._num_timesteps, self._interrupt = 1.0, None, 0, False
 
+    def __setattr__(self, name, value):
+        # diffusers would leave out of the saved index what was None before
+        if name in self._optional_components and value is not None and name in self.__dict__:
+            self.register_to_config(**{name: ("diffusers", type(value).__name__)})
+        super().__setattr__(name, value)
+
     def _for_one_call(self):
         """This pipeline as one call sees it: the same networks, with a scheduler and a state of its own, so that calls
         in several threads don't disturb each other."""

@@ -45,6 +45,11 @@ class OnApple(torch.Tensor):
 
 def run(function, arguments, options):
     """An operation on the values; what it returns is on the device if it is asked for there, or any argument is."""
+    # an empty one is made where no mode sees it
+    arguments, options = tree_map(
+        lambda x: OnApple(torch.empty_like(x, device="cpu")) if type(x) is torch.Tensor and x.is_meta else x,
+        (arguments, options),
+    )
     tensors = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, torch.Tensor)]
     wrapped = [tensor for tensor in tensors if isinstance(tensor, OnApple)]
     target = torch.device(options["device"]).type if options.get("device") is not None else None

@@ -37,7 +37,7 @@ TESTS = {
     "src/score_sde/convert.py": "convert attacks/converters",
     "src/score_sde/space.py": "space attacks/page",
     "src/score_sde/space_app.py": "space attacks/page",
-    "pipelines/pipeline_score_sde.py": "pipeline guidance image_to_image",
+    "pipelines/pipeline_score_sde.py": "pipeline guidance image_to_image likelihood threads",
     "pipelines/pipeline_score_sde_inverse.py": "inverse",
     "pipelines/operators.py": "inverse",
     "pipelines/bundling.py": "hub attacks/loading attacks/verify",

@@ -1,10 +1,13 @@
 """Times fitted to a model: they lower its error, and travel with the scheduler."""
 
+import math
+
 import pytest
 import torch
 from exact import MIXTURE
 
 from score_sde import ScoreSDEScheduler
+from score_sde.calibration import Fit
 
 
 def sample(scheduler, steps, noise):
@@ -42,6 +45,47 @@ def test_fitted_times_err_less_on_other_noise(sde_type):
     fitted.set_timesteps(6)
     plain.set_timesteps(6)
     assert torch.equal(fitted.timesteps, plain.timesteps)
+
+
+def test_the_score_is_as_documented():
+    """Half the logarithm of the geometric mean, and half that of the root mean square, of the samples' distances."""
+    target = torch.zeros(3, 2, 2, dtype=torch.float64)
+    distances = torch.tensor([0.5, 1.0, 8.0], dtype=torch.float64)
+    fit = Fit(None, None, None, None, target, None)
+    mean, root = distances.log().mean().exp(), distances.pow(2).mean().sqrt()
+    assert fit.error(target + distances[:, None, None]) == pytest.approx(float((mean.log() + root.log()) / 2))
+    assert fit.error(target + math.nan) == math.inf
+    # and what `calibrate` returns is the root of their product
+    scheduler = ScoreSDEScheduler()
+    network = MIXTURE.network(scheduler)
+    noise = draw(8, 1)
+    plain, reference = sample(scheduler, 5, noise), sample(scheduler, 100, noise)
+    found = scheduler.calibrate(lambda x, timesteps: network(x, timesteps[0].double()), 5, noise=noise, sweeps=1)
+    distances = (plain - reference).pow(2).mean(1).sqrt()
+    expected = (distances.log().mean().exp() * distances.pow(2).mean().sqrt()).sqrt()
+    assert found[5][0] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_fitting_runs_only_what_changed():
+    """A trajectory that shares its beginning with a known one takes that from there, and is the same."""
+    scheduler, calls = ScoreSDEScheduler(), []
+    noise = draw(4, 1)
+
+    def denoise(x, t):
+        calls.append(t)
+        return MIXTURE.denoised(x, scheduler.path, torch.tensor(t, dtype=torch.float64))
+
+    fit = Fit(scheduler.path, denoise, scheduler._build_plan, noise, torch.zeros_like(noise), scheduler.t_min)
+    times = scheduler._grid(6, scheduler.t_max)
+    first = fit.run(times, "adams_2")
+    assert len(calls) == 6
+    assert fit.run(times, "adams_2", first) is first
+    later = times.clone()
+    later[4] = (times[4] + times[5]) / 2
+    calls.clear()
+    found = fit.run(later, "adams_2", first)
+    assert len(calls) < 6
+    assert (found.states[-1][0] - fit.run(later, "adams_2").states[-1][0]).abs().max() < 1e-12
 
 
 def test_fitted_times_travel_with_the_scheduler(tmp_path):

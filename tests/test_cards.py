@@ -90,10 +90,10 @@ def test_a_figure_that_is_none_is_refused(tmp_path, change, message):
     assert not (tmp_path / "bundle" / "metrics.json").exists()
 
 
-def test_a_licence_that_the_hub_does_not_know_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="license 'Apache 2' is unknown to the Hub; choose one of apache-2.0, mit"):
-        save_bundle(tiny_pipeline(), tmp_path / "bundle", facts={"license": "Apache 2"})
-    assert not (tmp_path / "bundle").exists()
+def test_a_licence_newer_than_this_package_stands_on_the_card_with_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="license 'apache-3.0' is not among those of the Hub that this package knows"):
+        folder = save_bundle(tiny_pipeline(), tmp_path / "bundle", facts={"license": "apache-3.0"})
+    assert ModelCard.load(os.path.join(folder, "README.md")).data.license == "apache-3.0"
 
 
 def test_figures_of_several_commands_name_each(tmp_path):

@@ -1,9 +1,11 @@
 """Options of the training scripts, as the command line and a YAML file give them."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import train
@@ -14,6 +16,10 @@ from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
 from score_sde.paths import PREDICTIONS
 from score_sde.scheduling_score_sde import SDE_TYPES
 from score_sde.solvers import PREDICTORS
+
+
+ROOT = TRAINING.parent
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 @pytest.mark.parametrize("text", ["1000", "1_000", "1e3", "1000.0"])
@@ -149,3 +155,21 @@ def test_scripts_end_with_one_line_where_their_data_do_not_exist(config_class, t
     assert ended.returncode == 2
     assert f"{config_class.__module__}.py: error: " in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_constraints_fit_every_extra(extra):
+    """Into an empty environment, from the package index; every package that an extra brings has its version."""
+
+    def canonical(name):
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    pinned = {canonical(name) for name in re.findall(r"^(.+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)}
+    command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--report", "-"]
+    ended = subprocess.run([*command, "-c", "constraints.txt", f".[{extra}]"], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    brought = {canonical(each["metadata"]["name"]) for each in json.loads(ended.stdout)["install"]}
+    # CUDA builds of torch bring libraries of their own
+    free = {"score-sde", "setuptools", "triton"}
+    assert not {name for name in brought - pinned - free if not name.startswith(("nvidia", "cuda"))}

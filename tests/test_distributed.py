@@ -5,14 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import train
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from config import parse
-from loop import make_accelerator
+from loop import make_accelerator, warn_of_busy_cores
 from recording import recorded_run
 from safetensors.torch import load_file
 from test_training import TINY_DIT, TINY_RUN, TRAINING, equal, fresh_accelerate_state, run, train_tiny  # noqa: F401
@@ -224,6 +226,22 @@ def test_the_precision_of_a_launcher_is_the_default(launched, arguments, expecte
         with pytest.raises(SystemExit):
             parse(train.TrainConfig, arguments)
         assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "processes", "advice"),
+    [(0.0, 4, 1, None), (0.5, 2, 1, None), (0.5, 4, 1, 2), (3.0, 4, 1, 1), (9.0, 1, 1, None), (0.0, 4, 2, 2)],
+)
+def test_busy_cores_are_said(load, threads, processes, advice, monkeypatch, capsys, tmp_path):
+    """Of four cores: which of them other programs use, by the average load of the machine, here of eight cores."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+    monkeypatch.setattr(os, "getloadavg", lambda: (8 * load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    warn_of_busy_cores(SimpleNamespace(device=torch.device("cpu"), is_local_main_process=True))
+    said = capsys.readouterr().out
+    assert f"OMP_NUM_THREADS={advice}" in said if advice else said == ""
 
 
 def test_a_launcher_that_compiles_changes_no_file(tmp_path, monkeypatch):

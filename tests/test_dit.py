@@ -78,6 +78,14 @@ def test_swiglu_and_shared_modulation_have_the_parameters_they_should():
     assert parameters(own) - parameters(shared) == 9 * 6 * 96 * 97 - 10 * 6 * 96
 
 
+@pytest.mark.parametrize(("mlp_ratio", "width"), [(4.0, 256), (2.0, 128), (1.01, 64)])
+def test_swiglu_has_two_thirds_of_the_width(mlp_ratio, width):
+    feed_forward = small(hidden_size=96, swiglu=True, mlp_ratio=mlp_ratio).blocks[0].ff
+    # a gate and a value for each channel
+    assert feed_forward.net[0].proj.out_features == 2 * width
+    assert feed_forward.net[2].in_features == width
+
+
 # --- every option -------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +151,30 @@ def test_the_parts_of_a_block_are_the_ones_of_the_paper():
     for conditioning in ("cross_attention", "in_context"):
         assert "adaln.weight" not in names[conditioning]
         assert ("blocks.0.cross_attn.to_q.weight" in names[conditioning]) == (conditioning == "cross_attention")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"conditioning": "adaln"}, {"shared_adaln": True}, {"shared_adaln": True, "conditioning": "adaln"}]
+)
+def test_every_block_has_its_own_modulation(options):
+    """Its own vectors of the one matrix product, or the shared ones and its own offset; the last two are the output
+    layer's."""
+    model, seen = small(num_layers=3, **options), []
+    model.adaln.register_forward_hook(lambda _, given, output: seen.append(output.unflatten(1, (-1, 48))))
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, given, output: seen.append((given[1], output)))
+    model.proj_out.register_forward_hook(lambda _, given, output: seen.append(given[0]))
+    call(model)
+    vectors, *blocks, last = seen
+    count = CONDITIONINGS[model.config.conditioning]
+    for index, (modulation, _) in enumerate(blocks):
+        own = vectors[:, count * index : count * (index + 1)]
+        if model.config.shared_adaln:
+            own = vectors[:, :count] + model.block_offsets[index]
+        assert torch.equal(modulation, own)
+    shift, scale = vectors[:, -2:].unbind(1)
+    normed = torch.nn.functional.layer_norm(blocks[-1][1], (48,), eps=1e-6)
+    assert (last - (normed * (1 + scale[:, None]) + shift[:, None])).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("conditioning", ["cross_attention", "in_context"])
@@ -302,6 +334,13 @@ def test_group_offloading_gives_the_same_output():
 # --- refused ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("value", [0, -1, 2.0, math.nan, math.inf, True, "4"])
+@pytest.mark.parametrize("name", ["in_channels", "hidden_size", "num_layers", "num_attention_heads", "num_classes"])
+def test_sizes_are_whole_numbers(name, value):
+    with pytest.raises(ValueError, match=f"{name} {value!r} must be a whole number, at least 1"):
+        small(**{name: value})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -316,6 +355,12 @@ def test_group_offloading_gives_the_same_output():
         ({"patch_size": (3, 2)}, r"patch_size \(3, 2\) must divide sample_size 8"),
         ({"sample_size": (8, 8, 8), "hidden_size": 64}, "hidden_size 64 must be a multiple of .* 4 and of 6"),
         ({"position_embedding": "rotary", "num_attention_heads": 8}, "heads of a multiple of 4 channels; .* has 6"),
+        ({"sample_size": 2**13, "patch_size": 2}, "sample_size 8192 with patch_size 2 makes 16,777,216 tokens, more"),
+        ({"sample_size": (8.0, 8)}, r"sample_size \(8.0, 8\) must be a positive number, or 2 of them"),
+        ({"patch_size": True}, "patch_size True must be a positive number"),
+        *(({"mlp_ratio": value}, f"mlp_ratio {value} of hidden_size 48") for value in (0.0, -4.0, math.nan, math.inf)),
+        *(({"frequency_shift": value}, f"frequency_shift {value} must") for value in (-1.0, 128.0, math.nan)),
+        *(({"class_dropout_prob": value}, f"class_dropout_prob {value} must lie") for value in (-0.1, math.nan)),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

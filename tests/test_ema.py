@@ -200,6 +200,10 @@ def test_what_cannot_be_reconstructed_is_refused(tmp_path, capsys):
     card.write_text(json.dumps(json.loads(facts) | {"run_id": "another"}))
     assert "safetensors is of another run, " in refused("--sigma_rel", "0.1")
     card.write_text(facts)
+    _, _, snapshot = averages.list_snapshots(tmp_path)[0]
+    with open(snapshot, "r+b") as file:
+        file.truncate(100)
+    assert "safetensors is damaged (" in refused("--sigma_rel", "0.1")
     os.rename(tmp_path / "ema_snapshots", tmp_path / "elsewhere")
     assert "holds no ema_snapshots: train with --ema_snapshot_steps" in refused("--sigma_rel", "0.1")
     assert not (tmp_path / "other").exists()

@@ -49,6 +49,7 @@ def test_a_bundle_is_pushed_and_nothing_else(local_hub, tmp_path):
     folder = save_bundle(tiny_pipeline(), tmp_path / "bundle", metrics=[METRIC])
     for name in ("optimizer.bin", "notes.pt", ".env", ".secret.json", "events.out"):
         (tmp_path / "bundle" / name).write_text("secret")
+    (tmp_path / "bundle" / "LICENSE").write_text("Free.")
     pushes = [
         {"repo_id": "lab/model", "private": True, "tag": "v1", "commit_message": "first"},
         {"repo_id": "lab/model", "revision": "next/one"},
@@ -67,7 +68,7 @@ def test_a_bundle_is_pushed_and_nothing_else(local_hub, tmp_path):
         str(path.relative_to(folder)): path.read_bytes()
         for path in Path(folder).rglob("*.*")
         if path.suffix in (".json", ".py", ".safetensors", ".md") and path.name != ".secret.json"
-    }
+    } | {"LICENSE": b"Free."}
     assert b"| accuracy | 0.9 |" in pushed["README.md"]
     # somebody else's repo, by a pull request
     local_hub.repos["model", "lab/model"].private = False
@@ -83,7 +84,9 @@ def test_what_is_left_of_an_earlier_push_goes(local_hub, tmp_path):
     folder = save_bundle(tiny_pipeline(), tmp_path / "bundle")
     old = ["paths_0123456789.py", "transformer/diffusion_pytorch_model.fp16-00001-of-00002.safetensors"]
     old += ["transformer/diffusion_pytorch_model.safetensors.index.json", "metrics.json"]
-    kept = ["NOTES.md", "mine.py", "vae/config.json", "LICENSE"]
+    # of folders that are not pushed, everything
+    kept = ["NOTES.md", "mine.py", "vae/config.json", "LICENSE", "vae/diffusion_pytorch_model.safetensors"]
+    kept += ["old/paths_0123456789.py", "old/metrics.json"]
     local_hub.put("me/model", dict.fromkeys(old + kept, b"{}"))
     run(local_hub, PUSH, folder, json.dumps([{"repo_id": "me/model"}]), token="hf_writer")
     files = local_hub.files("me/model")
@@ -197,7 +200,7 @@ def test_what_the_hub_refuses_is_said_with_the_remedy_and_without_the_token(
     local_hub.put("me/model", {"NOTES.md": b""})
     local_hub.repos["model", "me/model"].tags["v1"] = local_hub.repos["model", "me/model"].branches["main"]
     options = {"token": "hf_writer"} | options
-    result = try_with(local_hub, fault, "/api/repos/create", ["push", [folder, "me/model"], options])
+    result = try_with(local_hub, fault, "/api/models/me/model", ["push", [folder, "me/model"], options])
     found, text = json.loads(result.stdout.splitlines()[-1])
     assert found == kind
     assert re.search(message, text), text
@@ -543,9 +546,13 @@ def test_training_pushes_at_intervals_and_survives_a_network_that_fails(local_hu
     messages = list(repo.messages.values())
     assert messages[0] == "initial commit"
     assert messages[-1] == "Tiny, 3 steps"
-    # the last that was trained, and what it draws, is what is there
+    # the last that was trained, and what it draws, is what is there, without the paths of this machine
     files, saved = local_hub.files("me/model"), files_of(tmp_path / "run" / "pipeline")
-    assert {name: files[name] for name in saved} == saved
+    assert {name: files[name] for name in saved if name != "training.json"} == {
+        name: content for name, content in saved.items() if name != "training.json"
+    }
+    assert json.loads(files["training.json"])["config"]["output_dir"] == "run"
+    assert not any(str(tmp_path).encode() in content for content in files.values())
     assert json.loads(saved["training.json"])["steps"] == 3
     assert "hf_writer" not in result.stdout + result.stderr
     assert not any(b"hf_writer" in content for content in files_of(tmp_path / "run").values())

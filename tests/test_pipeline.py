@@ -386,6 +386,19 @@ def test_exactly_one_network(networks):
         ScoreSDEPipeline(ScoreSDEScheduler(), **networks)
 
 
+def test_a_component_that_is_set_later_is_saved(tmp_path):
+    pipeline = pixel_pipeline()
+    pipeline.vae = tiny_vae()
+    pipeline.save_pretrained(tmp_path)
+    types = {"transformer": torch.bfloat16, "default": torch.float32}
+    opened = ScoreSDEPipeline.from_pretrained(tmp_path, dtype=types)
+    assert (opened.transformer.dtype, opened.vae.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(opened.vae.encoder.conv_in.weight, pipeline.vae.encoder.conv_in.weight)
+    pipeline.vae = None
+    pipeline.save_pretrained(tmp_path / "without")
+    assert ScoreSDEPipeline.from_pretrained(tmp_path / "without").vae is None
+
+
 def test_feature_caches_begin_anew_with_every_call():
     pipeline = pixel_pipeline()
     pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))

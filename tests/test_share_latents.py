@@ -86,8 +86,8 @@ def test_the_card_of_latents_states_their_facts():
 
 def test_latents_that_cannot_be_shared_are_refused(tiny_vae, small_data, tmp_path, capsys):  # noqa: F811
     encode(small_data, tiny_vae, tmp_path / "latents")
-    with pytest.raises(ValueError, match="license 'free' is unknown to the Hub"):
-        share_latents.push_latents(tmp_path / "latents", "me/latents", license="free")
+    with pytest.raises(ValueError, match="repo id 'me//latents': it must be like somebody/model"):
+        share_latents.push_latents(tmp_path / "latents", "me//latents")
     tiny_vae.rename(tmp_path / "gone")
     with pytest.raises(ValueError, match="the autoencoder of .* is no longer in"):
         share_latents.push_latents(tmp_path / "latents", "me/latents")

@@ -69,7 +69,7 @@ def test_the_folder_is_a_space(tmp_path):
     with pytest.raises(ValueError, match="exists: choose another"):
         space.write_space(folder, "me/model")
     for model in (str(tmp_path), "model", 'me/model", exec("...")'):
-        with pytest.raises(ValueError, match="push .* and pass its id, somebody/model"):
+        with pytest.raises(ValueError, match="push .* and pass its id, somebody/model|must be like somebody/model"):
             space.write_space(tmp_path / "other", model)
 
 

@@ -262,6 +262,44 @@ def test_a_scheduler_made_from_another_ones_config_is_what_it_became(mixed):
     assert ours.config.thresholding == mixed
 
 
+CHAIN = {"sde_type": "discrete_vp"}
+MORE = {"beta_end": 0.01, "timestep_spacing": "trailing", "prediction_type": "sample", "num_train_timesteps": 500}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saved"),
+    [(CHAIN, False), (CHAIN, True), (CHAIN | MORE, False), (CHAIN | MORE, True)]
+    + [
+        ({}, False),
+        ({"sde_type": "edm", "prediction_type": "edm"}, False),
+        ({"sde_type": "ve", "sigma_max": 9}, False),
+    ],
+    ids=str,
+)
+def test_the_way_to_a_stock_scheduler_and_back(arguments, saved, tmp_path):
+    """What is left at its default counts as given: on the way it neither changes nor is lost."""
+    ours = ScoreSDEScheduler(**arguments)
+    # a file says null where a stock scheduler on another path needs a number
+    for name in sorted({*ours._compatibles} & {*INSTALLED, *([] if saved else ["EDMEulerScheduler"])}):
+        config = ours.config
+        if saved:
+            ours.save_pretrained(tmp_path)
+            config = ScoreSDEScheduler.load_config(tmp_path)
+        stock = getattr(schedulers, name).from_config(config)
+        if arguments.get("sde_type") == "discrete_vp" and name != "EDMEulerScheduler":
+            assert_same_levels(stock, ours)
+            assert stock.config.prediction_type == ours.config.prediction_type
+            assert not stock.config.get("clip_sample")
+        config = stock.config
+        if saved:
+            stock.save_pretrained(tmp_path)
+            config = type(stock).load_config(tmp_path)
+        back = ScoreSDEScheduler.from_config(config)
+        assert {key: back.config[key] for key in ours.config if key[0] != "_"} == {
+            key: value for key, value in ours.config.items() if key[0] != "_"
+        }
+
+
 @pytest.mark.parametrize("saved", [False, True])
 def test_keywords_that_do_not_exist_are_refused(saved, tmp_path):
     for source in (diffusers.DDPMScheduler(), ScoreSDEScheduler()):

@@ -223,7 +223,8 @@ def resume(config, accelerator, run, ema, lr_scheduler, data_fingerprint=None):
             problem = load(folder, state, accelerator, ema, lr_scheduler)
         if problem is not None:
             if folder == folders[-1]:
-                raise DamagedCheckpoint(problem)
+                anew = "; no older one is left: leave --resume_from_checkpoint out and begin anew" if latest else ""
+                raise DamagedCheckpoint(problem + anew)
             accelerator.print(f"{problem}; going back to the one before")
             continue
         run.id, progress = state["run_id"], state["progress"]

@@ -1,7 +1,6 @@
 """What diffusion is trained on: images, latents encoded before, or images encoded on the fly by an autoencoder."""
 
-import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from config import DataConfig, option
@@ -76,7 +75,7 @@ class CleanData:
             self.dataset = LatentDataset(folder, flips=config.random_flip)
             vae = config.vae or self.dataset.facts["vae"]
             # of latents from the Hub, it may be in their own folder
-            vae = os.path.join(folder, vae) if vae == "vae" else vae
+            vae = folder if vae == "vae" else vae
             self.vae = load_vae(vae)
             if fingerprint(self.vae) != self.dataset.facts["vae_fingerprint"]:
                 raise ValueError(
@@ -106,10 +105,13 @@ class CleanData:
 
     def facts(self, config):
         """What the rows are and where they are from, for the card: "rows", "class_counts" ({name: rows}),
-        "skipped_files" and what the config says; None where it isn't known."""
+        "skipped_files" and what the config says; None where it isn't known. And "config": of latents without the
+        options of images, which were not read; what is known of those is in latents.json."""
         source = self.dataset.facts if config.latents else vars(config) | {"dataset_on_hub": on_hub(config.dataset)}
         facts = {key: source.get(key) for key in ("dataset", "dataset_on_hub", "split", "resolution", "background")}
-        return self.dataset.row_facts() | facts
+        unread = {field.name for field in fields(DataConfig)} - {"num_workers"} if config.latents else set()
+        options = {name: value for name, value in asdict(config).items() if name not in unread}
+        return self.dataset.row_facts() | facts | {"config": options}
 
     def draw(self, batch, draws):
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised

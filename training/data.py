@@ -124,7 +124,9 @@ class ImageRows:
             return fsspec.open(path, "rb").open()
         roots = [self.origin.root]
         if self.origin.root is None:  # of the Hub, what was downloaded
-            roots = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
+            caches = datasets.config
+            roots = [caches.HF_DATASETS_CACHE, caches.DOWNLOADED_DATASETS_PATH, caches.EXTRACTED_DATASETS_PATH]
+            roots.append(huggingface_hub.constants.HF_HUB_CACHE)
         roots = [os.path.abspath(root) for root in roots]
         path = os.path.abspath(os.path.join(roots[0], path))
         if not any(os.path.commonpath([path, root]) == root for root in roots):

@@ -76,10 +76,28 @@ def make_accelerator(config):
     # what is recorded is what was really used
     config.mixed_precision = accelerator.mixed_precision
     config.compile = config.compile or TorchDynamoPlugin().backend != DynamoBackend.NO
+    warn_of_busy_cores(accelerator)
     os.makedirs(config.output_dir, exist_ok=True)
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     torch.manual_seed(config.seed)
     return accelerator
+
+
+def warn_of_busy_cores(accelerator):
+    """Say so where other programs leave fewer cores than a CPU's training has threads: these wait for one another, and
+    one without a core makes all the others spin."""
+    if accelerator.device.type != "cpu" or not accelerator.is_local_main_process or not hasattr(os, "getloadavg"):
+        return
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # the load is that of all the machine's cores
+    free = own * max(0.0, 1 - os.getloadavg()[0] / os.cpu_count())
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    fitting = max(1, round(free) // processes)
+    if torch.get_num_threads() > fitting:
+        print(
+            f"about {free:.0f} of {own} cores are free, for {processes * torch.get_num_threads()} threads: a step may "
+            f"take many times as long as with OMP_NUM_THREADS={fitting}"
+        )
 
 
 class Draws:

@@ -9,6 +9,8 @@ import os
 import torch
 import torch.nn.functional as F
 
+from score_sde.pipelines.bundling import check_token, shortened
+
 
 # --- features -----------------------------------------------------------------------------------------------------
 
@@ -52,14 +54,15 @@ class TransformersFeatures(Features):
     def __init__(self, name, device):
         from transformers import AutoImageProcessor, AutoModel
 
+        check_token()
         try:
             processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
             model = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
         except Exception as error:  # the Hub client's and the reader's of weights have no common class
             raise ValueError(
-                f"features {name!r} cannot be opened: {error}. Give classifier, inception, an .onnx file, or a vision "
-                f"model of transformers that this machine can reach"
-            ) from error
+                f"features {name!r} cannot be opened: {shortened(error)}. Give classifier, inception, an .onnx file, "
+                f"or a vision model of transformers that this machine can reach"
+            ) from None
         self.model = getattr(model, "vision_model", model).to(device).eval()
         size = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
         self.size, mean, std = (

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 import torch
 from averages import file_of_decay, list_snapshots
 from checkpoints import list_checkpoints, read_state
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from score_sde.ema import reconstruction_weights
@@ -28,7 +28,7 @@ def reconstructed(run, run_id, sigma_rel, step=None):
     """The weights {name: tensor} of the average of this width at this step (None for the last snapshot's), the step,
     and the relative error of its profile.
 
-    Raises ValueError where there are no snapshots, none that reach the step, or some that aren't of the run `run_id`.
+    Raises ValueError where there are no snapshots, none that reach the step, or one damaged or not of the run `run_id`.
     """
     snapshots = list_snapshots(run)
     last = max((each for each, _, _ in snapshots), default=0)
@@ -43,9 +43,13 @@ def reconstructed(run, run_id, sigma_rel, step=None):
     steps, widths, paths = zip(*[each for each in snapshots if each[0] <= step], strict=True)
     weights, error = reconstruction_weights(steps, widths, step, sigma_rel)
     with ExitStack() as stack:
-        files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
-        for path, file in zip(paths, files, strict=True):
-            check_run((file.metadata() or {}).get("run_id"), run_id, path)
+        files = []
+        for path in paths:
+            try:
+                files.append(stack.enter_context(safe_open(path, framework="pt")))
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"snapshot {path} is damaged ({error}): move it out of the way") from error
+            check_run((files[-1].metadata() or {}).get("run_id"), run_id, path)
         found = {}
         for name in files[0].keys():  # noqa: SIM118
             stored = [file.get_tensor(name) for file in files]

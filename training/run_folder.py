@@ -5,6 +5,7 @@ a kill releases, keeps a second run out. A write that fails during the run costs
 """
 
 import errno
+import glob
 import json
 import os
 import re
@@ -79,8 +80,7 @@ def remove_partials(folder):
 
 def make_way(folder, config):
     """Leave nothing of a run in a folder but one that the config resumes. Raises ValueError where it may not."""
-    parts = [*BY_STEP, *RECORDS, *RESULTS, os.path.basename(folder)]  # the last: a tracker's
-    there = [name for name in parts if is_used(os.path.join(folder, name))]
+    there = [name for name in (*BY_STEP, *RECORDS, *RESULTS) if is_used(os.path.join(folder, name))]
     resumed = config.resume_from_checkpoint
     if resumed == "latest":
         goes_on = any(re.fullmatch(r"step-\d{8}", name) for name in listed(folder, "checkpoints"))
@@ -94,6 +94,9 @@ def make_way(folder, config):
             f"output_dir {config.output_dir!r} holds a run ({', '.join(there)}): choose another folder, go on with "
             f"that run by --resume_from_checkpoint latest, or move it out of the way by --on_existing_run set_aside"
         )
+    tracked = os.path.basename(folder)  # TensorBoard's
+    if glob.glob(os.path.join(glob.escape(folder), tracked, "events.out.tfevents*")):
+        there.append(tracked)
     why = "no checkpoint to resume" if resumed == "latest" else "another run"
     print(f"{why}: {', '.join(there)} set aside in {set_aside(folder, there)}")
 

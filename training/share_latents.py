@@ -12,16 +12,16 @@ import json
 import os
 import sys
 import tempfile
-from importlib.resources import files
 
 from data import LatentDataset, check_shard, shard_path
 from encode_latents import fingerprint, load_vae
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi, snapshot_download
 from sources import nearest
 
-import score_sde
-from score_sde.model_card import check_license, dataset_name
-from score_sde.pipelines.bundling import hub_problem
+from score_sde.hub import repo_to_push_to
+from score_sde.model_card import check_license, check_repo_id, dataset_name, one_line, render, writable
+from score_sde.pipelines.bundling import hub_errors
+from score_sde.pipelines.writing import write_json
 
 
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
@@ -29,10 +29,11 @@ SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"
 
 def latents_card(facts, repo_id, license=None):
     """The card of latents on the Hub, from their latents.json."""
+    facts = writable(facts)
     rows, name = facts["rows"], dataset_name(facts)
     data = DatasetCardData(
         license=license,
-        pretty_name=f"Latents of {name}, {facts['split']}, {facts['resolution']} px",
+        pretty_name=one_line(f"Latents of {name}, {facts['split']}, {facts['resolution']} px"),
         size_categories=[SIZES[max(0, len(str(rows)) - 3)]],
         source_datasets=[name] if facts.get("dataset_on_hub") else None,
         task_categories=["unconditional-image-generation"],
@@ -40,9 +41,8 @@ def latents_card(facts, repo_id, license=None):
         # shards of tensors are nothing to look at
         viewer=False,
     )
-    template = str(files("score_sde.model_cards") / "latents_template.md")
-    return DatasetCard.from_template(
-        data, template, facts=facts, name=name, repo=repo_id, version=score_sde.__version__, title=data.pretty_name
+    return DatasetCard(
+        render("latents_template.md", data, facts=facts, name=name, repo=repo_id, title=data.pretty_name)
     )
 
 
@@ -60,6 +60,7 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
         The address of the commit. Raises ValueError for latents that are not whole, or whose autoencoder is no longer
         the one that encoded them, OSError where the Hub cannot be reached or refuses, with what to do.
     """
+    check_repo_id(repo_id)
     check_license(license)
     facts, vae = dict(LatentDataset(folder).facts), None
     for shard in range(facts["num_shards"]):
@@ -86,14 +87,14 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
     with tempfile.TemporaryDirectory() as temporary:
         if vae is not None:
             vae.save_pretrained(temporary)
+            config = json.loads(vae.to_json_string())
+            config.pop("_name_or_path", None)  # a folder of this machine
+            write_json(os.path.join(temporary, "config.json"), config)
             names = sorted(os.listdir(temporary))
             operations += [CommitOperationAdd(f"vae/{name}", os.path.join(temporary, name)) for name in names]
-        try:
-            api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-            message = f"Upload {facts['rows']} latents"
+        message = f"Upload {facts['rows']} latents"
+        with hub_errors(OSError, f"{repo_id} was not pushed", token), repo_to_push_to(api, repo_id, private, "dataset"):
             return api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url
-        except Exception as error:  # the client has no common class of errors
-            raise OSError(f"{repo_id} was not pushed: {hub_problem(error)}") from error
 
 
 def fetch_latents(folder_or_repo):
@@ -105,13 +106,9 @@ def fetch_latents(folder_or_repo):
     if os.path.isdir(folder_or_repo) or folder_or_repo.count("/") != 1:
         return folder_or_repo
     wanted = ["latents.json", "moments-*.safetensors", "vae/*.json", "vae/*.safetensors"]
-    try:
+    what = f"latents {folder_or_repo!r} are no folder here{nearest(folder_or_repo)}, and cannot be had from the Hub"
+    with hub_errors(ValueError, what):
         return snapshot_download(folder_or_repo, repo_type="dataset", allow_patterns=wanted)
-    except Exception as error:  # the client has no common class of errors
-        raise ValueError(
-            f"latents {folder_or_repo!r} are no folder here and cannot be had from the Hub: {hub_problem(error)}"
-            f"{nearest(folder_or_repo)}"
-        ) from error
 
 
 def main(argv=None):

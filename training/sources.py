@@ -26,6 +26,8 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Split, load
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from score_sde.pipelines.bundling import check_token
+
 
 EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
@@ -73,6 +75,8 @@ def open_split(name, split, streaming=False):
 
     Raises ValueError naming the dataset, the split and what there is.
     """
+    if on_hub(name):
+        check_token()
     try:
         data, origin = _open(name, split, streaming)
     except Exception as error:  # every reader and the Hub client raise their own
@@ -81,7 +85,7 @@ def open_split(name, split, streaming=False):
             f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give one of {embedded}, "
             f"parquet or tar files, a folder of them or of images, or the id of a dataset on the Hub that can be "
             f"reached{nearest(name, EMBEDDED)}"
-        ) from error
+        ) from None
     if not streaming and len(data) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
     return data, origin

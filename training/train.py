@@ -36,7 +36,7 @@ NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
 class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
-    network: str = option("dit", "dit (DiTModel) or unet (ScoreUNetModel).")
+    network: str = option("dit", f"{' or '.join(f'{name} ({kind.__name__})' for name, (_, kind) in NETWORKS.items())}.")
     network_name: str | None = option(None, "A published configuration of the network by name, such as DiT-S/2.")
     network_kwargs: str = option(
         "{}", "Arguments of the network's class, as YAML: {hidden_size: 256}; they win over network_name."

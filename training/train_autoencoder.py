@@ -99,6 +99,7 @@ def main(argv=None):
 def train(config, accelerator, run):
     with accelerator.main_process_first():
         dataset = ImageDataset(config, crop_seed=config.crop_seed)
+    accelerator.print(dataset.describe())
     levels = len(config.block_out_channels)
     vae = AutoencoderKL(
         in_channels=config.image_channels,

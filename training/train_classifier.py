@@ -86,6 +86,8 @@ def main(argv=None):
 def train(config, accelerator, run):
     pipeline = load_bundle(config.pipeline)
     scheduler, data = pipeline.scheduler, CleanData(config, accelerator)
+    if data.num_classes is None:
+        raise ValueError("these data have no classes, and a classifier needs some: give images in folders of classes")
     if pipeline.sample_shape(1)[1:] != data.shape:
         raise ValueError(f"the pipeline generates {pipeline.sample_shape(1)[1:]}, the data are {data.shape}")
     if data.vae is not None:

@@ -69,8 +69,9 @@ LOADING_ARGUMENTS = {"dtype", "torch_dtype", "variant", "device_map", "max_memor
 LOADING_ARGUMENTS |= {"offload_state_dict", "low_cpu_mem_usage", "disable_mmap", "quantization_config"}
 # what a safe loader never leaves to its caller
 FIXED_ARGUMENTS = {"trust_remote_code": False, "use_safetensors": True}
-# keys that make diffusers or transformers run code, or read weights in other ways than those that are checked
-FORBIDDEN_KEYS = {"auto_map", "custom_pipeline", "custom_pipelines", "quantization_config"}
+# keys that make diffusers or transformers run code, read weights in other ways than those that are checked, or pass
+# over what a config says; none is ever saved in a bundle
+FORBIDDEN_KEYS = {"auto_map", "custom_pipeline", "custom_pipelines", "quantization_config", "_use_default_values"}
 
 
 # --- opening ------------------------------------------------------------------------------------------------------
@@ -127,8 +128,8 @@ def _identity(folder):
 
 
 def open_autoencoder(folder_or_repo, **kwargs):
-    """An autoencoder of diffusers, whichever class its config names, from its folder, from a pipeline that has one, or
-    from a repo on the Hub that holds either.
+    """An autoencoder of diffusers, whichever class its config names, from its folder, from a pipeline or latents that
+    have one in the folder vae, or from a repo on the Hub that holds either.
 
     Takes `dtype`, `variant`, and `revision`, `token` and the other arguments of a download. Raises ValueError for what
     is none, or not sound; no code of it is run, and its weights are opened as safetensors only.
@@ -139,7 +140,8 @@ def open_autoencoder(folder_or_repo, **kwargs):
     files = ["config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.json"]
     patterns = ["model_index.json", *files, *(f"vae/{each}" for each in files)]
     folder = download(folder_or_repo, patterns, **arguments)
-    place = ("vae",) if os.path.lexists(os.path.join(folder, "model_index.json")) else ()
+    has_index, has_config = (os.path.lexists(os.path.join(folder, x)) for x in ("model_index.json", "config.json"))
+    place = ("vae",) if has_index or not has_config else ()
     name = read_config(folder, *place, "config.json").get("_class_name")
     autoencoder_of(shortened(name))
 
@@ -261,7 +263,9 @@ def check_keys(config, path, level=""):
     """Raise ValueError for a key anywhere in a config that would make something run code."""
     for key, value in config.items() if isinstance(config, dict) else enumerate(config):
         if key in FORBIDDEN_KEYS:
-            raise ValueError(f"{path}: {level}{key} {quoted(value)} is not allowed: nothing of a bundle is run")
+            raise ValueError(
+                f"{path}: {level}{key} {quoted(value)} is not allowed in a bundle, of which no code is run"
+            )
         if isinstance(value, dict | list):
             check_keys(value, path, f"{level}{shortened(key)}.")
 
@@ -311,11 +315,12 @@ def check_component(folder, place, class_name, component_class, variant):
     if class_name == "Transformer2DModel" and config.get("norm_type") != "ada_norm_zero":
         raise ValueError(f"{path}: norm_type {quoted(config.get('norm_type'))} is not ada_norm_zero, a DiT's")
     check_keys(config, path)
-    check_types(config, component_class, path)
     if issubclass(component_class, ModelMixin):
+        check_types(config, component_class, path)
         check_model(folder, place, path, config, component_class, variant)
     else:
         check_numbers(config, path, LARGEST_COUNT)
+        check_types(config, component_class, path)
         with naming(path):
             component_class.from_config(config)
 

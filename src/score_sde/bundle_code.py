@@ -52,6 +52,7 @@ def compare_code(folder, pipeline_class):
     for place, own in files_in(folder):
         name = unstamped_path(place)
         if not own:
+            found.add(name)
             verdicts[place] = "outside"
         elif place.endswith(".json"):
             if leads_to_code(folder, place):
@@ -101,10 +102,10 @@ def place_of_code(name, value):
 
 
 def files_in(folder):
-    """(path in the folder, whether it is a file of its own) of source files, JSON files, and links to folders."""
+    """(path in the folder, whether it is a file of its own) of source files, configs, and links to folders."""
     for parent, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        sources = [name for name in names if name.endswith((".py", ".json"))]
+        sources = [name for name in names if name.endswith((".py", "config.json", "model_index.json"))]
         for name in sorted(links + sources):
             place = os.path.relpath(os.path.join(parent, name), folder)
             try:
@@ -126,7 +127,7 @@ def read_source(path):
 
 
 def leads_to_code(folder, place):
-    """Whether a JSON file makes diffusers or transformers run code, or is none that could be read to know."""
+    """Whether a config makes diffusers or transformers run code, or is none that could be read to know."""
     try:
         check_keys(read_config(folder, *Path(place).parts), place)
     except ValueError:

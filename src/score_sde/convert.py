@@ -19,7 +19,6 @@ import os
 import pickle
 import shutil
 import sys
-from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
@@ -29,10 +28,11 @@ from safetensors.torch import load_file
 
 from .bundle_checks import open_autoencoder, open_stock_pipeline
 from .hub import load_bundle, save_bundle
-from .model_card import check_license, write_card
+from .model_card import check_license, read_json, write_card
 from .pipelines import ScoreSDEPipeline
-from .pipelines.bundling import fetch
+from .pipelines.bundling import check_token, fetch, plain_component, quoted, shortened
 from .pipelines.latents import shift_and_scale
+from .pipelines.writing import whole_folder, write_json
 from .scheduling_score_sde import ScoreSDEScheduler
 from .transformer_score_dit import DiTModel, sincos_position_embedding
 from .unet_score import UNETS, ScoreUNetModel
@@ -66,14 +66,23 @@ def read_checkpoint(path):
     except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{path!r} is no checkpoint that can be read as weights alone (it may be damaged, or hold code, which is "
-            f"never run): {error}"
-        ) from error
+            f"never run): {shortened(error)}"
+        ) from None
 
 
 def some(names, limit=8):
     """The first names of many, for a message."""
-    names = sorted(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    names = sorted(map(str, names))
+    return shortened(", ".join(names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def tensors(state, what):
+    """A checkpoint's {name: tensor}. Raises ValueError for anything else."""
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"{what}: it holds {quoted(state)}")
+    if odd := [name for name, value in state.items() if not (isinstance(name, str) and torch.is_tensor(value))]:
+        raise ValueError(f"{what}: it holds {some(state)}, of which {some(odd)} is no tensor")
+    return dict(state)
 
 
 def fill(model, table, state, source):
@@ -170,14 +179,19 @@ def dit_from_original(path, weights="ema", num_attention_heads=None, num_classes
     state = read_checkpoint(path)
     if weights not in ("ema", "model"):
         raise ValueError(f"weights {weights!r} is unknown; choose ema or model")
-    if "x_embedder.proj.weight" not in state:
-        if weights not in state:
-            raise ValueError(f"{source} is no checkpoint of facebookresearch/DiT: it holds {some(map(str, state))}")
+    what = f"{source} is no checkpoint of facebookresearch/DiT"
+    if isinstance(state, dict) and "x_embedder.proj.weight" not in state and weights in state:
         state = state[weights]
-    state = dict(state)
-    needed = ("x_embedder.proj.weight", "pos_embed", "y_embedder.embedding_table.weight", "final_layer.linear.weight")
+    state = tensors(state, what)
+    # their numbers of axes
+    needed = {"x_embedder.proj.weight": 4, "pos_embed": 3, "y_embedder.embedding_table.weight": 2}
+    needed |= {"final_layer.linear.weight": 2}
+    if "x_embedder.proj.weight" not in state:
+        raise ValueError(f"{what}: it holds {some(state)}")
     if missing := set(needed) - set(state):
-        raise ValueError(f"{source} is no checkpoint of facebookresearch/DiT: it lacks {some(missing)}")
+        raise ValueError(f"{what}: it lacks {some(missing)}")
+    if odd := [f"{key} {tuple(state[key].shape)}" for key, axes in needed.items() if state[key].ndim != axes]:
+        raise ValueError(f"{what}: it has other shapes: {some(odd)}")
     projection, positions = state["x_embedder.proj.weight"], state.pop("pos_embed").float()
     hidden_size, channels, patch, _ = projection.shape
     rows = state["y_embedder.embedding_table.weight"].shape[0]
@@ -185,7 +199,8 @@ def dit_from_original(path, weights="ema", num_attention_heads=None, num_classes
     if heads is None:
         raise ValueError(f"{source} has the hidden size {hidden_size} of no published model: pass num_attention_heads")
     grid = (math.isqrt(positions.shape[1]),) * 2
-    if (positions[0] - sincos_position_embedding(grid, grid, "resize", hidden_size)).abs().max() > 1e-4:
+    expected = sincos_position_embedding(grid, grid, "resize", hidden_size)
+    if positions[0].shape != expected.shape or (positions[0] - expected).abs().max() > 1e-4:
         raise ValueError(f"{source}: pos_embed is not the fixed sine-cosine table of the original")
     num_layers = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     dropped = num_classes is None or rows > num_classes
@@ -438,14 +453,17 @@ def unet_from_score_sde(path, sde_type, network=None, weights="ema", centered=No
     centered = sde_type != "ve" if centered is None else centered
     source = os.path.basename(path)
     checkpoint = read_checkpoint(path)
-    if "model" not in checkpoint or "ema" not in checkpoint:
-        raise ValueError(f"{source} is no checkpoint of score_sde_pytorch: it holds {some(map(str, checkpoint))}")
-    state = {key.removeprefix("module."): value for key, value in checkpoint["model"].items()}
+    what = f"{source} is no checkpoint of score_sde_pytorch"
+    if not isinstance(checkpoint, dict) or "model" not in checkpoint or "ema" not in checkpoint:
+        raise ValueError(f"{what}: it holds {some(checkpoint) if isinstance(checkpoint, dict) else quoted(checkpoint)}")
+    state = {key.removeprefix("module."): value for key, value in tensors(checkpoint["model"], what).items()}
     sigmas = state.pop("sigmas", None)
     if weights == "ema":
         # in the order of the parameters that were trained: all but the Fourier frequencies
         trained = [key for key in state if not (key == "all_modules.0.W" and state[key].ndim == 1)]
-        averaged = checkpoint["ema"]["shadow_params"]
+        averaged = checkpoint["ema"].get("shadow_params") if isinstance(checkpoint["ema"], dict) else None
+        if not isinstance(averaged, list) or not all(map(torch.is_tensor, averaged)):
+            raise ValueError(f"{what}: its averaged weights, shadow_params in ema, are no list of tensors")
         if len(averaged) != len(trained):
             raise ValueError(f"{source} has {len(averaged)} averaged tensors for {len(trained)} parameters")
         misshapen = [key for key, value in zip(trained, averaged, strict=True) if state[key].shape != value.shape]
@@ -553,7 +571,7 @@ def unet_from_guided_diffusion(path, network, new_attention_order=None, beta_sch
         new_attention_order = published_64
     if beta_schedule is None:
         beta_schedule = "squaredcos_cap_v2" if published_64 else "linear"
-    state = read_checkpoint(path)
+    state = tensors(read_checkpoint(path), f"{os.path.basename(path)} is no checkpoint of guided-diffusion")
     model = ScoreUNetModel.from_name(network, **({"class_dropout_prob": 0.0} | network_kwargs))
     model = fill(model, guided_diffusion_table(model, new_attention_order), state, os.path.basename(path))
     scheduler = ScoreSDEScheduler(
@@ -584,7 +602,8 @@ def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
     DDIMPipeline, PNDMPipeline, ScoreSdeVePipeline), on its noise path. A UNet2DModel stays what it is.
 
     Args:
-        folder_or_repo: a folder, or a repo on the Hub.
+        folder_or_repo: a folder, or a repo on the Hub; nothing but models and schedulers of diffusers is opened, their
+            weights as safetensors, and no code of it is run.
         frequency_shift: of a DiTPipeline: see `dit_from_diffusers`.
         kwargs: of `ScoreSDEPipeline.from_pretrained`: no code of the repo is run, and only safetensors are opened.
 
@@ -618,10 +637,12 @@ def published_license(folder_or_repo):
     if str(folder_or_repo).rstrip("/") in ORIGINAL_DITS:
         return LICENSES["dit"]
     card = os.path.join(folder_or_repo, "README.md") if os.path.isdir(folder_or_repo) else folder_or_repo
+    check_token()
     try:
-        return ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except (OSError, ValueError):
+        license = ModelCard.load(card, ignore_metadata_errors=True).data.license
+    except Exception:  # the client has no common class of errors
         return None
+    return license if isinstance(license, str) else None
 
 
 def center(unet, config):
@@ -642,21 +663,18 @@ def pipeline_to_diffusers(pipeline):
     Raises ValueError, with every reason, for a pipeline that it cannot be.
     """
     config, stock, reasons = pipeline.scheduler.config, None, []
-    if isinstance(pipeline.denoiser, DiTModel):
+    network, vae = plain_component(pipeline.denoiser), plain_component(pipeline.vae)
+    if isinstance(network, DiTModel):
         try:
-            stock = dit_to_diffusers(pipeline.denoiser, num_classes=1000)
+            stock = dit_to_diffusers(network, num_classes=1000)
         except ValueError as error:
             reasons.append(str(error))
     else:
-        reasons.append(f"its network is a {type(pipeline.denoiser).__name__}, not a DiTModel")
-    if pipeline.vae is None:
+        reasons.append(f"its network is a {type(network).__name__}, not a DiTModel")
+    if vae is None:
         reasons.append("it has no autoencoder")
-    elif not plain_statistics(pipeline.vae) and None in (
-        getattr(pipeline.vae, name, None) for name in ("quant_conv", "post_quant_conv")
-    ):
-        reasons.append(
-            f"its {type(pipeline.vae).__name__} shifts or scales latents for each channel, which DiTPipeline doesn't"
-        )
+    elif not plain_statistics(vae) and None in (getattr(vae, name, None) for name in ("quant_conv", "post_quant_conv")):
+        reasons.append(f"its {type(vae).__name__} shifts or scales latents for each channel, which DiTPipeline doesn't")
     if config.sde_type != "discrete_vp":
         reasons.append(f"its noise path {config.sde_type} is not the discrete_vp of diffusers' schedulers")
     if config.prediction_type not in ("epsilon", "sample", "v_prediction"):
@@ -673,7 +691,7 @@ def pipeline_to_diffusers(pipeline):
     )
     names = pipeline.config.id2label
     id2label = {int(label): name for label, name in names.items()} if names else None
-    vae = pipeline.vae if plain_statistics(pipeline.vae) else with_plain_statistics(pipeline.vae)
+    vae = vae if plain_statistics(vae) else with_plain_statistics(vae)
     stock_pipeline = DiTPipeline(transformer=stock, vae=vae, scheduler=scheduler, id2label=id2label)
     # as in the published repos; the class itself doesn't save it
     stock_pipeline.register_to_config(id2label=names or None)
@@ -696,20 +714,15 @@ def export_to_diffusers(pipeline_or_folder, folder):
     if not isinstance(pipeline, ScoreSDEPipeline):
         bundle, _ = fetch(pipeline_or_folder)
         pipeline = load_bundle(bundle)
-    partial = folder + ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    pipeline_to_diffusers(pipeline).save_pretrained(partial)
-    for name in ("training.json", "metrics.json", "samples.png") if bundle else ():
-        if os.path.isfile(os.path.join(bundle, name)):
-            shutil.copyfile(os.path.join(bundle, name), os.path.join(partial, name))
-    if bundle and not os.path.isdir(pipeline_or_folder):
-        facts = Path(partial, "training.json")
-        known = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
-        facts.write_text(json.dumps(known | {"base_model": pipeline_or_folder}, indent=2) + "\n", encoding="utf-8")
-    write_card(partial)
-    if os.path.isdir(folder):
-        os.rmdir(folder)
-    os.replace(partial, folder)
+    with whole_folder(folder) as partial:
+        pipeline_to_diffusers(pipeline).save_pretrained(partial)
+        for name in ("training.json", "metrics.json", "samples.png") if bundle else ():
+            if os.path.isfile(os.path.join(bundle, name)):
+                shutil.copyfile(os.path.join(bundle, name), os.path.join(partial, name))
+        if bundle and not os.path.isdir(pipeline_or_folder):
+            facts = os.path.join(partial, "training.json")
+            write_json(facts, (read_json(facts) or {}) | {"base_model": pipeline_or_folder})
+        write_card(partial, name=os.path.basename(folder))
     return folder
 
 
@@ -723,7 +736,8 @@ def check_output(folder):
 
 def plain_statistics(vae):
     """Whether an autoencoder's latents are normalised by scaling_factor alone, as stock pipelines do it."""
-    return all(vae.config.get(key) is None for key in ("latents_mean", "latents_std", "shift_factor"))
+    shift, scale = shift_and_scale(vae.config, torch.zeros(1, 1))
+    return not shift.any() and bool((scale == vae.config.scaling_factor).all())
 
 
 def with_plain_statistics(vae):
@@ -801,6 +815,8 @@ def main(argv=None):
         check_license(license)
         output = check_output(output)
         network_kwargs = json.loads(options.pop("network_kwargs", "{}"))
+        if not isinstance(network_kwargs, dict):
+            raise ValueError(f"network_kwargs {quoted(network_kwargs)} must be a JSON object")
         if kind == "dit":
             vae = options.pop("vae")
             vae = None if vae is None else open_autoencoder(vae)
@@ -817,7 +833,7 @@ def main(argv=None):
             pipeline = pipeline_from_diffusers(source, **options)
         else:
             export_to_diffusers(source, output)
-    except (ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError) as error:  # TypeError: an argument that the network doesn't have
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -6,24 +6,40 @@ Hub.
 """
 
 import argparse
-import glob
 import json
 import os
 import re
 import shutil
 import sys
 import tempfile
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
-from huggingface_hub import HfApi
-from huggingface_hub.utils import filter_repo_objects
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from filelock import FileLock
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from . import __version__, pipelines
-from .bundle_checks import while_unchanged
+from .bundle_checks import ROLES, weight_files, while_unchanged
 from .bundle_code import compare_code
-from .model_card import check_metrics, write_card
-from .pipelines.bundling import BundleMixin, fetch, hub_problem, read_index, saved_class_name, shortened
+from .model_card import check_metrics, check_repo_id, read_json, without_local_paths, write_card
+from .pipelines.bundling import (
+    LIBRARIES,
+    BundleMixin,
+    fetch,
+    hub_errors,
+    own_file,
+    plain_component,
+    quoted,
+    read_index,
+    saved_class_name,
+    shortened,
+    sibling_imports,
+)
+from .pipelines.writing import whole_folder, write_json
 
 
 # precisions in which weights can be saved beside those that a pipeline has
@@ -31,7 +47,7 @@ VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, variant=None, max_shard_size=None):
-    """Save a pipeline as a bundle; an existing one at this place is replaced only once the new one is whole.
+    """Save a pipeline as a bundle; an existing one at this place is replaced, in one step, once the new one is whole.
 
     Args:
         pipeline: a pipeline of this package.
@@ -46,49 +62,39 @@ def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, vari
         The folder, absolute. Raises ValueError for another variant.
     """
     if variant is not None and variant not in VARIANTS:
-        raise ValueError(f"variant {variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
+        raise ValueError(f"variant {quoted(variant)} is unknown; choose one of {', '.join(VARIANTS)}")
     folder = os.path.abspath(folder)
-    partial = folder + ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
     shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    pipeline.save_pretrained(partial, safe_serialization=True, **shards)
-    for name, component in pipeline.components.items():
-        if variant and isinstance(component, ModelMixin):
-            path = os.path.join(partial, name)
-            with open(os.path.join(path, component.config_name), "rb") as file:
-                config = file.read()
-            narrow = type(component).from_pretrained(path, dtype=VARIANTS[variant])
-            narrow.save_pretrained(path, variant=variant, **shards)
-            with open(os.path.join(path, component.config_name), "wb") as file:
-                file.write(config)  # without the path that it was loaded from
-    if facts:
-        _write_json(os.path.join(partial, "training.json"), facts)
-    if metrics:
-        _write_json(os.path.join(partial, "metrics.json"), list(metrics))
-    if sample_grid:
-        shutil.copyfile(sample_grid, os.path.join(partial, "samples.png"))
-    write_card(partial)
-    replaced = folder + ".replaced"
-    shutil.rmtree(replaced, ignore_errors=True)
-    if os.path.isdir(folder):
-        os.replace(folder, replaced)
-    os.replace(partial, folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with bundle_lock(folder), whole_folder(folder) as partial:
+        pipeline.save_pretrained(partial, safe_serialization=True, **shards)
+        for name, component in pipeline.components.items():
+            component = plain_component(component)
+            if variant and isinstance(component, ModelMixin):
+                path = os.path.join(partial, name)
+                with open(os.path.join(path, component.config_name), "rb") as file:
+                    config = file.read()
+                narrow = type(component).from_pretrained(path, dtype=VARIANTS[variant])
+                narrow.save_pretrained(path, variant=variant, **shards)
+                with open(os.path.join(path, component.config_name), "wb") as file:
+                    file.write(config)  # without the path that it was loaded from
+        if facts:
+            write_json(os.path.join(partial, "training.json"), facts)
+        if metrics:
+            write_json(os.path.join(partial, "metrics.json"), list(metrics))
+        if sample_grid:
+            shutil.copyfile(sample_grid, os.path.join(partial, "samples.png"))
+        write_card(partial, name=os.path.basename(folder))
     return folder
 
 
 def add_metrics(folder, metrics):
     """Add measurements to a bundle's metrics.json and write its card anew. A measurement of the same name and settings
-    replaces the one before.
+    replaces the one before. Several processes may do so at once.
 
     Raises ValueError for a measurement without provenance; nothing is written then.
     """
     check_metrics(metrics)
     path = os.path.join(folder, "metrics.json")
-    known = []
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            known = json.load(file)
 
     def identity(metric):
         return {
@@ -99,9 +105,18 @@ def add_metrics(folder, metrics):
         }
 
     new = list(metrics)
-    kept = [metric for metric in known if identity(metric) not in [identity(each) for each in new]]
-    _write_json(path, kept + new)
-    write_card(folder)
+    with bundle_lock(folder):
+        known = read_json(path) or []
+        check_metrics(known)
+        kept = [metric for metric in known if identity(metric) not in [identity(each) for each in new]]
+        write_json(path, kept + new)
+        write_card(folder)
+
+
+def bundle_lock(folder):
+    """Held by who reads a bundle and writes it anew: a hidden file beside it, which a kill releases."""
+    parent, name = os.path.split(os.path.abspath(folder))
+    return FileLock(os.path.join(parent, f".{name}.lock"))
 
 
 def load_bundle(folder_or_repo, **kwargs):
@@ -138,13 +153,126 @@ def verify(folder_or_repo, **download):
     return compare_code(folder, _pipeline_class(folder, folder_or_repo))
 
 
-# what a bundle, a model or a scheduler is made of; anything else, such as a pickle or a token, stays here
-PUSHED = ("*.json", "*.py", "*.safetensors", "*.md", "*.png", "*.txt", "*.model")
+# what lies in a bundle beside its components
+CARD = ("README.md", "LICENSE", "training.json", "metrics.json", "samplers.json", "samples.png")
+KINDS = ("model_index.json", "config.json", "scheduler_config.json")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+_VARIANT = re.compile(r"diffusion_pytorch_model(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
 # what would contradict the files that are pushed, where it is left over from what was pushed before
 _STALE = re.compile(
     r"\.safetensors(\.index.*\.json)?$|_[0-9a-f]{10}\.py$|^(training|metrics|samplers)\.json$|^samples\.png$"
 )
-_CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
+
+
+def files_to_push(folder):
+    """The names, with /, of the files that a bundle, a model or a scheduler is made of: those that its index names, and
+    its card. Raises ValueError for a folder that is none of these, and for a file of it that is missing, or leads
+    elsewhere (`own_file`)."""
+    kind = next((name for name in KINDS if os.path.lexists(os.path.join(folder, name))), None)
+    if kind is None:
+        raise ValueError(f"{quoted(folder)} cannot be shared: it holds no {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    found = [os.path.join(folder, name) for name in CARD if os.path.lexists(os.path.join(folder, name))]
+    if kind != "model_index.json":
+        found += component_files(folder)
+    else:
+        index = read_index(folder)
+        found.append(own_file(folder, kind))
+        if isinstance(index["_class_name"], list):
+            found += code_files(folder, index["_class_name"][0])
+        for name, value in index.items():
+            if not isinstance(value, list) or name.startswith("_") or value == [None, None]:
+                continue
+            if name not in ROLES or len(value) != 2:
+                raise ValueError(f"{folder}/model_index.json: {quoted(name)} is no component that can be shared")
+            found += component_files(folder, name)
+            if value[0] not in LIBRARIES:
+                found += code_files(folder, value[0], name)
+    if os.path.join(folder, "README.md") in found:
+        card = Path(own_file(folder, "README.md")).read_text(encoding="utf-8", errors="replace")
+        pictures = [name for name in os.listdir(folder) if name.lower().endswith(PICTURES) and name in card]
+        found += [os.path.join(folder, name) for name in pictures]
+    names = sorted({os.path.relpath(path, folder).replace(os.sep, "/") for path in found})
+    for name in names:
+        own_file(folder, *name.split("/"))
+    return names
+
+
+def component_files(folder, *place):
+    """The paths of the config of a component, and of the weights of a model in every precision."""
+    config = next((name for name in KINDS[1:] if os.path.lexists(os.path.join(folder, *place, name))), None)
+    if config is None:
+        raise ValueError(f"{os.path.join(folder, *place)} holds no {KINDS[1]} or {KINDS[2]}: save it anew")
+    found = [own_file(folder, *place, config)]
+    if config == "config.json":
+        names = os.listdir(os.path.join(folder, *place))
+        variants = sorted({match[1] or match[2] for match in map(_VARIANT.fullmatch, names) if match})
+        if not variants or {SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME}.intersection(names):
+            variants.append(None)
+        for variant in variants:
+            files, indexed = weight_files(folder, place, variant)
+            infix = f".{variant}" if variant else ""
+            index = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f"{infix}.json")
+            found += files + ([] if indexed is None else [own_file(folder, *place, index)])
+    return found
+
+
+def code_files(folder, module, *place):
+    """The paths of the file of a module that a bundle carries, and of those beside it that it imports."""
+    found, pending = [], [module]
+    while pending:
+        path = own_file(folder, *place, f"{pending.pop()}.py")
+        if path not in found:
+            found.append(path)
+            pending += sibling_imports(Path(path).read_text(encoding="utf-8", errors="replace"))
+    return found
+
+
+def left_out(folder, names):
+    """What lies in a folder beside the files of these names: files, and folders with a slash at their end."""
+    places = {os.path.dirname(name) for name in names}
+    others = []
+    for place in sorted(places):
+        for entry in sorted(os.scandir(os.path.join(folder, place)), key=lambda each: each.name):
+            name = os.path.join(place, entry.name).replace(os.sep, "/")
+            if entry.is_dir(follow_symlinks=False):
+                others += [] if any(each == name or each.startswith(f"{name}/") for each in places) else [f"{name}/"]
+            elif name not in names:
+                others.append(name)
+    return others
+
+
+def published(path):
+    """What of a file is published: of weights the file, of configs and facts all but the paths of this machine."""
+    name = os.path.basename(path)
+    if name.endswith(".safetensors"):
+        return path
+    content = Path(path).read_bytes()
+    if name in ("training.json", "metrics.json", "samplers.json", *KINDS):
+        value = read_json(path)
+        public = without_local_paths(value) if name not in KINDS else value
+        if name in KINDS and isinstance(value, dict):
+            public = {key: each for key, each in value.items() if key != "_name_or_path"}
+        if public != value:
+            content = (json.dumps(public, indent=2) + "\n").encode()
+    return content
+
+
+@contextmanager
+def repo_to_push_to(api, repo_id, private=None, repo_type=None, **making):
+    """Let a repo be there inside. One that is made for it is removed again where nothing has come into it."""
+    new = not api.repo_exists(repo_id, repo_type=repo_type)
+    if new:
+        api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True, **making)
+    first = api.repo_info(repo_id, repo_type=repo_type)
+    if private and not first.private:
+        raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or take another name")
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):
+            if new and api.repo_info(repo_id, repo_type=repo_type).sha == first.sha:
+                api.delete_repo(repo_id, repo_type=repo_type)
+        raise
 
 
 def push_to_hub(
@@ -158,7 +286,9 @@ def push_to_hub(
     token=None,
     **saving,
 ):
-    """Upload a pipeline as a bundle with its card, or a bundle, or a single model or scheduler, and nothing else.
+    """Upload a pipeline as a bundle with its card, or a bundle, or a single model or scheduler, and nothing else: of a
+    folder the files that its index names, its card and facts, without the paths of this machine. What else lies there
+    is left out, with a warning that names it.
 
     The repo then holds what was pushed: weights and code that are left over from what was pushed before are removed in
     the same commit. An upload that was interrupted goes on where it stopped when it is started again.
@@ -176,11 +306,13 @@ def push_to_hub(
         saving: for a pipeline, arguments of `save_bundle`; for a model or scheduler, of its `save_pretrained`.
 
     Returns:
-        The address of the commit or pull request. Raises ValueError for what cannot be pushed, OSError where the Hub
-        cannot be reached or refuses, with what to do; nothing on this machine or in the repo has changed then.
+        The address of the commit or pull request. Raises ValueError for what cannot be pushed, such as a folder with
+        links, OSError where the Hub cannot be reached or refuses, with what to do; nothing on this machine has changed
+        then, nor in the repo, and one that was made for it is gone.
     """
+    check_repo_id(repo_id)
     if create_pr and revision is not None:
-        raise ValueError(f"revision {revision!r}: a pull request is against main; leave out one of the two")
+        raise ValueError(f"revision {quoted(revision)}: a pull request is against main; leave out one of the two")
     if not isinstance(source, (str, os.PathLike)):
         with tempfile.TemporaryDirectory() as temporary:
             folder = os.path.join(temporary, repo_id.split("/")[-1])
@@ -192,61 +324,50 @@ def push_to_hub(
             return push_to_hub(folder, repo_id, private, revision, commit_message, create_pr, tag, token)
     if saving:
         raise TypeError(f"{', '.join(saving)}: only for a pipeline, model or scheduler, not for the folder {source!r}")
-    folder = os.path.abspath(source)
-    if not any(os.path.isfile(os.path.join(folder, name)) for name in _CONFIGS):
-        raise ValueError(f"{str(source)!r} cannot be shared: it holds no {', '.join(_CONFIGS[:-1])} or {_CONFIGS[-1]}")
-    names = [
-        os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
-        for parent, _, files in os.walk(folder)
-        for name in files
-    ]
-    hidden = [".*", "*/.*"]
-    pushed = set(filter_repo_objects(names, allow_patterns=list(PUSHED), ignore_patterns=hidden))
-    places = {os.path.dirname(name) for name in pushed}
-    api = HfApi(token=token)
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if private and not api.repo_info(repo_id).private:
-            raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or take another name")
+    folder = os.path.realpath(source)
+
+    def read():
+        names = files_to_push(folder)
+        operations = [CommitOperationAdd(name, published(os.path.join(folder, name))) for name in names]
+        return names, operations, left_out(folder, names)
+
+    names, operations, others = while_unchanged(folder, read)
+    if others:
+        warnings.warn(f"not pushed, as it doesn't belong to what {folder!r} holds: {shown_names(others)}", stacklevel=2)
+    places, api, commit = {os.path.dirname(name) for name in names}, HfApi(token=token), None
+    with hub_errors(OSError, f"{repo_id} was not pushed", token), repo_to_push_to(api, repo_id, private):
         if tag is not None and tag in [each.name for each in api.list_repo_refs(repo_id).tags]:
             raise ValueError(f"{repo_id} has a tag {tag!r} already: take another name, or delete it there")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        stale = [
-            glob.escape(name)
+        operations += [
+            CommitOperationDelete(name)
             for name in api.list_repo_files(repo_id, revision=revision)
-            if _STALE.search(name) and name not in pushed and os.path.dirname(name) in places
+            if _STALE.search(name) and name not in names and os.path.dirname(name) in places
         ]
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=list(PUSHED),
-            ignore_patterns=hidden,
-            delete_patterns=stale or None,
+        commit = api.create_commit(
+            repo_id,
+            operations,
             revision=revision,
-            commit_message=commit_message or f"Upload {os.path.basename(folder)}",
+            commit_message=commit_message or f"Upload {os.path.basename(os.path.abspath(source))}",
             create_pr=create_pr,
         )
-        if tag is not None:
+    address = commit.pr_url or commit.commit_url
+    if tag is not None:
+        with hub_errors(OSError, f"{repo_id} was pushed ({address}), but without the tag {tag!r}", token):
             api.create_tag(repo_id, tag=tag, revision=commit.oid)
-    except ValueError:
-        raise
-    except Exception as error:  # the client has no common class of errors
-        raise OSError(f"{repo_id} was not pushed: {hub_problem(error)}") from error
-    return commit.pr_url or commit.commit_url
+    return address
 
 
-def _write_json(path, value):
-    with open(path + ".partial", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-    os.replace(path + ".partial", path)
+def shown_names(names, limit=10):
+    """The first names of many, for a message."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def main(argv=None):
     argv, name = sys.argv[1:] if argv is None else argv, "python -m score_sde.hub"
-    verifies = argv[:1] == ["verify"]
-    if verifies:
+    command = argv[0] if argv[:1] in (["push"], ["verify"]) else None
+    if command == "verify":
         parser = argparse.ArgumentParser(f"{name} verify", description="Compare a bundle's code with this release's.")
         parser.add_argument("folder_or_repo", help="a bundle, or somebody/model on the Hub")
         parser.add_argument("--revision", default="main", help="branch, tag or commit (default: %(default)s)")
@@ -254,7 +375,8 @@ def main(argv=None):
         parser = argparse.ArgumentParser(
             name,
             description="Upload a bundle, a model or a scheduler to the Hub.",
-            epilog=f"{name} verify --help: whether the code in a bundle is this release's",
+            epilog=f"{name} verify --help: whether the code in a bundle is this release's. A folder called verify is "
+            f"pushed by `{name} push verify somebody/model`, or as ./verify",
         )
         parser.add_argument("source", metavar="folder", help="such as the pipeline folder of a training run")
         parser.add_argument("repo_id", help="somebody/model; made if it doesn't exist")
@@ -263,9 +385,9 @@ def main(argv=None):
         parser.add_argument("--commit_message", help="(default: the name of the folder)")
         parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
         parser.add_argument("--tag", help="a tag for the new commit")
-    arguments = vars(parser.parse_args(argv[1:] if verifies else argv))
+    arguments = vars(parser.parse_args(argv[1:] if command else argv))
     try:
-        if not verifies:
+        if command != "verify":
             print(push_to_hub(**arguments))
             return
         verdicts = verify(**arguments)

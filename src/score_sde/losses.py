@@ -16,8 +16,8 @@ The published ones, by the names that `training/train.py` takes:
 | SD3 (Esser et al. 2024) | logit_normal | velocity | flow_prediction |
 
 On a variance-preserving or linear path with the prediction of the last column, the weighting "output" is the same as
-simple, edm and velocity: the plain mean squared error of the network's output. `sliced_score_matching` needs no noise
-of its own.
+simple, edm and velocity: the plain mean squared error of the network's output; "sample" is that of the denoised sample.
+`sliced_score_matching` needs no noise of its own.
 """
 
 import inspect

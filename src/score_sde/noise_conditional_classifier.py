@@ -15,6 +15,13 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 
+def check_counts(**values):
+    """Raise ValueError for a value that is no whole number from 1 on."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
+
+
 @dataclass
 class NoiseConditionalClassifierOutput(BaseOutput):
     """logits: (B, num_classes), float32."""
@@ -51,6 +58,18 @@ class NoiseConditionalClassifier(ModelMixin, ConfigMixin):
         dropout: float = 0.1,
     ):
         super().__init__()
+        check_counts(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            num_classes=num_classes,
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_num_groups,
+        )
+        whole = all(isinstance(channels, int) and channels >= 4 for channels in block_out_channels)
+        if not block_out_channels or not whole:
+            raise ValueError(f"block_out_channels {block_out_channels} must be one or more whole numbers, at least 4")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout {dropout} must lie in [0, 1)")
         if any(channels % norm_num_groups for channels in block_out_channels):
             raise ValueError(f"norm_num_groups {norm_num_groups} must divide block_out_channels {block_out_channels}")
         first, last = block_out_channels[0], block_out_channels[-1]

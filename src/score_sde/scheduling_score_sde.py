@@ -36,7 +36,7 @@ from .paths import (
     time_grid,
 )
 from .solvers import AUTOMATIC, CORRECTORS, PREDICTORS, VARIANCES, Churn, Memory, automatic, plan
-from .stock_configs import from_stock_config, refuse_unknown_meaning
+from .stock_configs import SAME, VALUES, from_stock_config, refuse_unknown_meaning
 
 
 SDE_TYPES = {
@@ -293,6 +293,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             time_scale=float(default_scale if time_scale is None else time_scale),
             time_offset=float(self.path.time_offset if time_offset is None else time_offset),
         )
+        if sde_type == "discrete_vp":
+            chain = inspect.signature(DiscreteVPSDE.from_beta_schedule).parameters
+            self.register_to_config(**{name: chain[name].default for name in chain if self.config[name] is None})
+        # and is handed to stock schedulers: diffusers leaves out what it thinks was left at a default
+        left_out = self.config.get("_use_default_values", ())
+        handed_on = {name for name in (*SAME, *VALUES, "sde_type") if self.config.get(name) is not None}
+        self.register_to_config(_use_default_values=sorted(set(left_out) - handed_on))
         self.t_max = self._largest_time() if t_max is None else t_max
         if not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(f"0 < t_min < t_max <= 1 is needed; got t_min={self.t_min}, t_max={self.t_max}")

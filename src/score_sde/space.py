@@ -11,7 +11,6 @@ diffusers with the code that the repo carries.
 
 import argparse
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -21,9 +20,11 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCardData
 
 from . import space_app
-from .model_card import model_name
+from .hub import repo_to_push_to
+from .model_card import check_repo_id, model_name
 from .pipelines import ScoreSDEPipeline
-from .pipelines.bundling import hub_problem
+from .pipelines.bundling import hub_errors, quoted
+from .pipelines.writing import whole_folder
 
 
 APP = '''\
@@ -50,8 +51,8 @@ def installed_version(package):
 
 
 def write_space(folder, model):
-    """Write the folder of a Space, under a temporary name first: app.py, space_app.py, requirements.txt with the
-    versions installed here, and README.md with the Space's settings.
+    """Write the folder of a Space, whole or not at all: app.py, space_app.py, requirements.txt with the versions
+    installed here, and README.md with the Space's settings.
 
     Args:
         folder: where to write; it must not exist, or be empty.
@@ -62,28 +63,23 @@ def write_space(folder, model):
     """
     folder = os.path.abspath(folder)
     # an id stands in the code of the page, so it may be nothing else
-    if os.path.isdir(model) or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise ValueError(f"a Space draws with a model on the Hub: push {model!r} and pass its id, somebody/model")
+    if os.path.isdir(model) or str(model).count("/") != 1:
+        raise ValueError(f"a Space draws with a model on the Hub: push {quoted(model)} and pass its id, somebody/model")
+    check_repo_id(model)
     if os.path.isfile(folder) or (os.path.isdir(folder) and os.listdir(folder)):
         raise ValueError(f"folder {folder!r} exists: choose another, or remove it")
-    partial = Path(folder + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     title = model.split("/")[1]
-    shutil.copyfile(space_app.__file__, partial / "space_app.py")
-    (partial / "app.py").write_text(APP.format(model=model, title=title), encoding="utf-8")
     requirements = "".join(f"{name}=={installed_version(name)}\n" for name in REQUIREMENTS)
-    (partial / "requirements.txt").write_text(requirements, encoding="utf-8")
     # without sdk_version, the Hub takes its newest gradio
     data = SpaceCardData(
         title=title, sdk="gradio", sdk_version=installed_version("gradio"), app_file="app.py", models=[model]
     )
-    (partial / "README.md").write_text(
-        f"---\n{data}\n---\n\nImages drawn by [{model}](https://huggingface.co/{model}).\n"
-    )
-    if os.path.isdir(folder):
-        os.rmdir(folder)
-    os.replace(partial, folder)
+    card = f"---\n{data}\n---\n\nImages drawn by [{model}](https://huggingface.co/{model}).\n"
+    texts = {"app.py": APP.format(model=model, title=title), "requirements.txt": requirements, "README.md": card}
+    with whole_folder(folder) as partial:
+        shutil.copyfile(space_app.__file__, os.path.join(partial, "space_app.py"))
+        for name, text in texts.items():
+            Path(partial, name).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -100,16 +96,17 @@ def push_space(repo_id, model, private=None, token=None):
         The address of the commit. Raises ValueError for a model that is no repo's id, OSError where the Hub cannot be
         reached or refuses, with what to do.
     """
+    check_repo_id(repo_id)
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as parent:
         folder = write_space(os.path.join(parent, "space"), model)
-        try:
-            api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        with (
+            hub_errors(OSError, f"{repo_id} was not pushed", token),
+            repo_to_push_to(api, repo_id, private, "space", space_sdk="gradio"),
+        ):
             commit = api.upload_folder(
                 repo_id=repo_id, repo_type="space", folder_path=folder, commit_message=f"A page for {model}"
             )
-        except Exception as error:  # the client has no common class of errors
-            raise OSError(f"{repo_id} was not pushed: {hub_problem(error)}") from error
     return commit.commit_url
 
 

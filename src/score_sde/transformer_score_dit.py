@@ -32,6 +32,8 @@ POSITION_SCALINGS = ("resize", "extrapolate")
 
 FREQUENCY_EMBEDDING_SIZE = 256
 NORM_EPS = 1e-6
+# what a table of positions may hold
+MAX_TOKENS = 2**20
 
 
 def modulate(x, shift, scale):
@@ -212,11 +214,19 @@ class DiTTokenBlock(nn.Module):
         return hidden_states + self.ff(self.norm_ff(hidden_states))
 
 
+def check_counts(**values):
+    """Raise ValueError for a value that is no whole number from 1 on."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
+
+
 def per_axis(value, dimensions, name):
     """A number, or one for each axis, as a tuple."""
-    values = (value,) * dimensions if isinstance(value, int) else tuple(value)
-    if len(values) != dimensions or min(values) < 1:
-        raise ValueError(f"{name} {value} must be a positive number, or {dimensions} of them")
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dimensions
+    whole = all(isinstance(each, int) and not isinstance(each, bool) and each > 0 for each in values)
+    if len(values) != dimensions or not whole:
+        raise ValueError(f"{name} {value!r} must be a positive number, or {dimensions} of them")
     return values
 
 
@@ -288,13 +298,28 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         frequency_shift: float = 0.0,
     ):
         super().__init__()
-        dimensions = next((len(size) for size in (patch_size, sample_size) if not isinstance(size, int)), 2)
+        sizes = [size for size in (patch_size, sample_size) if isinstance(size, (tuple, list))]
+        dimensions = len(sizes[0]) if sizes else 2
         if dimensions not in (1, 2, 3):
             raise ValueError(f"patch_size {patch_size} and sample_size {sample_size} must have 1, 2 or 3 axes")
         self.patch = per_axis(patch_size, dimensions, "patch_size")
         sample = per_axis(sample_size, dimensions, "sample_size")
         if any(size % patch for size, patch in zip(sample, self.patch, strict=True)):
             raise ValueError(f"patch_size {patch_size} must divide sample_size {sample_size}")
+        tokens = math.prod(size // patch for size, patch in zip(sample, self.patch, strict=True))
+        if tokens > MAX_TOKENS:
+            raise ValueError(
+                f"sample_size {sample_size} with patch_size {patch_size} makes {tokens:,} tokens, more than "
+                f"{MAX_TOKENS:,}: choose larger patches"
+            )
+        check_counts(
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_attention_heads=num_attention_heads,
+        )
+        if cross_attention_dim is not None:
+            check_counts(cross_attention_dim=cross_attention_dim)
         if hidden_size % num_attention_heads or hidden_size % (2 * dimensions):
             raise ValueError(
                 f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads} and of "
@@ -320,10 +345,16 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             )
         if shared_adaln and vectors is None:
             raise ValueError(f"shared_adaln needs conditioning 'adaln_zero' or 'adaln', not {conditioning!r}")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes {num_classes} must be at least 1, or None for an unconditional model")
+        if num_classes is not None:
+            check_counts(num_classes=num_classes)
         if not 0 <= class_dropout_prob <= 1:
             raise ValueError(f"class_dropout_prob {class_dropout_prob} must lie in [0, 1]")
+        if not (math.isfinite(mlp_ratio) and int(hidden_size * mlp_ratio) >= 2):
+            raise ValueError(f"mlp_ratio {mlp_ratio} of hidden_size {hidden_size} must make 2 channels at least")
+        if not 0 <= frequency_shift < FREQUENCY_EMBEDDING_SIZE // 2:
+            raise ValueError(
+                f"frequency_shift {frequency_shift} must be at least 0 and below {FREQUENCY_EMBEDDING_SIZE // 2}"
+            )
         derived_channels = in_channels * (2 if learn_sigma else 1)
         if out_channels not in (None, derived_channels):
             raise ValueError(

@@ -95,6 +95,13 @@ ARCHITECTURES = {
 }
 
 
+def check_counts(**values):
+    """Raise ValueError for a value that is no whole number from 1 on."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
+
+
 class FIRResample(nn.Module):
     """Half or twice the height and width, each channel through the low-pass filter [1, 3, 3, 1] (Song et al. 2021,
     appendix H, after StyleGAN2). diffusers' `downsample_2d` and `upsample_2d` give the same, the latter some sixty
@@ -317,13 +324,27 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
         levels = len(block_out_channels)
-        if not levels or any(channels < 4 or channels % 4 for channels in block_out_channels):
+        whole = all(isinstance(channels, int) and channels >= 4 for channels in block_out_channels)
+        if not levels or not whole or any(channels % 4 for channels in block_out_channels):
             raise ValueError(f"block_out_channels {tuple(block_out_channels)} must be one or more multiples of 4")
         model_channels = block_out_channels[0] if model_channels is None else model_channels
-        if model_channels < 4 or model_channels % 4:
+        check_counts(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            layers_per_block=layers_per_block,
+            model_channels=model_channels,
+            num_attention_heads=num_attention_heads,
+        )
+        optional = {
+            "out_channels": out_channels,
+            "num_classes": num_classes,
+            "attention_head_dim": attention_head_dim,
+        }
+        check_counts(**{name: value for name, value in optional.items() if value is not None})
+        if model_channels % 4:
             raise ValueError(f"model_channels {model_channels} must be a multiple of 4")
-        if layers_per_block < 1:
-            raise ValueError(f"layers_per_block {layers_per_block} must be at least 1")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout {dropout} must lie in [0, 1)")
         if sample_size % 2 ** (levels - 1):
             raise ValueError(
                 f"sample_size {sample_size} must be a multiple of {2 ** (levels - 1)} for {levels} resolutions"
@@ -341,7 +362,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
         attending = {c for c, attend in zip(block_out_channels, attends, strict=True) if attend}
         for name, value in (("num_attention_heads", num_attention_heads), ("attention_head_dim", attention_head_dim)):
             for channels in attending | {block_out_channels[-1]}:
-                if value is not None and (value < 1 or channels % value):
+                if value is not None and channels % value:
                     raise ValueError(f"{name} {value} must divide the {channels} channels of a self-attention")
         if progressive_combine == "cat" and progressive_input != "input_skip":
             raise ValueError(
@@ -352,8 +373,6 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
                 f"scale_by_sigma needs a noise level as timestep, hence time_embedding_type 'fourier', not "
                 f"{time_embedding_type!r}"
             )
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes {num_classes} must be at least 1, or None for an unconditional model")
         if not 0 <= class_dropout_prob <= 1:
             raise ValueError(f"class_dropout_prob {class_dropout_prob} must lie in [0, 1]")
         if learn_sigma and out_channels not in (None, 2 * in_channels):

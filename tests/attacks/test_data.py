@@ -15,6 +15,7 @@ import torch
 from data import ImageDataset, ImageStream, LatentDataset, resize_and_crop, shard_path, shard_record
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sources import Origin
 from test_data import ROWS as TAR_ROWS
 from test_data import WEBDATASET, tar_shards
 from test_training import data_config
@@ -108,6 +109,26 @@ def test_a_file_of_the_dataset_itself_is_read(tmp_path):
     (tmp_path / "rows" / "sub").mkdir()
     (tmp_path / "rows" / "sub" / "x.png").write_bytes(WHITE)
     assert ImageDataset(data_config(dataset=name, resolution=8))[0]["images"].eq(1).all()
+
+
+def test_rows_of_the_hub_name_only_what_was_downloaded(tmp_path, monkeypatch):
+    name = parquet(tmp_path / "rows", [{"bytes": WHITE, "path": None}], [0])
+    dataset = ImageDataset(data_config(dataset=name, resolution=8))
+    dataset.origin, dataset.name = Origin(), "me/photos"
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache")
+    for folder in ("cache", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").write_bytes(WHITE)
+    assert dataset.open_image({"bytes": None, "path": str(tmp_path / "cache" / "x.png")}).size == (8, 8)
+    others = [str(tmp_path / "elsewhere" / "x.png"), str(tmp_path / "cache" / ".." / "elsewhere" / "x.png")]
+    for path in [
+        *others,
+        "hf://datasets/me/photos2@main/x.png",
+        "hf://datasets/you/photos/x.png",
+        "file:///etc/passwd",
+    ]:
+        with pytest.raises(ValueError, match="is no file of the dataset"):
+            dataset.open_image({"bytes": None, "path": path})
 
 
 @pytest.mark.parametrize("labels", [[0, 2_000_000_000], [0, -1], [0, 2**62]])

@@ -188,6 +188,7 @@ ATTACKS = {
         lambda folder: leave_trace(folder, "vae/diffusers.py"),
         "diffusers.py would be taken",
     ),
+    "values passed over": (edits("model_index.json", _use_default_values=3), "_use_default_values 3 is not allowed"),
     # places
     "index a link": (lambda folder: move_out(folder, "model_index.json"), "model_index.json is a link"),
     "config a link": (lambda folder: move_out(folder, NET), "config.json is a link: a bundle holds its own files"),
@@ -293,7 +294,7 @@ ATTACKS = {
     "long value": (edits(NET, conditioning="x" * 10**6), "conditioning"),
     "long key": (edits(NET, **{"x" * 10**6: 1}), "DiTModel has no argument 'xxxx"),
     "long list": (edits(VAE, down_block_types=["x" * 100] * 10**4), "down_block_types|xxxx"),
-    "long shard": (shard_to("x" * 10**6 + ".safetensors"), "holds no xxx"),
+    "long shard": (shard_to("x" * 10**5 + ".safetensors"), "holds no xxx"),
     "label no number": (edits("model_index.json", id2label={"one": "x"}), "id2label 'one': 'x' must be the number"),
     "label negative": (edits("model_index.json", id2label={"-1": "x"}), "id2label '-1': 'x' must be the number"),
     "label of a list": (edits("model_index.json", id2label={"0": ["x"]}), r"id2label '0': \['x'\] must be the number"),

@@ -154,6 +154,15 @@ def test_a_folder_with_anything_of_a_run_is_refused_or_emptied(tmp_path, name):
     assert not path.exists() and (tmp_path / "set_aside-1" / name).exists()
 
 
+def test_what_a_tracker_wrote_goes_aside_with_the_run(tmp_path):
+    names = ["evaluation.jsonl", f"{tmp_path.name}/events.out.tfevents.1"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    opened(tmp_path, on_existing_run="set_aside")
+    assert all((tmp_path / "set_aside-1" / name).exists() for name in names)
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "config.yaml", "latents/latents.json", "checkpoints/", "samples/"])
 def test_a_folder_with_other_things_is_taken(tmp_path, name):
     path = tmp_path / name
