@@ -623,3 +623,26 @@ def test_a_recorded_command_is_quoted_and_names_no_place_of_this_machine(monkeyp
     assert command[0].startswith("python")
     expected = "training/train.py --network_kwargs '{\"hidden_size\": 64}' --dataset photos --vae=runs/vae"
     assert command[1] == f"{expected} --output_dir 'runs/my run'"
+
+
+REVISION = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from config import DataConfig
+from data import ImageDataset
+from evaluate import hub_revision
+from huggingface_hub import HfApi
+api = HfApi()
+api.create_repo("me/photos", repo_type="dataset", exist_ok=True)
+where = {"repo_id": "me/photos", "repo_type": "dataset", "path_in_repo": "data/train-00000-of-00001.parquet"}
+commit = api.upload_file(path_or_fileobj=sys.argv[2], **where)
+found = ImageDataset(DataConfig(dataset="me/photos"))
+assert hub_revision(found) == commit.oid == api.dataset_info("me/photos").sha, hub_revision(found)
+assert hub_revision(ImageDataset(DataConfig(dataset=sys.argv[2]))) is None
+"""
+
+
+@pytest.mark.slow
+def test_the_revision_of_a_dataset_on_the_hub_is_known(small_data, local_hub):
+    result = local_hub.run(REVISION, TRAINING, small_data, token="hf_writer")
+    assert result.returncode == 0, result.stderr
