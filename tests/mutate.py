@@ -52,6 +52,10 @@ TESTS = {
     "training/loop.py": "training survival attacks/training",
     "training/checkpoints.py": "survival attacks/training training",
     "training/averages.py": "ema training",
+    "training/metrics.py": "metrics",
+    "training/evaluate.py": "evaluate",
+    "training/validation.py": "evaluate",
+    "training/classifier.py": "evaluate",
 }
 SWAPS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.FloorDiv: ast.Div,

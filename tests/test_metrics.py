@@ -48,6 +48,7 @@ def test_moments_are_those_of_numpy_for_any_batches(batches):
         assert np.allclose(mean, x.numpy().mean(0), rtol=1e-13, atol=1e-13)
         assert np.allclose(covariance, np.cov(x.numpy().T), rtol=1e-9, atol=1e-9)
     assert moments(x.float())[1].dtype == torch.float64
+    assert np.allclose(moments(x[:2])[1], np.cov(x[:2].numpy().T))
     with pytest.raises(ValueError, match="1 features have no covariance"):
         moments(x[:1])
 
@@ -140,6 +141,14 @@ def test_precision_and_recall_are_those_of_every_pair(neighbours):
             precision_and_recall(*pair, neighbours)
 
 
+def test_a_neighbour_at_the_edge_is_inside():
+    line = torch.arange(4.0, dtype=torch.float64)[:, None]
+    # every ball reaches to the next point, at 1
+    others = torch.tensor([[4.0], [5.0], [6.5], [9.0]], dtype=torch.float64)
+    assert precision_and_recall(line, others, 1) == (0.25, 0.25)
+    assert precision_and_recall(line, others + 1e-9, 1)[0] == 0
+
+
 def test_precision_and_recall_see_what_is_missing():
     real = torch.cat([normal(300, 2, 1), normal(300, 2, 2) + 20])
     # one of two clusters, and samples of neither
@@ -189,6 +198,11 @@ def test_features_of_a_classifier_and_of_transformers(tmp_path):
         expected = model(2 * resized(images, 32)).pooler_output
     assert logits is None
     assert network.name == tmp_path.name
+    assert (features - expected).abs().max() < 1e-5
+    network.model.pooler = model.pooler = None
+    with torch.no_grad():
+        features, _ = network(images)
+        expected = model(2 * resized(images, 32)).last_hidden_state.mean(1)
     assert (features - expected).abs().max() < 1e-5
 
 

@@ -255,7 +255,7 @@ def precision_and_recall(real, generated, neighbours=3, chunk=500, device="cpu")
         )
     device = torch.device(device)
     # distances to what is near are differences of large numbers: smaller ones around the mean
-    centre = real.double().mean(0) if device.type == "cpu" else real.mean(0)
+    centre = real.mean(0)
     dtype = torch.float64 if device.type == "cpu" else torch.float32
     real, generated = ((points - centre).to(device, dtype) for points in (real, generated))
 
