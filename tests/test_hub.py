@@ -391,7 +391,7 @@ def sharded(value):
         ("transformer/config.json", {"num_layers": 10**9}, "num_layers 1,000,000,000 is more than"),
         ("transformer/config.json", {"hidden_size": 120_000}, "larger than its weights, which hold 9,988"),
         ("transformer/config.json", {"num_layers": 900_000}, "larger than its weights, which hold 9,988"),
-        ("transformer/config.json", {"sample_size": 40_000}, "larger than its weights, which hold 9,988"),
+        ("transformer/config.json", {"sample_size": 40_000}, "400,000,000 tokens, more than"),
         ("transformer/config.json", {"num_layers": 2}, "not those of its config: missing: blocks.1.*and [0-9]+ more"),
         ("transformer/config.json", {"hidden_size": "16"}, "hidden_size '16' must be of type int"),
         ("transformer/config.json", {"qk_norm": 1}, "qk_norm 1 must be of type bool"),
