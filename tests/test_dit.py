@@ -191,6 +191,10 @@ def test_masked_elements_of_a_sequence_do_not_count(conditioning):
 # --- positions, patches, sizes ------------------------------------------------------------------------------------
 
 
+def test_the_largest_frequency_shift_is_taken():
+    assert call(small(frequency_shift=127.0)).isfinite().all()
+
+
 def test_the_positions_of_an_image_are_the_ones_of_the_original():
     """Columns in the first half of the channels, then rows, each as sines, then cosines."""
     table = sincos_position_embedding((3, 5), (3, 5), "resize", 16)

@@ -165,6 +165,11 @@ def test_a_unet_is_initialised_like_the_original(architecture):
     assert model.class_embed.weight.std().item() == pytest.approx(0.02 if architecture == "ncsnpp" else 1, rel=0.05)
     norms = {module.eps for module in model.modules() if isinstance(module, torch.nn.GroupNorm)}
     assert norms == {1e-6 if architecture == "ncsnpp" else 1e-5}
+    # whose sums with their inputs DDPM++ divides by sqrt(2)
+    x, divisor = torch.randn(2, 128, 4, 4), 2**0.5 if architecture == "ncsnpp" else 1
+    with torch.no_grad():
+        branches = model.mid_block.resnets[0](x, torch.randn(2, 256)), attention(x)
+    assert all((branch - x / divisor).abs().max() < 1e-2 for branch in branches)
     output = model(torch.randn(2, 3, 8, 8), 5).sample.abs().max()
     assert output < 1e-3 if architecture == "ncsnpp" else output == 0
 
