@@ -662,7 +662,7 @@ def test_metrics_are_added_and_replaced(tmp_path):
 def test_a_metric_without_provenance_is_refused(tmp_path):
     folder = save_bundle(pixel_pipeline(), tmp_path / "bundle", metrics=[METRIC])
     before = (tmp_path / "bundle" / "metrics.json").read_text()
-    with pytest.raises(ValueError, match="metric fid lacks value, n, seed"):
+    with pytest.raises(ValueError, match="metric 'fid' lacks value, n, seed"):
         add_metrics(folder, [{"name": "fid"}])
     assert (tmp_path / "bundle" / "metrics.json").read_text() == before
 
