@@ -42,7 +42,7 @@ ALLOWED = {
     "model_cards/*.py": set(),
     "training/*.py": FIELD
     | {"accelerate", "datasets", "filelock", "fsspec", "huggingface_hub", "numpy", "onnxruntime", "PIL", "pyarrow"}
-    | {"safetensors", "score_sde", "torchdiffeq", "torchmetrics", "tqdm", "transformers", "yaml"}
+    | {"psutil", "safetensors", "score_sde", "torchdiffeq", "torchmetrics", "tqdm", "transformers", "yaml"}
     | TRAINING,
     "benchmarks/*.py": FIELD
     | {"datasets", "dit_gflops", "exact", "matplotlib", "numpy", "PIL", "safetensors", "score_sde", "stock_samplers"}

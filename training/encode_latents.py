@@ -19,6 +19,7 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 from config import WORK_BEGUN, DataConfig, one_line, one_line_errors, option, parse
+from cores import warn_of_busy_cores
 from data import ImageDataset, check_shard, open_shard, read_latents_json, shard_path, shard_record
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -115,6 +116,7 @@ class NumberedRows(ImageDataset):
 def main(argv=None):
     config = parse(EncodeConfig, sys.argv[1:] if argv is None else argv)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    warn_of_busy_cores(accelerator)
     with accelerator.main_process_first():
         dataset = NumberedRows(config)
     accelerator.print(dataset.describe())

@@ -37,6 +37,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from classifier import recognises, train_classifier
 from config import WORK_BEGUN, DataConfig, one_line_errors, option, parse
+from cores import warn_of_busy_cores
 from data import ImageDataset
 from metrics import (
     ClassifierFeatures,
@@ -693,6 +694,7 @@ def hub_revision(dataset):
 def main(argv=None):
     config = parse(EvaluateConfig, sys.argv[1:] if argv is None else argv)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    warn_of_busy_cores(accelerator)
 
     # everything that will be needed, before anything is drawn
     pipeline = samples = network = None

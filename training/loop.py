@@ -33,6 +33,7 @@ from accelerate.utils import (
 from averages import Averages, gathered
 from checkpoints import resume, save_checkpoint
 from config import WORK_BEGUN
+from cores import warn_of_busy_cores
 from data import mix_seeds, training_batches
 from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
@@ -82,23 +83,6 @@ def make_accelerator(config):
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     torch.manual_seed(config.seed)
     return accelerator
-
-
-def warn_of_busy_cores(accelerator):
-    """Say so where other programs leave fewer cores than a CPU's training has threads: these wait for one another, and
-    one without a core makes all the others spin."""
-    if accelerator.device.type != "cpu" or not accelerator.is_local_main_process or not hasattr(os, "getloadavg"):
-        return
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # the load is that of all the machine's cores
-    free = own * max(0.0, 1 - os.getloadavg()[0] / os.cpu_count())
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    fitting = max(1, round(free) // processes)
-    if torch.get_num_threads() > fitting:
-        print(
-            f"about {free:.0f} of {own} cores are free, for {processes * torch.get_num_threads()} threads: a step may "
-            f"take many times as long as with OMP_NUM_THREADS={fitting}"
-        )
 
 
 class Draws:
