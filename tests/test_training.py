@@ -237,6 +237,8 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--sample_num_images", "0"], "sample_num_images"),
         (["--network_name", "DiT-S/3"], "model name 'DiT-S/3' is unknown; choose one of DiT-S/2"),
         (["--network_kwargs", '{"hidden": 1}'], "'hidden'"),
+        (["--network_kwargs", "{hiden_size: 1}"], "'hiden_size' is no argument of DiTModel, did you mean hidden_size?"),
+        (["--network_kwargs", "{depth: 1}", "--latents", "here"], "network_kwargs: 'depth' is no argument of DiTModel"),
         (["--network_kwargs", '{"patch_size": 5}'], "patch_size 5 must divide sample_size 32"),
         (["--scheduler_kwargs", '{"predictor": "huen"}'], "predictor 'huen' is unknown; choose one of auto, euler"),
         (

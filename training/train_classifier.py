@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, mapping, one_line_errors, option, parse
+from config import LoopConfig, arguments_of, mapping, one_line_errors, option, parse
 from data import ImageDataset
 from loop import fit, make_accelerator, save_model
 from run_folder import open_run, surviving
@@ -49,7 +49,7 @@ class ClassifierConfig(LoopConfig, CleanDataConfig):
         if self.test_images < 1:
             yield f"test_images {self.test_images} must be at least 1"
         try:
-            mapping("network_kwargs", self.network_kwargs)
+            arguments_of(NoiseConditionalClassifier, "network_kwargs", self.network_kwargs)
         except ValueError as error:
             yield str(error)
 
