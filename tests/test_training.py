@@ -1099,6 +1099,13 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
             "--output_dir",
             tmp_path / "x",
         )
+    # the accuracy would be one on other images
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "photos" / name / "0.png")
+    other = ["--latents", tmp_path / "latents", "--dataset", tmp_path / "photos", "--pipeline", folder]
+    with pytest.raises(ValueError, match="the classes are T-shirt/top, .* measured, cat, dog: pass by --dataset"):
+        run(train_classifier.main, *arguments, *other, "--output_dir", tmp_path / "y")
 
 
 def test_every_option_is_used():
