@@ -357,10 +357,14 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         if (images is None) == (samples is None):
             raise ValueError("pass either images or samples")
         samples = self.to_latents(images) if samples is None else samples.to(self._execution_device)
-        if samples.shape != self.sample_shape(len(samples)):
-            raise ValueError(
-                f"the model works on samples of shape {self.sample_shape(len(samples))}, not {tuple(samples.shape)}"
-            )
+        shape = self.sample_shape(len(samples))
+        if samples.shape != shape:
+            remedy = ""
+            if images is not None and samples.ndim == len(shape):
+                sides = zip(images.shape[2:], shape[2:], samples.shape[2:], strict=True)
+                wanted = " x ".join(str(side * own // given) for side, own, given in sides)
+                remedy = f": resize the images from {' x '.join(map(str, images.shape[2:]))} to {wanted} pixels"
+            raise ValueError(f"the model works on samples of shape {shape}, not {tuple(samples.shape)}{remedy}")
         return samples
 
     @staticmethod

@@ -177,6 +177,26 @@ def test_what_is_measured_comes_from_the_bundle(small_data, bundle, tmp_path):
         assert " of other.parquet" in each and after[each]["dataset"] == "other.parquet"
 
 
+def test_corrupt_images_are_skipped_as_in_training(tmp_path, capsys):
+    data, rng = tmp_path / "photos", np.random.default_rng(0)
+    for path in [data / split / name / f"{i}.png" for split in ("train", "test") for name in "ab" for i in range(6)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).save(path)
+    (data / "train" / "a" / "3.png").write_bytes(b"no image")
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    encode(data, tmp_path / "vae", tmp_path / "latents", "--skip_corrupt_images")
+    skips = ["--dataset", data, "--skip_corrupt_images"]
+    for name, source in (("pixels", skips), ("latent", ["--latents", tmp_path / "latents"])):
+        train_tiny(tmp_path / name, *source, "--max_train_steps", 1)
+        capsys.readouterr()
+        options = ["--num_images", 2, "--num_inference_steps", 2, "--classifier_epochs", 1]
+        arguments = ["--pipeline", tmp_path / name / "pipeline", *options]
+        run(evaluate.main, *arguments)
+        said = capsys.readouterr().out
+        assert f"dataset '{data}', split 'train': 12 images of 2 classes: a 6, b 6\n" in said
+        assert "split 'test': 12 images of 2 classes" in said and "row 4 is taken instead" in said
+
+
 def test_columns_are_those_of_training(small_data, tmp_path):
     data = datasets.Dataset.from_parquet(small_data).rename_columns({"image": "picture", "label": "kind"})
     data.to_parquet(tmp_path / "renamed.parquet")
@@ -207,8 +227,8 @@ def named(label, data, tmp_path, names):
             "the pipeline's classes are T-shirt/top, .* those of .* Bag, ",
         ),
         (["--dataset", "{tmp}/fewer/train.parquet"], "the pipeline has 10 classes, the dataset 9"),
-        (["--test_split", "nowhere"], "split 'nowhere', cannot be opened.*--dataset says"),
-        (["--features", "inception", "--reference_split", "nowhere"], "split 'nowhere', cannot be opened"),
+        (["--test_split", "nowhere"], "split 'nowhere', cannot .*--test_split names another.*--dataset says"),
+        (["--features", "inception", "--reference_split", "nowhere"], "'nowhere', cannot .*--reference_split names"),
         (["--features", "{tmp}/nothing"], "features '.*nothing' cannot be opened"),
         (["--features", "absent.onnx"], "features 'absent.onnx'"),
         (["--features", "classifier", "--label_column", "none"], "label_column is missing: a classifier needs labels"),

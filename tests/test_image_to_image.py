@@ -7,7 +7,8 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from tiny import random_dit, tiny_pipeline, tiny_vae
 
-from score_sde import ScoreSDEScheduler
+from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde.pipelines.latents import spatial_factor
 
 
 @pytest.fixture
@@ -173,6 +174,13 @@ def test_autoencoders_take_what_they_were_made_for():
     four = tiny_pipeline(network=random_dit(sample_size=8, in_channels=4))
     with pytest.raises(ValueError, match="a PIL image has no 4 channels"):
         four(image=Image.new("RGBA", (8, 8)))
+
+
+def test_the_size_of_an_image_is_that_of_pixels(pipeline):
+    latent = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=random_dit(4, 3), vae=tiny_vae())
+    for whole, size in ((pipeline, 8), (latent, 4 * spatial_factor(latent.vae))):
+        with pytest.raises(ValueError, match=f"resize the images from 48 x 32 to {size} x {size} pixels"):
+            whole(image=Image.new("L", (32, 48)), num_inference_steps=2)
 
 
 def test_stock_schedulers_are_refused(pipeline):

@@ -225,6 +225,11 @@ def test_the_nearest_name_is_said(name, message, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="; is it 'fashion_mnist_10k'?"):
         open_split("fashion_mnist", "train")
+    # neither a link to nothing nor what lies in the same folder was meant
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="there is no such folder") as error:
+        open_split(str(tmp_path / "link"), "train")
+    assert "is it" not in str(error.value)
 
 
 def test_the_fingerprint_tells_data_from_others(tmp_path):

@@ -237,6 +237,8 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--sample_num_images", "0"], "sample_num_images"),
         (["--network_name", "DiT-S/3"], "model name 'DiT-S/3' is unknown; choose one of DiT-S/2"),
         (["--network_kwargs", '{"hidden": 1}'], "'hidden'"),
+        (["--network_kwargs", "{hiden_size: 1}"], "'hiden_size' is no argument of DiTModel, did you mean hidden_size?"),
+        (["--network_kwargs", "{depth: 1}", "--latents", "here"], "network_kwargs: 'depth' is no argument of DiTModel"),
         (["--network_kwargs", '{"patch_size": 5}'], "patch_size 5 must divide sample_size 32"),
         (["--scheduler_kwargs", '{"predictor": "huen"}'], "predictor 'huen' is unknown; choose one of auto, euler"),
         (
@@ -1096,6 +1098,13 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
             "--output_dir",
             tmp_path / "x",
         )
+    # the accuracy would be one on other images
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "photos" / name / "0.png")
+    other = ["--latents", tmp_path / "latents", "--dataset", tmp_path / "photos", "--pipeline", folder]
+    with pytest.raises(ValueError, match="the classes are T-shirt/top, .* measured, cat, dog: pass by --dataset"):
+        run(train_classifier.main, *arguments, *other, "--output_dir", tmp_path / "y")
 
 
 def test_every_option_is_used():

@@ -107,8 +107,12 @@ class CleanData:
         """What the rows are and where they are from, for the card: "rows", "class_counts" ({name: rows}),
         "skipped_files" and what the config says; None where it isn't known. And "config": of latents without the
         options of images, which were not read; what is known of those is in latents.json."""
-        source = self.dataset.facts if config.latents else vars(config) | {"dataset_on_hub": on_hub(config.dataset)}
-        facts = {key: source.get(key) for key in ("dataset", "dataset_on_hub", "split", "resolution", "background")}
+        if config.latents:
+            source = self.dataset.facts | {"skip_corrupt_images": bool(self.dataset.facts.get("skipped_rows"))}
+        else:
+            source = vars(config) | {"dataset_on_hub": on_hub(config.dataset)}
+        keys = ("dataset", "dataset_on_hub", "split", "resolution", "background", "skip_corrupt_images")
+        facts = {key: source.get(key) for key in keys}
         unread = {field.name for field in fields(DataConfig)} - {"num_workers"} if config.latents else set()
         options = {name: value for name, value in asdict(config).items() if name not in unread}
         return self.dataset.row_facts() | facts | {"config": options}

@@ -8,6 +8,7 @@ only here; a YAML file states what differs.
 
 import argparse
 import difflib
+import inspect
 import json
 import os
 import re
@@ -325,6 +326,16 @@ def mapping(name, text):
     # {a:1} is a key without a value
     if not isinstance(value, dict) or not all(isinstance(key, str) and ":" not in key for key in value):
         raise ValueError(f"{name} {text!r} must be a mapping, {{argument: value}}, with a space after the colon")
+    return value
+
+
+def arguments_of(network_class, name, text):
+    """As `mapping`, of arguments of a class. Raises ValueError for others, with the nearest name."""
+    value, known = mapping(name, text), inspect.signature(network_class).parameters
+    for each in value:
+        if each not in known:
+            near = nearest(each, list(known))
+            raise ValueError(f"{name}: {each!r} is no argument of {network_class.__name__}{near}")
     return value
 
 

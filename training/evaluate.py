@@ -81,6 +81,9 @@ class EvaluateConfig(DataConfig):
     resolution: int | None = option(None, "Height and width in pixels: those of the pipeline's images or the samples.")
     image_channels: int | None = option(None, "1 for greyscale, 3 for RGB: those of the pipeline or the samples.")
     background: str | None = option(None, "Colour behind transparent images; by default as in training, else white.")
+    skip_corrupt_images: bool = option(
+        False, "Take the next row for an image that cannot be decoded, and name it; it is done where training did."
+    )
     pipeline: str | None = option(None, "The pipeline to measure: a folder.")
     samples: str | None = option(
         None, "Images to measure instead: a folder of them, or an .npz file with uint8 (N, H, W, C), as ADM has it."
@@ -316,7 +319,9 @@ def complete(config, shape):
     return replace(config, resolution=height, image_channels=channels, **columns, **changes)
 
 
-COLUMNS = ("image_column", "label_column", "num_classes", "background")
+COLUMNS = ("image_column", "label_column", "num_classes", "background", "skip_corrupt_images")
+# what names the splits of `open_data`
+SPLIT_OPTIONS = {"train": "split", "test": "test_split", "reference": "reference_split"}
 
 
 def open_data(config, pipeline):
@@ -334,12 +339,15 @@ def open_data(config, pipeline):
     if config.num_images and config.features:
         splits["reference"] = config.reference_split
     facts = training_facts(config)
-    try:
-        data = {name: ImageDataset(config, split=split) for name, split in splits.items()}
-    except ValueError as error:
-        if config.dataset != facts.get("dataset"):
-            raise
-        raise ValueError(f"{error}. The pipeline was trained on it: where it is now, --dataset says") from error
+    data = {}
+    for name, split in splits.items():
+        try:
+            data[name] = ImageDataset(config, split=split)
+        except ValueError as error:
+            remedy = f"--{SPLIT_OPTIONS[name]} names another split"
+            if config.dataset == facts.get("dataset"):
+                remedy += ". The pipeline was trained on it: where it is now, --dataset says"
+            raise ValueError(f"{error}. {remedy}") from error
     if "train" in data and config.label_column is None:
         raise ValueError("label_column is missing: a classifier needs labels; choose other features")
     if classes and pipeline.num_classes != data["train"].num_classes:
@@ -705,6 +713,8 @@ def main(argv=None):
         samples = open_samples(config)
         config = complete(config, samples.shape)
     data = open_data(config, pipeline)
+    for line in dict.fromkeys(each.describe() for each in data.values()):
+        accelerator.print(line)
     if config.num_images and config.features not in (None, "classifier"):
         network = open_features(config.features, accelerator.device)
     WORK_BEGUN.set()

@@ -103,9 +103,11 @@ def nearest(path, names=()):
     folder, name = os.path.split(path.rstrip("/"))
     if os.path.exists(path):
         return ""
-    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    candidates = [*names, *(os.path.join(folder, each) for each in beside)]
-    found = difflib.get_close_matches(path.rstrip("/"), candidates, n=1, cutoff=0.7)
+    # a link to nothing is there, too
+    beside = [each for each in (os.listdir(folder or ".") if os.path.isdir(folder or ".") else []) if each != name]
+    found = difflib.get_close_matches(path.rstrip("/"), names, n=1, cutoff=0.7)
+    # by their own names: those of long folders would all be alike
+    found += [os.path.join(folder, each) for each in difflib.get_close_matches(name, beside, n=1, cutoff=0.7)]
     return f"; is it {found[0]!r}?" if found else ""
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, mapping, one_line_errors, one_of, option, parse
+from config import LoopConfig, arguments_of, mapping, one_line_errors, one_of, option, parse
 from huggingface_hub.utils import validate_repo_id
 from loop import fit, make_accelerator, sample_path, save_grid
 from run_folder import open_run, surviving
@@ -100,6 +100,9 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
                     f"sample_guidance_scale {self.sample_guidance_scale:g} needs a network that is trained with a "
                     f"class_dropout_prob above 0, not {options['class_dropout_prob']}: or sample with 1"
                 )
+            if self.network in NETWORKS:
+                _, network_class = NETWORKS[self.network]
+                arguments_of(network_class, "network_kwargs", self.network_kwargs)
             if self.network in NETWORKS and not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
                     make_network(self, (self.image_channels, self.resolution, self.resolution), num_classes=1)
@@ -125,7 +128,7 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
 
 
 def make_network(config, shape, num_classes):
-    """The network for samples of this shape (channels, size, size)."""
+    """The network for samples of this shape (channels, size, size). Raises ValueError for options that don't fit."""
     _, network_class = NETWORKS[config.network]
     build = network_class
     if config.network_name:
@@ -136,7 +139,11 @@ def make_network(config, shape, num_classes):
     from_data = {"sample_size": shape[1], "in_channels": shape[0], "num_classes": num_classes}
     if config.vlb_weight > 0 or config.network_name:
         from_data["learn_sigma"] = config.vlb_weight > 0
-    return build(**(from_data | mapping("network_kwargs", config.network_kwargs)))
+    options = mapping("network_kwargs", config.network_kwargs)
+    try:
+        return build(**(from_data | options))
+    except (TypeError, RuntimeError) as error:  # of values of other types
+        raise ValueError(f"network_kwargs {config.network_kwargs!r}: {error}") from error
 
 
 def loss_by_time(losses, t, scheduler, parts=4):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, mapping, one_line_errors, option, parse
+from config import LoopConfig, arguments_of, mapping, one_line_errors, option, parse
 from data import ImageDataset
 from loop import fit, make_accelerator, save_model
 from run_folder import open_run, surviving
@@ -49,15 +49,15 @@ class ClassifierConfig(LoopConfig, CleanDataConfig):
         if self.test_images < 1:
             yield f"test_images {self.test_images} must be at least 1"
         try:
-            mapping("network_kwargs", self.network_kwargs)
+            arguments_of(NoiseConditionalClassifier, "network_kwargs", self.network_kwargs)
         except ValueError as error:
             yield str(error)
 
 
 @torch.no_grad()
-def measure_accuracy(classifier, pipeline, config, shares=(0.0, 0.2, 0.4, 0.6, 0.8)):
+def measure_accuracy(classifier, pipeline, test, config, shares=(0.0, 0.2, 0.4, 0.6, 0.8)):
     """Accuracy on test rows at these shares of the way from t_min to t_max, as rows for training.json."""
-    test, scheduler = ImageDataset(config, split=config.test_split), pipeline.scheduler
+    scheduler = pipeline.scheduler
     rows = [test[i] for i in range(min(config.test_images, len(test)))]
     x0 = torch.cat([pipeline.to_latents(row["images"][None]) for row in rows])
     labels = torch.tensor([row["labels"] for row in rows], device=x0.device)
@@ -97,6 +97,15 @@ def train(config, accelerator, run):
                 "the pipeline and the data normalise latents by other statistics of the autoencoder: pass "
                 "--normalize_latents where the pipeline was trained with it, and only there"
             )
+    test = ImageDataset(config, split=config.test_split)
+    if test.id2label is None:
+        raise ValueError(f"split {config.test_split!r} of dataset {config.dataset!r} has no classes: pass --dataset")
+    if not test.id2label.items() <= data.id2label.items():
+        own, others = (", ".join(each.id2label.values()) for each in (data, test))
+        raise ValueError(
+            f"the classes are {own}, those of split {config.test_split!r} of dataset {config.dataset!r}, on which the "
+            f"accuracy is measured, {others}: pass by --dataset the images that the latents were encoded from"
+        )
     from_data = {"sample_size": data.shape[1], "in_channels": data.shape[0], "num_classes": data.num_classes}
     model = NoiseConditionalClassifier(**(from_data | mapping("network_kwargs", config.network_kwargs)))
 
@@ -118,7 +127,7 @@ def train(config, accelerator, run):
     # no other process waits for what follows
     if accelerator.is_main_process:
         facts |= data.facts(config) | {
-            "accuracy": measure_accuracy(classifier, pipeline.to(accelerator.device), config)
+            "accuracy": measure_accuracy(classifier, pipeline.to(accelerator.device), test, config)
         }
         folder = save_model(classifier, os.path.join(config.output_dir, "classifier"), facts)
         for row in facts["accuracy"]:
