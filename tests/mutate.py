@@ -32,7 +32,7 @@ TESTS = {
     "src/score_sde/scheduling_score_sde.py": "calibration stock_configs scheduler stable_diffusion",
     "src/score_sde/losses.py": "losses training",
     "src/score_sde/ema.py": "ema",
-    "src/score_sde/transformer_score_dit.py": "dit",
+    "src/score_sde/transformer_score_dit.py": "dit models",
     "src/score_sde/unet_score.py": "models",
     "src/score_sde/noise_conditional_classifier.py": "models guidance",
     "src/score_sde/hub.py": "hub local_hub attacks/push attacks/tokens",

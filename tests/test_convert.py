@@ -102,6 +102,12 @@ def test_the_original_dit(tmp_path, layout):
     with torch.no_grad():
         output = model(found["sample"], found["timestep"], found["class_labels"]).sample
     assert (output - found["output"]).abs().max() < 1e-5 * found["output"].abs().max().clamp_min(1)
+    # as one that was trained without label dropout: all rows are classes, the null label has none of theirs
+    model = convert.dit_from_original(
+        saved(tmp_path, content), "model" if layout == "model" else "ema", num_attention_heads=4, num_classes=11
+    )
+    assert torch.equal(model.class_embed.weight[:11], weights["y_embedder.embedding_table.weight"])
+    assert model.class_embed.weight[11:].tolist() == [[0.0] * model.config.hidden_size]
 
 
 @pytest.mark.parametrize(

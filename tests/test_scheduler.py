@@ -837,6 +837,11 @@ def test_singular_ends_are_refused_with_the_remedy():
     scheduler = ScoreSDEScheduler(sde_type="linear", predictor="euler_maruyama", t_max=1.0)
     with pytest.raises(ValueError, match="pass t_max=0.999"):
         scheduler.set_timesteps(5)
+    for predictor in ("auto", "ddim", "heun"):
+        for options in ({"sde_type": "cosine_vp", "t_max": 1.0}, {"beta_max": 1000.0}):
+            scheduler = ScoreSDEScheduler(predictor=predictor, **options)
+            with pytest.raises(ValueError, match="'epsilon' says nothing of clean samples at t = 1, where alpha is"):
+                scheduler.set_timesteps(5)
 
 
 def test_bad_steps_are_refused():

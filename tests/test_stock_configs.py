@@ -214,6 +214,12 @@ def test_score_sde_vp_takes_the_stock_step():
     assert (theirs - mine).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("key", ["beta_schedule", "beta_start", "beta_end", "clip_sample"])
+def test_no_value_is_not_our_default(key):
+    with pytest.raises(ValueError, match=f"{key}=None of DDPMScheduler has no meaning"):
+        ScoreSDEScheduler.from_config({"_class_name": "DDPMScheduler", key: None})
+
+
 @pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize(
     ("name", "message"),

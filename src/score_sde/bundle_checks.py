@@ -218,7 +218,7 @@ def check_components(folder, index, pipeline_class, variant, given):
             arguments[name] = value
         elif name not in ROLES or name not in parts:
             raise ValueError(f"{path}: {quoted(name)} is no name of a component that a {pipeline_class.__name__} has")
-        elif not (isinstance(value, list) and len(value) == 2 and {*map(type, value)} <= {str, type(None)}):
+        elif not (isinstance(value, list) and len(value) == 2 and {*map(type, value)} in ({str}, {type(None)})):
             raise ValueError(f"{path}: {name} {quoted(value)} must be a library and a class, or twice null")
         elif value[0] is not None:
             classes[name] = component_class(path, name, *value)
@@ -323,6 +323,8 @@ def check_component(folder, place, class_name, component_class, variant):
     check_keys(config, path)
     if issubclass(component_class, ModelMixin):
         check_types(config, component_class, path)
+        if class_name in AUTOENCODERS:
+            check_statistics(config, path)
         check_model(folder, place, path, config, component_class, variant)
     else:
         stock = component_class.__module__.split(".")[0] == "diffusers"
@@ -330,6 +332,15 @@ def check_component(folder, place, class_name, component_class, variant):
         check_types(config, component_class, path)
         with naming(path):
             component_class.from_config(config)
+
+
+def check_statistics(config, path):
+    """Raise ValueError for statistics of latents that nothing can be scaled by and back."""
+    for name in ("scaling_factor", "latents_std"):
+        values = config.get(name)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and not (fits(value, float) and value > 0):
+                raise ValueError(f"{path}: {name} {quoted(values)} must be positive: latents are divided by it")
 
 
 def check_model(folder, place, path, config, model_class, variant):
@@ -428,8 +439,8 @@ def check_values(path, expected):
                 if not tensor.is_floating_point() and (own is None or own.dtype != tensor.dtype):
                     raise ValueError(f"{shortened(name)} holds {tensor.dtype}, where floating-point weights belong")
                 parts = tensor.flatten().split(2**24) if tensor.is_floating_point() else ()
-                # numbers of one byte know no infinity everywhere
-                if not all(torch.isfinite(part.float() if part.itemsize == 1 else part).all() for part in parts):
+                # numbers of one byte know no infinity everywhere, those of eight are cast down
+                if not all(torch.isfinite(part.float() if part.itemsize in (1, 8) else part).all() for part in parts):
                     raise ValueError(
                         f"{shortened(name)} holds values that are not finite (NaN, infinite): its training failed, or "
                         f"the file is damaged"

@@ -189,8 +189,10 @@ def files_to_push(folder):
                 found += code_files(folder, value[0], name)
     if os.path.join(folder, "README.md") in found:
         card = Path(own_file(folder, "README.md")).read_text(encoding="utf-8", errors="replace")
-        pictures = [name for name in os.listdir(folder) if name.lower().endswith(PICTURES) and name in card]
-        found += [os.path.join(folder, name) for name in pictures]
+        for name in os.listdir(folder):
+            # not one whose name is the end of another's
+            if name.lower().endswith(PICTURES) and re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", card):
+                found.append(os.path.join(folder, name))
     names = sorted({os.path.relpath(path, folder).replace(os.sep, "/") for path in found})
     for name in names:
         own_file(folder, *name.split("/"))

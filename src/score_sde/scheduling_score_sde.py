@@ -588,6 +588,12 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._plan = self._build_plan(times, predictor)
         evaluated = torch.tensor([stage.t_eval for stage in self._plan], dtype=torch.float64)
         row = prediction(self.path, self.config.prediction_type, evaluated, self.config.sigma_data)
+        # states are float32
+        if not all(torch.isfinite(values.float()).all() for values in row):
+            raise ValueError(
+                f"prediction_type {self.config.prediction_type!r} says nothing of clean samples at t = {times[0]:g}, "
+                f"where alpha is {float(self.path.alpha(times[0])):g}: pass a smaller t_max, or a path with less noise"
+            )
         self._rows = list(zip(*(values.tolist() for values in row), strict=True))
         timesteps = self.timestep(evaluated)
         if self.path.levels and torch.equal(timesteps, timesteps.round()):

@@ -129,6 +129,10 @@ def from_stock_config(config, own):
             )
     ours = {"sde_type": "discrete_vp", "clip_sample": False, "thresholding": False, "timestep_spacing": "linspace"}
     ours |= {key: given[key] for key in SAME if key in given}
+    # None would be our default
+    for key in SAME:
+        if ours.get(key) is None and defaults.get(key) is not None:
+            raise ValueError(f"{key}=None of {name} has no meaning: leave it out, or give a value")
     for key, values in VALUES.items():
         if key in given:
             if given[key] not in list(values):

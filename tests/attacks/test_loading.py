@@ -261,6 +261,10 @@ ATTACKS = {
         ),
         f"{BIAS} holds values that are not finite",
     ),
+    "infinite once it is single": (
+        lambda folder: retensor(folder, lambda w: w.update({BIAS: torch.full((12,), 1e300, dtype=torch.float64)})),
+        f"{BIAS} holds values that are not finite",
+    ),
     "whole numbers": (lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS].long()})), "holds torch.int64"),
     "complex": (lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS] + 0j})), "holds torch.complex64, wh"),
     "true and false": (lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS] > 0})), "holds torch.bool"),
@@ -273,6 +277,9 @@ ATTACKS = {
     # values
     "NaN in a config": (edits(NET, mlp_ratio=float("nan")), "mlp_ratio nan must be finite"),
     "infinity in a config": (edits(VAE, scaling_factor=float("inf")), "scaling_factor inf must be finite"),
+    "latents of no scale": (edits(VAE, scaling_factor=0), "scaling_factor 0 must be positive"),
+    "latents turned around": (edits(VAE, scaling_factor=-1.0), "scaling_factor -1.0 must be positive"),
+    "latents without spread": (edits(VAE, latents_std=[1.0, 0, 1.0]), r"latents_std \[1.0, 0, 1.0\] must be positive"),
     "NaN in the scheduler": (edits(SCHEDULER, beta_max=float("nan")), "beta_max nan must be finite"),
     "true as a number": (edits(NET, num_layers=True), "num_layers True must be of type int"),
     "number as text": (edits(VAE, latent_channels="3"), "latent_channels '3' must be of type int"),
@@ -300,6 +307,11 @@ ATTACKS = {
     "label of a list": (edits("model_index.json", id2label={"0": ["x"]}), r"id2label '0': \['x'\] must be the number"),
     "labels a list": (edits("model_index.json", id2label=["x"]), "'id2label' is no name of a component"),
     "component null": (edits("model_index.json", vae=None), "vae None must be a library and a class, or twice null"),
+    "component half null": (
+        edits("model_index.json", vae=[None, "AutoencoderKL"]),
+        "must be a library and a class, or",
+    ),
+    "component null by half": (edits("model_index.json", vae=["diffusers", None]), "must be a library and a class, or"),
     "component of three": (edits("model_index.json", vae=["a", "b", "c"]), "must be a library and a class"),
     "component of numbers": (edits("model_index.json", vae=[1, 2]), "component 'vae' is a 2 of 1"),
     "component of lists": (edits("model_index.json", vae=[["a"], ["b"]]), "component 'vae' is a "),

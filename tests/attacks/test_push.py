@@ -53,6 +53,7 @@ def test_what_the_index_names_is_pushed(bundle):
         "kaggle.json",
         "token.txt",
         "my_private.py",
+        "ore.png",
         ".env",
         ".git/config",
         "transformer/notes.json",
