@@ -1105,6 +1105,9 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
     other = ["--latents", tmp_path / "latents", "--dataset", tmp_path / "photos", "--pipeline", folder]
     with pytest.raises(ValueError, match="the classes are T-shirt/top, .* measured, cat, dog: pass by --dataset"):
         run(train_classifier.main, *arguments, *other, "--output_dir", tmp_path / "y")
+    other[3:4] = [small_data, "--resolution", 16]
+    with pytest.raises(ValueError, match="resolution 16: the latents are of images of 8 pixels; pass 8"):
+        run(train_classifier.main, *arguments, *other, "--output_dir", tmp_path / "y")
 
 
 def test_every_option_is_used():

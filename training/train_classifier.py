@@ -106,6 +106,8 @@ def train(config, accelerator, run):
             f"the classes are {own}, those of split {config.test_split!r} of dataset {config.dataset!r}, on which the "
             f"accuracy is measured, {others}: pass by --dataset the images that the latents were encoded from"
         )
+    if config.resolution != (own := data.facts(config)["resolution"]):
+        raise ValueError(f"resolution {config.resolution}: the latents are of images of {own} pixels; pass {own}")
     from_data = {"sample_size": data.shape[1], "in_channels": data.shape[0], "num_classes": data.num_classes}
     model = NoiseConditionalClassifier(**(from_data | mapping("network_kwargs", config.network_kwargs)))
 
