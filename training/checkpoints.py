@@ -88,6 +88,9 @@ def read_state(folder):
             state = json.load(file)
         if not isinstance(state, dict) or state.pop("hash", None) != hash_of_state(state):
             raise ValueError("its state.json is damaged, or of an older release")
+        sizes, hashed = state.get("sizes"), state.get("hashes")
+        if not (isinstance(sizes, dict) and isinstance(hashed, dict) and sizes.keys() == hashed.keys()):
+            raise ValueError("its state.json doesn't say what its files are")
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"{folder!r} is not a checkpoint of this script: {error}") from error
     for name, size in state["sizes"].items():

@@ -16,14 +16,12 @@ import itertools
 import json
 import math
 import os
-import pickle
 import shutil
 import sys
 
 import torch
 from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from huggingface_hub import ModelCard
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .bundle_checks import open_autoencoder, open_stock_pipeline
@@ -63,7 +61,7 @@ def read_checkpoint(path):
         # facebookresearch/DiT keeps its command line beside the weights: plain data
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of bytes that are no pickle, anything
         raise ValueError(
             f"{path!r} is no checkpoint that can be read as weights alone (it may be damaged, or hold code, which is "
             f"never run): {shortened(error)}"
@@ -77,11 +75,18 @@ def some(names, limit=8):
 
 
 def tensors(state, what):
-    """A checkpoint's {name: tensor}. Raises ValueError for anything else."""
+    """A checkpoint's {name: tensor}. Raises ValueError for anything else, and for tensors that are not all there: empty
+    ones, and those of few bytes that repeat themselves to any size."""
+
+    def is_whole(value):
+        if not torch.is_tensor(value) or value.layout != torch.strided or value.device.type != "cpu":
+            return False
+        return 0 < value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{what}: it holds {quoted(state)}")
-    if odd := [name for name, value in state.items() if not (isinstance(name, str) and torch.is_tensor(value))]:
-        raise ValueError(f"{what}: it holds {some(state)}, of which {some(odd)} is no tensor")
+    if odd := [name for name, value in state.items() if not (isinstance(name, str) and is_whole(value))]:
+        raise ValueError(f"{what}: it holds {some(state)}, of which {some(odd)} is no tensor, or no whole one")
     return dict(state)
 
 

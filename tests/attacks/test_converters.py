@@ -153,12 +153,25 @@ def test_a_checkpoint_of_something_else_is_named(tmp_path, content, message):
     assert len(str(error.value)) < 2000
 
 
+@pytest.mark.parametrize("content", [b"", b"hello", b"<html>", b"PK\x03\x04", bytes(1000), b"version https://git-lfs"])
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_bytes_that_are_no_checkpoint_are_named(tmp_path, content, suffix):
+    path = tmp_path / f"checkpoint.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is no checkpoint that can be read as weights alone"):
+        convert.dit_from_original(str(path))
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
         ("x_embedder.proj.weight", torch.zeros(3), "other shapes"),
         ("y_embedder.embedding_table.weight", torch.zeros(()), "other shapes"),
-        ("pos_embed", torch.zeros(1, 10**6, 0), "other shapes|sine-cosine"),
+        ("pos_embed", torch.zeros(1, 10**6, 0), "pos_embed is no tensor, or no whole one"),
+        ("pos_embed", torch.zeros(1).expand(1, 10**12, 384), "pos_embed is no tensor, or no whole one"),
+        ("x_embedder.proj.weight", torch.zeros(0, 4, 2, 2), "x_embedder.proj.weight is no tensor, or no whole one"),
+        ("pos_embed", torch.zeros(1, 16, 384).to_sparse(), "pos_embed is no tensor, or no whole one"),
+        ("pos_embed", torch.zeros(1, 16, 384, device="meta"), "pos_embed is no tensor, or no whole one"),
         ("final_layer.linear.weight", "text", "final_layer.linear.weight is no tensor"),
     ],
     ids=str,

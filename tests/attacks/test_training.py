@@ -39,6 +39,10 @@ def without(key):
     return change
 
 
+def sealed(state):
+    return json.dumps(state | {"hash": checkpoints.hash_of_state(state)}).encode()
+
+
 def replaced(path):
     path.unlink()
     return path
@@ -55,6 +59,10 @@ STATES = {
     "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe{}"),
     "nested": lambda path: path.write_bytes(b"[" * 200_000),
     "a huge number": lambda path: path.write_bytes(b'{"hash": 1e999, "n": ' + b"9" * 5000 + b"}"),
+    "sealed, of nothing": lambda path: path.write_bytes(sealed({})),
+    "sealed, without hashes": lambda path: path.write_bytes(sealed({"sizes": {}})),
+    "sealed, of lists": lambda path: path.write_bytes(sealed({"sizes": [], "hashes": []})),
+    "sealed, of sizes alone": lambda path: path.write_bytes(sealed({"sizes": {"state.json": 1}, "hashes": {}})),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "half": lambda path: path.write_bytes(path.read_bytes()[:200]),
     "missing": lambda path: path.unlink(),
