@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import operator
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -222,6 +223,9 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             raise ValueError("a classifier needs class_labels to lead to")
         if classifier is not None:
             self.check_own_scheduler("a classifier needs")
+        for name, scale in (("guidance_scale", guidance_scale), ("classifier_scale", classifier_scale)):
+            if not math.isfinite(scale):
+                raise ValueError(f"{name} {scale} must be a finite number")
         if guider is not None and guidance_scale != 1:
             raise ValueError(f"guidance_scale {guidance_scale} and a guider were given: the guider has its own scale")
         if weaker_network is not None and guider is None and guidance_scale == 1:
@@ -680,6 +684,8 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}")
+        if not torch.isfinite(latents).all():
+            raise ValueError("latents holds values that are not finite (nan, infinite)")
         return latents.to(self._execution_device)
 
     def sample_in_steps(

@@ -351,6 +351,8 @@ def test_half_precision_networks_keep_a_float32_state():
         ({"class_labels": [-1]}, "class label -1 is out of range"),
         ({"class_labels": [0, 1], "batch_size": 3}, "2 class_labels were given for 3 samples"),
         ({"guidance_scale": 2.0}, "guidance_scale 2.0 needs class_labels"),
+        ({"class_labels": [1], "guidance_scale": float("nan")}, "guidance_scale nan must be a finite number"),
+        ({"latents": torch.full((2, 3, 8, 8), float("inf"))}, "latents holds values that are not finite"),
         ({"batch_size": 0}, "batch_size 0 must be at least 1"),
         ({"output_type": "tensor"}, "output_type 'tensor' is unknown; choose one of pil, np, pt, latent"),
         ({"latents": torch.zeros(2, 3, 4, 4)}, r"latents has shape \(2, 3, 4, 4\); this model needs \(2, 3, 8, 8\)"),

@@ -370,6 +370,8 @@ def test_latest_without_a_checkpoint_begins_anew_and_mixes_nothing(tmp_path):
 def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(tmp_path):
     """Else those that it writes would be the oldest, and go."""
     train_tiny(tmp_path, "--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 9)
+    with pytest.raises(ValueError, match="of step 4, beyond max_train_steps 3"):
+        train_tiny(tmp_path, "--max_train_steps", 3, "--resume_from_checkpoint", "latest")
     second = tmp_path / "checkpoints" / "step-00000002"
     arguments = ["--checkpointing_steps", 1, "--checkpoints_total_limit", 1, "--resume_from_checkpoint", second]
     train_tiny(tmp_path, "--max_train_steps", 3, *arguments)

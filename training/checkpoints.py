@@ -179,7 +179,8 @@ def options_of(config):
 
 
 def check_same_run(folder, state, config, data_fingerprint):
-    """Raises ValueError where a checkpoint is of another configuration or of other data. Returns what else changed."""
+    """Raises ValueError where a checkpoint is of another configuration, of other data, or of a step that this run does
+    not reach. Returns what else changed."""
     # an option that is newer than the checkpoint was at its default
     before, now = options_of(type(config)()) | state["config"], options_of(config)
     for options in (before, now):
@@ -190,6 +191,11 @@ def check_same_run(folder, state, config, data_fingerprint):
     if changed:
         raise ValueError(
             f"checkpoint {folder!r} is of a different run: {', '.join(changed)}. Pass the same values, or start anew"
+        )
+    if state["progress"]["step"] > config.max_train_steps:
+        raise ValueError(
+            f"checkpoint {folder!r} is of step {state['progress']['step']:,}, beyond max_train_steps "
+            f"{config.max_train_steps:,}: pass more steps, or an older checkpoint by its folder"
         )
     other = differences(state["data"], json.loads(json.dumps(data_fingerprint))) if known else []
     if other and not config.allow_other_data:
