@@ -152,7 +152,7 @@ def test_images_without_folders_have_no_classes(tmp_path):
     dataset = opened(folder)
     assert (dataset.num_classes, dataset.id2label, len(dataset)) == (None, None, 2)
     assert dataset[0].keys() == {"images"}
-    assert "2 images without classes; left out: x.txt" in dataset.describe()
+    assert "2 images, read without classes; left out: x.txt" in dataset.describe()
     with pytest.raises(ValueError, match="has no column 'species'; it has image"):
         opened(folder, label_column="species")
 

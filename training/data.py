@@ -331,7 +331,7 @@ def describe(name, dataset):
     facts = dataset.row_facts()
     rows = "a stream of images" if facts["rows"] is None else f"{facts['rows']:,} images"
     if dataset.id2label is None:
-        return f"{name}: {rows} without classes"
+        return f"{name}: {rows}, read without classes"
     counts = facts["class_counts"] or {}
     classes = [f"{label} {counts[label]:,}" if counts else label for label in dataset.id2label.values()]
     return f"{name}: {rows} of {len(classes)} classes: {few(classes, 20)}"
