@@ -100,6 +100,12 @@ def quoted(value):
     return shortened(repr(value))
 
 
+def few(names, most=3):
+    """A list of names as text, of many the first ones and their number."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def own_file(folder, *names):
     """The path of a file in a folder, `names` being its subfolders and its name.
 
@@ -311,20 +317,17 @@ def tensor_problems(expected, found):
         expected, found: {name: shape}.
     """
 
-    def named(names):
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
     problems = []
     for problem, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
         if names:
-            problems.append(f"{problem}: {named(sorted(names))}")
+            problems.append(f"{problem}: {few(sorted(names))}")
     shapes = [
         f"{name} {tuple(found[name])} for {tuple(shape)}"
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     if shapes:
-        problems.append(f"of another shape: {named(shapes)}")
+        problems.append(f"of another shape: {few(shapes)}")
     return "; ".join(problems) or None
 
 

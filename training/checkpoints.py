@@ -6,7 +6,6 @@ write a checkpoint can write its hashes, and a sharded one (FSDP) has a pickle i
 resume like code that you run.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from dataclasses import asdict
 import torch
 from accelerate.utils import broadcast_object_list
 from config import mapping
+from hashes import hash_of, hash_of_file
 from run_folder import surviving
 
 from score_sde.pipelines.writing import whole_folder
@@ -52,19 +52,10 @@ def list_checkpoints(output_dir):
     return [os.path.join(folder, name) for name in sorted(names) if re.fullmatch(r"step-\d{8}", name)]
 
 
-def hash_of_file(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def hashes(folder, names):
     """{name: SHA-256} of files in a folder."""
     with ThreadPoolExecutor() as pool:
         return dict(zip(names, pool.map(lambda name: hash_of_file(os.path.join(folder, name)), names), strict=True))
-
-
-def hash_of_state(state):
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def write_state(folder, state):
@@ -75,7 +66,7 @@ def write_state(folder, state):
     sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in names}
     state = json.loads(json.dumps(state | {"sizes": sizes, "hashes": hashes(folder, names)}))
     with open(os.path.join(folder, "state.json"), "w", encoding="utf-8") as file:
-        json.dump(state | {"hash": hash_of_state(state)}, file, indent=2)
+        json.dump(state | {"hash": hash_of(state)}, file, indent=2)
 
 
 def read_state(folder):
@@ -86,7 +77,7 @@ def read_state(folder):
             raise ValueError("it has no state.json")
         with open(path, encoding="utf-8") as file:
             state = json.load(file)
-        if not isinstance(state, dict) or state.pop("hash", None) != hash_of_state(state):
+        if not isinstance(state, dict) or state.pop("hash", None) != hash_of(state):
             raise ValueError("its state.json is damaged, or of an older release")
         sizes, hashed = state.get("sizes"), state.get("hashes")
         if not (isinstance(sizes, dict) and isinstance(hashed, dict) and sizes.keys() == hashed.keys()):

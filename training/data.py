@@ -15,10 +15,12 @@ import torch
 from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
 from datasets.distributed import split_dataset_by_node
+from hashes import hash_of, hash_of_file
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from sources import FORMATS, as_stream, few, nearest, open_split
+from sources import FORMATS, as_stream, nearest, open_split
 
+from score_sde.pipelines.bundling import few
 from score_sde.pipelines.images import to_mode
 
 
@@ -337,11 +339,6 @@ def describe(name, dataset):
     return f"{name}: {rows} of {len(classes)} classes: {few(classes, 20)}"
 
 
-def hash_of(value):
-    """A hash of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def fingerprint_of(id2label, rows, autoencoder=None):
     """What tells data from others, as JSON; `rows` is hashed."""
     return {
@@ -357,8 +354,7 @@ def shard_path(folder, shard):
 
 def shard_record(path):
     """What tells a shard from a damaged one: {"bytes", "sha256"}."""
-    with open(path, "rb") as file:
-        return {"bytes": os.path.getsize(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": os.path.getsize(path), "sha256": hash_of_file(path)}
 
 
 def check_shard(folder, shard, facts, content=True):

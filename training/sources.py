@@ -26,7 +26,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Split, load
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from score_sde.pipelines.bundling import check_token
+from score_sde.pipelines.bundling import check_token, few
 
 
 EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
@@ -63,12 +63,6 @@ class Origin:
             self.left_out.setdefault(reason, []).extend(names)
         for name in names:
             self.sizes.pop(name, None)
-
-
-def few(names, most=3):
-    """A list of names as text, of many the first ones and their number."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def on_hub(name):

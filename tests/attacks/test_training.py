@@ -11,6 +11,7 @@ import run_folder
 import train
 from accelerate import Accelerator
 from filelock import FileLock
+from hashes import hash_of
 from test_training import fresh_accelerate_state, train_tiny  # noqa: F401
 
 
@@ -40,7 +41,7 @@ def without(key):
 
 
 def sealed(state):
-    return json.dumps(state | {"hash": checkpoints.hash_of_state(state)}).encode()
+    return json.dumps(state | {"hash": hash_of(state)}).encode()
 
 
 def replaced(path):
