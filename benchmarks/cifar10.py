@@ -17,7 +17,6 @@ OUTPUT.png.
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -37,13 +36,12 @@ from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
 
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
-sys.path.insert(0, str(TRAINING))
-import train  # noqa: E402
-from config import DataConfig, parse  # noqa: E402
-from data import ImageDataset  # noqa: E402
-from evaluate import quantized  # noqa: E402
-from loop import save_grid  # noqa: E402
-from metrics import Features, features_of, frechet_distance, moments  # noqa: E402
+from score_sde.training import train  # noqa: E402
+from score_sde.training.parts.config import DataConfig, parse  # noqa: E402
+from score_sde.training.parts.data import ImageDataset  # noqa: E402
+from score_sde.training.parts.loop import save_grid  # noqa: E402
+from score_sde.training.parts.metrics import Features, features_of, frechet_distance, moments  # noqa: E402
+from score_sde.training.parts.samples import quantized  # noqa: E402
 
 
 OURS = str(TRAINING / "configs/cifar10/diffusion.yaml")

@@ -18,7 +18,6 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -27,11 +26,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from config import DataConfig  # noqa: E402
-from data import ImageDataset, LatentDataset, shard_path, training_batches  # noqa: E402
-from sources import open_split  # noqa: E402
+from score_sde.training.parts.config import DataConfig  # noqa: E402
+from score_sde.training.parts.data import ImageDataset, LatentDataset, shard_path, training_batches  # noqa: E402
+from score_sde.training.parts.sources import open_split  # noqa: E402
 
 
 BATCH_SIZE = 64

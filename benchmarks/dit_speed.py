@@ -24,7 +24,7 @@ import diffusers
 import torch
 from diffusers import DiTTransformer2DModel
 
-from score_sde.transformer_score_dit import DiTModel
+from score_sde.models.transformer_score_dit import DiTModel
 
 
 WARMUP_STEPS = 2

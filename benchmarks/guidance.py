@@ -11,7 +11,6 @@ test images. For classifier guidance the network itself is not told the class.
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -22,15 +21,15 @@ from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.utils import logging
 
 from score_sde import NoiseConditionalClassifier
-from score_sde.hub import load_bundle
+from score_sde.sharing.hub import load_bundle
 
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
-sys.path.insert(0, str(TRAINING))
-from classifier import accuracy, train_classifier  # noqa: E402
-from config import parse  # noqa: E402
-from data import ImageDataset  # noqa: E402
-from evaluate import EvaluateConfig, complete, image_shape  # noqa: E402
+from score_sde.training.evaluate import EvaluateConfig, image_shape  # noqa: E402
+from score_sde.training.parts.classifier import accuracy, train_classifier  # noqa: E402
+from score_sde.training.parts.config import parse  # noqa: E402
+from score_sde.training.parts.data import ImageDataset  # noqa: E402
+from score_sde.training.parts.real_images import complete  # noqa: E402
 
 
 def variety(images, labels):

@@ -22,7 +22,7 @@ from score_sde import ScoreSDEInversePipeline, ScoreSDEScheduler
 from score_sde.pipelines.operators import LinearOperator, colourisation, inpainting
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 from exact import GaussianImages  # noqa: E402
 
 

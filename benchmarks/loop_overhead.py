@@ -10,22 +10,17 @@ none of these. Averaging is timed alone, too: it is work that was asked for.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 
 from score_sde import DiTModel, ScoreSDEScheduler
 from score_sde.losses import Objective
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from averages import Averages  # noqa: E402
-from loop import fit, make_accelerator  # noqa: E402
-from run_folder import open_run  # noqa: E402
-from train import TrainConfig  # noqa: E402
+from score_sde.training.parts.averages import Averages  # noqa: E402
+from score_sde.training.parts.loop import fit, make_accelerator  # noqa: E402
+from score_sde.training.parts.run_folder import open_run  # noqa: E402
+from score_sde.training.train import TrainConfig  # noqa: E402
 
 
 class Latents(torch.utils.data.Dataset):

@@ -10,28 +10,24 @@ decoder, by dps alone.
 """
 
 import argparse
-import sys
 import time
 import warnings
-from pathlib import Path
 
 import matplotlib
 import torch
 import torch.nn.functional as F
 
 from score_sde import ScoreSDEInversePipeline, ScoreSDEScheduler
-from score_sde.hub import load_bundle
 from score_sde.pipelines.likelihood import slerp
 from score_sde.pipelines.operators import colourisation, deblurring, inpainting, super_resolution
+from score_sde.sharing.hub import load_bundle
 
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from config import DataConfig  # noqa: E402
-from data import ImageDataset  # noqa: E402
+from score_sde.training.parts.config import DataConfig  # noqa: E402
+from score_sde.training.parts.data import ImageDataset  # noqa: E402
 
 
 NOISE_STD = 0.02

@@ -8,12 +8,11 @@ latent from where 500 steps along the same model's own probability-flow ODE lead
 is that of a small classifier, trained on real images, against the classes asked for. Of diffusers' samplers those
 compete that were best somewhere in samplers.py, and the usual ones. Prints a table, writes all figures (.json) and a
 plot (.png). In a bundle as samplers.json (--output FOLDER/samplers), they stand on its card once that is written anew:
-`python -m score_sde.model_card FOLDER`.
+`python -m score_sde.sharing.model_card FOLDER`.
 """
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -26,7 +25,7 @@ from diffusers.utils import logging
 from tqdm.auto import tqdm
 
 from score_sde import ScoreSDEScheduler
-from score_sde.hub import load_bundle
+from score_sde.sharing.hub import load_bundle
 from stock_samplers import run_stock, stock_samplers
 
 
@@ -35,12 +34,12 @@ from matplotlib import pyplot  # noqa: E402
 
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
-sys.path.insert(0, str(TRAINING))
-from classifier import accuracy, train_classifier  # noqa: E402
-from config import parse  # noqa: E402
-from data import ImageDataset  # noqa: E402
-from evaluate import EvaluateConfig, complete, image_shape  # noqa: E402
-from provenance import provenance  # noqa: E402
+from score_sde.training.evaluate import EvaluateConfig, image_shape  # noqa: E402
+from score_sde.training.parts.classifier import accuracy, train_classifier  # noqa: E402
+from score_sde.training.parts.config import parse  # noqa: E402
+from score_sde.training.parts.data import ImageDataset  # noqa: E402
+from score_sde.training.parts.provenance import provenance  # noqa: E402
+from score_sde.training.parts.real_images import complete  # noqa: E402
 
 
 EVALUATIONS = (5, 6, 8, 10, 15, 20, 30, 50)

@@ -444,7 +444,7 @@ class BundleMixin:
         that came out of a bundle is uploaded by diffusers."""
         if self.installed_package() is None:
             return super().push_to_hub(repo_id, **kwargs)
-        return importlib.import_module(f"{self.installed_package()}.hub").push_to_hub(self, repo_id, **kwargs)
+        return importlib.import_module(f"{self.installed_package()}.sharing.hub").push_to_hub(self, repo_id, **kwargs)
 
     @classmethod
     def installed_package(cls):
@@ -498,7 +498,7 @@ class BundleMixin:
         if cls.installed_package() is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         folder, kwargs = fetch(pretrained_model_name_or_path, **kwargs)
-        checks = importlib.import_module(f"{cls.installed_package()}.bundle_checks")
+        checks = importlib.import_module(f"{cls.installed_package()}.sharing.bundle_checks")
         open_folder = super().from_pretrained
         arguments = checks.safe_arguments(kwargs, cls)
 

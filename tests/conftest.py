@@ -1,8 +1,6 @@
-"""Shared by all tests: training scripts and benchmarks are importable; no test needs the network or a second thread."""
+"""Shared by all tests: no test needs the network or a second thread."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from hub.server import LocalHub
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("training", "benchmarks")]
 # the tensors are tiny
 torch.set_num_threads(1)
 

@@ -1,6 +1,6 @@
 """What the tests don't notice: one mutation at a time of one source file, against the test files that belong to it.
 
-    python tests/mutate.py src/score_sde/paths.py --sample 40 --seed 0
+    python tests/mutate.py src/score_sde/schedulers/paths.py --sample 40 --seed 0
 
 It works in a temporary copy of the checkout and prints every mutation that no test noticed, and the share noticed.
 Some survivors change nothing that matters: read each before writing a test. Not part of the suite.
@@ -26,36 +26,36 @@ import torch  # noqa: F401
 ROOT = Path(__file__).resolve().parents[1]
 # source file -> test files, the quick ones first; those not listed: tests/test_<name>.py
 TESTS = {
-    "src/score_sde/paths.py": "paths solvers stock_configs scheduler",
-    "src/score_sde/solvers.py": "solvers scheduler",
-    "src/score_sde/calibration.py": "calibration",
-    "src/score_sde/scheduling_score_sde.py": "calibration stock_configs scheduler stable_diffusion",
-    "src/score_sde/losses.py": "losses training",
+    "src/score_sde/schedulers/paths.py": "paths solvers stock_configs scheduler",
+    "src/score_sde/schedulers/solvers.py": "solvers scheduler",
+    "src/score_sde/schedulers/calibration.py": "calibration",
+    "src/score_sde/schedulers/scheduling_score_sde.py": "calibration stock_configs scheduler stable_diffusion",
+    "src/score_sde/losses/denoising.py": "losses training",
     "src/score_sde/ema.py": "ema",
-    "src/score_sde/transformer_score_dit.py": "dit models",
-    "src/score_sde/unet_score.py": "models",
-    "src/score_sde/noise_conditional_classifier.py": "models guidance",
-    "src/score_sde/hub.py": "hub local_hub attacks/push attacks/tokens",
-    "src/score_sde/bundle_checks.py": "hub attacks/loading attacks/verify",
-    "src/score_sde/model_card.py": "cards attacks/cards",
-    "src/score_sde/convert.py": "convert attacks/converters",
-    "src/score_sde/space.py": "space attacks/page",
-    "src/score_sde/space_app.py": "space attacks/page",
+    "src/score_sde/models/transformer_score_dit.py": "dit models",
+    "src/score_sde/models/unet_score.py": "models",
+    "src/score_sde/models/noise_conditional_classifier.py": "models guidance",
+    "src/score_sde/sharing/hub.py": "hub local_hub attacks/push attacks/tokens",
+    "src/score_sde/sharing/bundle_checks.py": "hub attacks/loading attacks/verify",
+    "src/score_sde/sharing/model_card.py": "cards attacks/cards",
+    "src/score_sde/sharing/convert.py": "convert attacks/converters",
+    "src/score_sde/sharing/space.py": "space attacks/page",
+    "src/score_sde/sharing/space_app.py": "space attacks/page",
     "pipelines/pipeline_score_sde.py": "pipeline guidance image_to_image likelihood threads",
     "pipelines/pipeline_score_sde_inverse.py": "inverse",
     "pipelines/operators.py": "inverse",
     "pipelines/bundling.py": "hub attacks/loading attacks/verify",
     "pipelines/latents.py": "pipeline",
-    "training/data.py": "data attacks/data",
-    "training/clean_data.py": "data",
+    "training/parts/data.py": "data attacks/data",
+    "training/parts/clean_data.py": "data",
     "training/encode_latents.py": "data share_latents",
-    "training/loop.py": "training survival attacks/training",
-    "training/checkpoints.py": "survival attacks/training training",
-    "training/averages.py": "ema training",
-    "training/metrics.py": "metrics",
+    "training/parts/loop.py": "training survival attacks/training",
+    "training/parts/checkpoints.py": "survival attacks/training training",
+    "training/parts/averages.py": "ema training",
+    "training/parts/metrics.py": "metrics",
     "training/evaluate.py": "evaluate",
-    "training/validation.py": "evaluate",
-    "training/classifier.py": "evaluate",
+    "training/parts/validation.py": "evaluate",
+    "training/parts/classifier.py": "evaluate",
 }
 SWAPS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.FloorDiv: ast.Div,
@@ -129,9 +129,14 @@ def main():
     parser.add_argument("-k", default="", help="pytest's -k")
     options = parser.parse_args()
     names = options.tests or TESTS.get(options.source, Path(options.source).stem)
-    files = [f"tests/{name}.py".replace("tests/", "tests/test_", 1) for name in names.split() if "/" not in name]
-    files += [f"tests/{name}.py".replace("attacks/", "attacks/test_") for name in names.split() if "/" in name]
-    files = [name for name in files if (ROOT / name).exists()]
+    every = sorted(ROOT.glob("tests/*/test_*.py"))
+    files = [
+        str(path.relative_to(ROOT))
+        for name in names.split()
+        for path in every
+        if f"{path.parent.name}/{path.stem}".endswith(f"/test_{name.removeprefix('attacks/')}")
+        and (path.parent.name == "attacks") == name.startswith("attacks/")
+    ]
 
     tree = ast.parse((ROOT / options.source).read_text(encoding="utf-8"))
     first, last = (int(line) for line in options.lines.split("-"))
@@ -145,18 +150,16 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "tree"
-        shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
+        shutil.copytree(
+            ROOT, root, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"), symlinks=True
+        )
         # the copy goes before an installed package
-        (root / ".path").mkdir()
-        (root / ".path/score_sde").symlink_to(root / "src/score_sde")
-        for part in ("pipelines", "model_cards", "training"):
-            (root / f"src/score_sde/{part}").symlink_to(root / part)
-        os.environ |= {"PYTHONPATH": str(root / ".path"), "PYTHONDONTWRITEBYTECODE": "1"}
+        os.environ |= {"PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
         arguments = ["-x", "-q", "-p", "no:cacheprovider", "-k", options.k, *files]
 
         def child():
             os.chdir(root)
-            sys.path.insert(0, str(root / ".path"))
+            sys.path.insert(0, str(root / "src"))
             with open(root / "output", "w") as output:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)

@@ -2,23 +2,22 @@
 
 from types import SimpleNamespace
 
-import encode_latents
-import metrics
 import pytest
 import torch
-import train
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from apple import APPLE, AppleMode
-from flops import FlopCounter
-from loop import Draws, Window, fit, make_accelerator
-from run_folder import open_run
 from test_dit import small
 
 from score_sde import NoiseConditionalClassifier, ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss, sliced_score_matching
 from score_sde.pipelines import adaptive, likelihood
-from score_sde.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.training import train
+from score_sde.training.parts import latents, metrics
+from score_sde.training.parts.flops import FlopCounter
+from score_sde.training.parts.loop import Draws, Window, fit, make_accelerator
+from score_sde.training.parts.run_folder import open_run
 
 
 def on_both(compute):
@@ -175,7 +174,7 @@ def test_statistics_of_latents_and_metrics():
     def figures(device):
         moments = [(mean, mean.abs()) for mean in samples(device, 4, 2, 4, 4, count=2)]
         features, other = samples(device, 40, 6), samples(device, 50, 6)
-        statistics = encode_latents.latent_statistics(iter(moments))
+        statistics = latents.latent_statistics(iter(moments))
         distance = metrics.frechet_distance(*metrics.moments(features), *metrics.moments(other))
         return torch.tensor(
             [*statistics["std"], distance, *metrics.precision_and_recall(other, features, device=device)]

@@ -2,19 +2,19 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
-from train import NETWORKS, TrainConfig
+from places import ROOT
 
 from score_sde import ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
-from score_sde.paths import PREDICTIONS, TIME_GRIDS, TIME_INPUTS
-from score_sde.scheduling_score_sde import SDE_TYPES
-from score_sde.solvers import CORRECTORS, PREDICTORS, VARIANCES
+from score_sde.schedulers.paths import PREDICTIONS, TIME_GRIDS, TIME_INPUTS
+from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, VARIANCES
+from score_sde.training.train import NETWORKS, TrainConfig
 
 
-README = Path(__file__).resolve().parents[1].joinpath("README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARGUMENTS = {
     "sde_type": SDE_TYPES,
     "prediction_type": PREDICTIONS,

@@ -1,114 +1,112 @@
-"""The arrows of the design: which file may import what."""
+"""The arrows of the design: which folder may import what."""
 
 import ast
 import re
 import sys
-from pathlib import Path
 
 import diffusers.pipelines
 import pytest
+from places import ROOT
+
+import score_sde
 
 
-ROOT = Path(__file__).resolve().parents[1]
-FIELD = {"torch", "diffusers"}
-TRAINING = {path.stem for path in (ROOT / "training").glob("*.py")}
-
-# file -> the packages, and the siblings (with a dot) that it may import beside the standard library
+FIELD = {"torch", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors"}
+OURS = {f"score_sde.{name}" for name in ("schedulers", "models", "losses", "pipelines", "sharing", "ema")}
+# folder -> the packages that its files may import beside the standard library and FIELD, and the folders of ours
 ALLOWED = {
-    "src/score_sde/paths.py": {"torch"},
-    "src/score_sde/solvers.py": {"torch", ".paths"},
-    "src/score_sde/calibration.py": {"torch", ".solvers"},
-    "src/score_sde/scheduling_score_sde.py": FIELD | {".paths", ".solvers", ".calibration", ".stock_configs"},
-    "src/score_sde/stock_configs.py": {"diffusers"},
-    "src/score_sde/transformer_score_dit.py": FIELD,
-    "src/score_sde/unet_score.py": FIELD,
-    "src/score_sde/noise_conditional_classifier.py": FIELD,
-    "src/score_sde/losses.py": {"torch", ".paths"},
-    "src/score_sde/ema.py": FIELD,
-    "src/score_sde/hub.py": FIELD
-    | {"filelock", "huggingface_hub", ".__version__", ".pipelines", ".model_card", ".bundle_checks", ".bundle_code"},
-    "src/score_sde/bundle_checks.py": FIELD | {"safetensors", ".pipelines"},
-    "src/score_sde/bundle_code.py": {".bundle_checks", ".pipelines"},
-    "src/score_sde/convert.py": FIELD
-    | {"huggingface_hub", "safetensors", ".hub", ".bundle_checks", ".model_card", ".pipelines", ".scheduling_score_sde"}
-    | {".transformer_score_dit", ".unet_score"},
-    "src/score_sde/model_card.py": {"huggingface_hub", "jinja2", ".__version__", ".pipelines"},
-    "src/score_sde/space.py": {"huggingface_hub", ".hub", ".model_card", ".pipelines", ".space_app"},
-    "src/score_sde/space_app.py": FIELD | {"gradio", "PIL"},
-    "src/score_sde/__init__.py": set(),
-    "pipelines/*.py": FIELD
-    | {"huggingface_hub", "numpy", "PIL", "torchdiffeq"}
-    | {f".{path.stem}" for path in (ROOT / "pipelines").glob("*.py")},
-    "model_cards/*.py": set(),
-    "training/*.py": FIELD
-    | {"accelerate", "datasets", "filelock", "fsspec", "huggingface_hub", "numpy", "onnxruntime", "PIL", "pyarrow"}
-    | {"psutil", "safetensors", "score_sde", "torchdiffeq", "torchmetrics", "tqdm", "transformers", "yaml"}
-    | TRAINING,
-    "benchmarks/*.py": FIELD
-    | {"datasets", "dit_gflops", "exact", "matplotlib", "numpy", "PIL", "safetensors", "score_sde", "stock_samplers"}
-    | {"tqdm"}
-    | TRAINING,
+    "src/score_sde": {"typer", "score_sde.training", *OURS},
+    "src/score_sde/schedulers": set(),
+    "src/score_sde/models": set(),
+    "src/score_sde/losses": {"score_sde.schedulers"},
+    "src/score_sde/sharing": {"gradio", "filelock", "jinja2", "score_sde"} | OURS - {"score_sde.losses"},
+    "pipelines": {"torchdiffeq"},
+    "model_cards": set(),
+    "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "onnxruntime", "psutil", "pyarrow", "score_sde"}
+    | {"torchdiffeq", "torchmetrics", "tqdm", "transformers", "yaml"}
+    | OURS,
 }
-# what is copied into a bundle: the file that diffusers is told of, from which it finds the others
-CARRIED = [
-    "src/score_sde/scheduling_score_sde.py",
-    "src/score_sde/transformer_score_dit.py",
-    "src/score_sde/unet_score.py",
-    "pipelines/pipeline_score_sde.py",
-    "pipelines/pipeline_score_sde_inverse.py",
-]
+ALLOWED["training"] = ALLOWED["training/parts"] | {"score_sde.training"}
 
 
-def imports(source):
-    """Top-level packages, and siblings as ".name", that a source file imports anywhere."""
+def imports(source, folder):
+    """Packages that a source file imports anywhere, and of ours the folder: score_sde.schedulers."""
+    package = ".".join(["score_sde", *folder.removeprefix("src/score_sde").strip("/").split("/")]).rstrip(".")
     found = set()
     for node in ast.walk(ast.parse(source)):
+        names = []
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level <= 1, "imports from the parent package do not work in a bundle"
-            # "from . import x" names the sibling x
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            found |= {"." * node.level + name.split(".")[0] for name in names}
+            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            module = ".".join(part for part in (above, node.module) if part)
+            # of a package, what is imported may be a module
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "score_sde" else [module]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] != "score_sde":
+                found.add(parts[0])
+            elif f"{name}.".startswith(f"{package}.") and package != "score_sde":
+                continue
+            elif len(parts) > 1 and (parts[1] in FOLDERS or parts[1] == "ema"):
+                found.add(".".join(parts[:2]))
+            else:
+                found.add("score_sde")
     return found
 
 
-def wrong_arrows(source, allowed):
-    return imports(source) - set(sys.stdlib_module_names) - allowed
+FOLDERS = {folder.removeprefix("src/score_sde/").split("/")[0] for folder in ALLOWED} - {"src"}
 
 
-FILES = [(path, allowed) for pattern, allowed in ALLOWED.items() for path in sorted(ROOT.glob(pattern))]
+def wrong_arrows(source, folder):
+    return imports(source, folder) - set(sys.stdlib_module_names) - FIELD - ALLOWED[folder]
 
 
-@pytest.mark.parametrize(("path", "allowed"), FILES, ids=[str(path.relative_to(ROOT)) for path, _ in FILES])
-def test_no_file_imports_against_the_design(path, allowed):
-    assert wrong_arrows(path.read_text(encoding="utf-8"), allowed) == set()
+FILES = [(folder, path) for folder in ALLOWED for path in sorted((ROOT / folder).glob("*.py"))]
 
 
-def test_every_file_has_its_rule():
-    folders = ("src/score_sde", "pipelines", "training", "model_cards", "benchmarks")
-    every = {path for folder in folders for path in (ROOT / folder).rglob("*.py")}
-    assert every == {path for path, _ in FILES}
+@pytest.mark.parametrize(("folder", "path"), FILES, ids=[str(path.relative_to(ROOT)) for _, path in FILES])
+def test_no_file_imports_against_the_design(folder, path):
+    assert wrong_arrows(path.read_text(encoding="utf-8"), folder) == set()
+
+
+def test_every_folder_has_its_rule():
+    every = {
+        path for folder in ("src", "pipelines", "training", "model_cards") for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {path.resolve() for path in every} == {path for _, path in FILES}
 
 
 def test_a_wrong_arrow_is_seen():
-    allowed = ALLOWED["src/score_sde/paths.py"]
-    assert wrong_arrows("import math, torch\nfrom typing import NamedTuple", allowed) == set()
-    assert wrong_arrows("def f():\n    from .solvers import plan", allowed) == {".solvers"}
-    assert wrong_arrows("from . import solvers, losses", allowed) == {".solvers", ".losses"}
-    assert wrong_arrows("import training.loop as loop", ALLOWED["src/score_sde/hub.py"]) == {"training"}
-    assert wrong_arrows("from score_sde import paths", ALLOWED["pipelines/*.py"]) == {"score_sde"}
-    assert wrong_arrows("from tests import exact", ALLOWED["training/*.py"]) == {"tests"}
-    assert wrong_arrows("import numpy.linalg", allowed) == {"numpy"}
-    assert wrong_arrows("from diffusers import ModelMixin", allowed) == {"diffusers"}
+    assert wrong_arrows("import math, torch\nfrom .solvers import plan", "src/score_sde/schedulers") == set()
+    assert wrong_arrows("def f():\n    import scipy.linalg", "src/score_sde/schedulers") == {"scipy"}
+    assert wrong_arrows("from ..losses import f", "src/score_sde/schedulers") == {"score_sde.losses"}
+    assert wrong_arrows("from ..schedulers.paths import f", "src/score_sde/losses") == set()
+    assert wrong_arrows("import score_sde.training.train", "src/score_sde/sharing") == {"score_sde.training"}
+    assert wrong_arrows("from .. import training", "src/score_sde/sharing") == {"score_sde.training"}
+    assert wrong_arrows("from score_sde import DiTModel", "pipelines") == {"score_sde"}
+    assert wrong_arrows("from score_sde.training import train", "training/parts") == {"score_sde.training"}
+    assert wrong_arrows("from score_sde.training.parts.loop import fit", "training") == set()
+    assert wrong_arrows("from .loop import fit", "training/parts") == set()
 
 
-@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.parametrize(
+    "name", sorted({cls.__module__ for cls in map(score_sde.__getattr__, score_sde.__all__) if isinstance(cls, type)})
+)
 def test_carried_code_is_found_by_diffusers(name):
     """diffusers copies the siblings that the entry file itself names, each by a line "from .name import ..."."""
-    entry = ROOT / name
-    assert not hasattr(diffusers.pipelines, entry.stem)
+    entry = ROOT / "src" / f"{name.replace('.', '/')}.py"
+    assert not hasattr(diffusers.pipelines, entry.stem) and not hasattr(diffusers.pipelines, entry.parent.name)
+
+    def siblings(path):
+        found = {
+            (node.level, node.module)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.level
+        }
+        assert all(level == 1 and "." not in module for level, module in found)
+        return {module for _, module in found}
+
     named = set(re.findall(r"^from \.(\w+) import", entry.read_text(encoding="utf-8"), flags=re.MULTILINE))
-    assert {f".{sibling}" for sibling in named} == {each for each in imports(entry.read_text()) if each[0] == "."}
-    needed = {sibling for each in named for sibling in imports((entry.parent / f"{each}.py").read_text())}
-    assert {sibling for sibling in needed if sibling.startswith(".")} <= {f".{sibling}" for sibling in named}
+    assert named == siblings(entry)
+    assert {sibling for each in named for sibling in siblings(entry.parent / f"{each}.py")} <= named

@@ -9,7 +9,6 @@ deviations of the posteriors' means (std_of_means) and of samples from the poste
 shards. When it was stopped, run the same command again: whole shards stay. `LatentDataset` in data.py reads the folder.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -18,17 +17,24 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from config import WORK_BEGUN, DataConfig, one_line, one_line_errors, option, parse
-from cores import warn_of_busy_cores
-from data import ImageDataset, check_shard, open_shard, read_latents_json, shard_path, shard_record
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sources import nearest, on_hub
 from tqdm.auto import tqdm
 
-from score_sde.bundle_checks import open_autoencoder
-from score_sde.pipelines.latents import encode_moments, spatial_factor
+from score_sde.pipelines.latents import encode_moments
 from score_sde.pipelines.writing import whole_file, write_json
+from score_sde.training.parts.config import WORK_BEGUN, DataConfig, one_line_errors, option, parse
+from score_sde.training.parts.cores import warn_of_busy_cores
+from score_sde.training.parts.data import (
+    ImageDataset,
+    check_shard,
+    open_shard,
+    read_latents_json,
+    shard_path,
+    shard_record,
+)
+from score_sde.training.parts.latents import fingerprint, latent_shape, latent_statistics, load_vae
+from score_sde.training.parts.sources import on_hub
 
 
 @dataclass
@@ -47,63 +53,6 @@ class EncodeConfig(DataConfig):
             yield "vae is missing: the folder or Hub id of an autoencoder"
         if self.shard_size < 1 or self.batch_size < 1:
             yield f"shard_size {self.shard_size} and batch_size {self.batch_size} must be at least 1"
-
-
-def load_vae(path):
-    """An autoencoder of diffusers from a folder or Hub id, for inference, in float32; of a pipeline, its autoencoder.
-
-    Raises ValueError for what is none, or not sound.
-    """
-    try:
-        vae = open_autoencoder(path, dtype=torch.float32)
-    except ValueError as error:
-        raise ValueError(
-            f"autoencoder {path!r} cannot be opened: {one_line(error)}. Give a folder in diffusers' format, of an "
-            f"autoencoder or of a pipeline with one, or the id of one on the Hub{nearest(path)}"
-        ) from error
-    return vae.eval().requires_grad_(False)
-
-
-def fingerprint(vae):
-    """A hash of the autoencoder's weights, to tell one from another under the same path."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-@torch.no_grad()
-def latent_shape(vae, image_shape):
-    """Shape (channels, height, width) of the latent of an image of shape (channels, size, size). Raises ValueError for
-    images that the autoencoder doesn't take, or gives back in another size."""
-    channels, size, _ = image_shape
-    factor = spatial_factor(vae)
-    if size % factor:
-        good = [each for each in (size // factor * factor, -(-size // factor) * factor) if each]
-        raise ValueError(
-            f"resolution {size} is no multiple of {factor}, the factor of the autoencoder: use "
-            f"{' or '.join(map(str, good))}"
-        )
-    if channels != vae.config.in_channels:
-        raise ValueError(f"image_channels {channels}: the autoencoder is one of {vae.config.in_channels} channels")
-    return tuple(encode_moments(vae, torch.zeros(1, *image_shape, device=vae.device))[0].shape[1:])
-
-
-def latent_statistics(moments):
-    """Lists of numbers per channel of the latents of some moments, an iterable of (mean, std), each (B, C, H, W): their
-    mean, and the standard deviations of the posteriors' means and of samples from the posteriors."""
-    values, sums = 0, 0.0
-    for mean, std in moments:
-        mean, std = mean.cpu().double(), std.cpu().double()  # some devices have no float64
-        sums = sums + torch.stack([x.sum((0, 2, 3)) for x in (mean, mean**2, std**2)])
-        values += mean.numel() // mean.shape[1]
-    mean, square, variance = sums / values
-    variance_of_means = (square - mean**2).clamp_min(0)
-    return {
-        "mean": mean.tolist(),
-        "std_of_means": variance_of_means.sqrt().tolist(),
-        "std": (variance_of_means + variance).sqrt().tolist(),
-    }
 
 
 class NumberedRows(ImageDataset):

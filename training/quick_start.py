@@ -14,11 +14,8 @@ import shutil
 import sys
 import time
 
-import encode_latents
-import evaluate
-import train
-import train_autoencoder
-from config import one_line_errors
+from score_sde.training import encode_latents, evaluate, train, train_autoencoder
+from score_sde.training.parts.config import one_line_errors
 
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", "quick_start")

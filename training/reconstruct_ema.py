@@ -15,13 +15,13 @@ import os
 from contextlib import ExitStack
 
 import torch
-from averages import file_of_decay, list_snapshots
-from checkpoints import list_checkpoints, read_state
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from score_sde.ema import reconstruction_weights
-from score_sde.hub import load_bundle, save_bundle
+from score_sde.sharing.hub import load_bundle, save_bundle
+from score_sde.training.parts.averages import file_of_decay, list_snapshots
+from score_sde.training.parts.checkpoints import list_checkpoints, read_state
 
 
 def reconstructed(run, run_id, sigma_rel, step=None):

@@ -13,15 +13,14 @@ import os
 import sys
 import tempfile
 
-from data import LatentDataset, check_shard, shard_path
-from encode_latents import fingerprint, load_vae
-from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi, snapshot_download
-from sources import nearest
+from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi
 
-from score_sde.hub import published, repo_to_push_to
-from score_sde.model_card import check_license, check_repo_id, dataset_name, one_line, render, writable
 from score_sde.pipelines.bundling import hub_errors
 from score_sde.pipelines.writing import write_json
+from score_sde.sharing.hub import published, repo_to_push_to
+from score_sde.sharing.model_card import check_license, check_repo_id, dataset_name, one_line, render, writable
+from score_sde.training.parts.data import LatentDataset, check_shard, shard_path
+from score_sde.training.parts.latents import fingerprint, load_vae
 
 
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
@@ -97,20 +96,6 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
         message = f"Upload {facts['rows']} latents"
         with hub_errors(OSError, f"{repo_id} was not pushed", token), repo_to_push_to(api, repo_id, private, "dataset"):
             return api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url
-
-
-def fetch_latents(folder_or_repo):
-    """The folder of latents: itself, or that of a dataset on the Hub, downloaded into the cache; what is there already
-    is not downloaded again.
-
-    Raises ValueError for what is neither.
-    """
-    if os.path.isdir(folder_or_repo) or folder_or_repo.count("/") != 1:
-        return folder_or_repo
-    wanted = ["latents.json", "moments-*.safetensors", "vae/*.json", "vae/*.safetensors"]
-    what = f"latents {folder_or_repo!r} are no folder here and cannot be had from the Hub{nearest(folder_or_repo)}"
-    with hub_errors(ValueError, what):
-        return snapshot_download(folder_or_repo, repo_type="dataset", allow_patterns=wanted)
 
 
 def main(argv=None):

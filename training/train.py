@@ -14,19 +14,19 @@ from dataclasses import dataclass
 
 import diffusers
 import torch
-from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, arguments_of, mapping, one_line_errors, one_of, option, parse
 from huggingface_hub.utils import validate_repo_id
-from loop import fit, make_accelerator, sample_path, save_grid
-from run_folder import open_run, surviving
-from validation import ValidationConfig, make_validation
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
-from score_sde.hub import push_to_hub, save_bundle
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss
-from score_sde.model_card import check_license
-from score_sde.paths import PREDICTIONS, moved
-from score_sde.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, moved
+from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.sharing.hub import push_to_hub, save_bundle
+from score_sde.sharing.model_card import check_license
+from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
+from score_sde.training.parts.config import LoopConfig, arguments_of, mapping, one_line_errors, one_of, option, parse
+from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_grid
+from score_sde.training.parts.run_folder import open_run, surviving
+from score_sde.training.parts.validation import ValidationConfig, make_validation
 
 
 NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
@@ -245,7 +245,9 @@ def train(config, accelerator, run):
             )
             print(f"pushed: {address}")
         except (OSError, ValueError) as error:  # the bundle is saved: no reason to fail
-            print(f"{error}; nothing is lost: `python -m score_sde.hub {folder} {config.push_to_hub}` pushes it")
+            print(
+                f"{error}; nothing is lost: `python -m score_sde.sharing.hub {folder} {config.push_to_hub}` pushes it"
+            )
 
     uploads = []
 

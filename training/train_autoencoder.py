@@ -13,17 +13,17 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
-from config import DataConfig, LoopConfig, one_line_errors, option, parse
-from data import ImageDataset
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
-from encode_latents import latent_statistics
-from loop import fit, make_accelerator, sample_path, save_grid, save_model
-from run_folder import open_run, surviving
 from torch import nn
 from tqdm.auto import tqdm
 
 from score_sde.pipelines.latents import encode_moments
+from score_sde.training.parts.config import DataConfig, LoopConfig, one_line_errors, option, parse
+from score_sde.training.parts.data import ImageDataset
+from score_sde.training.parts.latents import latent_statistics
+from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_grid, save_model
+from score_sde.training.parts.run_folder import open_run, surviving
 
 
 @dataclass

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from clean_data import CleanData, CleanDataConfig
-from config import LoopConfig, arguments_of, mapping, one_line_errors, option, parse
-from data import ImageDataset
-from loop import fit, make_accelerator, save_model
-from run_folder import open_run, surviving
 
 from score_sde import NoiseConditionalClassifier
-from score_sde.hub import load_bundle
 from score_sde.losses import TIME_DENSITIES
 from score_sde.pipelines.latents import shift_and_scale
+from score_sde.sharing.hub import load_bundle
+from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
+from score_sde.training.parts.config import LoopConfig, arguments_of, mapping, one_line_errors, option, parse
+from score_sde.training.parts.data import ImageDataset
+from score_sde.training.parts.loop import fit, make_accelerator, save_model
+from score_sde.training.parts.run_folder import open_run, surviving
 
 
 @dataclass

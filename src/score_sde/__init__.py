@@ -1,18 +1,19 @@
 """Score-based diffusion through SDEs (Song et al. 2021) and Diffusion Transformers for diffusers."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "paths": ["VPSDE", "SubVPSDE", "VESDE", "CosineVPSDE", "DiscreteVPSDE", "EDMSDE", "LinearSDE"],
-    "scheduling_score_sde": ["ScoreSDEScheduler"],
-    "transformer_score_dit": ["DiTModel"],
-    "unet_score": ["ScoreUNetModel"],
-    "noise_conditional_classifier": ["NoiseConditionalClassifier"],
+    "schedulers": [
+        *("CosineVPSDE", "DiscreteVPSDE", "EDMSDE", "LinearSDE", "SubVPSDE", "VESDE", "VPSDE"),
+        "ScoreSDEScheduler",
+    ],
+    "models": ["DiTModel", "NoiseConditionalClassifier", "ScoreUNetModel"],
     "pipelines": ["ScoreSDEInversePipeline", "ScoreSDEPipeline"],
-    "hub": ["load_bundle", "push_to_hub", "save_bundle"],
+    "sharing": ["load_bundle", "push_to_hub", "save_bundle"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 # diffusers looks these up on the package that a component's class comes from
@@ -22,6 +23,21 @@ _DIFFUSERS_BASES = {
 }
 
 __all__ = sorted(_MODULE_OF)
+
+if TYPE_CHECKING:  # for editors and type checkers, which read and don't run
+    from .models import DiTModel, NoiseConditionalClassifier, ScoreUNetModel
+    from .pipelines import ScoreSDEInversePipeline, ScoreSDEPipeline
+    from .schedulers import (
+        EDMSDE,
+        VESDE,
+        VPSDE,
+        CosineVPSDE,
+        DiscreteVPSDE,
+        LinearSDE,
+        ScoreSDEScheduler,
+        SubVPSDE,
+    )
+    from .sharing import load_bundle, push_to_hub, save_bundle
 
 
 def __getattr__(name):

@@ -9,17 +9,18 @@ import threading
 from pathlib import Path
 
 import pytest
-import share_latents
 import yaml
 from markdown_it import MarkdownIt
+from places import ROOT
 from tiny import tiny_pipeline
 
 from score_sde import save_bundle
-from score_sde.hub import add_metrics
-from score_sde.model_card import write_card
+from score_sde.sharing.hub import add_metrics
+from score_sde.sharing.model_card import write_card
+from score_sde.training import share_latents
 
 
-FACTS = Path(__file__).resolve().parents[2] / "model_cards" / "quick_start"
+FACTS = ROOT / "model_cards" / "quick_start"
 PAYLOADS = [
     "a | b |\n| evil | 1 | 2 | 3 | 4 | 5 | 6 | 7 |",
     "a\\| b \\\\| c \\",

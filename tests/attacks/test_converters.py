@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
 
-from score_sde import convert
+from score_sde.sharing import convert
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_arguments_of_a_network_that_are_none_are_one_line(tmp_path, capsys, opt
     with pytest.raises(SystemExit):
         convert.main(["guided-diffusion", path, str(tmp_path / "converted"), *arguments])
     error = capsys.readouterr().err
-    assert error.startswith("python -m score_sde.convert: error: ") and error.count("\n") == 1
+    assert error.startswith("python -m score_sde.sharing.convert: error: ") and error.count("\n") == 1
 
 
 def test_a_sound_folder_is_converted_and_only_read(stock, trap):

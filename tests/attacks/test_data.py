@@ -12,13 +12,21 @@ import datasets
 import pyarrow.parquet
 import pytest
 import torch
-from data import ImageDataset, ImageStream, LatentDataset, resize_and_crop, shard_path, shard_record
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sources import Origin
 from test_data import ROWS as TAR_ROWS
 from test_data import WEBDATASET, tar_shards
 from test_training import data_config
+
+from score_sde.training.parts.data import (
+    ImageDataset,
+    ImageStream,
+    LatentDataset,
+    resize_and_crop,
+    shard_path,
+    shard_record,
+)
+from score_sde.training.parts.sources import Origin
 
 
 def encoded(image, kind="PNG", **options):

@@ -16,9 +16,10 @@ from diffusers.models import autoencoders
 from safetensors.torch import load_file, save_file
 from tiny import draw, random_dit, tiny_pipeline, tiny_vae
 
-from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, bundle_checks, convert, load_bundle, save_bundle
-from score_sde.bundle_checks import AUTOENCODERS, NETWORKS, open_autoencoder
+from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.pipelines.bundling import LARGEST_CONFIG
+from score_sde.sharing import bundle_checks, convert
+from score_sde.sharing.bundle_checks import AUTOENCODERS, NETWORKS, open_autoencoder
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

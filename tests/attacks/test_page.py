@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny import random_dit, tiny_pipeline
 
-from score_sde import space_app
-from score_sde.space_app import PREDICTORS, draw
+from score_sde.sharing import space_app
+from score_sde.sharing.space_app import PREDICTORS, draw
 
 
 ARGUMENTS = {"label": 1, "predictor": "auto", "num_inference_steps": 3, "guidance_scale": 1.5, "seed": 0}

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from tiny import tiny_pipeline
 
-from score_sde import hub, save_bundle
-from score_sde.hub import files_to_push, left_out, published
+from score_sde import save_bundle
+from score_sde.sharing import hub
+from score_sde.sharing.hub import files_to_push, left_out, published
 
 
 METRIC = {"name": "accuracy", "value": 0.9, "n": 10, "seed": 0, "dataset": "d", "split": "test", "command": "measure"}
@@ -206,7 +207,7 @@ def test_no_path_of_this_machine_is_published(tmp_path, name, value, public):
 
 TRY = """
 import json, sys
-from score_sde.hub import push_to_hub
+from score_sde.sharing.hub import push_to_hub
 try:
     print(json.dumps(push_to_hub(sys.argv[1], "me/model", **json.loads(sys.argv[2]))))
 except Exception as error:
@@ -275,7 +276,7 @@ def test_ids_that_are_none_are_refused_before_anything_is_read(tmp_path, repo_id
 
 def test_a_folder_called_verify_is_pushed(local_hub, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "verify")
-    code = f"import os, sys; os.chdir({str(tmp_path)!r}); from score_sde.hub import main; main(sys.argv[1:])"
+    code = f"import os, sys; os.chdir({str(tmp_path)!r}); from score_sde.sharing.hub import main; main(sys.argv[1:])"
     for number, arguments in enumerate((["push", "verify"], ["./verify"], ["push", "./verify"])):
         result = local_hub.run(code, *arguments, f"me/model{number}", token="hf_writer")
         assert f"/me/model{number}/commit/" in result.stdout, result.stderr

@@ -24,25 +24,25 @@ MALFORMED = {
     "bytes": f"{SECRET}\udcff",
 }
 CALLS = {
-    "push": "from score_sde.hub import push_to_hub; push_to_hub(folder, 'me/new', token=token)",
-    "push a model": "from tiny import random_dit; from score_sde.hub import push_to_hub\n"
+    "push": "from score_sde.sharing.hub import push_to_hub; push_to_hub(folder, 'me/new', token=token)",
+    "push a model": "from tiny import random_dit; from score_sde.sharing.hub import push_to_hub\n"
     "push_to_hub(random_dit(), 'me/new', token=token)",
     "method": "from tiny import tiny_pipeline; tiny_pipeline().push_to_hub('me/new', token=token)",
     "load": "from score_sde import load_bundle; load_bundle('me/model', token=token)",
     "pipeline": "from score_sde import ScoreSDEPipeline; ScoreSDEPipeline.from_pretrained('me/model', token=token)",
-    "verify": "from score_sde.hub import verify; verify('me/model', token=token)",
-    "space": "from score_sde.space import push_space; push_space('me/page', 'me/model', token=token)",
-    "convert": "from score_sde.convert import pipeline_from_diffusers; pipeline_from_diffusers('me/m', token=token)",
+    "verify": "from score_sde.sharing.hub import verify; verify('me/model', token=token)",
+    "space": "from score_sde.sharing.space import push_space; push_space('me/page', 'me/model', token=token)",
+    "convert": "from score_sde.sharing.convert import *; pipeline_from_diffusers('me/m', token=token)",
 }
 # these take the token from where it is stored
 BY_ENVIRONMENT = {
-    "autoencoder": "from score_sde.convert import open_autoencoder; open_autoencoder('me/model')",
-    "licence": "from score_sde.convert import published_license; published_license('me/model')",
-    "export": "from score_sde.convert import export_to_diffusers; export_to_diffusers('me/model', folder + '/../x')",
-    "latents": "from share_latents import fetch_latents; fetch_latents('me/latents')",
-    "dataset": "from data import open_split; open_split('me/photos', 'train')",
-    "stream": "from data import open_split; open_split('me/photos', 'train', streaming=True)",
-    "features": "from metrics import open_features; open_features('me/vision', 'cpu')",
+    "autoencoder": "from score_sde.sharing.convert import open_autoencoder; open_autoencoder('me/model')",
+    "licence": "from score_sde.sharing.convert import published_license; published_license('me/model')",
+    "export": "from score_sde.sharing.convert import *; export_to_diffusers('me/model', folder + '/../x')",
+    "latents": "from score_sde.training.parts.latents import fetch_latents; fetch_latents('me/latents')",
+    "dataset": "from score_sde.training.parts.sources import open_split; open_split('me/photos', 'train')",
+    "stream": "from score_sde.training.parts.sources import *; open_split('me/photos', 'train', streaming=True)",
+    "features": "from score_sde.training.parts.metrics import open_features; open_features('me/vision', 'cpu')",
 }
 # everything that an error says: itself, all that led to it, and what a log would print
 TRY = """

@@ -5,14 +5,14 @@ import os
 import subprocess
 import sys
 
-import checkpoints
 import pytest
-import run_folder
-import train
 from accelerate import Accelerator
 from filelock import FileLock
-from hashes import hash_of
 from test_training import fresh_accelerate_state, train_tiny  # noqa: F401
+
+from score_sde.training import train
+from score_sde.training.parts import checkpoints, run_folder
+from score_sde.training.parts.hashes import hash_of
 
 
 @pytest.fixture(scope="module")

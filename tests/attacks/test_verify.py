@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from tiny import tiny_pipeline
 
-from score_sde import hub, save_bundle
-from score_sde.bundle_code import LARGEST_SOURCE
-from score_sde.hub import verify
+from score_sde import save_bundle
+from score_sde.sharing import hub
+from score_sde.sharing.bundle_code import LARGEST_SOURCE
+from score_sde.sharing.hub import verify
 
 
 EVIL = "class DiTModel:\n    pass\n"
@@ -203,5 +205,5 @@ def test_names_are_printed_without_what_a_terminal_obeys(bundle, capsys):
 
 @pytest.mark.parametrize("name", ["cifar10", "clothing128", "quick_start"])
 def test_folders_without_code_say_what_is_missing(name):
-    folder = Path(__file__).resolve().parents[2] / "model_cards" / name
+    folder = ROOT / "model_cards" / name
     assert set(verify(folder).values()) == {"missing"}

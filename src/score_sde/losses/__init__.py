@@ -1,0 +1,48 @@
+"""Training objectives, each a combination of a density over times, a weighting and a row of what the network predicts.
+
+Every denoising objective is a weighted squared error of the denoised sample, E_t[w(t) |x0 - x0_hat|^2], per dimension.
+The published ones, by the names that `training/train.py` takes:
+
+| objective | time_density | weighting | prediction_type |
+|---|---|---|---|
+| DDPM "simple" (Ho et al. 2020); score matching with weight sigma^2 (Song et al. 2021) | uniform | simple | epsilon |
+| SMLD, NCSN (Song & Ermon 2019) | levels | simple | score |
+| maximum likelihood (Song et al. 2021b): weight g^2, importance-sampled t | importance | likelihood | any |
+| iDDPM and DiT (Nichol & Dhariwal 2021): `hybrid_loss` | levels | simple | epsilon, learned variance |
+| EDM (Karras et al. 2022) | log_normal | edm | edm |
+| min-SNR-gamma (Hang et al. 2023) | uniform | min_snr | any |
+| P2 (Choi et al. 2022) | uniform | p2 | any |
+| flow matching, SiT (Ma et al. 2024) | uniform | velocity | flow_prediction |
+| SD3 (Esser et al. 2024) | logit_normal | velocity | flow_prediction |
+
+On a variance-preserving or linear path with the prediction of the last column, the weighting "output" is the same as
+simple, edm and velocity: the plain mean squared error of the network's output; "sample" is that of the denoised sample.
+`sliced_score_matching` needs no noise of its own.
+"""
+
+from .denoising import (
+    INVERSE_DENSITIES,
+    TIME_DENSITIES,
+    WEIGHTINGS,
+    Objective,
+    denoising_loss,
+    discretized_log_likelihood,
+    hybrid_loss,
+    sliced_score_matching,
+    uniform_times,
+    vlb_terms,
+)
+
+
+__all__ = [
+    "INVERSE_DENSITIES",
+    "TIME_DENSITIES",
+    "WEIGHTINGS",
+    "Objective",
+    "denoising_loss",
+    "discretized_log_likelihood",
+    "hybrid_loss",
+    "sliced_score_matching",
+    "uniform_times",
+    "vlb_terms",
+]

@@ -1,0 +1,330 @@
+"""Densities of training times, weightings, and the denoising objectives that they make."""
+
+import inspect
+import math
+
+import torch
+
+from ..schedulers.paths import expand_to, moved, prediction, training_target
+
+
+# --- densities over times -----------------------------------------------------------------------------------------
+
+
+def uniform_times(scheduler, u):
+    """t uniform in [t_min, t_max]."""
+    return scheduler.t_min + (scheduler.t_max - scheduler.t_min) * u
+
+
+def log_normal_times(scheduler, u, mean=-1.2, std=1.2):
+    """log(sigma / alpha) normal with the mean and standard deviation of Karras et al. 2022 (Table 1), cut to
+    [t_min, t_max]."""
+    log_sigma = mean + std * 2**0.5 * torch.erfinv(2 * u - 1)
+    return scheduler.path.t_from_half_log_snr(-log_sigma).clamp(scheduler.t_min, scheduler.t_max)
+
+
+def logit_normal_times(scheduler, u, mean=0.0, std=1.0):
+    """log(t / (1 - t)) normal (Esser et al. 2024, section 3.1), cut to [t_min, t_max]."""
+    return torch.sigmoid(mean + std * 2**0.5 * torch.erfinv(2 * u - 1)).clamp(scheduler.t_min, scheduler.t_max)
+
+
+def importance_times(scheduler, u):
+    """Density proportional to g^2 / sigma^2 (Song et al. 2021b, section 4.2), which is uniform in log(alpha / sigma):
+    its derivative by t is -g^2 / (2 sigma^2)."""
+    first, last = _ends_of_half_log_snr(scheduler)
+    return scheduler.path.t_from_half_log_snr(first + (last - first) * u)
+
+
+def _ends_of_half_log_snr(scheduler):
+    return scheduler.path.half_log_snr(torch.tensor([scheduler.t_min, scheduler.t_max], dtype=torch.float64))
+
+
+def _half_rate(scheduler, t):
+    """g^2 / (2 sigma^2)."""
+    return scheduler.path.diffusion(t) ** 2 / (2 * scheduler.path.sigma(t) ** 2)
+
+
+def level_times(scheduler, u):
+    """Uniform over the num_train_timesteps noise levels of a chain: those of discrete_vp, else from t_min to t_max."""
+    count = scheduler.config.num_train_timesteps
+    index = (u * count).floor().clamp_max(count - 1)
+    if scheduler.path.levels:
+        return (index + 1) / scheduler.path.levels
+    return scheduler.t_min + (scheduler.t_max - scheduler.t_min) * index / max(count - 1, 1)
+
+
+# each maps uniform numbers in (0, 1), float64, to times
+TIME_DENSITIES = {
+    "uniform": uniform_times,
+    "log_normal": log_normal_times,
+    "logit_normal": logit_normal_times,
+    "importance": importance_times,
+    "levels": level_times,
+}
+
+
+def inverse_uniform(scheduler, t):
+    return scheduler.t_max - scheduler.t_min
+
+
+def inverse_importance(scheduler, t):
+    first, last = _ends_of_half_log_snr(scheduler)
+    return (first - last) / _half_rate(scheduler, t)
+
+
+# 1 / p(t), for the weighting that needs it
+INVERSE_DENSITIES = {"uniform": inverse_uniform, "importance": inverse_importance}
+
+
+# --- weightings: w(t) of |x0 - x0_hat|^2, float64 -----------------------------------------------------------------
+
+
+def _of_prediction(scheduler, prediction_type, t):
+    row = prediction(scheduler.path, prediction_type, t, scheduler.config.sigma_data)
+    return 1 / row.b**2
+
+
+def output_weight(scheduler, t):
+    """The squared error of the network's output, whatever it predicts."""
+    return _of_prediction(scheduler, scheduler.config.prediction_type, t)
+
+
+def simple_weight(scheduler, t):
+    """alpha^2 / sigma^2: the squared error of the noise, and of the score times sigma."""
+    return _of_prediction(scheduler, "epsilon", t)
+
+
+def velocity_weight(scheduler, t):
+    """The squared error of the path's velocity."""
+    return _of_prediction(scheduler, "flow_prediction", t)
+
+
+def edm_weight(scheduler, t):
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 of Karras et al. 2022 (Table 1), for any alpha."""
+    return _of_prediction(scheduler, "edm", t)
+
+
+def likelihood_weight(scheduler, t):
+    """g^2 alpha^2 / (2 sigma^4): the expected loss is what noise adds to the bound on -log p (Song et al. 2021b,
+    corollary 1), in nats per dimension, once the density of times is divided out (`INVERSE_DENSITIES`)."""
+    return _half_rate(scheduler, t) * _of_prediction(scheduler, "epsilon", t)
+
+
+def min_snr_weight(scheduler, t, gamma=5.0):
+    """min(SNR, gamma) (Hang et al. 2023)."""
+    return _of_prediction(scheduler, "epsilon", t).clamp_max(gamma)
+
+
+def p2_weight(scheduler, t, gamma=1.0, k=1.0):
+    """SNR / (k + SNR)^gamma (Choi et al. 2022)."""
+    snr = _of_prediction(scheduler, "epsilon", t)
+    return snr / (k + snr) ** gamma
+
+
+def sample_weight(scheduler, t):
+    """1."""
+    return torch.ones_like(scheduler.path.alpha(t))
+
+
+WEIGHTINGS = {
+    "output": output_weight,
+    "simple": simple_weight,
+    "velocity": velocity_weight,
+    "edm": edm_weight,
+    "likelihood": likelihood_weight,
+    "min_snr": min_snr_weight,
+    "p2": p2_weight,
+    "sample": sample_weight,
+}
+
+
+class Objective:
+    """A density over times and a weighting, for the scheduler that will sample.
+
+    Args:
+        scheduler: a `ScoreSDEScheduler`; it owns the path and what the network's output means.
+        time_density, weighting: names of `TIME_DENSITIES` and `WEIGHTINGS`.
+        density_options, weighting_options: their numbers, {name: value}: mean and std of log_normal and logit_normal,
+            gamma of min_snr, gamma and k of p2.
+
+    Raises ValueError for unknown names and options, and for a likelihood of times that are not continuous.
+    """
+
+    def __init__(
+        self, scheduler, time_density="uniform", weighting="output", density_options=None, weighting_options=None
+    ):
+        self.scheduler = scheduler
+        for kind, name, known, options in (
+            ("time_density", time_density, TIME_DENSITIES, density_options or {}),
+            ("weighting", weighting, WEIGHTINGS, weighting_options or {}),
+        ):
+            if name not in known:
+                raise ValueError(f"{kind} {name!r} is unknown; choose one of {', '.join(known)}")
+            parameters = inspect.signature(known[name]).parameters.values()
+            allowed = [each.name for each in parameters if each.default is not inspect.Parameter.empty]
+            if unknown := sorted(set(options) - set(allowed)):
+                raise ValueError(
+                    f"{kind} {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}"
+                )
+        if weighting == "likelihood" and time_density not in INVERSE_DENSITIES:
+            raise ValueError(
+                f"weighting 'likelihood' needs time_density {' or '.join(INVERSE_DENSITIES)}, not {time_density!r}"
+            )
+        self.time_density, self.density_options = time_density, density_options or {}
+        self.weighting, self.weighting_options = weighting, weighting_options or {}
+
+    def times(self, u):
+        """Times (B,) from uniform numbers in (0, 1), float64 (B,)."""
+        return TIME_DENSITIES[self.time_density](self.scheduler, u, **self.density_options)
+
+    def weight(self, t):
+        """w(t) of the squared error of the denoised sample, float64, the shape of t."""
+        weight = WEIGHTINGS[self.weighting](self.scheduler, t, **self.weighting_options)
+        if self.weighting == "likelihood":
+            weight = weight * INVERSE_DENSITIES[self.time_density](self.scheduler, t)
+        return weight
+
+    def __call__(self, network, x0, noise, t, class_labels=None):
+        """The weighted squared error, (B,) float32, mean over the dimensions: see `denoising_loss`."""
+        return denoising_loss(network, self.scheduler, x0, noise, t, class_labels, weight=self.weight(t))
+
+
+def denoising_loss(network, scheduler, x0, noise, t, class_labels=None, weight=None):
+    """Denoising score matching: the weighted squared error of the denoised sample, mean over its dimensions.
+
+    Args:
+        network: called as network(x, timestep, class_labels=...).sample; a second half of channels is not trained.
+        scheduler: the `ScoreSDEScheduler` that will sample; it owns the path and what the output means.
+        x0: clean samples (B, C, ...). noise: standard normal, the same shape. t: path times (B,), best on the CPU, in
+            float64.
+        weight: of the squared error of x0, float64 (B,); None for that which makes it the squared error of the
+            network's output.
+
+    Returns:
+        (B,) float32 losses.
+    """
+    _, error_of_output, row = _evaluate(network, scheduler, x0, noise, t, class_labels)
+    losses = error_of_output.square().flatten(1).mean(1)
+    # an error in the output is b times as large in x0
+    return losses if weight is None else moved(weight * row.b**2, losses.device, losses.dtype) * losses
+
+
+def _evaluate(network, scheduler, x0, noise, t, class_labels):
+    """(the network's output, the error of what it predicts, the row of the prediction type) at x_t."""
+    path, config = scheduler.path, scheduler.config
+    x_t = path.sample(x0, noise, t)
+    row = prediction(path, config.prediction_type, t, config.sigma_data)
+    target = training_target(path, config.prediction_type, x0, noise, t, config.sigma_data)
+    timestep = moved(scheduler.timestep(t), x_t.device)
+    output = network(expand_to(row.input_scale, x_t) * x_t, timestep, class_labels=class_labels).sample
+    return output, output[:, : x0.shape[1]].float() - target.float(), row
+
+
+# --- learned variance ---------------------------------------------------------------------------------------------
+
+
+def hybrid_loss(network, scheduler, x0, noise, t, class_labels=None, vlb_weight=0.001, discretized=True):
+    """The loss of iDDPM and DiT: the squared error of the output, plus `vlb_weight` times the variational bound of the
+    whole chain (Nichol & Dhariwal 2021, Eq. 16), which trains the variance alone: the mean in it takes no gradient.
+
+    Args:
+        network, scheduler, x0, noise, class_labels: as for `denoising_loss`; the scheduler's path is a chain
+            (discrete_vp) and the network's output has twice the channels of x0, the second half being the place of
+            the log-variance between its bounds ("learned_range").
+        t: levels of the chain, (n + 1) / N.
+        vlb_weight: weight of the bound, in bits/dim, as in the original.
+        discretized: x0 are pixels of 256 values in [-1, 1], whose bins the last step's likelihood counts; the original
+            does so for latents, too.
+
+    Returns:
+        (B,) float32 losses.
+
+    Raises ValueError for another path or an output without variance.
+    """
+    if not scheduler.path.levels:
+        raise ValueError(f"hybrid_loss needs a chain: sde_type 'discrete_vp', not {scheduler.config.sde_type!r}")
+    output, error, row = _evaluate(network, scheduler, x0, noise, t, class_labels)
+    channels = x0.shape[1]
+    if output.shape[1] != 2 * channels:
+        raise ValueError(f"the network returns {output.shape[1]} channels; a learned variance needs {2 * channels}")
+    denoised = x0.float() + expand_to(row.b, error) * error.detach()
+    x_t = scheduler.path.sample(x0, noise, t)
+    bound = vlb_terms(scheduler.path, x0, x_t, denoised, output[:, channels:], t, discretized)
+    return error.square().flatten(1).mean(1) + vlb_weight * scheduler.path.levels * bound / math.log(2)
+
+
+def vlb_terms(path, x0, x_t, denoised, variance, t, discretized=True):
+    """The term of level t of the variational bound on -log p(x0) (Ho et al. 2020, Eq. 5), in nats per dimension: for
+    t = (n + 1) / N with n > 0 the divergence of the chain's posterior from the model's step, for n = 0 the negative
+    log-likelihood of x0 by its last step.
+
+    Args:
+        path: a `DiscreteVPSDE`. x0, x_t, denoised: (B, C, ...). t: (B,).
+        variance: (B, C, ...), -1 for the posterior's log-variance, 1 for the transition's ("learned_range").
+
+    Returns:
+        (B,) float32.
+    """
+    level = (t * path.levels).round()
+    s = (level - 1) / path.levels
+    first = level == 1
+    # the first level's posterior has no width: the original takes the next one's
+    shown = torch.where(first, torch.full_like(t, 2 / path.levels), t)
+    _, _, small = path.posterior(shown, shown - 1 / path.levels)
+    c_x, c_0, width = path.posterior(t, s)
+    _, large = path.transition(s, t)
+    low, high = (expand_to(2 * value.log(), x0).float() for value in (small, large))
+    share = (variance.float() + 1) / 2
+    log_variance = share * high + (1 - share) * low
+    mean = expand_to(c_x, x0).float() * x_t.float() + expand_to(c_0, x0).float() * denoised
+    true_mean = expand_to(c_x, x0).float() * x_t.float() + expand_to(c_0, x0).float() * x0.float()
+    divergence = (
+        log_variance - low + torch.exp(low - log_variance) + (true_mean - mean).square() * torch.exp(-log_variance) - 1
+    ) / 2
+    if discretized:
+        likelihood = discretized_log_likelihood(x0.float(), mean, log_variance / 2)
+    else:
+        likelihood = (
+            -((x0.float() - mean).square() * torch.exp(-log_variance) + log_variance + math.log(2 * math.pi)) / 2
+        )
+    return torch.where(moved(first, x0.device), -likelihood.flatten(1).mean(1), divergence.flatten(1).mean(1))
+
+
+def discretized_log_likelihood(x, mean, log_std):
+    """log of the probability that a normal distribution gives to the bin of pixels x in [-1, 1], one of 256, the
+    outermost open (Ho et al. 2020, Eq. 13); elementwise."""
+    scale = torch.exp(-log_std)
+
+    def cdf(value):
+        return torch.special.ndtr((value - mean) * scale)
+
+    upper = torch.where(x > 0.999, torch.ones_like(x), cdf(x + 1 / 255))
+    lower = torch.where(x < -0.999, torch.zeros_like(x), cdf(x - 1 / 255))
+    return (upper - lower).clamp_min(1e-12).log()
+
+
+# --- without the conditional score --------------------------------------------------------------------------------
+
+
+def sliced_score_matching(network, scheduler, x_t, t, probes, class_labels=None):
+    """Sliced score matching (Song et al. 2020, Eq. 8) of the network's score at x_t, with the exact norm (SSM-VR): it
+    doesn't need to know the noise in x_t.
+
+    Args:
+        network, scheduler, class_labels: as for `denoising_loss`.
+        x_t: noisy samples (B, C, ...). t: their times (B,). probes: random directions of unit covariance, (B, C, ...).
+
+    Returns:
+        (B,) float32: sigma^2 (v^T ds/dx v + |s|^2 / 2) per dimension, differentiable.
+    """
+    path = scheduler.path
+    x_t = x_t.detach().requires_grad_()
+    row = prediction(path, scheduler.config.prediction_type, t, scheduler.config.sigma_data)
+    timestep = moved(scheduler.timestep(t), x_t.device)
+    output = network(expand_to(row.input_scale, x_t) * x_t, timestep, class_labels=class_labels).sample
+    denoised = expand_to(row.a, x_t) * x_t + expand_to(row.b, x_t) * output[:, : x_t.shape[1]]
+    # score = (alpha x0 - x_t) / sigma^2
+    score = (expand_to(path.alpha(t), x_t) * denoised - x_t) / expand_to(path.sigma(t) ** 2, x_t)
+    (slope,) = torch.autograd.grad((score * probes).sum(), x_t, create_graph=True)
+    losses = (slope * probes + score.square() / 2).flatten(1).mean(1)
+    return moved(path.sigma(t) ** 2, losses.device, losses.dtype) * losses

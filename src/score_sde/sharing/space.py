@@ -1,0 +1,138 @@
+"""A page on which a model draws: here, or as a Space on the Hub.
+
+    python -m score_sde.sharing.space runs/dit/pipeline
+    python -m score_sde.sharing.space somebody/model --folder space
+    python -m score_sde.sharing.space somebody/model --push somebody/space
+
+The first line opens it on this machine (`pip install 'score-sde[space]'`), running no code of the folder. The others
+write and push a Space, which needs neither this package nor its own copy of the weights: it opens the model's repo by
+diffusers with the code that the repo carries.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from huggingface_hub import HfApi, SpaceCardData
+
+from ..pipelines import ScoreSDEPipeline
+from ..pipelines.bundling import hub_errors, quoted
+from ..pipelines.writing import whole_folder
+from . import space_app
+from .hub import repo_to_push_to
+from .model_card import check_repo_id, model_name
+
+
+APP = '''\
+"""Draws with {model}; the page is in space_app.py."""
+
+from diffusers import DiffusionPipeline
+
+from space_app import page
+
+
+# runs the code that the model's own repo carries
+pipeline = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
+page(pipeline, "{title}").launch()
+'''
+REQUIREMENTS = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+
+
+def installed_version(package):
+    """The version of an installed package without a local part such as +cpu, None for one that isn't installed."""
+    try:
+        return version(package).split("+")[0]
+    except PackageNotFoundError:
+        return None
+
+
+def write_space(folder, model):
+    """Write the folder of a Space, whole or not at all: app.py, space_app.py, requirements.txt with the versions
+    installed here, and README.md with the Space's settings.
+
+    Args:
+        folder: where to write; it must not exist, or be empty.
+        model: the model's repo on the Hub, somebody/model.
+
+    Returns:
+        The folder, absolute. Raises ValueError for a model that is no repo's id, and for a folder that holds something.
+    """
+    folder = os.path.abspath(folder)
+    # an id stands in the code of the page, so it may be nothing else
+    if os.path.isdir(model) or str(model).count("/") != 1:
+        raise ValueError(f"a Space draws with a model on the Hub: push {quoted(model)} and pass its id, somebody/model")
+    check_repo_id(model)
+    if os.path.isfile(folder) or (os.path.isdir(folder) and os.listdir(folder)):
+        raise ValueError(f"folder {folder!r} exists: choose another, or remove it")
+    title = model.split("/")[1]
+    requirements = "".join(f"{name}=={installed_version(name)}\n" for name in REQUIREMENTS)
+    # without sdk_version, the Hub takes its newest gradio
+    data = SpaceCardData(
+        title=title, sdk="gradio", sdk_version=installed_version("gradio"), app_file="app.py", models=[model]
+    )
+    card = f"---\n{data}\n---\n\nImages drawn by [{model}](https://huggingface.co/{model}).\n"
+    texts = {"app.py": APP.format(model=model, title=title), "requirements.txt": requirements, "README.md": card}
+    with whole_folder(folder) as partial:
+        shutil.copyfile(space_app.__file__, os.path.join(partial, "space_app.py"))
+        for name, text in texts.items():
+            Path(partial, name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def push_space(repo_id, model, private=None, token=None):
+    """Make or renew a Space on the Hub that draws with a model.
+
+    Args:
+        repo_id: the Space, somebody/space.
+        model: the model's repo on the Hub, somebody/model.
+        private: visibility of a new Space; None for the owner's default.
+        token: None for the one that `hf auth login` stored.
+
+    Returns:
+        The address of the commit. Raises ValueError for a model that is no repo's id, OSError where the Hub cannot be
+        reached or refuses, with what to do.
+    """
+    check_repo_id(repo_id)
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = write_space(os.path.join(parent, "space"), model)
+        with (
+            hub_errors(OSError, f"{repo_id} was not pushed", token),
+            repo_to_push_to(api, repo_id, private, "space", space_sdk="gradio"),
+        ):
+            commit = api.upload_folder(
+                repo_id=repo_id, repo_type="space", folder_path=folder, commit_message=f"A page for {model}"
+            )
+    return commit.commit_url
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser("python -m score_sde.sharing.space", description="A page on which a model draws.")
+    parser.add_argument("model", help="a bundle: a folder, or a repo on the Hub")
+    parser.add_argument("--folder", help="write the Space into this folder instead of opening the page")
+    parser.add_argument("--push", metavar="SPACE", help="push it to this Space, somebody/space, instead")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new Space private")
+    parser.add_argument("--port", type=int, help="of the page here (default: the first free one from 7860)")
+    options = parser.parse_args(argv)
+    try:
+        if options.push:
+            print(push_space(options.push, options.model, options.private))
+        elif options.folder:
+            print(write_space(options.folder, options.model))
+        elif installed_version("gradio") is None:
+            raise ValueError("the page needs gradio: pip install 'score-sde[space]'")
+        else:
+            title = model_name(options.model, os.path.basename(options.model.rstrip("/")))
+            page = space_app.page(ScoreSDEPipeline.from_pretrained(options.model), title)
+            page.launch(server_port=options.port)
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

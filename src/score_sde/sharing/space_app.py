@@ -1,0 +1,151 @@
+"""The page of a Space: a model draws, and one of its images is shown on the way from noise.
+
+`python -m score_sde.sharing.space` opens it on this machine. A Space carries this file; it needs torch, diffusers and
+gradio.
+"""
+
+import copy
+import math
+import re
+
+import torch
+from diffusers.utils import make_image_grid
+from PIL import Image
+
+
+PREDICTORS = ("auto", "ddim", "dpmpp_2m", "unipc_2", "deis_3", "adams_4", "heun", "ancestral", "euler_maruyama")
+EVERY_CLASS = "every class in turn"
+FRAMES = 10
+# what one click may ask for
+MOST_STEPS, MOST_IMAGES, MOST_GUIDANCE, LARGEST_SEED = 100, 64, 20, 2**53
+
+
+def tiles(images, columns, side):
+    """PIL images as one grid, each enlarged by a whole number to about `side` pixels."""
+    zoom = max(1, side // images[0].width)
+    size = (zoom * images[0].width, zoom * images[0].height)
+    images = [image.resize(size, Image.Resampling.NEAREST).convert("RGB") for image in images]
+    rows = -(-len(images) // columns)
+    return make_image_grid(images + [Image.new("RGB", size, "white")] * (rows * columns - len(images)), rows, columns)
+
+
+def whole_number(name, value, least, most):
+    """A value as a whole number, which a browser may send as 3.0. Raises ValueError for another, or out of bounds."""
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not (whole and value == int(value) and least <= value <= most):
+        raise ValueError(f"{name} {str(value)[:50]!r} must be a whole number from {least} to {most}")
+    return int(value)
+
+
+@torch.no_grad()
+def draw(pipeline, label, predictor, num_inference_steps, guidance_scale, seed, num_images):
+    """Draw images, and follow the first of them. The pipeline stays as it is: calls may overlap.
+
+    Args:
+        pipeline: a `ScoreSDEPipeline`.
+        label: a class name or number; None for every class in turn, or of a model without classes.
+        predictor: one of `PREDICTORS`.
+        num_inference_steps: of the pipeline, 1 to `MOST_STEPS`.
+        guidance_scale: of the pipeline, 0 to `MOST_GUIDANCE`.
+        seed: image i is drawn from seed + i; 0 to `LARGEST_SEED`.
+        num_images: how many, 1 to `MOST_IMAGES`.
+
+    Returns:
+        (a grid of the images; two rows of pictures, the first image's noisy sample and below it what the network takes
+        it for, at times from the beginning to the end; the number of network evaluations). Raises ValueError for what
+        is out of bounds, and for what the pipeline can't do.
+    """
+    if predictor not in PREDICTORS:
+        raise ValueError(f"sampler {str(predictor)[:50]!r} is unknown; choose one of {', '.join(PREDICTORS)}")
+    num_inference_steps = whole_number("time steps", num_inference_steps, 1, MOST_STEPS)
+    num_images = whole_number("images", num_images, 1, MOST_IMAGES)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
+    number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
+    if not (number and 0 <= guidance_scale <= MOST_GUIDANCE):
+        raise ValueError(f"guidance scale {str(guidance_scale)[:50]!r} must be a number from 0 to {MOST_GUIDANCE}")
+    if label is not None and not (isinstance(label, (int, str)) and not isinstance(label, bool)):
+        raise ValueError(f"class {str(label)[:50]!r} must be the name or the number of one")
+    # a pipeline of this call's own, around the same networks
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, predictor=predictor)
+    pipeline = copy.copy(pipeline)
+    pipeline.scheduler = scheduler
+    labels = None
+    if pipeline.num_classes is not None:
+        labels = [i % pipeline.num_classes for i in range(num_images)] if label is None else [label] * num_images
+    generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(num_images)]
+    noise = pipeline.prepare_noise(num_images, generators, None)
+    samples = []
+    output = pipeline(
+        class_labels=labels,
+        guidance_scale=guidance_scale,
+        num_inference_steps=num_inference_steps,
+        latents=noise,
+        generator=generators,
+        callback_on_step_end=lambda pipe, step, timestep, tensors: samples.append(tensors["latents"][:1]),
+    )
+
+    # the plan that the pipeline followed
+    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    samples = [noise[:1] * scheduler.init_noise_sigma, *samples]
+    # where time steps begin: the entries between are stages of one
+    begins = range(0, output.nfe, scheduler.order)
+    shown = [begins[i] for i in sorted({round(i * (len(begins) - 1) / (FRAMES - 1)) for i in range(FRAMES)})]
+    denoise = scheduler.denoiser(pipeline.guided_network(1, labels and labels[:1], guidance_scale))
+    noisy, denoised = [], []
+    for entry in shown:
+        t = scheduler.path_time(scheduler.timesteps[entry])
+        noisy.append(scheduler.path.unit_variance(samples[entry], t))
+        denoised.append(denoise(samples[entry], t))
+    pictures = pipeline.finish(torch.cat([*noisy, *denoised]), "pil")
+    # a column for every class, as long as that fits
+    columns = pipeline.num_classes if labels and label is None and pipeline.num_classes <= 10 else 8
+    return tiles(output.images, min(num_images, columns), 96), tiles(pictures, len(shown), 96), output.nfe
+
+
+def as_title(text):
+    """A text as Markdown that shows it, whatever stands in it."""
+    return re.sub(r"([^\w\s])", r"\\\1", " ".join(text.split()))
+
+
+def page(pipeline, title):
+    """The gradio page on which a pipeline draws."""
+    import gradio
+
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
+    names = pipeline.config.id2label or {}
+    classes = [(names.get(str(label), str(label)), label) for label in range(pipeline.num_classes or 0)]
+    guided = pipeline.null_label is not None
+
+    def on_click(label, predictor, steps, guidance_scale, seed, num_images):
+        label = None if label == EVERY_CLASS else label
+        try:
+            grid, way, nfe = draw(pipeline, label, predictor, steps, guidance_scale, seed, num_images)
+        except ValueError as error:
+            raise gradio.Error(str(error)[:500]) from None
+        return f"### Images after {nfe} network evaluations of {predictor}", grid, way
+
+    with gradio.Blocks(title=title) as blocks:
+        gradio.Markdown("# " + as_title(title))
+        with gradio.Row():
+            with gradio.Column(scale=1, min_width=280):
+                label = gradio.Dropdown(
+                    [EVERY_CLASS, *classes], value=EVERY_CLASS, label="Class", visible=bool(classes)
+                )
+                predictor = gradio.Dropdown(list(PREDICTORS), value="auto", label="Sampler")
+                steps = gradio.Slider(1, MOST_STEPS, value=20, step=1, label="Time steps")
+                guidance = gradio.Slider(
+                    1, 6, value=1.5 if guided else 1, step=0.1, label="Guidance scale (1: none)", visible=guided
+                )
+                seed = gradio.Number(0, precision=0, label="Seed")
+                num_images = gradio.Slider(
+                    1, MOST_IMAGES, value=2 * len(classes) if 0 < len(classes) <= 10 else 8, step=1, label="Images"
+                )
+                button = gradio.Button("Draw", variant="primary")
+            with gradio.Column(scale=3):
+                caption = gradio.Markdown("### Images")
+                grid = gradio.Image(show_label=False, format="png", interactive=False, buttons=[])
+                gradio.Markdown("### The first one's way: the noisy sample, and below it what the network takes it for")
+                way = gradio.Image(show_label=False, format="png", interactive=False, buttons=[])
+        inputs = [label, predictor, steps, guidance, seed, num_images]
+        button.click(on_click, inputs, [caption, grid, way], api_name="draw")
+    return blocks

@@ -1,0 +1,400 @@
+"""DiTModel beyond its defaults: published costs, conditionings, options, axes, and diffusers' tools for models."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+from dit_gflops import PUBLISHED, count
+from test_models import awake, parameters
+from torch._dynamo.testing import CompileCounter
+
+from score_sde import DiTModel
+from score_sde.models.transformer_score_dit import CONDITIONINGS, rotary_position_embedding, sincos_position_embedding
+
+
+def small(**overrides):
+    config = {"sample_size": 8, "in_channels": 3, "hidden_size": 48, "num_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    return awake(DiTModel(**config | {"num_classes": 5} | overrides))
+
+
+def randn(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def call(model, batch=2, size=None, **arguments):
+    """The output for random inputs of the model's own kind."""
+    config = model.config
+    axes = len(model.patch)
+    size = size or ((config.sample_size,) * axes if isinstance(config.sample_size, int) else config.sample_size)
+    if config.cross_attention_dim is not None:
+        arguments.setdefault("encoder_hidden_states", randn(8, 6, config.cross_attention_dim, seed=2)[:batch])
+    if config.num_classes is not None:
+        arguments.setdefault("class_labels", torch.arange(batch) % config.num_classes)
+    arguments.setdefault("timestep", torch.linspace(30.5, 900.25, 8)[:batch])
+    # the first samples are the same in every batch
+    return model(randn(8, config.in_channels, *size)[:batch], **arguments).sample
+
+
+OPTIONS = [
+    *({"conditioning": conditioning} for conditioning in CONDITIONINGS),
+    *({"conditioning": conditioning, "cross_attention_dim": 7} for conditioning in ("cross_attention", "in_context")),
+    {"conditioning": "in_context", "num_classes": None},
+    {"shared_adaln": True},
+    {"shared_adaln": True, "conditioning": "adaln"},
+    {"qk_norm": True},
+    {"swiglu": True},
+    {"position_embedding": "rotary"},
+    {"position_embedding": "rotary", "conditioning": "in_context", "cross_attention_dim": 7},
+    {"frequency_shift": 1.0},
+    {"sample_size": (8, 12), "patch_size": (2, 4)},
+    {"sample_size": 32, "patch_size": (4,), "position_embedding": "rotary"},
+    {"sample_size": (4, 8, 8), "patch_size": (2, 2, 4)},
+    {"sample_size": (4, 8, 8), "hidden_size": 48, "position_embedding": "rotary"},
+]
+every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+
+
+# --- published facts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "arguments"), PUBLISHED)
+def test_published_gflops_and_parameters(name, arguments):
+    gflops, millions = count(name, arguments)
+    published_gflops, published_millions = PUBLISHED[name, arguments]
+    # to 0.5 %, or the last digit of the table
+    assert gflops == pytest.approx(published_gflops, rel=0.005, abs=0.005)
+    assert millions == pytest.approx(published_millions, rel=0.005)
+
+
+def test_swiglu_and_shared_modulation_have_the_parameters_they_should():
+    plain = parameters(small(hidden_size=96))
+    assert parameters(small(hidden_size=96, swiglu=True)) == pytest.approx(plain, rel=0.01)
+    shared = small(hidden_size=96, num_layers=10, shared_adaln=True)
+    own = small(hidden_size=96, num_layers=10)
+    # nine matrices (6 D, D) and their biases less, an offset of 6 D for every block more
+    assert parameters(own) - parameters(shared) == 9 * 6 * 96 * 97 - 10 * 6 * 96
+
+
+@pytest.mark.parametrize(("mlp_ratio", "width"), [(4.0, 256), (2.0, 128), (1.01, 64)])
+def test_swiglu_has_two_thirds_of_the_width(mlp_ratio, width):
+    feed_forward = small(hidden_size=96, swiglu=True, mlp_ratio=mlp_ratio).blocks[0].ff
+    # a gate and a value for each channel
+    assert feed_forward.net[0].proj.out_features == 2 * width
+    assert feed_forward.net[2].in_features == width
+
+
+# --- every option -------------------------------------------------------------------------------------------------
+
+
+@every_option
+def test_an_option_is_a_whole_model(options, tmp_path):
+    model = small(**options)
+    output = call(model)
+    assert output.shape[:2] == (2, 3)
+    # fresh models output zero
+    torch.manual_seed(0)
+    fresh = DiTModel(
+        **{"sample_size": 8, "in_channels": 3, "hidden_size": 48, "num_layers": 2, "num_attention_heads": 4}
+        | {"num_classes": 5}
+        | options
+    )
+    assert call(fresh).abs().max() == 0
+    # saved and loaded
+    model.save_pretrained(tmp_path)
+    assert torch.equal(call(DiTModel.from_pretrained(tmp_path)), output)
+    # a sample doesn't depend on its neighbours
+    assert (call(model, batch=3)[:1] - call(model, batch=1)).abs().max() < 1e-5
+    # every parameter has a gradient, recomputed or not
+    gradients = []
+    for recompute in (False, True):
+        model.zero_grad()
+        if recompute:
+            model.enable_gradient_checkpointing()
+        call(model).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    model.disable_gradient_checkpointing()
+    assert all(gradient.abs().max() > 0 for gradient in gradients[0])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    # one projection instead of three
+    model.fuse_qkv_projections()
+    assert (call(model) - output).abs().max() < 1e-5
+
+
+@every_option
+def test_options_take_bfloat16(options):
+    model = small(**options)
+    exact = call(model)
+    half = model.to(torch.bfloat16)
+    arguments = {}
+    if model.config.cross_attention_dim is not None:
+        arguments["encoder_hidden_states"] = randn(8, 6, 7, seed=2)[:2].bfloat16()
+    size = exact.shape[2:]
+    with torch.no_grad():
+        output = half(
+            randn(8, 3, *size)[:2].bfloat16(),
+            torch.linspace(30.5, 900.25, 8)[:2],
+            class_labels=None if model.config.num_classes is None else torch.arange(2),
+            **arguments,
+        ).sample
+    assert output.dtype == torch.bfloat16
+    assert (output - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_the_parts_of_a_block_are_the_ones_of_the_paper():
+    """adaLN has no gates; cross-attention and in-context use norms with parameters and no modulation."""
+    names = {conditioning: dict(small(conditioning=conditioning).named_parameters()) for conditioning in CONDITIONINGS}
+    assert names["adaln_zero"]["adaln.weight"].shape == (14 * 48, 48)
+    assert names["adaln"]["adaln.weight"].shape == (10 * 48, 48)
+    for conditioning in ("cross_attention", "in_context"):
+        assert "adaln.weight" not in names[conditioning]
+        assert ("blocks.0.cross_attn.to_q.weight" in names[conditioning]) == (conditioning == "cross_attention")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"conditioning": "adaln"}, {"shared_adaln": True}, {"shared_adaln": True, "conditioning": "adaln"}]
+)
+def test_every_block_has_its_own_modulation(options):
+    """Its own vectors of the one matrix product, or the shared ones and its own offset; the last two are the output
+    layer's."""
+    model, seen = small(num_layers=3, **options), []
+    model.adaln.register_forward_hook(lambda _, given, output: seen.append(output.unflatten(1, (-1, 48))))
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, given, output: seen.append((given[1], output)))
+    model.proj_out.register_forward_hook(lambda _, given, output: seen.append(given[0]))
+    call(model)
+    vectors, *blocks, last = seen
+    count = CONDITIONINGS[model.config.conditioning]
+    for index, (modulation, _) in enumerate(blocks):
+        own = vectors[:, count * index : count * (index + 1)]
+        if model.config.shared_adaln:
+            own = vectors[:, :count] + model.block_offsets[index]
+        assert torch.equal(modulation, own)
+    shift, scale = vectors[:, -2:].unbind(1)
+    normed = torch.nn.functional.layer_norm(blocks[-1][1], (48,), eps=1e-6)
+    assert (last - (normed * (1 + scale[:, None]) + shift[:, None])).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("conditioning", ["cross_attention", "in_context"])
+def test_masked_elements_of_a_sequence_do_not_count(conditioning):
+    model = small(conditioning=conditioning, cross_attention_dim=7)
+    text, mask = randn(2, 6, 7, seed=2), torch.tensor([[1, 1, 1, 1, 0, 0]] * 2)
+    masked = call(model, encoder_hidden_states=text, encoder_attention_mask=mask)
+    assert (masked - call(model, encoder_hidden_states=text[:, :4])).abs().max() < 1e-5
+    changed = torch.cat([text[:, :4], 9 * text[:, 4:]], dim=1)
+    assert (masked - call(model, encoder_hidden_states=changed, encoder_attention_mask=mask)).abs().max() < 1e-5
+    assert (masked - call(model, encoder_hidden_states=text)).abs().max() > 1e-4
+
+
+# --- positions, patches, sizes ------------------------------------------------------------------------------------
+
+
+def test_the_largest_frequency_shift_is_taken():
+    assert call(small(frequency_shift=127.0)).isfinite().all()
+
+
+def test_the_positions_of_an_image_are_the_ones_of_the_original():
+    """Columns in the first half of the channels, then rows, each as sines, then cosines."""
+    table = sincos_position_embedding((3, 5), (3, 5), "resize", 16)
+    for row, column in itertools.product(range(3), range(5)):
+        expected = []
+        for place in (column, row):
+            angles = place / 10000 ** (torch.arange(4) / 4)
+            expected += [angles.sin(), angles.cos()]
+        assert (table[5 * row + column] - torch.cat(expected)).abs().max() < 1e-6
+
+
+def test_positions_in_other_sizes():
+    trained = sincos_position_embedding((4, 4), (4, 4), "resize", 16)
+    longer = sincos_position_embedding((4, 8), (4, 4), "extrapolate", 16).unflatten(0, (4, 8))
+    assert torch.equal(longer[:, :4].flatten(0, 1), trained)
+    # twice the patches over the same extent: each old position is the middle of two new ones
+    halves = rotary_position_embedding((8,), (4,), "resize", 2)[1].asin()[:4, 0]
+    assert (halves - torch.tensor([-0.25, 0.25, 0.75, 1.25])).abs().max() < 1e-6
+
+
+def test_rotary_positions_only_see_distances():
+    """The product of a rotated query and key depends on the distance between their patches along each axis."""
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    rotary = rotary_position_embedding((5, 6), (5, 6), "resize", 8)
+    query, key = randn(8, seed=3), randn(8, seed=4)
+
+    def product(i, j):
+        places = [tuple(table[[place]] for table in rotary) for place in (i, j)]
+        rotated = [
+            apply_rotary_emb(x.reshape(1, 1, 1, 8), place) for x, place in zip((query, key), places, strict=True)
+        ]
+        return float((rotated[0] * rotated[1]).sum())
+
+    # patches (1, 1) and (3, 2); then (0, 3) and (2, 4)
+    assert product(7, 20) == pytest.approx(product(3, 16), abs=1e-5)
+    assert product(7, 20) != pytest.approx(product(7, 21), abs=1e-3)
+
+
+def test_further_tokens_are_not_rotated():
+    model = small(position_embedding="rotary")
+    grid = model.trained_grid
+    cosines, sines = model.rotary_positions(grid, 2)
+    assert len(cosines) == len(sines) == math.prod(grid) + 2
+    assert (cosines[-2:] == 1).all() and (sines[-2:] == 0).all() and (sines[1:-2].abs().amax(1) > 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"position_embedding": "rotary"}, {"position_scaling": "extrapolate"}])
+def test_other_sizes_than_trained(options):
+    model = small(**options)
+    for size in ((8, 8), (16, 8), (4, 12)):
+        assert call(model, size=size).shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch"), [((12,), (4,)), ((6, 8), (2, 4)), ((4, 6, 8), (2, 3, 4)), ((4, 4, 4), (1, 2, 2))]
+)
+def test_patches_are_cut_row_by_row_and_put_back(size, patch):
+    model = small(sample_size=size, patch_size=patch)
+    x = randn(2, 3, *size)
+    patches = model.patchify(x)
+    grid = [side // p for side, p in zip(size, patch, strict=True)]
+    for index, corner in enumerate(itertools.product(*map(range, grid))):
+        cut = [slice(c * p, (c + 1) * p) for c, p in zip(corner, patch, strict=True)]
+        assert torch.equal(patches[:, index], x[:, :, *cut].flatten(1))
+    # unpatchify expects the channels last within a patch
+    tokens = patches.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)
+    assert torch.equal(model.unpatchify(tokens, tuple(grid)), x)
+
+
+# --- diffusers' tools for models ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conditioning", ["adaln_zero", "in_context"])
+def test_blocks_compile_once_for_every_batch_and_timestep(conditioning):
+    torch._dynamo.reset()
+    model, counter = small(conditioning=conditioning), CompileCounter()
+    exact = [call(model, batch=batch) for batch in (2, 3)]
+    model.compile_repeated_blocks(fullgraph=True, backend=counter, dynamic=True)
+    with torch.no_grad():
+        for batch, expected in zip((2, 3), exact, strict=True):
+            assert (call(model, batch=batch) - expected).abs().max() < 1e-5
+        compiled = counter.frame_count
+        for batch in (4, 5):
+            call(model, batch=batch, timestep=torch.rand(batch) * 1000)
+    # one graph serves all blocks; no other batch or timestep asks for a new one
+    assert compiled == counter.frame_count == 1
+
+
+@every_option
+def test_the_whole_model_compiles_without_graph_breaks(options):
+    torch._dynamo.reset()
+    model = small(**options)
+    expected = call(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert (call_compiled(compiled, model) - expected).abs().max() < 1e-5
+
+
+def call_compiled(compiled, model):
+    return call(type("Compiled", (), {"config": model.config, "patch": model.patch, "__call__": compiled.__call__})())
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_feature_caching(conditioning):
+    """With a threshold that is always met, later steps reuse the first one's features."""
+    model = small(conditioning=conditioning, num_layers=4)
+    plain = call(model)
+    model.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    assert model.is_cache_enabled
+    runs = []
+    model.blocks[2].ff.register_forward_hook(lambda *_: runs.append(1))
+    with torch.no_grad(), model.cache_context("cond"):
+        first, second = call(model), call(model)
+    assert (first - plain).abs().max() < 1e-5
+    assert (second - plain).abs().max() < 1e-4
+    assert len(runs) == 1
+    model.disable_cache()
+    call(model)
+    assert len(runs) == 2
+
+
+def test_layerwise_casting_keeps_norms_positions_and_modulation():
+    model = small()
+    exact = call(model)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert model.blocks[0].attn.to_q.weight.dtype == torch.float8_e4m3fn
+    assert model.adaln.weight.dtype == model.patch_embed.weight.dtype == torch.float32
+    with torch.no_grad():
+        assert (call(model) - exact).abs().mean() < 0.2 * exact.abs().mean()
+
+
+def test_group_offloading_gives_the_same_output():
+    model = small()
+    exact = call(model)
+    model.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    with torch.no_grad():
+        assert (call(model) - exact).abs().max() < 1e-6
+
+
+# --- refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, math.nan, math.inf, True, "4"])
+@pytest.mark.parametrize("name", ["in_channels", "hidden_size", "num_layers", "num_attention_heads", "num_classes"])
+def test_sizes_are_whole_numbers(name, value):
+    with pytest.raises(ValueError, match=f"{name} {value!r} must be a whole number, at least 1"):
+        small(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"conditioning": "film"}, "conditioning 'film' is unknown; choose one of adaln_zero, adaln, cross_attention"),
+        ({"position_embedding": "learned"}, "position_embedding 'learned' is unknown"),
+        ({"position_scaling": "ntk"}, "position_scaling 'ntk' is unknown"),
+        ({"cross_attention_dim": 7}, "cross_attention_dim 7 needs conditioning 'cross_attention' or 'in_context'"),
+        ({"shared_adaln": True, "conditioning": "in_context"}, "shared_adaln needs conditioning 'adaln_zero' or"),
+        ({"patch_size": (2, 2, 2, 2)}, "must have 1, 2 or 3 axes"),
+        ({"patch_size": (2, 0)}, r"patch_size \(2, 0\) must be a positive number, or 2 of them"),
+        ({"patch_size": (2, 2), "sample_size": (8, 8, 8)}, r"sample_size \(8, 8, 8\) must be a positive number, or 2"),
+        ({"patch_size": (3, 2)}, r"patch_size \(3, 2\) must divide sample_size 8"),
+        ({"sample_size": (8, 8, 8), "hidden_size": 64}, "hidden_size 64 must be a multiple of .* 4 and of 6"),
+        ({"position_embedding": "rotary", "num_attention_heads": 8}, "heads of a multiple of 4 channels; .* has 6"),
+        ({"sample_size": 2**13, "patch_size": 2}, "sample_size 8192 with patch_size 2 makes 16,777,216 tokens, more"),
+        ({"sample_size": (8.0, 8)}, r"sample_size \(8.0, 8\) must be a positive number, or 2 of them"),
+        ({"patch_size": True}, "patch_size True must be a positive number"),
+        *(({"mlp_ratio": value}, f"mlp_ratio {value} of hidden_size 48") for value in (0.0, -4.0, math.nan, math.inf)),
+        *(({"frequency_shift": value}, f"frequency_shift {value} must") for value in (-1.0, 128.0, math.nan)),
+        *(({"class_dropout_prob": value}, f"class_dropout_prob {value} must lie") for value in (-0.1, math.nan)),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "message"),
+    [
+        (
+            {},
+            {"size": (8, 7)},
+            r"hidden_states has shape \(2, 3, 8, 7\); .* with 2 axes that are multiples of \(2, 2\)",
+        ),
+        ({}, {"size": (8, 8, 8)}, r"hidden_states has shape \(2, 3, 8, 8, 8\)"),
+        ({}, {"encoder_hidden_states": torch.zeros(2, 3, 7)}, "given to a model without cross_attention_dim"),
+        ({}, {"encoder_attention_mask": torch.ones(2, 3)}, "encoder_attention_mask was given without"),
+        ({"cross_attention_dim": 7}, {"encoder_hidden_states": None}, r"is missing: .* \(batch, sequence, 7\)"),
+        ({"cross_attention_dim": 7}, {"encoder_hidden_states": torch.zeros(2, 3, 8)}, r"shape \(2, 3, 8\); .* 7\)"),
+        ({"cross_attention_dim": 7}, {"encoder_hidden_states": torch.zeros(3, 3, 7)}, r"shape \(3, 3, 7\)"),
+        ({"cross_attention_dim": 7}, {"encoder_attention_mask": torch.ones(2, 5)}, r"needs \(2, 6\)"),
+    ],
+)
+def test_bad_inputs_are_refused(options, arguments, message):
+    options = {"conditioning": "in_context"} | options if options else options
+    with pytest.raises(ValueError, match=message):
+        call(small(**options), **arguments)
+
+
+def test_group_names_of_blocks_exist():
+    for name in DiTModel._repeated_blocks + DiTModel._no_split_modules:
+        assert any(type(module).__name__ == name for c in CONDITIONINGS for module in small(conditioning=c).modules())

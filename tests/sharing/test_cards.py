@@ -1,0 +1,225 @@
+"""Cards: what their metadata says, what is refused, and what travels with converted and exported weights."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline
+from huggingface_hub import ModelCard
+from places import ROOT
+from tiny import random_dit, tiny_pipeline
+
+from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, save_bundle
+from score_sde.sharing import convert, model_card
+from score_sde.sharing.hub import add_metrics
+
+
+METRIC = {
+    "name": "FID of 20 samples to the 60 images of train, Inception",
+    "type": "fid",
+    "value": 12.5,
+    "n": 20,
+    "seed": 0,
+    "dataset": "me/my photos",
+    "split": "train",
+    "sampler": "auto",
+    "num_inference_steps": 7,
+    "nfe": 7,
+    "guidance_scale": 1.25,
+    "ema_decay": 0.99,
+    "command": "python evaluate.py",
+    "commit": "abc123",
+    "machine": "a machine",
+}
+SAMPLERS = {
+    "samples": 100,
+    "guidance_scale": 1.5,
+    "command": "python samplers.py",
+    "median error, rms error, accuracy": {"auto": {"5": [0.03, 0.05, 0.9], "10": [0.01, 0.02, 0.9]}}
+    | {"calibrated": {"5": [0.02, 0.04, 0.9]}},
+}
+
+
+def test_the_metadata_are_the_hubs(tmp_path):
+    facts = {"license": "cc-by-nc-4.0", "base_model": "facebook/DiT-XL-2-256", "dataset": "me/photos"}
+    facts |= {"dataset_on_hub": True, "resolution": 8}
+    picture = tmp_path / "grid.png"
+    shutil.copyfile(ROOT / "model_cards" / "quick_start" / "samples.png", picture)
+    folder = save_bundle(tiny_pipeline(), tmp_path / "bundle", facts, [METRIC], picture)
+    card = ModelCard.load(os.path.join(folder, "README.md"))
+    data = card.data
+    assert (data.license, data.base_model, data.datasets) == ("cc-by-nc-4.0", "facebook/DiT-XL-2-256", ["me/photos"])
+    assert (data.library_name, data.pipeline_tag) == ("diffusers", "unconditional-image-generation")
+    assert data.to_dict()["widget"][0]["output"] == {"url": "samples.png"}
+    assert data.model_name == "bundle"
+    [result] = data.eval_results
+    assert (result.metric_type, result.metric_name, result.metric_value) == ("fid", METRIC["name"], 12.5)
+    assert (result.dataset_type, result.dataset_split) == ("my-photos", "train")
+    assert result.metric_args["nfe"] == 7 and result.metric_args["ema_decay"] == 0.99
+    # how to use it is how it was measured
+    assert "pipe(class_labels=[0, 2], guidance_scale=1.25, num_inference_steps=7)" in card.text
+    assert "Measured by `python evaluate.py` on a machine, code abc123." in card.text
+    assert "does not allow commercial use" in card.text
+    assert "8 x 8 pixels" in card.text
+
+
+def test_a_dataset_that_is_not_on_the_hub_is_not_in_the_metadata(tmp_path):
+    folder = save_bundle(tiny_pipeline(), tmp_path / "bundle", {"dataset": "/home/me/photos", "dataset_on_hub": False})
+    card = ModelCard.load(os.path.join(folder, "README.md"))
+    assert card.data.datasets is None
+    assert "| data | photos |" in card.text and "/home/me" not in card.content
+
+
+def test_the_data_and_the_run_stand_on_the_card(tmp_path):
+    facts = {"run_id": "0123abcd", "rows": 1234, "class_counts": {"cat": 1000, "a_b|c": 234}, "skipped_files": 3}
+    folder = save_bundle(tiny_pipeline(), tmp_path / "bundle", facts)
+    text = Path(folder, "README.md").read_text()
+    for row in ("run | 0123abcd", "training images | 1,234", "files that were skipped | 3"):
+        assert f"| {row} |\n" in text
+    assert "| images by class | cat 1,000, a_b\\|c 234 |\n" in text
+    # of many classes, how many and how large
+    facts["class_counts"] = {f"class {i}": 10 + i for i in range(1000)}
+    folder = save_bundle(tiny_pipeline(), tmp_path / "bundle", facts)
+    assert "| images by class | 1,000, of 10 to 1,009 images |\n" in Path(folder, "README.md").read_text()
+    # and where nothing is known, nothing
+    text = Path(save_bundle(tiny_pipeline(), tmp_path / "bundle", {"rows": 3}), "README.md").read_text()
+    assert "| run |" not in text and "by class" not in text and "skipped" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": float("nan")}, "the value nan is not a finite number"),
+        ({"value": "12.5"}, "the value '12.5' is not a finite number"),
+        ({"n": 0}, "n 0 must be a whole number of images"),
+        ({"n": 20.0}, "n 20.0 must be a whole number of images"),
+        ({"name": " "}, "name must not be empty"),
+        ({"command": None}, "command must not be empty"),
+    ],
+)
+def test_a_figure_that_is_none_is_refused(tmp_path, change, message):
+    folder = save_bundle(tiny_pipeline(), tmp_path / "bundle")
+    with pytest.raises(ValueError, match=message):
+        add_metrics(folder, [METRIC | change])
+    assert not (tmp_path / "bundle" / "metrics.json").exists()
+
+
+def test_a_licence_newer_than_this_package_stands_on_the_card_with_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="license 'apache-3.0' is not among those of the Hub that this package knows"):
+        folder = save_bundle(tiny_pipeline(), tmp_path / "bundle", facts={"license": "apache-3.0"})
+    assert ModelCard.load(os.path.join(folder, "README.md")).data.license == "apache-3.0"
+
+
+def test_figures_of_several_commands_name_each(tmp_path):
+    other = METRIC | {"name": "precision", "command": "python other.py", "commit": "def456"}
+    folder = save_bundle(tiny_pipeline(), tmp_path / "bundle", metrics=[METRIC, other])
+    text = Path(folder, "README.md").read_text()
+    assert "Measured by `python evaluate.py` on a machine, code abc123.\n" in text
+    assert "Measured by `python other.py` on a machine, code def456.\n" in text
+    # measured again by newer code, a figure replaces the one before
+    add_metrics(folder, [other | {"value": 3.0, "commit": "ghi789"}])
+    assert len(json.loads(Path(folder, "metrics.json").read_text())) == 2
+
+
+def test_samplers_that_were_measured_stand_on_the_card(tmp_path, capsys):
+    folder = save_bundle(tiny_pipeline(), tmp_path / "bundle")
+    assert "## Samplers" not in Path(folder, "README.md").read_text()
+    Path(folder, "samplers.json").write_text((ROOT / "benchmarks" / "samplers_network.json").read_text())
+    model_card.write_card(folder)
+    text = Path(folder, "README.md").read_text()
+    assert "| sampler | 5 | 6 | 8 | 10 | 15 | 20 | 30 | 50 |\n" in text
+    assert "| auto | 0.03475 | 0.02201 |" in text and "| calibrated | 0.01491 |" in text
+    Path(folder, "samplers.json").write_text(json.dumps(SAMPLERS))
+    model_card.main([folder, "--repo_id", "me/model"])
+    text = Path(folder, "README.md").read_text()
+    assert "| sampler | 5 | 10 |\n|---|---|---|\n| auto | 0.03 | 0.01 |\n| calibrated | 0.02 |  |\n" in text
+    assert 'from_pretrained("me/model", trust_remote_code=True)' in text
+    with pytest.raises(SystemExit):
+        model_card.main([str(tmp_path)])
+    assert "holds no model_index.json" in capsys.readouterr().err
+
+
+def test_limits_are_those_of_the_model(tmp_path):
+    unconditional = Path(
+        save_bundle(tiny_pipeline(network=random_dit(num_classes=None)), tmp_path / "one"), "README.md"
+    )
+    assert "pipe(batch_size=4)" in unconditional.read_text()
+    assert "was not measured" in unconditional.read_text()
+    network = DiTModel(
+        4, 2, 1, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=3, class_dropout_prob=0
+    )
+    labelled = Path(save_bundle(tiny_pipeline(network=network), tmp_path / "two"), "README.md").read_text()
+    assert "has no classifier-free guidance" in labelled
+
+
+@pytest.mark.parametrize("name", ["quick_start", "cifar10", "clothing128"])
+def test_the_committed_cards_are_what_their_facts_say(name, tmp_path):
+    committed = ROOT / "model_cards" / name
+    shutil.copytree(committed, tmp_path / name)
+    model_card.write_card(str(tmp_path / name))
+    assert (tmp_path / name / "README.md").read_text() == (committed / "README.md").read_text()
+
+
+# --- weights that go elsewhere --------------------------------------------------------------------------------------
+
+
+def exportable_pipeline():
+    torch.manual_seed(0)
+    network = DiTModel(
+        8,
+        2,
+        3,
+        hidden_size=16,
+        num_layers=2,
+        num_attention_heads=2,
+        num_classes=3,
+        frequency_shift=1.0,
+        learn_sigma=True,
+    )
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    scheduler = ScoreSDEScheduler(sde_type="discrete_vp", variance_type="learned_range")
+    vae = AutoencoderKL(
+        block_out_channels=(8,),
+        latent_channels=3,
+        norm_num_groups=4,
+        latents_mean=[0.5, -1.0, 0.2],
+        latents_std=[2.0, 0.5, 1.0],
+    )
+    labels = {0: "cat", 1: "dog", 2: "owl"}
+    return ScoreSDEPipeline(scheduler, transformer=network.eval(), vae=vae.eval(), id2label=labels)
+
+
+def test_an_exported_pipeline_draws_the_same_images_without_our_code(tmp_path):
+    bundle = save_bundle(
+        exportable_pipeline(), tmp_path / "bundle", {"license": "cc-by-4.0", "base_model": "me/base"}, [METRIC]
+    )
+    folder = convert.export_to_diffusers(bundle, tmp_path / "stock")
+    assert list(Path(folder).rglob("*.py")) == []
+    assert "score_sde" not in Path(folder, "model_index.json").read_text()
+    stock = DiffusionPipeline.from_pretrained(folder)
+    assert type(stock) is DiTPipeline
+    ours = ScoreSDEPipeline.from_pretrained(bundle)
+    ours.scheduler = ScoreSDEScheduler.from_config(ours.scheduler.config, predictor="ddim", timestep_spacing="leading")
+    for pipeline in (stock, ours):
+        pipeline.set_progress_bar_config(disable=True)
+    arguments = {"class_labels": [0, 2], "guidance_scale": 2.0, "num_inference_steps": 5}
+    theirs = stock(generator=torch.Generator().manual_seed(3), output_type="np", **arguments).images
+    noise = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(3))
+    assert abs(ours(latents=noise, output_type="np", **arguments).images - theirs).max() < 1e-4
+
+    card = ModelCard.load(os.path.join(folder, "README.md"))
+    assert (card.data.license, card.data.base_model) == ("cc-by-4.0", "me/base")
+    assert card.data.eval_results[0].metric_value == 12.5
+    assert "DiTPipeline.from_pretrained" in card.text and "trust_remote_code" not in card.text
+    with pytest.raises(ValueError, match="exists: choose another folder"):
+        convert.export_to_diffusers(bundle, folder)
+
+
+def test_a_pipeline_that_stock_diffusers_cannot_be_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="frequency_shift is 0.0, not 1.0; .*its noise path vp is not the discrete_vp"):
+        convert.export_to_diffusers(tiny_pipeline(), tmp_path / "stock")
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,158 @@
+"""The Space: what its page draws, the folder that is pushed, and the page itself in a browser."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import SpaceCard
+from tiny import random_dit, tiny_pipeline
+
+from score_sde import save_bundle
+from score_sde.sharing import space
+from score_sde.sharing.space_app import PREDICTORS, draw
+
+
+def labelled_pipeline(**scheduler):
+    pipeline = tiny_pipeline(**scheduler)
+    pipeline.register_to_config(id2label={"0": "cat", "1": "dog", "2": "owl"})
+    return pipeline
+
+
+def test_the_page_draws_what_the_pipeline_draws():
+    pipeline = labelled_pipeline()
+    grid, way, nfe = draw(pipeline, None, "dpmpp_2m", 5, 2.0, seed=3, num_images=4)
+    assert nfe == 5
+    assert pipeline.scheduler.config.predictor == "auto"
+    pipeline.scheduler.register_to_config(predictor="dpmpp_2m")
+    generators = [torch.Generator().manual_seed(3 + i) for i in range(4)]
+    images = pipeline(class_labels=[0, 1, 2, 0], guidance_scale=2.0, num_inference_steps=5, generator=generators).images
+    # two rows of a column for every class, in tiles of 96 pixels
+    assert grid.size == (3 * 96, 2 * 96)
+    for i, image in enumerate(images):
+        row, column = divmod(i, 3)
+        tile = np.asarray(grid.convert("L"))[row * 96 : row * 96 + 96, column * 96 : column * 96 + 96]
+        assert (tile == np.asarray(image).repeat(24, 0).repeat(24, 1)).all()
+    # at the end the network takes the first image for what it becomes
+    assert way.size == (5 * 96, 2 * 96)
+    last = np.asarray(way.convert("L")).astype(int)[96:, -96:]
+    assert abs(last - np.asarray(images[0]).astype(int).repeat(24, 0).repeat(24, 1)).max() <= 3
+
+
+@pytest.mark.parametrize("sde_type", ["vp", "ve", "linear"])
+def test_every_sampler_of_the_page_draws(sde_type):
+    pipeline = labelled_pipeline(sde_type=sde_type)
+    for predictor in PREDICTORS:
+        grid, way, _ = draw(pipeline, "dog", predictor, 12, 1.5, seed=0, num_images=2)
+        assert (grid.size, way.size) == ((2 * 96, 96), (10 * 96, 2 * 96)), predictor
+    unconditional = tiny_pipeline(network=random_dit(num_classes=None), sde_type=sde_type)
+    assert draw(unconditional, None, "auto", 1, 1.0, seed=0, num_images=1)[2] == 1
+
+
+def test_the_folder_is_a_space(tmp_path):
+    folder = Path(space.write_space(tmp_path / "space", "me/model"))
+    assert {path.name for path in folder.iterdir()} == {"app.py", "space_app.py", "requirements.txt", "README.md"}
+    data = SpaceCard.load(folder / "README.md").data
+    assert (data.sdk, data.app_file, data.models, data.title) == ("gradio", "app.py", ["me/model"], "model")
+    app = (folder / "app.py").read_text()
+    compile(app, "app.py", "exec")
+    assert 'from_pretrained("me/model", trust_remote_code=True)' in app
+    for line in (folder / "requirements.txt").read_text().splitlines():
+        assert re.fullmatch(r"[a-z]+==[0-9]+(\.[0-9]+)+", line), line
+    assert os.listdir(tmp_path) == ["space"]
+    with pytest.raises(ValueError, match="exists: choose another"):
+        space.write_space(folder, "me/model")
+    for model in (str(tmp_path), "model", 'me/model", exec("...")'):
+        with pytest.raises(ValueError, match="push .* and pass its id, somebody/model|must be like somebody/model"):
+            space.write_space(tmp_path / "other", model)
+
+
+PUSH = """
+import sys
+from score_sde.sharing import space
+space.main([sys.argv[1], "--push", sys.argv[2], "--private"])
+"""
+
+
+def test_a_space_is_pushed_and_renewed(local_hub):
+    for _ in range(2):
+        result = local_hub.run(PUSH, "me/model", "me/page", token="hf_writer")
+        assert result.returncode == 0, result.stderr
+    files = local_hub.files("me/page", repo_type="space")
+    assert set(files) == {".gitattributes", "app.py", "space_app.py", "requirements.txt", "README.md"}
+    assert local_hub.repos["space", "me/page"].private
+    result = local_hub.run(PUSH, "me/model", "you/page", token="hf_writer")
+    assert result.returncode == 2
+    assert "error: you/page was not pushed: the token may not do that" in result.stderr
+    assert "hf_writer" not in result.stderr and "Traceback" not in result.stderr
+
+
+# as on the Hub, where this package is not installed
+WITHOUT_PACKAGE = """
+import runpy, sys
+sys.modules["score_sde"] = None
+sys.path.insert(0, "")
+runpy.run_path("app.py", run_name="__main__")
+"""
+CHROMIUM = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+CHROMIUM += ["--disable-background-networking", "--disable-component-update", "--window-size=1280,1000"]
+
+
+def wait_for(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+    return found
+
+
+@pytest.mark.slow
+def test_the_space_draws_in_a_browser(local_hub, tmp_path):
+    pytest.importorskip("gradio")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if browser is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    bundle = Path(save_bundle(labelled_pipeline(), tmp_path / "bundle"))
+    files = {str(path.relative_to(bundle)): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    local_hub.put("me/model", files)
+    folder = space.write_space(tmp_path / "space", "me/model")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = os.environ | local_hub.environment(tmp_path / "home")
+    environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    log = tmp_path / "log"
+    with open(log, "w") as output:
+        app = subprocess.Popen(
+            [sys.executable, "-c", WITHOUT_PACKAGE], cwd=folder, env=environment, stdout=output, stderr=output
+        )
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}"]:
+        options.add_argument(argument)
+    try:
+        wait_for(lambda: app.poll() is not None or "Running on local URL" in log.read_text())
+        assert app.poll() is None, log.read_text()
+        page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        try:
+            page.get(f"http://127.0.0.1:{port}")
+            buttons = lambda: [each for each in page.find_elements("tag name", "button") if each.text == "Draw"]  # noqa: E731
+            wait_for(buttons)[0].click()
+            wait_for(lambda: "Images after 20 network evaluations of auto" in page.page_source)
+            pictures = wait_for(lambda: page.find_elements("css selector", "img[src*='gradio_api/file']"))
+            assert len(pictures) == 2
+            widths = wait_for(lambda: [int(each.get_attribute("naturalWidth")) for each in pictures])
+            assert widths == [3 * 96, 10 * 96]
+            page.save_screenshot(str(tmp_path / "page.png"))
+        finally:
+            page.quit()
+    finally:
+        app.terminate()
+        app.wait()

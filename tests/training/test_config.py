@@ -1,0 +1,174 @@
+"""Options of the training scripts, as the command line and a YAML file give them."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from places import CONFIGS, ROOT, TRAINING
+
+from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
+from score_sde.schedulers.paths import PREDICTIONS
+from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.solvers import PREDICTORS
+from score_sde.training import train
+from score_sde.training.parts.config import WORK_BEGUN, mapping, one_line_errors, parse
+
+
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("text", ["1000", "1_000", "1e3", "1000.0"])
+def test_whole_numbers(text, tmp_path):
+    assert parse(train.TrainConfig, ["--max_train_steps", text]).max_train_steps == 1000
+    (tmp_path / "config.yaml").write_text(f"max_train_steps: {text}\n")
+    assert parse(train.TrainConfig, [str(tmp_path / "config.yaml")]).max_train_steps == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{hidden_size: 64, qk_norm: true}", {"hidden_size": 64, "qk_norm": True}),
+        ('{"beta_min": 1e-4, "t_min": .5E-3}', {"beta_min": 1e-4, "t_min": 5e-4}),
+        ("sigma_max: 1e+2", {"sigma_max": 100.0}),
+    ],
+)
+def test_mappings_are_what_yaml_takes(text, value, tmp_path):
+    assert mapping("network_kwargs", text) == value
+    (tmp_path / "config.yaml").write_text(f"time_density_kwargs: {text if '{' in text else '{' + text + '}'}\n")
+    problems = parse(
+        type("Lenient", (train.TrainConfig,), {"problems": lambda self: []}), [str(tmp_path / "config.yaml")]
+    )
+    assert mapping("time_density_kwargs", problems.time_density_kwargs) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learnign_rate", "1"], "--learnign_rate is unknown, did you mean --learning_rate?; --help lists"),
+        (["--network-kwarg={}"], "--network-kwarg is unknown, did you mean --network_kwargs?"),
+        (["--batch_size", "8", "here"], "here is unknown; --help lists"),
+        (["--max_train_steps", "1e-3"], "argument --max_train_steps/--max-train-steps: '1e-3' is not a whole number"),
+        (["--max_train_steps", "inf"], "'inf' is not a whole number"),
+        (["--scheduler_kwargs", "{beta_max:20}"], "scheduler_kwargs '{beta_max:20}' must be a mapping"),
+        (["--scheduler_kwargs", "{1: 2}"], "scheduler_kwargs '{1: 2}' must be a mapping"),
+    ],
+)
+def test_wrong_options_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(train.TrainConfig, arguments)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learning_rat: 1", "option 'learning_rat' is unknown, did you mean learning_rate?"),
+        ("learning_rate: fast", "learning_rate must be a number; YAML reads 'fast'"),
+        ("learning_rate: true", "learning_rate must be a number; YAML reads True"),
+        ("learning_rate: null", "learning_rate must be a number; YAML reads None"),
+        ("max_train_steps: '10'", "max_train_steps must be a whole number; YAML reads '10'"),
+        ("max_train_steps: 0.5", "'0.5' is not a whole number"),
+        ("compile: 1", "compile must be true or false; YAML reads 1"),
+        ("mixed_precision: no", "mixed_precision must be text; YAML reads False there: write it in quotes"),
+        ("license: 1.10", "license must be text; YAML reads 1.1 there: write it in quotes"),
+        ("dataset: {a: b}", "dataset must be text"),
+        ("label_column: null", "label_column must be text; YAML reads None"),
+        ("further_ema_decays: [0.9, no]", "further_ema_decays must be a number; YAML reads False"),
+        ("seed: 1\nseed: 2", "'seed' stands there twice"),
+        ("seed: [", "cannot read"),
+        ("- seed", "must hold 'option: value' lines"),
+        ("seed: \xff", "cannot read"),
+    ],
+)
+def test_wrong_lines_of_a_yaml_file_are_named(line, message, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(line, encoding="latin-1")
+    with pytest.raises(SystemExit) as exit:
+        parse(train.TrainConfig, [str(tmp_path / "config.yaml")])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_errors_before_the_work_are_one_line_and_later_ones_keep_their_traceback(capsys):
+    for error in (ValueError("two\n  lines"), FileNotFoundError(2, "No such file", "x")):
+        with pytest.raises(SystemExit) as exit, one_line_errors():
+            raise error
+        assert exit.value.code == 2
+    assert [line.split("error: ")[1] for line in capsys.readouterr().err.splitlines()] == [
+        "two lines",
+        "[Errno 2] No such file: 'x'",
+    ]
+    with pytest.raises(ValueError, match="later"), one_line_errors():
+        WORK_BEGUN.set()
+        raise ValueError("later")
+    with pytest.raises(TypeError), one_line_errors():
+        raise TypeError("a fault of the code")
+
+
+def test_help_and_readme_name_every_row_of_the_tables():
+    help_of = {each.name: each.metadata["help"] for each in dataclasses.fields(train.TrainConfig)}
+    readme = (ROOT / "README.md").read_text()
+    tables = {
+        "sde_type": SDE_TYPES,
+        "prediction_type": PREDICTIONS,
+        "time_density": TIME_DENSITIES,
+        "weighting": WEIGHTINGS,
+        "network": train.NETWORKS,
+    }
+    for name, table in tables.items():
+        assert set(table) <= set(re.findall(r"\w+", help_of[name]))
+        if name != "network":
+            listed = re.search(rf"--{name}\s+([\w|]+)", readme)[1]
+            assert set(listed.split("|")) == set(table)
+    rows = re.search(r"\| `sde_type` \|.*?\n\n", readme, re.DOTALL)[0]
+    assert set(re.findall(r"^\| `(\w+)`", rows, re.MULTILINE)) == {"sde_type", *SDE_TYPES}
+    # `unipc_1` to `_3` stands for all between
+    names = re.search(r"The whole family is there by name:.*?are in `help", readme, re.DOTALL)[0]
+    listed = set(re.findall(r"`(\w+)`", names))
+    for family, first, last in re.findall(r"`([a-z_]+_)(\d)` to `_(\d)`", names):
+        listed |= {f"{family}{order}" for order in range(int(first), int(last) + 1)}
+    assert set(PREDICTORS) - {"none"} <= listed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config_class", CONFIGS)
+def test_scripts_end_with_one_line_where_their_data_do_not_exist(config_class, tmp_path):
+    script = sys.modules[config_class.__module__].__file__
+    (tmp_path / "model_index.json").write_text("{}")
+    needed = {"encode_latents": ["--vae", "nowhere"], "evaluate": ["--pipeline", tmp_path]}
+    needed["train_classifier"] = needed["evaluate"]
+    arguments = [
+        *needed.get(config_class.__module__, []),
+        "--dataset",
+        "no/such_data",
+        "--output_dir",
+        tmp_path / "run",
+    ]
+    if config_class.__module__ == "evaluate":
+        arguments = arguments[:-2]
+    ended = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, cwd=TRAINING)
+    assert ended.returncode == 2
+    assert f"{config_class.__module__}.py: error: " in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_constraints_fit_every_extra(extra):
+    """Into an empty environment, from the package index; every package that an extra brings has its version."""
+
+    def canonical(name):
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    pinned = {canonical(name) for name in re.findall(r"^(.+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)}
+    command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--report", "-"]
+    ended = subprocess.run([*command, "-c", "constraints.txt", f".[{extra}]"], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    brought = {canonical(each["metadata"]["name"]) for each in json.loads(ended.stdout)["install"]}
+    # CUDA builds of torch bring libraries of their own
+    free = {"score-sde", "setuptools", "triton"}
+    assert not {name for name in brought - pinned - free if not name.startswith(("nvidia", "cuda"))}

@@ -1,0 +1,286 @@
+"""Autoencoders: which classes of diffusers latents can be from; encoding again after something changed."""
+
+import inspect
+import json
+import shutil
+
+import diffusers
+import diffusers.models.autoencoders
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_training import (  # noqa: F401
+    TINY_DATA,
+    encode,
+    fresh_accelerate_state,
+    run,
+    small_data,
+    tiny_vae,
+)
+from tiny import tiny_pipeline
+from tiny import tiny_vae as random_vae
+
+from score_sde.pipelines.latents import AUTOENCODERS, REFUSED, autoencoder_of, encode_moments, spatial_factor
+from score_sde.training import encode_latents
+from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
+from score_sde.training.parts.config import LoopConfig
+from score_sde.training.parts.data import LatentDataset
+from score_sde.training.parts.latents import latent_shape, latent_statistics, load_vae
+from score_sde.training.parts.loop import make_accelerator
+
+
+BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+KL = BLOCKS | {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 3}
+TINY = {
+    "AutoencoderKL": KL,
+    "AsymmetricAutoencoderKL": BLOCKS
+    | {"down_block_out_channels": (8, 8), "up_block_out_channels": (8, 8), "norm_num_groups": 4},
+    "AutoencoderTiny": {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    | {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)},
+    "AutoencoderDC": {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    | {"encoder_layers_per_block": (1, 1), "decoder_layers_per_block": (1, 1), "latent_channels": 4}
+    | {"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock"}
+    | {"encoder_qkv_multiscales": ((), ()), "decoder_qkv_multiscales": ((), ())},
+    "AutoencoderKLFlux2": KL,
+    "AutoencoderKLHunyuanImage": {"in_channels": 3, "out_channels": 3, "latent_channels": 8, "sample_size": 8}
+    | {"block_out_channels": (32, 32, 32), "layers_per_block": 1, "spatial_compression_ratio": 4},
+    "AutoencoderKLKVAE": {"channels": 32, "num_enc_blocks": 1, "num_dec_blocks": 1, "ch_mult": (1, 2), "z_channels": 4},
+    "VQModel": KL,
+}
+# entries of configs that scale something else than the latents
+OTHERS = {"upsampling_scaling_factor", "latent_shift", "encoder_qkv_multiscales", "decoder_qkv_multiscales"}
+
+
+def test_every_autoencoder_of_diffusers_is_known():
+    """A new diffusers may bring more: then say here what they take and give."""
+    names = {name for name, each in vars(diffusers.models.autoencoders).items() if inspect.isclass(each)}
+    assert names == AUTOENCODERS.keys() | REFUSED.keys()
+    assert not AUTOENCODERS.keys() & REFUSED.keys() and TINY.keys() == AUTOENCODERS.keys()
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_an_autoencoder_does_what_its_row_says(name):
+    torch.manual_seed(0)
+    vae, row = getattr(diffusers, name)(**TINY[name]).eval(), AUTOENCODERS[name]
+    factor, images = spatial_factor(vae), torch.randn(2, 3, 16, 16).clamp(-1, 1)
+    with torch.no_grad():
+        mean, std = encode_moments(vae, images)
+        assert mean.shape == std.shape and mean.shape[2:] == (16 // factor, 16 // factor) and factor in (2, 4)
+        assert vae.decode(mean).sample.shape == images.shape
+        # its own way, with the parts taken out of the tuple
+        (encoded,) = vae.encode(images, return_dict=False)
+        if row.output == "latent_dist":
+            assert torch.equal(encoded.mean, mean) and torch.equal(encoded.std, std) and std.min() > 0
+        else:
+            assert torch.equal(encoded, mean) and std.eq(0).all()
+    # every entry of its config that could scale latents is one that is honoured
+    words = ("scal", "shift", "latents_")
+    entries = {key for key in inspect.signature(type(vae)).parameters if any(word in key for word in words)}
+    assert entries - OTHERS == set(row.statistics)
+    assert latent_shape(vae, (3, 16, 16)) == mean.shape[1:]
+    with pytest.raises(ValueError, match=f"resolution {4 * factor + 1} is no multiple of {factor}, .*: use .* or "):
+        latent_shape(vae, (3, 4 * factor + 1, 4 * factor + 1))
+    with pytest.raises(ValueError, match="image_channels 1: the autoencoder is one of 3 channels"):
+        latent_shape(vae, (1, 16, 16))
+
+
+@pytest.mark.parametrize("name", [*REFUSED, "DiTTransformer2DModel", "", "None"])
+def test_other_autoencoders_are_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match=f"{name} cannot be used: .*; choose one of AutoencoderKL, "):
+        autoencoder_of(name)
+
+
+def test_the_nearest_good_sizes():
+    vae = random_vae(channels=3)
+    vae.register_to_config(block_out_channels=(8, 8, 8, 8))
+    for size, good in ((36, "32 or 40"), (5, "8"), (100, "96 or 104")):
+        with pytest.raises(ValueError, match=f"resolution {size} is no multiple of 8, .*: use {good}$"):
+            latent_shape(vae, (3, size, size))
+
+
+def save_transformer(folder):
+    tiny_pipeline().transformer.save_pretrained(folder)
+    return folder
+
+
+def save_rae(folder):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderRAE"}))
+    return folder
+
+
+def save_pickle(folder):
+    random_vae().save_pretrained(folder, safe_serialization=False)
+    return folder
+
+
+def save_half(folder):
+    random_vae().save_pretrained(folder)
+    path = folder / "diffusion_pytorch_model.safetensors"
+    save_file({name: x for name, x in load_file(path).items() if "decoder" not in name}, path)
+    return folder
+
+
+def save_broken(folder):
+    random_vae().save_pretrained(folder)
+    (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
+    return folder
+
+
+def a_file(folder):
+    random_vae().save_pretrained(folder)
+    return folder / "config.json"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (save_transformer, "DiTModel cannot be used: it is no autoencoder that is known"),
+        (save_rae, r"AutoencoderRAE cannot be used: it takes images in \[0, 1\], and normalises"),
+        (save_pickle, "cannot be opened: .*safetensors"),
+        (save_half, "missing: decoder"),
+        (save_broken, "cannot be opened"),
+        (a_file, "is a file: give the folder that it lies in"),
+        (lambda folder: random_vae().save_pretrained(folder) or folder.parent / "va", "is it '.*/vae'?"),
+        (lambda folder: folder.parent, "cannot be opened: .*config.json"),
+    ],
+)
+def test_what_is_no_autoencoder_is_refused_in_one_line(make, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        load_vae(str(make(tmp_path / "vae")))
+    assert str(error.value).startswith(f"autoencoder '{tmp_path}") and "\n" not in str(error.value)
+
+
+def test_the_autoencoder_of_a_pipeline_is_taken(tmp_path):
+    vae = random_vae()
+    vae.save_pretrained(tmp_path / "pipeline" / "vae")
+    (tmp_path / "pipeline" / "model_index.json").write_text("{}")
+    found = load_vae(str(tmp_path / "pipeline"))
+    assert all(torch.equal(x, found.state_dict()[name]) for name, x in vae.state_dict().items())
+
+
+def test_statistics_need_no_float64_on_a_device():
+    """As on Apple's GPUs; here a device without values stands for one."""
+    generator = torch.Generator().manual_seed(0)
+    mean, std = torch.randn(2, 50, 3, 4, 4, generator=generator)
+    statistics = latent_statistics([(mean[:30], std[:30]), (mean[30:], std[30:])])
+    assert statistics["mean"] == pytest.approx(mean.double().mean((0, 2, 3)).tolist(), rel=1e-12)
+
+    class NoDouble(torch.overrides.TorchFunctionMode):
+        on_device = True
+
+        def __torch_function__(self, function, types, arguments=(), keywords=None):
+            name = getattr(function, "__name__", "")
+            if name == "cpu":
+                self.on_device = False
+            assert not (self.on_device and name == "double"), "float64 on the device"
+            return function(*arguments, **(keywords or {}))
+
+    with NoDouble():
+        latent_statistics([(mean, std)])
+
+
+# --- encoding again -----------------------------------------------------------------------------------------------
+
+
+def photos(folder, count=8):
+    for row in range(count):
+        path = folder / "ab"[row % 2] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 30 * row).save(path)
+    return folder
+
+
+def shards(folder):
+    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("moments-*"))}
+
+
+def test_repaired_and_changed_images_are_encoded_again(tiny_vae, tmp_path):  # noqa: F811
+    data, folder = photos(tmp_path / "photos"), tmp_path / "latents"
+    whole = (data / "a" / "4.png").read_bytes()
+    (data / "a" / "4.png").write_bytes(whole[:45].ljust(len(whole), b"\0"))  # as large as it was
+    options = ["--skip_corrupt_images", "--shard_size", 2, "--output_dir"]
+
+    def encode_again():
+        run(encode_latents.main, *TINY_DATA, "--dataset", data, "--vae", tiny_vae, *options, folder)
+        return shards(folder)
+
+    # rows 0 to 3 are a/0, a/2, a/4, a/6: the second shard has a copy of the last
+    first = encode_again()
+    facts = json.loads((folder / "latents.json").read_text())
+    assert (facts["skipped_rows"], facts["class_counts"], facts["skipped_files"]) == ([2], {"a": 4, "b": 4}, 0)
+    latents = LatentDataset(folder)
+    assert torch.equal(latents[2]["mean"], latents[3]["mean"])
+    assert latents.row_facts()["skipped_files"] == 1
+    assert "of 1 that could not be decoded (rows 2) the next ones are taken" in latents.describe()
+    before = latents.fingerprint()
+    assert encode_again() == first and LatentDataset(folder).fingerprint() == before
+
+    # repaired: its shard alone is encoded again, to what it should have been
+    (data / "a" / "4.png").write_bytes(whole)
+    second = encode_again()
+    assert {name for name in first if first[name] != second[name]} == {"moments-00001.safetensors"}
+    encode(data, tiny_vae, tmp_path / "fresh", "--shard_size", 2)
+    every = [LatentDataset(each) for each in (folder, tmp_path / "fresh")]
+    assert all(torch.equal(every[0][row]["mean"], every[1][row]["mean"]) for row in range(8))
+    assert every[0].facts["skipped_rows"] == [] and every[0].fingerprint()["rows"] != before["rows"]
+
+    # another image under the same name
+    Image.effect_noise((9, 9), 50).save(data / "b" / "7.png")
+    third = encode_again()
+    assert {name for name in second if second[name] != third[name]} == {"moments-00003.safetensors"}
+    # another class is other data
+    (data / "b").rename(data / "c")
+    with pytest.raises(ValueError, match="holds other latents .id2label was"):
+        encode_again()
+
+
+def test_latents_from_before_shards_were_recorded_open(tiny_vae, small_data, tmp_path):  # noqa: F811
+    folder = tmp_path / "latents"
+    encode(small_data, tiny_vae, folder)
+    facts = json.loads((folder / "latents.json").read_text())
+    for key in ("shards", "skipped_rows", "skipped_files", "class_counts", "background"):
+        del facts[key]
+    (folder / "latents.json").write_text(json.dumps(facts))
+    old = LatentDataset(folder)
+    assert old[0].keys() == {"mean", "std", "labels"} and old.row_facts()["skipped_files"] == 0
+    encode(small_data, tiny_vae, folder)
+    assert sum(LatentDataset(folder).facts["class_counts"].values()) == 60
+
+
+def test_the_data_of_a_run_are_described_and_told_from_others(tiny_vae, small_data, tmp_path, capsys):  # noqa: F811
+    class Config(LoopConfig, CleanDataConfig):
+        pass
+
+    def data(**changes):
+        config = Config()
+        for name, value in ({"resolution": 8, "image_channels": 1} | changes).items():
+            setattr(config, name, value)
+        return CleanData(config, make_accelerator(config)), config
+
+    folder = photos(tmp_path / "photos")
+    (folder / "cover.jpg").write_bytes((folder / "a" / "0.png").read_bytes())
+    pixels, config = data(dataset=str(folder))
+    assert "8 images of 2 classes: a 4, b 4; left out: cover.jpg (images beside" in capsys.readouterr().out
+    facts = pixels.facts(config)
+    assert (facts["rows"], facts["class_counts"], facts["skipped_files"]) == (8, {"a": 4, "b": 4}, 1)
+    on_the_fly, _ = data(dataset=str(folder), vae=str(tiny_vae))
+    assert pixels.fingerprint() == pixels.dataset.fingerprint() == json.loads(json.dumps(pixels.fingerprint()))
+    assert on_the_fly.fingerprint() == pixels.fingerprint() | {"autoencoder": on_the_fly.fingerprint()["autoencoder"]}
+
+    shutil.copytree(tiny_vae, tmp_path / "other")
+    vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "other")
+    vae.encoder.conv_in.bias.data += 1
+    vae.save_pretrained(tmp_path / "other")
+    other, _ = data(dataset=str(folder), vae=str(tmp_path / "other"))
+    assert other.fingerprint()["autoencoder"] != on_the_fly.fingerprint()["autoencoder"] is not None
+    encode(folder, tiny_vae, tmp_path / "latents")
+    latents, config = data(latents=str(tmp_path / "latents"))
+    found = latents.fingerprint()
+    assert (found["classes"], found["autoencoder"]) == (["a", "b"], on_the_fly.fingerprint()["autoencoder"])
+    facts = latents.facts(config)
+    assert (facts["rows"], facts["class_counts"], facts["skipped_files"]) == (8, {"a": 4, "b": 4}, 1)
+    # the same again, where the same machine encodes it
+    encode(folder, tiny_vae, tmp_path / "moved")
+    assert data(latents=str(tmp_path / "moved"))[0].fingerprint() == found

@@ -1,0 +1,134 @@
+"""What diffusion is trained on: images, latents encoded before, or images encoded on the fly by an autoencoder."""
+
+from dataclasses import asdict, dataclass, fields
+
+import torch
+
+from score_sde.pipelines.latents import encode_moments, normalize_latents
+
+from .config import DataConfig, option
+from .data import ImageDataset, ImageStream, LatentDataset
+from .latents import fetch_latents, fingerprint, latent_shape, load_vae
+from .sources import on_hub
+
+
+@dataclass
+class CleanDataConfig(DataConfig):
+    latents: str | None = option(
+        None,
+        "Folder written by training/encode_latents.py, or dataset on the Hub that holds one, somebody/latents: train "
+        "on these latents instead of images.",
+    )
+    vae: str | None = option(
+        None,
+        "Autoencoder in diffusers format, a folder or Hub id: encode images on the fly. With latents, it is the one "
+        "they were encoded by, unless given.",
+    )
+
+    normalize_latents: bool = option(
+        False,
+        "Give the latents of that folder mean 0 and standard deviation 1 in every channel, by its statistics; they "
+        "replace those in the autoencoder's config, in the saved pipeline, too.",
+    )
+    streaming: bool = option(
+        False,
+        "Read the dataset as it comes, without a copy of it on disk and without its length. The order then depends on "
+        "the processes, num_workers and batch_size, which must be the same on resume; a resumed run reads past what "
+        "it has seen, without decoding it.",
+    )
+    shuffle_buffer: int = option(1000, "Images of a stream, in each worker, among which the next is drawn.")
+
+    def problems(self):
+        yield from DataConfig.problems(self)
+        if self.latents and (self.crop != "centre" or self.streaming):
+            yield "crop random and streaming need images: latents are read as they were encoded"
+        if self.normalize_latents and not self.latents:
+            yield "normalize_latents needs the statistics of latents: encode them by training/encode_latents.py"
+        if self.shuffle_buffer < 1:
+            yield f"shuffle_buffer {self.shuffle_buffer} must be at least 1"
+
+
+def normalize_by(vae, statistics, folder):
+    """Let the config of an autoencoder give its latents mean 0 and standard deviation 1, by the statistics of latents
+    in a folder. Raises ValueError where there are none, or of channels that are constant."""
+    if statistics is None:
+        raise ValueError(f"latents.json of {folder!r} has no statistics: run training/encode_latents.py to its end")
+    if not min(statistics["std"]) > 0:
+        raise ValueError(f"latents in {folder!r} are constant in a channel: standard deviations {statistics['std']}")
+    vae.register_to_config(
+        latents_mean=statistics["mean"], latents_std=statistics["std"], scaling_factor=1.0, shift_factor=None
+    )
+
+
+class CleanData:
+    """The clean samples of a `CleanDataConfig`.
+
+    Attributes: `dataset`, its rows; `vae`, None for pixels; `shape` (channels, height, width) of a sample;
+    `num_classes` and `id2label`, None without labels.
+    """
+
+    def __init__(self, config, accelerator):
+        self.random_flip, self.vae = config.random_flip, None
+        if config.latents:
+            with accelerator.main_process_first():
+                folder = fetch_latents(config.latents)
+            self.dataset = LatentDataset(folder, flips=config.random_flip)
+            vae = config.vae or self.dataset.facts["vae"]
+            # of latents from the Hub, it may be in their own folder
+            vae = folder if vae == "vae" else vae
+            self.vae = load_vae(vae)
+            if fingerprint(self.vae) != self.dataset.facts["vae_fingerprint"]:
+                raise ValueError(
+                    f"the latents in {config.latents!r} were encoded by another autoencoder than the one that is now "
+                    f"in {vae!r}: encode them anew, or pass --vae with the one they are from"
+                )
+            if config.normalize_latents:
+                normalize_by(self.vae, self.dataset.facts.get("statistics"), config.latents)
+            self.vae.to(accelerator.device)
+            self.shape = self.dataset.shape
+        else:
+            images = ImageStream if config.streaming else ImageDataset
+            with accelerator.main_process_first():
+                self.dataset = images(config, crop_seed=config.crop_seed)
+            self.shape = self.dataset.shape
+            if config.vae:
+                self.vae = load_vae(config.vae).to(accelerator.device)
+                self.shape = latent_shape(self.vae, self.shape)
+        self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
+        accelerator.print(self.dataset.describe())
+
+    def fingerprint(self):
+        """What tells these data from others, as JSON: {"classes": names in order, "rows": a hash, "autoencoder": a hash
+        of its weights}, each None where there are none. It is the same on every machine."""
+        autoencoder = None if self.vae is None else fingerprint(self.vae)
+        return self.dataset.fingerprint() | {"autoencoder": autoencoder}
+
+    def facts(self, config):
+        """What the rows are and where they are from, for the card: "rows", "class_counts" ({name: rows}),
+        "skipped_files" and what the config says; None where it isn't known. And "config": of latents without the
+        options of images, which were not read; what is known of those is in latents.json."""
+        if config.latents:
+            source = self.dataset.facts | {"skip_corrupt_images": bool(self.dataset.facts.get("skipped_rows"))}
+        else:
+            source = vars(config) | {"dataset_on_hub": on_hub(config.dataset)}
+        keys = ("dataset", "dataset_on_hub", "split", "resolution", "background", "skip_corrupt_images")
+        facts = {key: source.get(key) for key in keys}
+        unread = {field.name for field in fields(DataConfig)} - {"num_workers"} if config.latents else set()
+        options = {name: value for name, value in asdict(config).items() if name not in unread}
+        return self.dataset.row_facts() | facts | {"config": options}
+
+    def draw(self, batch, draws):
+        """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised
+        latents drawn from the autoencoder's posterior."""
+        if self.random_flip:
+            flipped = draws.chance(0.5).reshape(-1, 1, 1, 1)
+            if "mean" in batch:
+                mirrored = {name: batch[f"{name}_flipped"] for name in ("mean", "std")}
+            else:
+                mirrored = {"images": batch["images"].flip(-1)}
+            batch = batch | {name: torch.where(flipped, x, batch[name]) for name, x in mirrored.items()}
+        if self.vae is None:
+            return batch["images"]
+        with torch.no_grad():
+            mean, std = (batch["mean"], batch["std"]) if "mean" in batch else encode_moments(self.vae, batch["images"])
+        return normalize_latents(mean + std * draws.normal(mean.shape[1:]), self.vae.config)

@@ -1,0 +1,532 @@
+"""Images and latents for training: any dataset that `sources` opens, checked before training starts."""
+
+import hashlib
+import io
+import itertools
+import json
+import os
+
+import datasets
+import fsspec
+import huggingface_hub.constants
+import numpy as np
+import pyarrow
+import torch
+from datasets import ClassLabel, Dataset
+from datasets import Image as ImageFeature
+from datasets.distributed import split_dataset_by_node
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from score_sde.pipelines.bundling import few
+from score_sde.pipelines.images import to_mode
+
+from .hashes import hash_of, hash_of_file
+from .sources import FORMATS, as_stream, nearest, open_split
+
+
+# a side of 1 pixel would be made as long as the resolution, and the other as many times longer
+MOST_PIXELS = 2**27
+
+
+def field(values, column):
+    """What a mapping holds for a column: "json.label" is the field label of the column json. Raises LookupError or
+    TypeError where there is none."""
+    for name in [column] if column in values else column.split("."):
+        values = values[name]
+    return values
+
+
+class ImageRows:
+    """Rows of a split, as {"images": (channels, resolution, resolution) in [-1, 1], "labels": class number}.
+
+    Attributes: `shape` of an image; `num_classes` and `id2label`, None without labels; `class_counts`, {name: rows} of
+    the classes, None without labels or where only reading all of a stream could tell.
+    """
+
+    def __init__(self, config, split, crop_seed, streaming):
+        self.name, self.split, self.crop_seed = config.dataset, split or config.split, crop_seed
+        self.data, self.origin = open_split(self.name, self.split, streaming)
+        self.image_column, self.label_column = config.image_column, config.label_column
+        if os.path.isdir(self.name) and list(self.data.features) == ["image"] and self.label_column == "label":
+            self.label_column = None  # there are no folders of classes
+        for kind, column in (("image", self.image_column), ("label", self.label_column)):
+            try:
+                _ = column and field(self.data.features, column)
+            except (LookupError, TypeError):
+                raise ValueError(
+                    f"dataset {self.name!r} has no column {column!r}; it has {', '.join(self.data.column_names)}: "
+                    f"name its {kind} column by --{kind}_column"
+                    + (", or pass --label_column none" if kind == "label" else "")
+                ) from None
+        self.skip_corrupt_images = config.skip_corrupt_images
+        self.resolution, self.background = config.resolution, config.background
+        self.mode = "L" if config.image_channels == 1 else "RGB"
+        self.shape = (config.image_channels, config.resolution, config.resolution)
+        self.num_classes = self.id2label = self.class_counts = self.labels_hash = None
+        if self.label_column is not None:
+            feature = field(self.data.features, self.label_column)
+            known = len(feature.names) if isinstance(feature, ClassLabel) else None
+            if known and config.num_classes not in (None, known):
+                raise ValueError(f"num_classes {config.num_classes}: dataset {self.name!r} has {known} classes")
+            self.num_classes = known or config.num_classes
+            found = self.count_labels() if isinstance(self.data, Dataset) else None
+            if self.num_classes is None:
+                raise ValueError(
+                    f"the stream of dataset {self.name!r} doesn't say how many classes its column "
+                    f"{self.label_column!r} has: pass --num_classes, or --label_column none"
+                )
+            names = feature.names if known else map(str, range(self.num_classes))
+            self.id2label = dict(enumerate(names))
+            if found:
+                self.class_counts = {name: found.get(label, 0) for label, name in self.id2label.items()}
+        self.data = self.data.cast_column(self.image_column, ImageFeature(decode=False))
+
+    def count_labels(self):
+        """{label: rows}; sets `labels_hash`, and `num_classes` where it isn't known."""
+        top = self.label_column if self.label_column in self.data.features else self.label_column.split(".")[0]
+        table = self.data.select_columns([top]).flatten().with_format("arrow")[:]
+        counts = {each["values"]: each["counts"] for each in table[self.label_column].value_counts().to_pylist()}
+        wrong = [label for label in counts if not self.is_label(label)]
+        if wrong:
+            raise ValueError(
+                f"label column {self.label_column!r} must hold integers from 0"
+                + (f" to {self.num_classes - 1}" if self.num_classes else "")
+                + f"; it has {wrong[:5]}"
+            )
+        if self.num_classes is None:
+            if max(counts) >= len(self.data):
+                raise ValueError(
+                    f"label column {self.label_column!r} has {len(counts)} labels, but up to {max(counts)}: pass "
+                    f"--num_classes if there are so many classes"
+                )
+            self.num_classes = max(counts) + 1
+        labels = table[self.label_column].cast(pyarrow.int64()).to_numpy()
+        self.labels_hash = hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
+        return counts
+
+    def is_label(self, label):
+        return isinstance(label, int) and label >= 0 and (self.num_classes is None or label < self.num_classes)
+
+    def open_image(self, value):
+        """The PIL image of what the image column holds: bytes, or a file of the dataset, and no other."""
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise ValueError("the row has none")
+        file = io.BytesIO(value["bytes"]) if value["bytes"] is not None else self.open_file(value["path"])
+        with file:
+            image = Image.open(file, formats=FORMATS)
+            image.load()
+        return image
+
+    def open_file(self, path):
+        """A file of the dataset, to be read. What is in the rows of a dataset may name any."""
+        *_, source = path.split("::")  # of an archive, where it is
+        if "://" in source:
+            if not source.startswith((f"hf://datasets/{self.name}@", f"hf://datasets/{self.name}/")):
+                raise ValueError(f"{path!r} is no file of the dataset")
+            return fsspec.open(path, "rb").open()
+        roots = [self.origin.root]
+        if self.origin.root is None:  # of the Hub, what was downloaded
+            caches = datasets.config
+            roots = [caches.HF_DATASETS_CACHE, caches.DOWNLOADED_DATASETS_PATH, caches.EXTRACTED_DATASETS_PATH]
+            roots.append(huggingface_hub.constants.HF_HUB_CACHE)
+        roots = [os.path.abspath(root) for root in roots]
+        path = os.path.abspath(os.path.join(roots[0], path))
+        if not any(os.path.commonpath([path, root]) == root for root in roots):
+            raise ValueError(f"{path!r} is no file of the dataset")
+        if not os.path.isfile(path):
+            raise ValueError(f"{path!r} is no file")
+        return open(path, "rb")
+
+    def item(self, row, key):
+        """A row as it is trained on. A random crop is a function of the seed and `key`, integers."""
+        image = to_mode(self.open_image(row[self.image_column]), self.mode, self.background)
+        image = resize_and_crop(image, self.resolution, None if self.crop_seed is None else (self.crop_seed, *key))
+        pixels = torch.from_numpy(np.array(image)).reshape(*self.shape[1:], -1).permute(2, 0, 1).contiguous()
+        item = {"images": pixels.float().div_(127.5).sub_(1)}
+        if self.label_column is not None:
+            item["labels"] = field(row, self.label_column)
+        return item
+
+    def problem(self, where, row, error):
+        """What to say of a row that cannot be decoded."""
+        paths = [(row[self.image_column] or {}).get("path"), row.get("__url__")]
+        found = ", ".join(path for path in paths if path)
+        return (
+            f"{where} of dataset {self.name!r}, split {self.split!r}: the image in column {self.image_column!r}"
+            + (f" ({found})" if found else "")
+            + f" cannot be decoded: {error}"
+        )
+
+    def row_facts(self):
+        """What the rows are, for training.json: {"rows", "class_counts", "skipped_files"}; None where a stream doesn't
+        say."""
+        return {
+            "rows": len(self.data) if isinstance(self.data, Dataset) else None,
+            "class_counts": self.class_counts,
+            "skipped_files": sum(map(len, self.origin.left_out.values())),
+        }
+
+    def describe(self):
+        """One line that says what the rows are, and which files are left out."""
+        left_out = [f"{few(names)} ({reason})" for reason, names in self.origin.left_out.items()]
+        return describe(f"dataset {self.name!r}, split {self.split!r}", self) + (
+            f"; left out: {', '.join(left_out)}" if left_out else ""
+        )
+
+    def fingerprint(self):
+        """What tells these rows from others, here and on another machine: {"classes": names in order, "rows": a hash of
+        their files' names and sizes and of the labels, "autoencoder": None}."""
+        rows = {"files": list(self.origin.sizes.items()), "labels": self.labels_hash, "rows": self.row_facts()["rows"]}
+        if not self.origin.sizes:  # on the Hub
+            rows |= {"name": self.name, "split": self.split, "bytes": self.data.info.dataset_size}
+        return fingerprint_of(self.id2label, rows)
+
+
+class ImageDataset(ImageRows, torch.utils.data.Dataset):
+    """Images by the numbers of their rows. `crop_seed` asks for random crops, of another place in every epoch."""
+
+    knows_epochs = True
+
+    def __init__(self, config, split=None, crop_seed=None):
+        super().__init__(config, split, crop_seed, streaming=False)
+        self.corrupt = set()
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, row):
+        if row >= len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, keys):
+        """Items for the keys of a `GlobalBatchSampler`."""
+        return [item for item, _ in self.items_and_rows(keys)]
+
+    def is_readable(self, row):
+        """Whether the image of a row can be decoded."""
+        try:
+            self.item(self.data[row], (0, row))
+        except Exception:  # whatever the decoder raises
+            return False
+        return True
+
+    def source_of(self, rows):
+        """A hash that tells whether the images of some rows are what they were: of their files' names and sizes in a
+        folder of images, else of all that the rows are from."""
+        if len(self.origin.sizes) == len(self):
+            return hash_of(list(itertools.islice(self.origin.sizes.items(), rows.start, rows.stop)))
+        return self.fingerprint()["rows"]
+
+    def items_and_rows(self, keys):
+        """The items for some keys, each with the number of the row that it is of: the next one, where one cannot be
+        decoded."""
+        epochs, numbers = zip(*(divmod(key, len(self)) for key in keys), strict=True)
+        columns = self.data[list(numbers)]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [self.item_or_next(*each) for each in zip(epochs, numbers, rows, strict=True)]
+
+    def item_or_next(self, epoch, number, row):
+        taken = number
+        while True:
+            try:
+                return self.item(row, (epoch, number)), taken
+            except Exception as error:  # whatever the decoder raises
+                problem = self.problem(f"row {taken}", row, error)
+                if not self.skip_corrupt_images:
+                    raise ValueError(f"{problem}. Repair it, or pass --skip_corrupt_images") from error
+                following = (taken + 1) % len(self)
+                if taken not in self.corrupt:
+                    self.corrupt.add(taken)
+                    if len(self.corrupt) == len(self):
+                        raise ValueError(f"{problem}, and no other row of it can") from error
+                    print(f"{problem}: row {following} is taken instead")
+                taken, row = following, self.data[following]
+
+
+class ImageStream(ImageRows, torch.utils.data.IterableDataset):
+    """Images as they come, endlessly: each process, and each of its workers, reads its own part of the files, shuffled
+    by a buffer.
+
+    The order is a function of the seed, the number of processes and the number of workers. `begin` says which part
+    this process reads and where.
+    """
+
+    def __init__(self, config, crop_seed=None):
+        super().__init__(config, None, crop_seed, streaming=True)
+        self.seed, self.shuffle_buffer = config.seed, config.shuffle_buffer
+        if isinstance(self.data, Dataset):  # a folder of images
+            self.data = as_stream(self.data)
+        self.begin(rank=0, world_size=1, given=0)
+
+    def begin(self, rank, world_size, given):
+        """Start as process `rank` after every worker of it gave so many images."""
+        self.rank, self.world_size, self.given = rank, world_size, given
+
+    def rows(self, epoch):
+        shuffled = self.data.shuffle(seed=mix_seeds(self.seed, epoch), buffer_size=self.shuffle_buffer)
+        return split_dataset_by_node(shuffled, self.rank, self.world_size)
+
+    def __iter__(self):
+        info = torch.utils.data.get_worker_info()
+        worker = info.id if info else 0
+        position = corrupt = 0
+        for epoch in itertools.count():
+            first, rows = position, iter(self.rows(epoch))
+            while True:
+                where = f"row {position - first} of pass {epoch} of worker {worker} in process {self.rank}"
+                try:
+                    row = next(rows, None)
+                except Exception as error:  # every reader has its own
+                    raise ValueError(f"dataset {self.name!r} cannot be read on at {where}: {error}") from error
+                if row is None:
+                    break
+                position += 1
+                if position <= self.given:
+                    continue
+                try:
+                    item = self.item(row, (self.rank, worker, position))
+                except Exception as error:  # whatever the decoder raises
+                    problem = self.problem(where, row, error)
+                    if not self.skip_corrupt_images:
+                        raise ValueError(f"{problem}. Repair it, or pass --skip_corrupt_images") from error
+                    print(f"{problem}: the next row is taken instead")
+                    corrupt += 1
+                    continue
+                if self.label_column is not None and not self.is_label(item["labels"]):
+                    raise ValueError(
+                        f"{where} of dataset {self.name!r}: label column {self.label_column!r} must hold integers from "
+                        f"0 to {self.num_classes - 1}; it has {item['labels']!r}"
+                    )
+                yield from [item] * (1 + corrupt)
+                corrupt = 0
+            if corrupt >= position - first:  # true for no rows, too
+                raise ValueError(
+                    f"pass {epoch} of worker {worker} in process {self.rank} found no image in dataset {self.name!r}, "
+                    f"split {self.split!r}, among its {position - first} rows: use fewer processes or num_workers"
+                )
+
+
+def resize_and_crop(image, resolution, seed=None):
+    """Resize the shorter side of a PIL image to `resolution` (Lanczos), then crop the centre square, or a random one
+    where a seed is given (integers). Raises ValueError for an image so long that it would be of too many pixels."""
+    scale = resolution / min(image.size)
+    if scale != 1:
+        size = [max(resolution, round(side * scale)) for side in image.size]
+        if size[0] * size[1] > MOST_PIXELS:
+            raise ValueError(
+                f"an image of {image.width} x {image.height} pixels would be resized to {size[0]} x {size[1]}: cut it"
+            )
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    spare = [side - resolution for side in image.size]
+    if not any(spare):
+        return image
+    if seed is None:
+        left, top = [number // 2 for number in spare]
+    else:
+        left, top = np.random.default_rng(seed).integers(0, spare, endpoint=True).tolist()
+    return image.crop((left, top, left + resolution, top + resolution))
+
+
+def describe(name, dataset):
+    """One line on the rows of a dataset."""
+    facts = dataset.row_facts()
+    rows = "a stream of images" if facts["rows"] is None else f"{facts['rows']:,} images"
+    if dataset.id2label is None:
+        return f"{name}: {rows}, read without classes"
+    counts = facts["class_counts"] or {}
+    classes = [f"{label} {counts[label]:,}" if counts else label for label in dataset.id2label.values()]
+    return f"{name}: {rows} of {len(classes)} classes: {few(classes, 20)}"
+
+
+def fingerprint_of(id2label, rows, autoencoder=None):
+    """What tells data from others, as JSON; `rows` is hashed."""
+    return {
+        "classes": list(id2label.values()) if id2label else None,
+        "rows": hash_of(rows),
+        "autoencoder": autoencoder,
+    }
+
+
+def shard_path(folder, shard):
+    return os.path.join(folder, f"moments-{shard:05d}.safetensors")
+
+
+def shard_record(path):
+    """What tells a shard from a damaged one: {"bytes", "sha256"}."""
+    return {"bytes": os.path.getsize(path), "sha256": hash_of_file(path)}
+
+
+def check_shard(folder, shard, facts, content=True):
+    """Raise ValueError naming a shard of latents that is missing, damaged or of other latents; without `content` only
+    by its size and header."""
+    path, rows = shard_path(folder, shard), min(facts["shard_size"], facts["rows"] - shard * facts["shard_size"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            shape = tuple(file.get_slice("mean").get_shape())
+        if shape != (rows, *facts["shape"]):
+            raise ValueError(f"it holds {shape}, not {(rows, *facts['shape'])}")
+        if facts.get("shards"):  # latents from before they were recorded have none
+            expected = facts["shards"][shard]
+            found = shard_record(path) if content else {"bytes": os.path.getsize(path)}
+            if found != {name: expected[name] for name in found}:
+                raise ValueError(f"it is not what was written: {found}")
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path!r} is missing or damaged ({error}): run training/encode_latents.py again with the same options, it "
+            f"writes what is not whole"
+        ) from error
+
+
+def open_shard(folder, shard):
+    """The tensors of a shard of latents, memory-mapped."""
+    with safe_open(shard_path(folder, shard), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_latents_json(folder):
+    """The facts of latents in a folder. Raises ValueError where there are none."""
+    index = os.path.join(folder, "latents.json")
+    if not os.path.isfile(index):
+        raise ValueError(
+            f"{folder!r} holds no latents.json: encode a dataset into it by training/encode_latents.py{nearest(folder)}"
+        )
+    try:
+        with open(index, encoding="utf-8") as file:
+            facts = json.load(file)
+        needed = ("rows", "shape", "shard_size", "num_shards", "num_classes", "id2label", "vae", "vae_fingerprint")
+        missing = [key for key in needed if key not in facts]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except (OSError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{index!r} is damaged ({error}): encode the dataset anew") from error
+    return facts
+
+
+class LatentDataset(torch.utils.data.Dataset):
+    """Moments of latents, written by `encode_latents.py`: {"mean": ..., "std": ..., "labels": ...}; with `flips` also
+    those of the mirror images, "mean_flipped" and "std_flipped".
+
+    What each shard holds is checked against its hash where it is first read in a process.
+    """
+
+    knows_epochs = True
+
+    def __init__(self, folder, flips=False):
+        self.facts = read_latents_json(folder)
+        if flips and not self.facts.get("both_flips"):
+            raise ValueError(
+                f"random_flip needs the mirror images, which {folder!r} lacks: encode the dataset into another folder "
+                f"by training/encode_latents.py --both_flips"
+            )
+        for shard in range(self.facts["num_shards"]):
+            check_shard(folder, shard, self.facts, content=False)
+        self.folder, self.flips, self.shards = folder, flips, {}
+        self.shape, self.num_classes = tuple(self.facts["shape"]), self.facts["num_classes"]
+        names = self.facts["id2label"]
+        self.id2label = {int(label): name for label, name in names.items()} if names else None
+
+    def __len__(self):
+        return self.facts["rows"]
+
+    def __getitem__(self, key):
+        """The item of a row, or of a key of a `GlobalBatchSampler`."""
+        shard, row = divmod(key % len(self), self.facts["shard_size"])
+        if shard not in self.shards:  # opened once in each process
+            check_shard(self.folder, shard, self.facts)
+            tensors = open_shard(self.folder, shard)
+            self.shards[shard] = {name: x for name, x in tensors.items() if self.flips or not name.endswith("_flipped")}
+        return {name: values[row] for name, values in self.shards[shard].items()}
+
+    def row_facts(self):
+        """As `ImageRows.row_facts`; an image that could not be decoded is a file that was skipped."""
+        skipped = self.facts.get("skipped_files", 0) + len(self.facts.get("skipped_rows", ()))
+        return {
+            "rows": len(self),
+            "class_counts": self.facts.get("class_counts"),
+            "skipped_files": skipped,
+        }
+
+    def describe(self):
+        """One line that says what the rows are."""
+        skipped = self.facts.get("skipped_rows", ())
+        return describe(f"latents {self.folder!r}", self) + (
+            f"; of {len(skipped)} that could not be decoded (rows {few(map(str, skipped))}) the next ones are taken"
+            if skipped
+            else ""
+        )
+
+    def fingerprint(self):
+        """As `ImageRows.fingerprint`: of the shards' content."""
+        names = ("rows", "shape", "shards", "statistics")
+        rows = {name: self.facts.get(name) for name in names}
+        return fingerprint_of(self.id2label, rows, self.facts["vae_fingerprint"])
+
+
+class GlobalBatchSampler:
+    """Endless batches of keys: each epoch a new permutation, each process its share of every global batch. A key is the
+    number of a row plus the number of all rows for every epoch before: no two keys are the same.
+
+    The order is a function of (seed, position in the stream of images), so it doesn't depend on the number of
+    processes, and a resumed run continues exactly where it stopped.
+    """
+
+    def __init__(self, rows, batch_size, seed, rank, world_size, images_seen=0):
+        self.rows, self.batch_size, self.seed, self.images_seen = rows, batch_size, seed, images_seen
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self):
+        position, epoch, order = self.images_seen, None, None
+        while True:
+            batch = []
+            for i in range(position + self.rank * self.batch_size, position + (self.rank + 1) * self.batch_size):
+                if i // self.rows != epoch:
+                    epoch = i // self.rows
+                    generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
+                    order = torch.randperm(self.rows, generator=generator).tolist()
+                batch.append(epoch * self.rows + order[i % self.rows])
+            yield batch
+            position += self.batch_size * self.world_size
+
+
+class EveryEpoch(torch.utils.data.Dataset):
+    """Any dataset of a map style, by the keys of a `GlobalBatchSampler`, which one that `knows_epochs` takes itself."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        return self.dataset[key % len(self.dataset)]
+
+
+def training_batches(dataset, config, accelerator, progress):
+    """Endless batches of this process, from where `progress` stands, of an `ImageStream` or any dataset of a map style.
+
+    Raises ValueError for a stream that was begun with other processes, workers or batches than now.
+    """
+    rank, world_size, workers = accelerator.process_index, accelerator.num_processes, config.num_workers
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        layout = {"processes": world_size, "num_workers": workers, "batch_size": config.batch_size}
+        if progress.setdefault("stream", layout) != layout:
+            raise ValueError(f"a stream goes on only as it was begun, with {progress['stream']}; now it is {layout}")
+        # a worker without a file would find nothing
+        workers = min(workers, split_dataset_by_node(dataset.data, rank, world_size).num_shards)
+        rounds, skip = divmod(progress["images_seen"] // (world_size * config.batch_size), max(1, workers))
+        dataset.begin(rank, world_size, given=rounds * config.batch_size)
+        batches = {"batch_size": config.batch_size}
+    else:
+        position, skip = (config.seed, rank, world_size, progress["images_seen"]), 0
+        dataset = dataset if getattr(dataset, "knows_epochs", False) else EveryEpoch(dataset)
+        batches = {"batch_sampler": GlobalBatchSampler(len(dataset), config.batch_size, *position)}
+    pin_memory = accelerator.device.type == "cuda"
+    loader = torch.utils.data.DataLoader(dataset, num_workers=workers, pin_memory=pin_memory, **batches)
+    return itertools.islice(loader, skip, None)
+
+
+def mix_seeds(*numbers):
+    """One 63-bit seed from several integers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,85 @@
+"""Autoencoders and their latents, as data for training."""
+
+import hashlib
+import os
+
+import torch
+from huggingface_hub import snapshot_download
+
+from score_sde.pipelines.bundling import hub_errors
+from score_sde.pipelines.latents import encode_moments, spatial_factor
+from score_sde.sharing.bundle_checks import open_autoencoder
+
+from .config import one_line
+from .sources import nearest
+
+
+def load_vae(path):
+    """An autoencoder of diffusers from a folder or Hub id, for inference, in float32; of a pipeline, its autoencoder.
+
+    Raises ValueError for what is none, or not sound.
+    """
+    try:
+        vae = open_autoencoder(path, dtype=torch.float32)
+    except ValueError as error:
+        raise ValueError(
+            f"autoencoder {path!r} cannot be opened: {one_line(error)}. Give a folder in diffusers' format, of an "
+            f"autoencoder or of a pipeline with one, or the id of one on the Hub{nearest(path)}"
+        ) from error
+    return vae.eval().requires_grad_(False)
+
+
+def fingerprint(vae):
+    """A hash of the autoencoder's weights, to tell one from another under the same path."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def latent_shape(vae, image_shape):
+    """Shape (channels, height, width) of the latent of an image of shape (channels, size, size). Raises ValueError for
+    images that the autoencoder doesn't take, or gives back in another size."""
+    channels, size, _ = image_shape
+    factor = spatial_factor(vae)
+    if size % factor:
+        good = [each for each in (size // factor * factor, -(-size // factor) * factor) if each]
+        raise ValueError(
+            f"resolution {size} is no multiple of {factor}, the factor of the autoencoder: use "
+            f"{' or '.join(map(str, good))}"
+        )
+    if channels != vae.config.in_channels:
+        raise ValueError(f"image_channels {channels}: the autoencoder is one of {vae.config.in_channels} channels")
+    return tuple(encode_moments(vae, torch.zeros(1, *image_shape, device=vae.device))[0].shape[1:])
+
+
+def latent_statistics(moments):
+    """Lists of numbers per channel of the latents of some moments, an iterable of (mean, std), each (B, C, H, W): their
+    mean, and the standard deviations of the posteriors' means and of samples from the posteriors."""
+    values, sums = 0, 0.0
+    for mean, std in moments:
+        mean, std = mean.cpu().double(), std.cpu().double()  # some devices have no float64
+        sums = sums + torch.stack([x.sum((0, 2, 3)) for x in (mean, mean**2, std**2)])
+        values += mean.numel() // mean.shape[1]
+    mean, square, variance = sums / values
+    variance_of_means = (square - mean**2).clamp_min(0)
+    return {
+        "mean": mean.tolist(),
+        "std_of_means": variance_of_means.sqrt().tolist(),
+        "std": (variance_of_means + variance).sqrt().tolist(),
+    }
+
+
+def fetch_latents(folder_or_repo):
+    """The folder of latents: itself, or that of a dataset on the Hub, downloaded into the cache; what is there already
+    is not downloaded again.
+
+    Raises ValueError for what is neither.
+    """
+    if os.path.isdir(folder_or_repo) or folder_or_repo.count("/") != 1:
+        return folder_or_repo
+    wanted = ["latents.json", "moments-*.safetensors", "vae/*.json", "vae/*.safetensors"]
+    what = f"latents {folder_or_repo!r} are no folder here and cannot be had from the Hub{nearest(folder_or_repo)}"
+    with hub_errors(ValueError, what):
+        return snapshot_download(folder_or_repo, repo_type="dataset", allow_patterns=wanted)

@@ -1,0 +1,493 @@
+"""The training loop that every script shares: resume, batch, loss, backward, step, EMA, log, sample, save.
+
+Progress is counted in optimizer steps and images seen. What is random in a step is a function of (seed, images seen),
+so a run that was stopped and resumed repeats, bit for bit on CPU, what it would have done. Nor does it depend on how
+processes and micro-batches share the images of a step (`Draws`), but for dropout inside a network.
+
+SIGTERM, or Ctrl-C, ends a run after the current step, with a checkpoint and the exit status 75: run it again with
+`--resume_from_checkpoint latest`. A step whose loss or gradient is not finite changes nothing; it is written down in
+nonfinite.jsonl, and the run stops after `max_skipped_steps` of them in a row. What cannot be written while training
+goes on, for want of room or any other reason, is lost, and training goes on.
+"""
+
+import copy
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedType,
+    DynamoBackend,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    TorchDynamoPlugin,
+    convert_outputs_to_fp32,
+)
+from diffusers.optimization import get_scheduler
+from diffusers.utils import make_image_grid
+from PIL import Image
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from tqdm.auto import tqdm
+
+from score_sde.pipelines.writing import whole_file, whole_folder, write_json
+from score_sde.schedulers.paths import moved
+
+from .averages import Averages, gathered
+from .checkpoints import resume, save_checkpoint
+from .config import WORK_BEGUN
+from .cores import warn_of_busy_cores
+from .data import mix_seeds, training_batches
+from .flops import FlopCounter, measured_peak
+from .provenance import provenance
+from .run_folder import surviving
+
+
+# the exit status of a run that was told to stop and saved itself: run it again with --resume_from_checkpoint latest
+EXIT_RESUME = 75
+# steps between two looks, over several processes, at whether one was told to stop
+STOP_INTERVAL = 10
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def make_accelerator(config):
+    accelerator = Accelerator(
+        # several processes without a GPU: Accelerate would run them side by side, each alone, unless told
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=config.mixed_precision,
+        # `fit` compiles in place: Accelerate would wrap the network, under other names of its weights
+        dynamo_backend="no",
+        # as a number it would give way to the launcher's
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+        log_with=config.log_with.split(",") if config.log_with else None,
+        project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
+    )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("fsdp_version 1 is not supported: set fsdp_version: 2 in the configuration of accelerate")
+    if accelerator.state.deepspeed_plugin is not None:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": config.batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "gradient_clipping": config.max_grad_norm,
+        }
+    # what is recorded is what was really used
+    config.mixed_precision = accelerator.mixed_precision
+    config.compile = config.compile or TorchDynamoPlugin().backend != DynamoBackend.NO
+    warn_of_busy_cores(accelerator)
+    os.makedirs(config.output_dir, exist_ok=True)
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
+    torch.manual_seed(config.seed)
+    return accelerator
+
+
+class Draws:
+    """Random numbers for one of the micro-batches of an optimizer step that begins after `images_seen` images. They are
+    drawn for the whole step, all its micro-batches on all processes, and only the own rows are kept: training doesn't
+    depend on how processes and micro-batches share the images of a step."""
+
+    def __init__(self, seed, images_seen, accelerator, batch_size, micro_batch=0, micro_batches=1):
+        self.rows, self.device = batch_size * accelerator.num_processes * micro_batches, accelerator.device
+        first = (micro_batch * accelerator.num_processes + accelerator.process_index) * batch_size
+        self.own = slice(first, first + batch_size)
+        self.generator = torch.Generator(self.device).manual_seed(mix_seeds(seed, images_seen))
+        # numbers that path times are made of: not every device has float64
+        on_cpu = self.device.type == "cpu"
+        self.of_times = self.generator if on_cpu else torch.Generator().manual_seed(mix_seeds(seed, images_seen))
+        self.times = None  # the path times of the micro-batch, for the record of a loss that is not finite
+
+    def normal(self, shape):
+        """Standard normal (batch_size, *shape)."""
+        return torch.randn((self.rows, *shape), generator=self.generator, device=self.device)[self.own]
+
+    def uniform(self):
+        """Uniform in (0, 1), float64 on the CPU, (batch_size,)."""
+        numbers = torch.rand(self.rows, generator=self.of_times, dtype=torch.float64)
+        return numbers[self.own].clamp_min(2**-53)
+
+    def stratified(self):
+        """Uniform in (0, 1) like `uniform`, one number in each of as many equal parts as the step has images."""
+        parts = torch.rand(self.rows, generator=self.of_times, dtype=torch.float64) + torch.arange(self.rows)
+        return (parts / self.rows)[self.own].clamp(2**-53, 1 - 2**-53)
+
+    def chance(self, probability):
+        """True with this probability, (batch_size,) on the device."""
+        return moved(self.uniform() < probability, self.device)
+
+
+def fit(
+    config,
+    accelerator,
+    run,
+    model,
+    dataset,
+    compute_loss,
+    on_sample=None,
+    on_evaluation=None,
+    on_push=None,
+    push_steps=0,
+    data_fingerprint=None,
+):
+    """Train `model` and leave its averaged weights in it.
+
+    Args:
+        run: the `Run` that holds config.output_dir.
+        dataset: of a map style, whose items are dicts of tensors, or an `ImageStream`.
+        compute_loss: f(model, batch, draws) -> (scalar loss, details to log beside it: {name: scalar tensor}, or a
+            tensor (sum, count) whose mean is logged).
+        on_sample: f(model, path of a PNG), called with the averaged weights every `sample_steps`.
+        on_evaluation: f(model) -> {name: value}, called by every process with the averaged weights every
+            `evaluation_steps`; the values are logged and added to evaluation.jsonl.
+        on_push: f(model, facts of the run so far), called with the averaged weights every `push_steps`, if not 0.
+        data_fingerprint: what tells the data from others, JSON-able; a checkpoint of other data is refused.
+
+    Returns:
+        The unwrapped model, of a sharded one a whole copy in the main process (None in others), and the facts of the
+        run: identity, steps, images seen, loss, seconds, processes, machine.
+
+    Raises FloatingPointError when too many steps in a row were not finite, SystemExit(EXIT_RESUME) after SIGTERM or
+    Ctrl-C; checkpoints stay as they were.
+    """
+    model.train()
+    counter = FlopCounter(model)
+    whole = None
+    if accelerator.is_fsdp2:
+        # on the host, where it is sampled or saved: in the main process, and in all where all evaluate
+        if accelerator.is_main_process or on_evaluation:
+            whole = copy.deepcopy(model)
+        prepare_to_shard(model, accelerator)
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if config.compile:
+        launched = TorchDynamoPlugin()  # reads the launcher's variables
+        options = {} if launched.backend == DynamoBackend.NO else launched.to_kwargs()
+        if getattr(model, "_repeated_blocks", None):
+            model.compile_repeated_blocks(**options)
+        else:
+            model.compile(**options)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        fused=True,
+    )
+    lr_scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    network = accelerator.unwrap_model(model)
+    ema = Averages(config, network, whole)
+
+    progress = resume(config, accelerator, run, ema, lr_scheduler, data_fingerprint)
+    if progress is None:
+        # skipped: how many steps up to now were not finite, in a row
+        progress = {"step": 0, "images_seen": 0, "seconds": 0.0, "loss": None, "skipped": 0}
+
+    micro_batch = config.batch_size * accelerator.num_processes
+    loader = batches(training_batches(dataset, config, accelerator, progress))
+    if config.log_with:
+        # trackers take plain values only
+        options = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
+        accelerator.init_trackers(os.path.basename(os.path.normpath(config.output_dir)), options)
+
+    WORK_BEGUN.set()
+    bar = tqdm(
+        total=config.max_train_steps,
+        initial=progress["step"],
+        desc=type(network).__name__,
+        unit="step",
+        disable=not accelerator.is_main_process,
+    )
+    dtype = DTYPES[accelerator.mixed_precision]
+    peak = 1e12 * config.peak_tflops if config.peak_tflops else measured_peak(accelerator.device, dtype)
+    watched = counter.watching(model)
+    started = time.monotonic() - progress["seconds"]
+    window, stop = Window(), StopSignal(accelerator)
+    run.closing.callback(stop.restore)
+    while progress["step"] < config.max_train_steps:
+        # one optimizer step
+        window.begin_step(progress)
+        step_began = progress["images_seen"]
+        for i in range(config.gradient_accumulation_steps):
+            with accelerator.accumulate(model):
+                with window.waiting():
+                    batch = {name: moved(x, accelerator.device) for name, x in next(loader).items()}
+                # train mode: dropout draws from the global generator
+                torch.manual_seed(mix_seeds(config.seed, progress["images_seen"], accelerator.process_index))
+                draws = Draws(
+                    config.seed, step_began, accelerator, config.batch_size, i, config.gradient_accumulation_steps
+                )
+                value, details = compute_loss(watched, batch, draws)
+                accelerator.backward(value)
+                if accelerator.sync_gradients:
+                    norm = gathered(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+                    norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
+                    skipped = (~torch.isfinite(norm)).float()
+                    if accelerator.scaler is None:
+                        # the fused optimizer leaves everything as it is where this is 1, without a look from the host
+                        optimizer.optimizer.found_inf = skipped
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            progress["images_seen"] += micro_batch
+            window.add({"loss": value, **details}, draws.times)
+        lr_scheduler.step()
+        ema.step(skipped)
+        progress["step"] += 1
+        bar.update()
+
+        # log; before a checkpoint, too: none is written after a step that was not finite, but in the end
+        done = progress["step"] == config.max_train_steps
+        stopped = stop.is_set(progress["step"])
+        saves = stopped or config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done)
+        if progress["step"] % config.logging_steps == 0 or saves or done:
+            progress["skipped"] = window.skipped_in_a_row(progress["skipped"], config, accelerator, run)
+            values = window.means(accelerator)
+            if math.isfinite(values["loss"]):
+                progress["loss"] = values["loss"]
+            speed = window.steps * micro_batch * config.gradient_accumulation_steps / window.seconds()
+            bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{speed:.0f}")
+            values |= {
+                "learning_rate": lr_scheduler.get_last_lr()[0],
+                "images_per_second": speed,
+                "tflops_per_second": speed * counter.flops / accelerator.num_processes / 1e12,
+                "mfu": speed * counter.flops / accelerator.num_processes / peak,
+                "waiting_for_data": window.seconds_of_waiting / window.seconds(),
+                "images_seen": progress["images_seen"],
+            }
+            with surviving("the log"):
+                accelerator.log(values, step=progress["step"])
+            if progress["skipped"] > config.max_skipped_steps or (done and progress["loss"] is None):
+                raise FloatingPointError(
+                    f"{progress['skipped']} steps in a row were not finite, up to step {progress['step']}: lower "
+                    f"learning_rate (now {config.learning_rate:g}) or use mixed_precision bf16 or no. Their images, "
+                    f"noise levels and seeds stand in nonfinite.jsonl; the checkpoints in {config.output_dir} are from "
+                    f"before"
+                )
+            window = Window()
+
+        # sample and save
+        progress["seconds"] = time.monotonic() - started
+        samples = config.sample_steps and progress["step"] % config.sample_steps == 0
+        if on_sample and samples and not done and not stopped:
+            with ema.averaged_network() as averaged:
+                if accelerator.is_main_process:
+                    with surviving(f"samples of step {progress['step']}"):
+                        on_sample(averaged, sample_path(config.output_dir, progress["step"]))
+            accelerator.wait_for_everyone()
+        if push_steps and progress["step"] % push_steps == 0 and not done and not progress["skipped"]:
+            with ema.averaged_network() as averaged:
+                if accelerator.is_main_process:
+                    with surviving(f"the bundle of step {progress['step']}"):
+                        on_push(averaged, run_facts(config, accelerator, run, network, progress))
+            accelerator.wait_for_everyone()
+        if on_evaluation and progress["step"] % config.evaluation_steps == 0 and not stopped:
+            with ema.averaged_network() as averaged:
+                values = on_evaluation(averaged)
+            with surviving("the log"):
+                accelerator.log(values, step=progress["step"])
+            if accelerator.is_main_process:
+                run.write_line("evaluation.jsonl", {key: progress[key] for key in ("step", "images_seen")} | values)
+        if config.ema_snapshot_steps and progress["step"] % config.ema_snapshot_steps == 0:
+            ema.save_snapshots(config, accelerator, run, progress["step"])
+        saved = False
+        if saves and (done or stopped or not progress["skipped"]):
+            saved = save_checkpoint(config, accelerator, run, ema, lr_scheduler, progress, data_fingerprint)
+        if stopped and not done:
+            bar.close()
+            accelerator.print(
+                f"told to stop: step {progress['step']}{'' if saved else ', which is not saved'}; go on by "
+                f"--resume_from_checkpoint latest"
+            )
+            with surviving("the log"):
+                accelerator.end_training()
+            raise SystemExit(EXIT_RESUME)
+        # none of this is training
+        window.started += time.monotonic() - started - progress["seconds"]
+    stop.restore()
+    bar.close()
+
+    if progress["skipped"]:
+        accelerator.print(f"the last {progress['skipped']} steps were not finite and changed nothing: nonfinite.jsonl")
+    return ema.publish(), run_facts(config, accelerator, run, network, progress)
+
+
+def prepare_to_shard(model, accelerator):
+    """What FSDP2 is to do with a network: shard its blocks, and leave alone what stays in float32. Its mixed precision
+    is that of one process: autocast of inputs as they are (the times!), and gradients that are added up in float32."""
+    plugin = accelerator.state.fsdp_plugin
+    # Accelerate wants no class that the model could have but hasn't
+    there = {type(module).__name__ for module in model.modules()}
+    plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or sorted(
+        there.intersection(getattr(model, "_no_split_modules", None) or [])
+    )
+    exact = set(getattr(model, "_keep_in_fp32_modules", None) or [])
+    exact = [module for name, module in model.named_modules() if exact.intersection(name.split("."))]
+    if exact and not plugin.ignored_modules:
+        plugin.ignored_modules = [module.to(accelerator.device) for module in exact]
+    if accelerator.mixed_precision != "no":
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=DTYPES[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
+
+
+def run_facts(config, accelerator, run, network, progress):
+    """What is known of a run: JSON-able."""
+    return {
+        "run_id": run.id,
+        "steps": progress["step"],
+        "images_seen": progress["images_seen"],
+        "final_loss": progress["loss"],
+        "train_seconds": round(progress["seconds"], 1),
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "config": asdict(config),
+        "torch": torch.__version__,
+    } | provenance(accelerator.device)
+
+
+def batches(loader):
+    """The batches of an endless data loader; the error names a process of its that died."""
+    iterator, workers = iter(loader), []
+    while True:
+        try:
+            batch = next(iterator)
+        except (RuntimeError, OSError, EOFError) as error:  # what reading from it happens to meet
+            for worker in workers:
+                worker.join(0.1)  # what it held is closed before it is gone
+            dead = [f"pid {worker.pid} (exit code {worker.exitcode})" for worker in workers if not worker.is_alive()]
+            if not dead:
+                raise
+            raise RuntimeError(
+                f"a process that loads data died: {', '.join(dead)}. Was it out of memory? Then lower num_workers. Go "
+                f"on by --resume_from_checkpoint latest"
+            ) from error
+        workers = workers or multiprocessing.active_children()
+        yield batch
+
+
+class StopSignal:
+    """Whether the run was told to stop by SIGTERM or Ctrl-C; until `restore`, the first of them does nothing else, and
+    a second Ctrl-C interrupts at once."""
+
+    def __init__(self, accelerator):
+        self.accelerator, self.received, self.before = accelerator, False, {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.receive) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def receive(self, number, _):
+        if number == signal.SIGINT:
+            if self.received:
+                raise KeyboardInterrupt
+            with suppress(OSError):  # print is not for handlers
+                os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again interrupts at once\n")
+        self.received = True
+
+    def is_set(self, step):
+        """The same answer in every process; several agree on it every few steps."""
+        if self.accelerator.num_processes == 1:
+            return self.received
+        if step % STOP_INTERVAL:
+            return False
+        if self.received:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def restore(self):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Window:
+    """The values of the steps since the last log. Nothing here waits for the device until they are asked for."""
+
+    def __init__(self):
+        self.sums, self.records, self.steps = {}, [], 0
+        self.started, self.seconds_of_waiting = time.monotonic(), 0.0
+
+    def seconds(self):
+        return time.monotonic() - self.started
+
+    @contextmanager
+    def waiting(self):
+        began = time.monotonic()
+        yield
+        self.seconds_of_waiting += time.monotonic() - began
+
+    def begin_step(self, progress):
+        self.steps += 1
+        self.records.append(
+            {"step": progress["step"] + 1, "images_seen": progress["images_seen"], "finite": [], "times": []}
+        )
+
+    def add(self, values, times):
+        """The values of a micro-batch: scalars, or (sum, count)."""
+        finite = torch.stack(
+            [values[name].detach().isfinite().all() for name in ("loss", "gradient_norm") if name in values]
+        )
+        self.records[-1]["finite"].append(finite.all())
+        self.records[-1]["times"].append(times)
+        for name, value in values.items():
+            value = value.detach().float()
+            pair = value if value.ndim else torch.stack([value, torch.ones_like(value)])
+            # what is not finite counts for nothing
+            pair = torch.where(pair.isfinite().all(), pair, torch.zeros_like(pair))
+            self.sums[name] = self.sums.get(name, 0) + pair
+
+    def means(self, accelerator):
+        """{name: mean} over the steps and processes, nan where there was nothing finite."""
+        sums = accelerator.reduce(torch.stack(list(self.sums.values())).float(), reduction="sum").tolist()
+        return {
+            name: total / count if count else float("nan") for name, (total, count) in zip(self.sums, sums, strict=True)
+        }
+
+    def skipped_in_a_row(self, before, config, accelerator, run):
+        """How many steps up to now were not finite, in a row, of which `before` precede this window. They are written
+        to the record."""
+        finite = torch.stack([torch.stack(record["finite"]).all() for record in self.records]).float()
+        finite = accelerator.reduce(finite, reduction="sum") >= accelerator.num_processes - 0.5
+        count = before
+        for record, good in zip(self.records, finite.tolist(), strict=True):
+            count = 0 if good else count + 1
+            if not good and accelerator.is_main_process:
+                rows = [None if times is None else [round(float(t), 6) for t in times] for times in record["times"]]
+                line = {key: record[key] for key in ("step", "images_seen")} | {"seed": config.seed, "times": rows}
+                run.write_line("nonfinite.jsonl", line)
+        return count
+
+
+def sample_path(output_dir, step):
+    os.makedirs(os.path.join(output_dir, "samples"), exist_ok=True)
+    return os.path.join(output_dir, "samples", f"step-{step:08d}.png")
+
+
+def save_grid(images, path, columns=None):
+    """Write PIL images as a PNG grid, small ones enlarged."""
+    if columns is None or columns > 16:
+        columns = max(1, int(len(images) ** 0.5))
+    columns = min(columns, len(images))
+    zoom = max(1, 64 // images[0].width)
+    size = (zoom * images[0].width, zoom * images[0].height)
+    images = [image.resize(size, Image.Resampling.NEAREST).convert("RGB") for image in images]
+    rows = -(-len(images) // columns)
+    images += [Image.new("RGB", size)] * (rows * columns - len(images))
+    with whole_file(path) as temporary:
+        make_image_grid(images, rows, columns).save(temporary, format="PNG")
+
+
+def save_model(model, folder, facts):
+    """Write a model and the facts of its training (training.json) as one folder; return it."""
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        write_json(os.path.join(temporary, "training.json"), facts)
+    return folder

@@ -1,0 +1,146 @@
+"""The real images that a pipeline's are measured beside: which they are, and what fits them."""
+
+import json
+import os
+import re
+from dataclasses import replace
+
+from score_sde.sharing.model_card import dataset_name
+
+from .config import DataConfig
+from .data import ImageDataset
+from .sources import on_hub
+
+
+# fewer images have no distance worth the name: no splits of the Inception score, hardly neighbours
+LEAST_IMAGES = 10
+
+
+COLUMNS = ("image_column", "label_column", "num_classes", "background", "skip_corrupt_images")
+
+
+# what names the splits of `open_data`
+SPLIT_OPTIONS = {"train": "split", "test": "test_split", "reference": "reference_split"}
+
+
+def training_facts(config):
+    """What the pipeline's training.json says; {} without one."""
+    path = os.path.join(config.pipeline or "", "training.json")
+    if config.pipeline is None or not os.path.isfile(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            facts = json.load(file)
+        return facts | {"config": dict(facts.get("config") or {})}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path!r} holds no facts of a training run: {error}") from None
+
+
+def trained_on(config, facts):
+    """Whether the real images are those that the pipeline was trained on."""
+    own = {"dataset": config.dataset, "dataset_on_hub": on_hub(config.dataset)}
+    return facts.get("dataset") is not None and dataset_name(own) == dataset_name(facts)
+
+
+def complete(config, shape):
+    """The config with what it leaves out: which real images, by the pipeline's training.json, and their shape, that of
+    the generated ones.
+
+    Args:
+        shape: (channels, height, width) of the images that are measured.
+
+    Raises ValueError for options that contradict the shape, and where nothing says which dataset.
+    """
+    channels, height, width = shape
+    if height != width or channels not in (1, 3):
+        raise ValueError(f"images of {width} x {height} pixels and {channels} channels: squares of 1 or 3 are measured")
+    for name, truth in (("resolution", height), ("image_channels", channels)):
+        given = getattr(config, name)
+        if given not in (None, truth):
+            whose = "samples have" if config.pipeline is None else "pipeline draws"
+            raise ValueError(f"{name} {given}: the {whose} {truth}; leave --{name} out")
+    facts = training_facts(config)
+    dataset, trained = config.dataset or facts.get("dataset"), facts.get("config", {})
+    if dataset is None:
+        raise ValueError(f"{config.pipeline!r} doesn't say what it was trained on: pass --dataset")
+    config, known = replace(config, dataset=dataset), DataConfig()
+    if trained_on(config, facts):
+        # what latents were encoded from is not for the run's options to say
+        said = {name: facts.get(name) for name in COLUMNS} if trained.get("latents") else trained
+        known = replace(known, **{name: said[name] for name in COLUMNS if said.get(name) is not None})
+    columns = {name: getattr(config, name) or getattr(known, name) for name in COLUMNS}
+    if columns["label_column"] == "none":
+        columns["label_column"] = None
+    split = config.split or facts.get("split") or known.split
+    changes = {"split": split, "reference_split": config.reference_split or split}
+    return replace(config, resolution=height, image_channels=channels, **columns, **changes)
+
+
+def open_data(config, pipeline):
+    """The splits of real images that will be needed: {"train", "test", "reference": ImageDataset}, "train" for a
+    classifier of their classes.
+
+    Raises ValueError for what cannot be opened, or doesn't fit the pipeline.
+    """
+    classes = judges_classes(config, pipeline)
+    splits = {}
+    if classes or (config.num_images and config.features == "classifier"):
+        splits["train"] = config.split
+    if classes or config.likelihood:
+        splits["test"] = config.test_split
+    if config.num_images and config.features:
+        splits["reference"] = config.reference_split
+    facts = training_facts(config)
+    data = {}
+    for name, split in splits.items():
+        try:
+            data[name] = ImageDataset(config, split=split)
+        except ValueError as error:
+            remedy = f"--{SPLIT_OPTIONS[name]} names another split"
+            if config.dataset == facts.get("dataset"):
+                remedy += ". The pipeline was trained on it: where it is now, --dataset says"
+            raise ValueError(f"{error}. {remedy}") from error
+    if "train" in data and config.label_column is None:
+        raise ValueError("label_column is missing: a classifier needs labels; choose other features")
+    if classes and pipeline.num_classes != data["train"].num_classes:
+        raise ValueError(
+            f"the pipeline has {pipeline.num_classes} classes, the dataset {data['train'].num_classes}: pass "
+            f"--label_column none to leave them out"
+        )
+    names = [list((each.id2label or {}).values()) for each in data.values()]
+    if any(each != names[0] for each in names):
+        raise ValueError(f"the splits of {config.dataset!r} have other classes: {'; '.join(map(str, names))}")
+    own = pipeline.config.id2label if classes else None
+    if own and trained_on(config, facts) and [own[key] for key in sorted(own, key=int)] != names[0]:
+        raise ValueError(
+            f"the pipeline's classes are {', '.join(own.values())}, those of {config.dataset!r} {', '.join(names[0])}: "
+            f"pass --label_column none to leave them out"
+        )
+    if "reference" in data and len(data["reference"]) < LEAST_IMAGES:
+        raise ValueError(
+            f"split {config.reference_split!r} has {len(data['reference'])} images; distances need {LEAST_IMAGES}"
+        )
+    if config.likelihood and needs_class(pipeline) and config.label_column is None:
+        raise ValueError("the network knows no null label: its likelihood needs labels; pass --label_column")
+    if classes is False and not config.features and config.num_images and not config.save_samples:
+        raise ValueError(
+            "the pipeline has no classes to judge: pass --features, or --num_images 0 for likelihoods alone"
+        )
+    return data
+
+
+def judges_classes(config, pipeline):
+    """Whether a classifier looks at the classes of generated images."""
+    return bool(config.num_images and pipeline and pipeline.num_classes is not None and config.label_column is not None)
+
+
+def needs_class(pipeline):
+    """Whether a network has no distribution without a class."""
+    return pipeline.num_classes is not None and pipeline.null_label is None
+
+
+def hub_revision(dataset):
+    """The commit of a dataset that was read from the Hub; None for another."""
+    names = [file["filename"] for file in dataset.data.cache_files] if on_hub(dataset.name) else []
+    commits = [re.search(r"[/\\]([0-9a-f]{40})[/\\]", name) for name in names]
+    return commits[0][1] if commits and commits[0] else None

@@ -1,0 +1,323 @@
+"""Where rows come from: a dataset inside the package, files and folders here, or the Hub.
+
+A folder of images is read by these rules, and by no patterns of names:
+
+- Folders at its top called train, test, validation (or as in `SPLITS`) are its splits, where they are all that there
+  is. Beside other folders one that holds images itself is a class of this name.
+- The classes are the first folders below the dataset, or below the split's folder, whatever lies deeper. Without such
+  folders the images have no classes.
+- Images beside folders of classes, files that are no images by their names, and hidden ones are left out, and said.
+- A metadata.csv, .jsonl or .parquet beside or above the images says which they are, with their labels, as in
+  `datasets`.
+
+Of a folder of parquet files or webdatasets, those belong to a split that have its name as a folder or as a word of
+their own name (train-00000.tar); all of them to train, if none has.
+"""
+
+import difflib
+import glob
+import os
+import re
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Split, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from score_sde.pipelines.bundling import check_token, few
+
+from .config import one_line
+
+
+EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
+FILES = {".parquet": "parquet", ".tar": "webdataset"}
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+# the names of splits' folders, as in `datasets`
+SPLITS = {
+    **dict.fromkeys(("train", "training"), str(Split.TRAIN)),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), str(Split.VALIDATION)),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), str(Split.TEST)),
+}
+# what Pillow reads by itself: some others start programs (EPS) or hold no picture
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+# files of a stream of images, from which they are drawn in turn
+STREAM_SHARDS = 1024
+
+
+@dataclass
+class Origin:
+    """The files that a split is read from.
+
+    Attributes: `root`, the folder that they lie in, None on the Hub; `sizes`, {name below it: bytes} of those that are
+    used; `left_out`, {reason: names} of those that are not.
+    """
+
+    root: str | None = None
+    sizes: dict = field(default_factory=dict)
+    left_out: dict = field(default_factory=dict)
+
+    def leave_out(self, reason, names):
+        """Take these files out, if any."""
+        names = sorted(names)
+        if names:
+            self.left_out.setdefault(reason, []).extend(names)
+        for name in names:
+            self.sizes.pop(name, None)
+
+
+def on_hub(name):
+    """Whether a dataset of this name is read from the Hub."""
+    return not (name in EMBEDDED or os.path.splitext(name)[1] in FILES or os.path.isdir(name))
+
+
+def open_split(name, split, streaming=False):
+    """(rows, `Origin`) of a split of a dataset: in the package, local files or a folder of them, or on the Hub.
+
+    Raises ValueError naming the dataset, the split and what there is.
+    """
+    if on_hub(name):
+        check_token()
+    try:
+        data, origin = _open(name, split, streaming)
+    except Exception as error:  # every reader and the Hub client raise their own
+        embedded = ", ".join(EMBEDDED)
+        raise ValueError(
+            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give one of {embedded}, "
+            f"parquet or tar files, a folder of them or of images, or the id of a dataset on the Hub that can be "
+            f"reached{nearest(name, EMBEDDED)}"
+        ) from None
+    if not streaming and len(data) == 0:
+        raise ValueError(f"split {split!r} of dataset {name!r} is empty")
+    return data, origin
+
+
+def nearest(path, names=()):
+    """The end of a sentence on a path that doesn't exist: "; is it ...?", with what is called almost so, one of some
+    names, or a file or folder beside it. Empty without any, or where the path exists."""
+    folder, name = os.path.split(path.rstrip("/"))
+    if os.path.exists(path):
+        return ""
+    # a link to nothing is there, too
+    beside = [each for each in (os.listdir(folder or ".") if os.path.isdir(folder or ".") else []) if each != name]
+    found = difflib.get_close_matches(path.rstrip("/"), names, n=1, cutoff=0.7)
+    # by their own names: those of long folders would all be alike
+    found += [os.path.join(folder, each) for each in difflib.get_close_matches(name, beside, n=1, cutoff=0.7)]
+    return f"; is it {found[0]!r}?" if found else ""
+
+
+def _open(name, split, streaming):
+    if name in EMBEDDED:
+        name = str(package_files("score_sde") / EMBEDDED[name] / "{split}.parquet")
+    kind = FILES.get(os.path.splitext(name)[1])
+    if os.path.isdir(name):
+        return _open_folder(name, split, streaming)
+    if kind:
+        path = name.replace("{split}", split)
+        paths = [path] if "://" in path or os.path.isfile(path) else _matches(path)
+        return _load(kind, paths, streaming), _origin_of(paths)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no id on the Hub
+        raise ValueError("there is no such folder")
+    return load_dataset(name, split=split, streaming=streaming), Origin()
+
+
+def _load(kind, paths, streaming):
+    """Rows of files by a reader of `datasets`. None of their names is a pattern."""
+    paths = [path if "://" in path else glob.escape(os.path.abspath(path)) for path in paths]
+    return load_dataset(kind, data_files={"train": paths}, split="train", streaming=streaming)
+
+
+def _matches(pattern):
+    """The files of a pattern; folders that are really called so are no patterns."""
+    folder, name = os.path.split(pattern)
+    if os.path.isdir(folder):
+        pattern = os.path.join(glob.escape(folder), name)
+    paths = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    if not paths:
+        raise ValueError(
+            f"no file is called {pattern!r}" if glob.has_magic(name) else f"the file {pattern!r} does not exist"
+        )
+    return paths
+
+
+def _origin_of(paths):
+    local = [path for path in map(os.path.abspath, paths) if os.path.isfile(path)]
+    root = os.path.commonpath([os.path.dirname(path) for path in local]) if local else None
+    return Origin(root, {os.path.relpath(path, root).replace(os.sep, "/"): os.path.getsize(path) for path in local})
+
+
+def _open_folder(folder, split, streaming):
+    origin = _files_of(folder)
+    images = [name for name in origin.sizes if _suffix(name) in image_suffixes()]
+    shards = {suffix: [name for name in origin.sizes if _suffix(name) == suffix] for suffix in FILES}
+    metadata = [name for name in origin.sizes if os.path.basename(name) in METADATA]
+    suffix = max(FILES, key=lambda each: len(set(shards[each]) - set(metadata)))
+    if len(images) >= len(shards[suffix]) and images:
+        rows = _open_images(origin, images, metadata, split, streaming)
+    elif shards[suffix]:
+        origin.leave_out(f"no {suffix} by their names", set(origin.sizes) - set(shards[suffix]))
+        _keep_shards_of(split, origin)
+        rows = _load(FILES[suffix], [os.path.join(folder, name) for name in origin.sizes], streaming)
+    else:
+        kinds = sorted({_suffix(name) or "no suffix" for name in origin.sizes})
+        raise ValueError(
+            f"the folder holds no data files: no image, {' or '.join(FILES)}"
+            + (f", but {len(origin.sizes)} others ({few(kinds, 5)})" if kinds else "")
+        )
+    return rows, origin
+
+
+def _suffix(name):
+    return os.path.splitext(name)[1].lower()
+
+
+def image_suffixes():
+    """How files of images are called."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
+def _files_of(folder):
+    """The `Origin` of all files of a folder, sorted by their names. Hidden ones, and those of macOS' archives, are left
+    out, and so is what is no file: a pipe, a link to nothing, a folder that links to one that holds it."""
+    origin, hidden, odd = Origin(os.path.abspath(folder)), [], []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        within = os.path.relpath(parent, folder).replace(os.sep, "/") + "/"
+        within = "" if within == "./" else within
+        here = os.path.realpath(parent)
+        for name in list(folders):
+            inner = os.path.realpath(os.path.join(parent, name))
+            if os.path.islink(os.path.join(parent, name)) and os.path.commonpath([here, inner]) == inner:
+                folders.remove(name)
+                odd.append(within + name)
+        for name in names:
+            path = os.path.join(parent, name)
+            if any(part.startswith(".") or part == "__MACOSX" for part in (within + name).split("/")):
+                hidden.append(within + name)
+            elif not os.path.isfile(path):
+                odd.append(within + name)
+            else:
+                origin.sizes[within + name] = os.path.getsize(path)
+    origin.sizes = dict(sorted(origin.sizes.items()))
+    origin.leave_out("hidden", hidden)
+    origin.leave_out("no files", odd)
+    return origin
+
+
+def _keep_shards_of(split, origin):
+    """Leave the files of this split in an `Origin` of files with rows."""
+
+    def split_of(name):
+        folders, words = name.lower().split("/")[:-1], re.split(r"[-._ 0-9]+", os.path.basename(name).lower())
+        return next((SPLITS.get(word, word) for word in folders + words if word in SPLITS or word == split), None)
+
+    found = {name: split_of(name) for name in origin.sizes}
+    if not any(found.values()):
+        found = dict.fromkeys(found, "train")
+    _check_split(split, found.values())
+    origin.leave_out("of no split by their names", [name for name, own in found.items() if own is None])
+    for name, own in found.items():
+        if own != SPLITS.get(split, split):
+            origin.sizes.pop(name, None)
+
+
+def _check_split(split, there):
+    there = sorted({each for each in there if each})
+    if SPLITS.get(split, split) not in there:
+        raise ValueError(f"the folder has no split {split!r}; it has {', '.join(there)}")
+
+
+def _open_images(origin, images, metadata, split, streaming):
+    """The rows of a folder of images; its origin keeps the files of the split."""
+    origin.leave_out("no images by their names", set(origin.sizes) - set(images) - set(metadata))
+    splits = _folders_of_splits([name for name in images if "/" in name])
+    _check_split(split, splits.values() or ["train"])
+
+    def folder_of(name):
+        """The first folder below the dataset, or below its split."""
+        folders = name.split("/")[:-1]
+        return folders[bool(splits) :][:1]
+
+    if splits:
+        inside = [name for name in images if name.split("/")[0] in splits]
+        stray = [name for name in images if "/" not in name]
+        _leave_out_images(origin, "images beside the folders of splits", stray, splits, len(inside))
+        origin.leave_out("beside the folders of splits", [x for x in origin.sizes if x.split("/")[0] not in splits])
+    # the classes of all splits are the same
+    classes = sorted({name for image in images if image in origin.sizes for name in folder_of(image)})
+    if splits:
+        own = SPLITS.get(split, split)
+        origin.sizes = {name: size for name, size in origin.sizes.items() if splits[name.split("/")[0]] == own}
+    metadata = [name for name in metadata if name in origin.sizes]
+    if metadata:
+        return _open_metadata(origin, metadata, streaming)
+    return _open_class_folders(origin, classes, {name: folder_of(name) for name in origin.sizes})
+
+
+def _folders_of_splits(names):
+    """{folder at the top: split} of images in folders; empty where those at the top are none of splits.
+
+    Raises ValueError where nothing says what they are.
+    """
+    tops = sorted({name.split("/")[0] for name in names})
+    splits = {top: SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
+    others = [top for top in tops if top not in splits]
+    if not splits or not others:
+        return splits
+    # beside others: with folders in them, splits; with images, one more class
+    nested = {top: all(name.count("/") > 1 for name in names if name.split("/")[0] == top) for top in splits}
+    several = len(set(splits.values())) > 1
+    if several and all(nested.values()):
+        return splits
+    if not several and not any(nested.values()):
+        return {}
+    raise ValueError(
+        f"its folders {', '.join(splits)} are called like splits, {few(others)} beside them are not: if they "
+        f"all are classes, move them into a folder called train; else move the others away"
+    )
+
+
+def _open_metadata(origin, metadata, streaming):
+    rows = _load("imagefolder", [os.path.join(origin.root, name) for name in metadata], streaming)
+    if not streaming and "image" in rows.features:
+        paths = [value["path"] for value in rows.cast_column("image", ImageFeature(decode=False))["image"]]
+        named = {os.path.relpath(path, origin.root).replace(os.sep, "/") for path in paths}
+        origin.leave_out("not in the metadata", set(origin.sizes) - set(metadata) - named)
+    return rows
+
+
+def _open_class_folders(origin, classes, folders):
+    """The rows of images in folders of classes; `folders` is {name: [its class] or []}."""
+    features, stray = {"image": ImageFeature()}, [name for name, folder in folders.items() if not folder]
+    if len(stray) < len(folders):
+        _leave_out_images(origin, "images beside the folders of classes", stray, classes, len(folders) - len(stray))
+        features["label"] = ClassLabel(names=classes)
+    columns = {"image": [os.path.join(origin.root, name) for name in origin.sizes]}
+    if "label" in features:
+        numbers = {name: number for number, name in enumerate(classes)}
+        columns["label"] = [numbers[folders[name][0]] for name in origin.sizes]
+    return Dataset.from_dict(columns).cast(Features(features))
+
+
+def _leave_out_images(origin, reason, stray, folders, inside):
+    """Leave images out that lie beside folders with `inside` images. Raises ValueError where they are the more: then
+    nothing says which are meant."""
+    if len(stray) > inside:
+        raise ValueError(
+            f"{len(stray)} images ({stray[0]}, ...) lie beside its folders {few(folders)}, which hold {inside}: move "
+            f"each into the folder that it belongs to, or all into one"
+        )
+    origin.leave_out(reason, stray)
+
+
+def as_stream(data):
+    """A stream of the rows of a dataset in memory, of many parts."""
+    count = min(len(data), STREAM_SHARDS)
+    rows = data.to_list()
+    # every so many, for each part to have all classes
+    parts = [rows[start::count] for start in range(count)]
+    return IterableDataset.from_generator(_rows_of_parts, features=data.features, gen_kwargs={"parts": parts})
+
+
+def _rows_of_parts(parts):
+    for part in parts:
+        yield from part

@@ -1,0 +1,114 @@
+"""Figures of the averaged weights during training: the loss on held-out images, the Fréchet distance of samples."""
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from .classifier import EPOCHS, trained_classifier
+from .config import DataConfig, option
+from .data import ImageDataset, mix_seeds
+from .loop import Draws
+from .metrics import ClassifierFeatures, Moments, frechet_distance, open_features
+from .rounds import gathered, real_batches, rounds
+from .samples import draw, quantized
+
+
+@dataclass
+class ValidationConfig:
+    evaluation_steps: int = option(
+        0, "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl); 0 for none."
+    )
+    evaluation_images: int = option(1000, "Images of an evaluation: held out, for the loss, and generated.")
+    evaluation_split: str = option("test", "Split that the held-out images are from, the first ones.")
+    evaluation_features: str | None = option(
+        None,
+        "Also measure the Fréchet distance of generated images to up to 10,000 training images in these features: "
+        "classifier, inception, an .onnx file, or a vision model of transformers by Hub id or folder.",
+    )
+
+    def problems(self):
+        if self.evaluation_steps < 0:
+            yield f"evaluation_steps {self.evaluation_steps} must be at least 0"
+        if self.evaluation_images < 2:
+            yield f"evaluation_images {self.evaluation_images} must be at least 2"
+
+
+class RowDraws(Draws):
+    """Random numbers for held-out rows, as `loop.Draws` has them for a step of training, but each a function of the
+    seed and its row alone: the same at every evaluation, for any number of processes and any batches.
+
+    Args:
+        rows: numbers of the rows, of `count` in all.
+    """
+
+    def __init__(self, seed, rows, count, device):
+        self.device, self.times, self.count = device, None, count
+        self.generators = [torch.Generator().manual_seed(mix_seeds(seed, row)) for row in rows]
+        # neighbours, which may be of one class, are not of neighbouring times
+        self.parts = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[rows]
+
+    def normal(self, shape):
+        return torch.stack([torch.randn(shape, generator=each) for each in self.generators]).to(self.device)
+
+    def uniform(self):
+        numbers = [torch.rand((), generator=each, dtype=torch.float64) for each in self.generators]
+        return torch.stack(numbers).clamp_min(2**-53)
+
+    def stratified(self):
+        return ((self.parts + self.uniform()) / self.count).clamp(2**-53, 1 - 2**-53)
+
+
+def make_validation(config, accelerator, data, losses_of, make_pipeline):
+    """f(network) -> {name: value}, for `fit`. Opens all that it needs, so that what is missing is known at once.
+
+    Args:
+        data: the `CleanData` that is trained on.
+        losses_of: f(network, batch, draws) -> losses (B,), and more.
+        make_pipeline: f(network) -> pipeline.
+    """
+    image_config = DataConfig(**{each.name: getattr(config, each.name) for each in fields(DataConfig)})
+    if config.latents:  # which images they are of is not for the config to say
+        for name in ("dataset", "split", "resolution", "background"):
+            setattr(image_config, name, data.dataset.facts.get(name, getattr(image_config, name)))
+        image_config.image_channels = data.vae.config.in_channels
+    held_out = ImageDataset(image_config, split=config.evaluation_split)
+    count = min(config.evaluation_images, len(held_out))
+    if config.evaluation_features:
+        real = ImageDataset(image_config)
+        if config.evaluation_features == "classifier":
+            if real.num_classes is None:
+                raise ValueError("evaluation_features classifier needs labels: pass --label_column, or other features")
+            judge = trained_classifier(real, EPOCHS, config.seed, accelerator.device)
+            features = ClassifierFeatures(judge)
+        else:
+            features = open_features(config.evaluation_features, accelerator.device)
+        of_real = Moments()
+        for _, batch, size in real_batches(real, min(10_000, len(real)), config, accelerator, "real images"):
+            add_features(of_real, features, batch["images"], size, accelerator)
+        of_real = of_real.result()
+
+    @torch.no_grad()
+    def validate(network):
+        losses = []
+        for own, batch, size in real_batches(held_out, count, config, accelerator):
+            found, _ = losses_of(network, batch, RowDraws(config.seed, own, count, accelerator.device))
+            losses.append(gathered(found.float(), size, accelerator))
+        values = {"held_out_loss": float(torch.cat(losses).double().mean())}
+        if config.evaluation_features:
+            pipeline, found = make_pipeline(network).to(accelerator.device), Moments()
+            pipeline.set_progress_bar_config(disable=True)
+            for own, size in rounds(config.evaluation_images, config.batch_size, accelerator):
+                settings = config.seed, config.sample_guidance_scale, config.sample_num_inference_steps
+                images, _ = draw(pipeline, own, *settings)
+                add_features(found, features, quantized(images), size, accelerator)
+            values["frechet_distance"] = frechet_distance(*found.result(), *of_real)
+        return values
+
+    return validate
+
+
+@torch.no_grad()
+def add_features(moments, network, images, count, accelerator):
+    """Let the moments of features take in a round of images, of every process a part."""
+    features, _ = network(images)
+    moments.add(gathered(features, count, accelerator))
