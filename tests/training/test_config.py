@@ -8,7 +8,8 @@ import sys
 import tomllib
 
 import pytest
-from places import CONFIGS, ROOT, TRAINING
+from places import ROOT, TRAINING
+from test_training import CONFIG_CLASSES
 
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
 from score_sde.schedulers.paths import PREDICTIONS
@@ -135,7 +136,7 @@ def test_help_and_readme_name_every_row_of_the_tables():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config_class", CONFIGS)
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
 def test_scripts_end_with_one_line_where_their_data_do_not_exist(config_class, tmp_path):
     script = sys.modules[config_class.__module__].__file__
     (tmp_path / "model_index.json").write_text("{}")

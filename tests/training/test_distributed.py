@@ -63,7 +63,7 @@ def launched(path):
     ],
 )
 def test_accelerate_reads_the_configurations(name, machines, processes, expected):
-    arguments, environment = launched(CONFIGS / f"{name}.yaml")
+    arguments, environment = launched(ACCELERATE_CONFIGS / f"{name}.yaml")
     assert (arguments.num_machines, arguments.num_processes) == (machines, processes)
     assert arguments.multi_gpu == (name in ("eight_gpus", "two_nodes"))
     assert {key: environment.get(key) for key in expected} == expected

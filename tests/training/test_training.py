@@ -285,7 +285,7 @@ def test_unknown_keys_of_a_yaml_file_are_refused(tmp_path, capsys):
     assert "option 'learning_rat' is unknown" in capsys.readouterr().err
 
 
-CONFIGS = [
+CONFIG_CLASSES = [
     train.TrainConfig,
     train_autoencoder.AutoencoderConfig,
     train_classifier.ClassifierConfig,
@@ -294,7 +294,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("config_class", CONFIGS)
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
 def test_help_explains_every_option(config_class, capsys):
     with pytest.raises(SystemExit):
         parse(config_class, ["--help"])
@@ -1107,7 +1107,7 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
 def test_every_option_is_used():
     """A field of a config that no script reads would be an option that is accepted and ignored."""
     sources = "".join(path.read_text() for path in TRAINING.glob("*.py"))
-    for config_class in (LoopConfig, *CONFIGS):
+    for config_class in (LoopConfig, *CONFIG_CLASSES):
         for each in dataclasses.fields(config_class):
             assert f"config.{each.name}" in sources or f"self.{each.name}" in sources, each.name
 
