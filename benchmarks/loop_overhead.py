@@ -51,7 +51,7 @@ def seconds_of_fit(objective, data, options):
     def compute_loss(model, batch, draws):
         begun.append(time.process_time())
         x0, t = batch["latents"], objective.times(draws.stratified())
-        return objective(model, x0, draws.normal(x0.shape[1:]), t, batch["labels"]).mean(), {}
+        return objective(model, x0, draws.normal(x0.shape[1:]), t, {"class_labels": batch["labels"]}).mean(), {}
 
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
@@ -72,7 +72,7 @@ def seconds_of_bare_loop(objective, data, options):
         rows = torch.arange(step * options.batch_size, (step + 1) * options.batch_size) % len(data)
         x0, labels = data.values[rows], data.labels[rows]
         t = objective.times(torch.rand(options.batch_size, dtype=torch.float64).clamp_min(2**-53))
-        objective(model, x0, torch.randn_like(x0), t, labels).mean().backward()
+        objective(model, x0, torch.randn_like(x0), t, {"class_labels": labels}).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return [later - earlier for earlier, later in zip(begun, begun[1:], strict=False)]

@@ -79,7 +79,7 @@ def test_objectives(density, weighting):
         objective = Objective(scheduler, density, weighting)
         t, (x0, noise) = objective.times(uniform_numbers()), samples(device, 4, 3, 8, 8, count=2)
         labels = torch.arange(4, device=device)
-        objective(model, x0, noise, t, labels).mean().backward()
+        objective(model, x0, noise, t, {"class_labels": labels}).mean().backward()
         return model.proj_out.weight.grad
 
     expected, found = on_both(step)
@@ -104,7 +104,7 @@ def test_sliced_score_matching():
         t = TIME_DENSITIES["uniform"](scheduler, uniform_numbers())
         weight = torch.full((1, 3, 1, 1), -0.5, device=device, requires_grad=True)
 
-        def network(x, timestep, class_labels):
+        def network(x, timestep):
             return SimpleNamespace(sample=weight * x)
 
         sliced_score_matching(network, scheduler, x, t, probes).mean().backward()
@@ -222,7 +222,7 @@ def test_a_training_loop(tmp_path, monkeypatch):
 
         def loss(model, batch, draws):
             t = draws.times = objective.times(uniform_numbers())
-            losses = objective(model, batch["images"], batch["images"].flip(0), t, batch["labels"])
+            losses = objective(model, batch["images"], batch["images"].flip(0), t, {"class_labels": batch["labels"]})
             return losses.mean(), train.loss_by_time(losses.detach(), t, objective.scheduler)
 
         config.on_existing_run = "set_aside"

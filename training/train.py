@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.utils import validate_repo_id
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
-from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss
+from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, drop_conditions, hybrid_loss
 from score_sde.schedulers.paths import PREDICTIONS, moved
 from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
 from score_sde.sharing.hub import push_to_hub, save_bundle
@@ -189,21 +189,24 @@ def train(config, accelerator, run):
 
     objective = config.make_objective(scheduler)
 
-    # labels are dropped here, by numbers that are drawn for the whole step
+    # conditions are dropped here, by numbers that are drawn for the whole step
     model.drops_labels = False
 
-    def losses_of(model, batch, draws, class_dropout_prob=0.0):
+    def null_conditions(conditions):
+        return {"class_labels": torch.full_like(conditions["class_labels"], num_classes)}
+
+    def losses_of(model, batch, draws, dropout_prob=0.0):
         """The loss of each sample of a batch, and its time."""
         x0 = data.draw(batch, draws)
         t = draws.times = objective.times(draws.stratified())
-        noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
-        if num_classes and class_dropout_prob > 0:  # for guidance
-            labels = labels.masked_fill(draws.chance(class_dropout_prob), num_classes)
+        noise, conditions = draws.normal(x0.shape[1:]), data.conditions(batch) if config.class_conditional else {}
+        if conditions and dropout_prob > 0:  # for guidance
+            conditions = drop_conditions(conditions, null_conditions, draws.chance(dropout_prob))
         if config.vlb_weight > 0:
             pixels = data.vae is None
-            losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
+            losses = hybrid_loss(model, scheduler, x0, noise, t, conditions, config.vlb_weight, discretized=pixels)
         else:
-            losses = objective(model, x0, noise, t, labels)
+            losses = objective(model, x0, noise, t, conditions)
         return losses, t
 
     class_dropout_prob = model.config.class_dropout_prob
@@ -224,6 +227,7 @@ def train(config, accelerator, run):
             "model_name": config.model_name,
             "license": config.license,
             "repo_id": config.push_to_hub,
+            "conditions": list(data.columns) if config.class_conditional else [],
             "diffusers": diffusers.__version__,
         }
         with surviving("the sample grid"):

@@ -152,9 +152,9 @@ def test_the_loss_is_zero_at_the_target_and_the_network_sees_what_the_sampler_sh
 
     error = 0.0
     scale = target_by_hand(prediction_type, scheduler.path, t, x0, noise).square().mean()
-    assert (denoising_loss(network, scheduler, x0, noise, t, "labels") < 1e-10 * scale).all()
+    assert (denoising_loss(network, scheduler, x0, noise, t, {"class_labels": "labels"}) < 1e-10 * scale).all()
     error = 0.5
-    assert (denoising_loss(network, scheduler, x0, noise, t, "labels") - 0.25).abs().max() < 1e-3
+    assert (denoising_loss(network, scheduler, x0, noise, t, {"class_labels": "labels"}) - 0.25).abs().max() < 1e-3
     shown = scheduler.scale_model_input(scheduler.path.sample(x0, noise, t), timestep)
     assert (seen["x"] - shown).abs().max() < 1e-6 * shown.abs().max()
     assert (seen["timestep"] - timestep).abs().max() < 1e-5 * abs(timestep)
