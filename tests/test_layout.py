@@ -22,8 +22,8 @@ ALLOWED = {
     "src/score_sde/sharing": {"gradio", "filelock", "jinja2", "score_sde"} | OURS - {"score_sde.losses"},
     "pipelines": {"torchdiffeq"},
     "model_cards": set(),
-    "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "onnxruntime", "psutil", "pyarrow", "score_sde"}
-    | {"torchdiffeq", "torchmetrics", "tqdm", "transformers", "yaml"}
+    "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "matplotlib", "onnxruntime", "psutil", "pyarrow"}
+    | {"score_sde", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers", "yaml"}
     | OURS,
 }
 ALLOWED["training"] = ALLOWED["training/parts"] | {"score_sde.training"}

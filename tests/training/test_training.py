@@ -47,6 +47,7 @@ from score_sde.training.parts.config import LoopConfig, parse
 from score_sde.training.parts.data import GlobalBatchSampler, ImageDataset, resize_and_crop
 from score_sde.training.parts.loop import Draws, fit, make_accelerator
 from score_sde.training.parts.run_folder import open_run
+from score_sde.training.parts.tasks import Task
 
 
 # --- objectives ---------------------------------------------------------------------------------------------------
@@ -735,13 +736,14 @@ def fit_linear(folder, rows, data_fingerprint=None, **options):
     config = LoopConfig(output_dir=str(folder), batch_size=2, lr_warmup_steps=0, **options)
     accelerator, seen = make_accelerator(config), []
 
-    def compute_loss(model, batch, draws):
-        seen.append(batch["x"][:, 0].tolist())
-        return model(batch["x"]).square().mean(), {}
+    class Linear(Task):
+        def compute_loss(self, state, batch, draws):
+            seen.append(batch["x"][:, 0].tolist())
+            return state.model(batch["x"]).square().mean(), {}
 
     torch.manual_seed(0)
     with open_run(config, accelerator) as run:
-        fit(config, accelerator, run, torch.nn.Linear(3, 1), rows, compute_loss, data_fingerprint=data_fingerprint)
+        fit(config, accelerator, run, Linear(torch.nn.Linear(3, 1), rows, data_fingerprint))
     return seen
 
 
@@ -1031,7 +1033,7 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
 
 def test_every_option_is_used():
     """A field of a config that no script reads would be an option that is accepted and ignored."""
-    sources = "".join(path.read_text() for path in TRAINING.glob("*.py"))
+    sources = "".join(path.read_text() for path in TRAINING.rglob("*.py"))
     for config_class in (LoopConfig, *CONFIG_CLASSES):
         for each in dataclasses.fields(config_class):
             assert f"config.{each.name}" in sources or f"self.{each.name}" in sources, each.name
