@@ -96,7 +96,7 @@ def test_grids_and_curves_reach_a_tracker(tmp_path):
     for step, picture in found["samples"].items():
         grid = Image.open(tmp_path / "run" / "samples" / f"step-{step:08d}.png")
         assert np.array_equal(picture, np.asarray(grid.convert("RGB")))
-    last = np.asarray(Image.open(tmp_path / "run" / "curves.png").convert("RGB"))
+    last = np.asarray(Image.open(tmp_path / "run" / "samples" / "curves.png").convert("RGB"))
     assert np.array_equal(found["curves"][4], last)
 
 

@@ -463,7 +463,7 @@ def show_pictures(accelerator, run, task, path, step):
     """Show trackers the picture that a task has written, and the curves of the run up to now."""
     if accelerator.trackers and os.path.isfile(path):
         show_picture(accelerator, task.pictures, path, step)
-        curves = plot_runs([run.folder], os.path.join(run.folder, "curves.png"))
+        curves = plot_runs([run.folder], os.path.join(run.folder, "samples", "curves.png"))
         show_picture(accelerator, "curves", curves, step)
 
 

@@ -90,12 +90,13 @@ def draw(panels, output):
         for label, (steps, values) in curves.items():
             # a single point has no line
             axes.plot(steps, values, label=label, linewidth=1.2, marker="." if len(steps) < 30 else None)
-        if all(value > 0 for _, values in curves.values() for value in values):
+        every = [value for _, values in curves.values() for value in values]
+        if min(every) > 0 and max(every) > 20 * min(every):
             axes.set_yscale("log")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("optimizer steps", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(which="both", alpha=0.25, linewidth=0.5)
+        axes.tick_params(which="both", labelsize=8)
+        axes.grid(alpha=0.3, linewidth=0.5)
         axes.legend(fontsize=8)
     with whole_file(output) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
