@@ -35,7 +35,7 @@ from score_sde.pipelines.likelihood import dequantize
 from score_sde.sharing.hub import add_metrics, load_bundle
 from score_sde.sharing.model_card import dataset_name
 from score_sde.training.parts.classifier import EPOCHS, recognises, trained_classifier
-from score_sde.training.parts.config import WORK_BEGUN, DataConfig, one_line_errors, option, parse
+from score_sde.training.parts.config import WORK_BEGUN, DataConfig, LoaderConfig, one_line_errors, option, parse
 from score_sde.training.parts.cores import warn_of_busy_cores
 from score_sde.training.parts.figures import (
     averaging_facts,
@@ -60,8 +60,10 @@ from score_sde.training.parts.sources import on_hub
 
 
 @dataclass
-class EvaluateConfig(DataConfig):
+class EvaluateConfig(LoaderConfig):
     """Measure a pipeline: how well it follows the classes that it is asked for, and the likelihood of real images."""
+
+    # those of a DataConfig; `complete` finds what isn't given
 
     dataset: str | None = option(
         None, "Real images, as for training; by default those that the pipeline was trained on. Samples need it."
@@ -73,6 +75,7 @@ class EvaluateConfig(DataConfig):
     label_column: str | None = option(
         None, "Column that holds the class labels; by default as in training; 'none' leaves the classes out."
     )
+    num_classes: int | None = option(None, "Number of classes, where the data don't say; by default as in training.")
     resolution: int | None = option(None, "Height and width in pixels: those of the pipeline's images or the samples.")
     image_channels: int | None = option(None, "1 for greyscale, 3 for RGB: those of the pipeline or the samples.")
     background: str | None = option(None, "Colour behind transparent images; by default as in training, else white.")
