@@ -1,10 +1,14 @@
 """Tasks beyond those of the commands: what the loop offers them, and what a checkpoint holds of them."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
+from places import HELPERS
 from runs import equal, forget_accelerate_state
 from safetensors.torch import load_file
 
@@ -48,7 +52,7 @@ class Consistency(Task):
 
     def after_step(self, state):
         with torch.no_grad():
-            state.modules["counter"].running_mean += state.progress["step"]
+            self.counter.running_mean += state.progress["step"]
 
 
 ROWS = [{"x": torch.randn(4, generator=torch.Generator().manual_seed(i))} for i in range(12)]
@@ -125,6 +129,51 @@ def test_modules_beside_the_network_are_refused_where_it_is_sharded(tmp_path, mo
     monkeypatch.setattr(Accelerator, "is_fsdp2", True)
     with pytest.raises(ValueError, match="this task trains head, counter beside its network, which FSDP cannot"):
         fit_task(tmp_path, max_train_steps=1)
+
+
+SHARED_RUN = """
+import sys
+import torch
+from test_tasks import Consistency, LoopConfig, ROWS, fit, make_accelerator, open_run
+
+class Smooth(Consistency):
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.model.layers[1] = torch.nn.SiLU()  # whose output is not one of the batch
+
+folder, processes, steps, resumed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+options = {"lr_warmup_steps": 0, "learning_rate": 0.05, "ema_decay": 0.9, "checkpointing_steps": 2}
+options |= {"resume_from_checkpoint": "latest"} if resumed else {}
+config = LoopConfig(output_dir=folder, batch_size=4 // processes, max_train_steps=steps, **options)
+accelerator, task = make_accelerator(config), Smooth(ROWS)
+with open_run(config, accelerator) as run:
+    network, _ = fit(config, accelerator, run, task)
+if accelerator.is_main_process:
+    torch.save(network.state_dict() | {f"head {k}": v for k, v in task.head.state_dict().items()}, folder + "/end.pt")
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_task_with_modules(tmp_path):
+    """They train as one, and go on bit for bit."""
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED_RUN)
+    here = os.pathsep.join([str(HELPERS), os.path.dirname(__file__)])
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=here)
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
+
+    def end_of(name, processes, *steps):
+        for number, each in enumerate(steps):
+            command = [sys.executable, *(launcher if processes > 1 else []), script, tmp_path / name, processes, each]
+            command += ["resumed"] * bool(number)
+            subprocess.run([str(part) for part in command], check=True, env=environment, capture_output=True)
+        return torch.load(tmp_path / name / "end.pt", weights_only=True)
+
+    one, two, parts = end_of("one", 1, 4), end_of("two", 2, 4), end_of("parts", 2, 2, 4)
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5
+    assert equal(two, parts)
 
 
 # --- records ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ class TrainingState:
     Attributes:
         model: the network to call in the loss.
         network: the same as a bare module, for its config and parameters.
-        modules: {name: what the task named in `modules_to_save`, to call in the loss}.
+        modules: {name: module} as the task named them in `modules_to_save`, to call in the loss: of several processes
+            wrapped, so that their gradients are shared. The task's own are the bare ones.
         averages: the averages of the network's weights; `averages.teacher` is a network that has them.
         progress: {"step": optimizer steps that are done, "images_seen": images up to now, ...}.
     """
