@@ -349,6 +349,19 @@ def test_straight_solvers_are_exact_for_a_single_data_point(predictor):
         assert (solve(path, line(begin, end, 3), point, x, predictor) - exact).abs().max() < 1e-9
 
 
+SINGULAR_AT_NOISE = ("euler", "dpmpp_2s", "dpmpp_3s", "deis_1", "deis_2", "deis_3")
+
+
+@pytest.mark.parametrize("path", [PATHS["linear"], PATHS["cosine_vp"]], ids=["linear", "cosine_vp"])
+@pytest.mark.parametrize("predictor", [name for name in ODE_PREDICTORS if name not in SINGULAR_AT_NOISE])
+def test_straight_solvers_begin_at_pure_noise(path, predictor):
+    """Where alpha = 0 and lambda is infinite, a single data point is still reached exactly."""
+    point = type(GAUSSIAN)([1.0], [[0.7, -0.3]], [[0.0, 0.0]])
+    x = start(path, 1.0, point, 4)
+    exact = point.flow(x, path, *torch.tensor([1.0, 0.1], dtype=torch.float64))
+    assert (solve(path, line(1.0, 0.1, 3), point, x, predictor) - exact).abs().max() < 1e-9
+
+
 def test_singular_plans_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"'euler_maruyama' is singular at t = 1 on LinearSDE.*t_max=0.999"):
         plan(LinearSDE(), line(1.0, 0.1, 4), "euler_maruyama", to_data=False)
