@@ -269,6 +269,23 @@ def test_the_corrector_adds_what_the_evaluation_at_the_end_of_a_step_tells():
     assert (states[2] - expected).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_adams_is_exact_for_velocities_that_are_polynomials_of_u(order):
+    """In the coordinates of flow matching, y = x / (alpha + sigma) and u = sigma / (alpha + sigma), where dy/du is the
+    velocity noise - x0; down to clean data, once the steps of lower order that begin are corrected."""
+    path, times = VPSDE(), torch.tensor([0.9, 0.8, 0.75, 0.6, 0.55, 0.4, 0.3, 0.15], dtype=torch.float64)
+    scale = torch.cat([path.alpha(times) + path.sigma(times), torch.ones(1)])
+    u = torch.cat([path.sigma(times) / scale[:-1], torch.zeros(1)])
+    stages = plan(path, times, f"adams_{order}", to_data=True)
+    for power in range(order):
+        x, memory, off = torch.ones(1, 1, dtype=torch.float64), Memory(stages), []
+        for i, stage in enumerate(stages):
+            denoised = (x - path.sigma(times[i]) * u[i] ** power) / scale[i]
+            x = stage.update(x, denoised, memory, None)
+            off.append(float(x) / scale[i + 1] - u[i + 1] ** (power + 1) / (power + 1))
+        assert torch.stack(off[order:]).diff().abs().max() < 1e-9
+
+
 # --- churn --------------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +320,18 @@ def test_churn_is_the_stochastic_sampler_of_karras():
         x = following
     assert sum(stage.noise > 0 for stage in stages) > 3
     assert (ours - x).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("to_data", [True, False])
+def test_churn_is_shared_among_the_steps(to_data):
+    """Every step but the first begins at a noise level (1 + s_churn / N) times as large, of N steps."""
+    path, times = PATHS["ve"], line(0.9, 0.1, 5)
+    begins = plan(path, times, "euler", to_data=to_data, churn=Churn(s_churn=0.5))
+    steps = 6 if to_data else 5
+    levels = path.sigma(torch.tensor([stage.t_eval for stage in begins]))
+    assert len(levels) == steps
+    expected = path.sigma(times[:steps]) * torch.tensor([1.0] + [1 + 0.5 / steps] * (steps - 1))
+    assert levels == pytest.approx(expected)
 
 
 def test_churn_converges_to_the_exact_covariance():
