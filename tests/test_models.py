@@ -489,6 +489,7 @@ def test_dit_refuses_bad_arguments(arguments, message):
         ({"progressive_combine": "cat"}, "progressive_combine 'cat' needs progressive_input 'input_skip'"),
         ({"scale_by_sigma": True}, "scale_by_sigma needs a noise level as timestep"),
         ({"attention_head_dim": 5}, "attention_head_dim 5 must divide the 32 channels"),
+        ({"attention_resolutions": (), "num_attention_heads": 3}, "num_attention_heads 3 must divide the 32 channels"),
         ({"attention_head_dim": 8, "num_attention_heads": 2}, "were both given"),
         ({"learn_sigma": True, "out_channels": 4}, "out_channels 4 contradicts in_channels 3"),
         ({"model_channels": 6}, "model_channels 6 must be a multiple of 4"),
