@@ -332,6 +332,16 @@ def test_noise_in_the_measurement_is_not_fitted():
         assert solve(pipeline, everything, noisy, method=method, noise_std=0.2).residual > 0.1
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_measurement_reaches_beyond_its_range_by_its_noise(sign):
+    """Six standard deviations are noise, more is another range."""
+    pipeline, at = inverse_pipeline(), torch.zeros(1, 1, 4, 4)
+    at[0, 0, 0, 0] = sign
+    assert torch.isfinite(solve(pipeline, None, 1.55 * at, noise_std=0.1, num_inference_steps=1).residual).all()
+    with pytest.raises(ValueError, match=r"from -1 to 1, and noise_std is 0\.1"):
+        solve(pipeline, None, 1.65 * at, noise_std=0.1, num_inference_steps=1)
+
+
 def test_repaint_goes_back_and_forth():
     pipeline, entries = inverse_pipeline(predictor="ancestral"), []
 
