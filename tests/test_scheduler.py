@@ -484,6 +484,22 @@ def test_timesteps_of_a_discrete_path_are_integers():
     assert len(scheduler) == 1000
 
 
+@pytest.mark.parametrize("n", [500, 1000])
+def test_what_networks_are_told_by_default(n):
+    """t in training time steps, from 0 on a chain; noise levels themselves; of their logarithm 1000 times the c_noise
+    of Karras et al. 2022 (Table 1), log(sigma) / 4."""
+    t = torch.tensor([0.002, 0.3, 1.0], dtype=torch.float64)
+    for sde_type, time_input, expected in [
+        ("vp", None, n * t),
+        ("discrete_vp", None, n * t - 1),
+        ("edm", None, n * (80 * t).log() / 4),
+        ("ve", "log_sigma", n * (0.01 * 5000**t).log() / 4),
+        ("ve", "sigma", 0.01 * 5000**t),
+    ]:
+        scheduler = ScoreSDEScheduler(n, sde_type=sde_type, time_input=time_input)
+        assert scheduler.timestep(t) == pytest.approx(expected, rel=1e-5, abs=1e-3)
+
+
 def test_heun_and_correctors_count_in_order():
     scheduler = ScoreSDEScheduler(predictor="heun", corrector="langevin", corrector_steps=3)
     scheduler.set_timesteps(5)
