@@ -532,6 +532,14 @@ def test_a_classifier_refuses_bad_arguments(arguments, message):
         NoiseConditionalClassifier(**arguments)
 
 
+def test_the_narrowest_classifier_is_one():
+    classifier = awake(NoiseConditionalClassifier(sample_size=8, block_out_channels=(4, 4), norm_num_groups=2))
+    x, _, _ = inputs()
+    logits = classifier(x, torch.tensor([-2.0, 0.5, 0.6])).logits
+    assert logits.shape == (3, 10)
+    assert (logits.std(0) > 0).all()
+
+
 def test_docstrings_name_every_choice():
     for model_class, tables in (
         (DiTModel, (CONDITIONINGS, POSITION_EMBEDDINGS, POSITION_SCALINGS)),
