@@ -3,9 +3,8 @@
 import copy
 import inspect
 import math
-import operator
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,8 @@ from PIL import Image
 
 from .adaptive import probability_flow, reverse_sde
 from .bundling import BundleMixin
+from .conditions import check_conditions, expand, label_ids, null_conditions, number_of_classes
+from .guidance import guided, steered_by_classifier
 from .images import to_mode
 from .latents import denormalize_latents, encode_moments, normalize_latents
 from .likelihood import log_likelihood
@@ -67,7 +68,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         self.image_processor = VaeImageProcessor(do_resize=False)
         # of one call, on its own view: see `_for_one_call`
         self._called = None
-        self._guidance_scale, self._conditions, self._num_timesteps, self._interrupt = 1.0, None, 0, False
+        self._guidance_scale, self._conditions, self._num_timesteps, self._interrupt = 1.0, {}, 0, False
 
     def __setattr__(self, name, value):
         # diffusers would leave out of the saved index what was None before
@@ -121,19 +122,13 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
     @property
     def num_classes(self):
         """Number of class labels of the network, None for an unconditional one."""
-        config = self.denoiser.config
-        # ours, diffusers' UNet2DModel, diffusers' DiTTransformer2DModel
-        for key in ("num_classes", "num_class_embeds", "num_embeds_ada_norm"):
-            if config.get(key) is not None:
-                return config[key]
-        return None
+        return number_of_classes(self.denoiser.config)
 
     @property
     def null_label(self):
         """The label that stands for "no class", None for a network that has none or never saw it in training."""
-        config = self.denoiser.config
-        never = config.get("num_class_embeds") is not None or config.get("class_dropout_prob") == 0
-        return None if never else self.num_classes
+        null = null_conditions(self.denoiser, {"class_labels": torch.zeros(1, dtype=torch.long)})
+        return int(null["class_labels"]) if "class_labels" in null else None
 
     def label_ids(self, class_labels, num_classes=None):
         """Class labels given as a number, a name, a tensor or array of them or a list, as a list of numbers from 0 to
@@ -142,32 +137,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         Raises ValueError for a name or number that the model doesn't know, and for what is neither.
         """
         num_classes = self.num_classes if num_classes is None else num_classes
-        if hasattr(class_labels, "tolist"):
-            class_labels = class_labels.tolist()
-        if not isinstance(class_labels, (list, tuple, range)):
-            class_labels = [class_labels]
-        names = {name: int(label) for label, name in (self.config.id2label or {}).items()}
-        ids = []
-        for label in class_labels:
-            if isinstance(label, str):
-                if label not in names:
-                    raise ValueError(
-                        f"class name {label!r} is unknown; this model knows {', '.join(names) or 'no names'}"
-                    )
-                label = names[label]
-            try:
-                number = operator.index(label)
-            except TypeError:
-                number = None
-            if number is None or isinstance(label, bool):
-                raise ValueError(
-                    f"class label {label!r} must be a whole number or a name; class_labels takes one, or a list of one "
-                    f"per image"
-                )
-            if number not in range(num_classes):
-                raise ValueError(f"class label {number} is out of range: this model has labels 0 to {num_classes - 1}")
-            ids.append(number)
-        return ids
+        return label_ids(class_labels, num_classes, self.config.id2label)
 
     def prepare_labels(self, class_labels, batch_size=None, classifier=None):
         """Class labels as `__call__` takes them, as a list of one number per sample: by default as many samples as
@@ -191,6 +161,25 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             raise ValueError(f"{len(labels)} class_labels were given for {batch_size} samples")
         return labels
 
+    def prepare_conditions(self, class_labels=None, conditions=None, batch_size=None, classifier=None):
+        """All conditions as {argument of the network's forward: tensor (B, ...)} on the pipeline's device, class labels
+        as numbers first; without a batch_size as many as each is given for. Those that were given already may be given
+        again.
+
+        Args: as for `__call__`.
+
+        Raises ValueError for what the network doesn't have, or has another number of elements than there are samples.
+        """
+        others = dict(conditions or {})
+        own = others.pop("class_labels", None)
+        if own is not None and class_labels is not None:
+            raise ValueError("class_labels were given twice: as such, and among the conditions")
+        labels = self.prepare_labels(own if class_labels is None else class_labels, batch_size, classifier)
+        check_conditions(self.denoiser, others, batch_size)
+        found = {} if labels is None else {"class_labels": torch.tensor(labels)}
+        found |= {name: value if batch_size is None else expand(value, batch_size) for name, value in others.items()}
+        return {name: value.to(self._execution_device) for name, value in found.items()}
+
     def sample_shape(self, batch_size):
         """Shape (batch, channels, height, width) of what the network generates."""
         config = self.denoiser.config
@@ -211,15 +200,18 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         weaker_network=None,
         classifier=None,
         classifier_scale=1.0,
+        conditions=None,
     ):
-        """The network with classes and guidance applied: f(input (B, C, H, W), timesteps (B,)) -> output, float32.
+        """The network with its conditions and guidance applied: f(input (B, C, ...), timesteps (B,)) -> output,
+        float32.
 
         Args: as for `__call__`.
 
-        Raises ValueError for labels that the network doesn't have, and guidance that it can't follow.
+        Raises ValueError for conditions that the network doesn't have, and guidance that it can't follow.
         """
-        labels = self.prepare_labels(class_labels, batch_size, classifier)
-        if classifier is not None and labels is None:
+        given = self.prepare_conditions(class_labels, conditions, batch_size, classifier)
+        classes = given.get("class_labels")
+        if classifier is not None and classes is None:
             raise ValueError("a classifier needs class_labels to lead to")
         if classifier is not None:
             self.check_own_scheduler("a classifier needs")
@@ -230,72 +222,33 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             raise ValueError(f"guidance_scale {guidance_scale} and a guider were given: the guider has its own scale")
         if weaker_network is not None and guider is None and guidance_scale == 1:
             raise ValueError("weaker_network needs a guidance_scale other than 1, or a guider")
+
+        # what the network is told, and what guidance leads away from
+        own = dict(given)
+        if self.num_classes is None:
+            own.pop("class_labels", None)
+        elif classes is None:
+            null_labels = torch.full((batch_size,), self.null_label, device=self._execution_device)
+            own = {"class_labels": null_labels} | own
+        null = null_conditions(self.denoiser, own)
         if (guidance_scale != 1 or guider is not None) and weaker_network is None:
-            if self.null_label is None:
+            if not null:
                 raise ValueError(
                     f"guidance_scale {guidance_scale} needs a class-conditional network with a null label; pass 1"
                 )
-            if labels is None:
+            if not given:
                 raise ValueError(f"guidance_scale {guidance_scale} needs class_labels")
+        away = own if weaker_network is not None else own | null
+        rows = [away, own] if null or weaker_network is not None else [own]
 
-        device, call = self._execution_device, self._for_one_call()
-        null = None if self.null_label is None else torch.full((batch_size,), self.null_label, device=device)
-        classes = None if labels is None else torch.tensor(labels, device=device)
-        # what the network is told
-        labels = null if classes is None or self.num_classes is None else classes
-        # guidance leads from what the one network predicts for the first row to what the other does for the last
-        networks = (self.denoiser if weaker_network is None else weaker_network), self.denoiser
-        rows = [null if weaker_network is None else labels, labels]
+        call = self._for_one_call()
         call._guidance_scale = guidance_scale
-        call._conditions = None if labels is None else torch.stack([row for row in rows if row is not None])
-        guider, evaluations = copy.deepcopy(guider), 0
-
-        def run(name, network, labels, model_input, timesteps):
-            # diffusers' feature caches keep what was computed with a class apart from what was without
-            with network.cache_context(name) if hasattr(network, "cache_context") else nullcontext():
-                return network(model_input.to(network.dtype), timesteps, class_labels=labels).sample.float()
-
-        def network(model_input, timesteps):
-            scale, conditions = call._guidance_scale, call._conditions
-            away, to = (None, None) if conditions is None else (conditions[0], conditions[-1])
-            alone = conditions is not None and len(conditions) == 1
-            if guider is not None and not alone:
-                return by_guider(model_input, timesteps, (to, away))
-            if scale == 1 or alone:
-                return run("with a class", networks[1], to, model_input, timesteps)
-            if scale == 0:
-                return run("without a class", networks[0], away, model_input, timesteps)
-            if weaker_network is None:
-                both = torch.cat([to, away]), torch.cat([model_input] * 2), torch.cat([timesteps] * 2)
-                towards, origin = run("with a class", networks[1], *both).chunk(2)
-            else:
-                towards = run("with a class", networks[1], to, model_input, timesteps)
-                origin = run("without a class", networks[0], away, model_input, timesteps)
-            return origin + scale * (towards - origin)
-
-        def by_guider(model_input, timesteps, labels):
-            nonlocal evaluations
-            guider.set_state(evaluations, len(call.scheduler.timesteps), timesteps[0])
-            evaluations += 1
-            names = "with a class", "without a class"
-            batches = guider.prepare_inputs({"name": names, "network": networks[::-1], "labels": labels})
-            for batch in batches:
-                guider.prepare_models(batch.network)
-                batch.noise_pred = run(batch.name, batch.network, batch.labels, model_input, timesteps)
-                guider.cleanup_models(batch.network)
-            return guider(batches).pred
-
-        def towards_class(x, t, denoise):
-            with torch.enable_grad():
-                noisy = x.detach().requires_grad_()
-                model_input, half_log_snr = call.scheduler.classifier_input(noisy, t)
-                logits = classifier(model_input.to(classifier.dtype), half_log_snr).logits
-                [gradient] = torch.autograd.grad(
-                    torch.log_softmax(logits, dim=1)[range(batch_size), classes].sum(), noisy
-                )
-            return call.scheduler.path.add_to_score(denoise(x, t), classifier_scale * gradient, t)
-
-        return network if classifier is None else call.scheduler.steered(network, towards_class)
+        call._conditions = {name: torch.stack([row[name] for row in rows]) for name in own}
+        origin = self.denoiser if weaker_network is None else weaker_network
+        network = guided(call, (origin, self.denoiser), guider)
+        if classifier is None:
+            return network
+        return steered_by_classifier(call.scheduler, network, classifier, classes, classifier_scale)
 
     def decode(self, latents):
         """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a
@@ -384,18 +337,26 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         return latents
 
     @contextmanager
-    def _towards_noise(self, images, samples, class_labels, guidance_scale, rtol, atol):
+    def _towards_noise(self, images, samples, class_labels, guidance_scale, rtol, atol, conditions):
         """(x, denoise) for the way from data to noise, with a progress bar."""
         x = self._check_data(images, samples)
         self.check_adaptive(rtol, atol, "ode")
-        network = self.guided_network(len(x), class_labels, guidance_scale)
+        network = self.guided_network(len(x), class_labels, guidance_scale, conditions=conditions)
         denoise, ends = self.scheduler.denoiser(network, limited=False), (self.scheduler.t_min, self.scheduler.t_max)
         with self.progress_bar(total=1.0) as bar:
             yield x, self._with_progress(bar, denoise, *ends)
 
     @torch.no_grad()
     def encode(
-        self, images=None, samples=None, class_labels=None, guidance_scale=1.0, rtol=1e-5, atol=1e-5, latents=None
+        self,
+        images=None,
+        samples=None,
+        class_labels=None,
+        guidance_scale=1.0,
+        rtol=1e-5,
+        atol=1e-5,
+        latents=None,
+        conditions=None,
     ):
         """The noise that the probability-flow ODE carries samples to: their encoding, unique for the data's
         distribution (Song et al. 2021, section 4.3 and appendix D.5). Needs torchdiffeq.
@@ -407,7 +368,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         Args:
             images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`; or
             samples: clean samples of what the network generates (for a model of pixels the same as images).
-            class_labels, guidance_scale: as for `__call__`.
+            class_labels, guidance_scale, conditions: as for `__call__`.
             rtol, atol: tolerances of the ODE's solution.
             latents: old name of samples.
 
@@ -415,7 +376,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         """
         call, samples = self._for_one_call(), self._renamed(samples, latents)
         scheduler = call.scheduler
-        with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol) as (x, denoise):
+        with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol, conditions) as (x, denoise):
             noise = probability_flow(scheduler.path, denoise, x, scheduler.t_min, scheduler.t_max, rtol, atol)
         return noise / scheduler.init_noise_sigma
 
@@ -433,6 +394,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         atol=1e-5,
         steps=None,
         latents=None,
+        conditions=None,
     ):
         """The exact log-likelihood of samples under the model's probability-flow ODE (Song et al. 2021, section 4.3).
         Needs torchdiffeq.
@@ -446,7 +408,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`; or
             samples: clean samples of what the network generates (for a model of pixels the same as images).
             class_labels: a label or name per sample, for the likelihood given the class; by default, that without.
-            guidance_scale: as for `__call__`; 1 is the model's own distribution.
+            guidance_scale, conditions: as for `__call__`; a scale of 1 is the model's own distribution.
             trace, num_probes, generator: of the divergence's estimate: see `likelihood.log_likelihood`.
             rtol, atol: tolerances of the ODE's adaptive solution.
             steps: instead, number of RK4 steps of four evaluations each.
@@ -456,7 +418,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         """
         call, samples = self._for_one_call(), self._renamed(samples, latents)
         scheduler = call.scheduler
-        with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol) as (x, denoise):
+        with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol, conditions) as (x, denoise):
             return log_likelihood(
                 scheduler.path,
                 denoise,
@@ -534,7 +496,7 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         bar.close()
         return x, nfe
 
-    def check_inputs(self, batch_size, generator, output_type, callback_inputs):
+    def check_inputs(self, batch_size, generator, output_type, callback_inputs, conditions):
         """Raise ValueError for arguments that contradict each other, before any work."""
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type {output_type!r} is unknown; choose one of pil, np, pt, latent")
@@ -544,12 +506,11 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             raise ValueError(
                 f"{len(generator)} generators were given for {batch_size} images: pass one, or one per image"
             )
-        unknown = [name for name in callback_inputs if name not in self._callback_tensor_inputs]
+        known = [*self._callback_tensor_inputs, *conditions]
+        unknown = [name for name in callback_inputs if name not in known]
         if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs {unknown} are unknown; choose from {self._callback_tensor_inputs}"
-            )
-        if "prompt_embeds" in callback_inputs and self.num_classes is None:
+            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are unknown; choose from {known}")
+        if "prompt_embeds" in callback_inputs and not conditions and self.num_classes is None:
             raise ValueError("callback_on_step_end_tensor_inputs: prompt_embeds are class labels, which it hasn't")
 
     @staticmethod
@@ -580,11 +541,13 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         weaker_network=None,
         classifier=None,
         classifier_scale: float = 1.0,
+        conditions: dict[str, torch.Tensor] | None = None,
     ):
         """Generate images.
 
         Args:
-            batch_size: number of images; by default one per class label. A single label is repeated.
+            batch_size: number of images; by default as many as labels, conditions, latents or images are given. A
+                single one is for all.
             class_labels: a label or class name, or one per image, as a list, tensor or array; None for unconditional
                 generation.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022), on every channel: 1 is none, larger values
@@ -602,9 +565,10 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
                 `pipeline` is the call's own view of this one: `pipeline.scheduler` its scheduler, `num_timesteps`,
                 `guidance_scale`; what it sets as `pipeline._guidance_scale` holds from then on, and
                 `pipeline._interrupt = True` ends the sampling. Adaptive solvers don't call it.
-            callback_on_step_end_tensor_inputs: what it is given: "latents" (the samples so far), or "prompt_embeds":
-                the labels that the network is told (2, batch), those that guidance leads away from first; with the
-                last row alone, (1, batch), there is no guidance from then on.
+            callback_on_step_end_tensor_inputs: what it is given: "latents" (the samples so far), and conditions by
+                their names, such as "class_labels": what the network is told (2, batch, ...), what guidance leads away
+                from first; with the last row alone, (1, batch, ...), there is no guidance from then on.
+                "prompt_embeds", as callbacks of diffusers have it, is the first of them: the labels.
             rtol, atol: tolerances of the adaptive solver; by default both 1e-3 for "ode", 0.02 and 2 / 256 for "sde".
             adaptive_solver: "ode", Dormand-Prince 5(4) on the probability-flow ODE (needs torchdiffeq), or "sde", the
                 adaptive solver of the reverse SDE of Jolicoeur-Martineau et al. 2021.
@@ -621,6 +585,9 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
                 section 5; Dhariwal & Nichol 2021). An unconditional network follows class_labels by it alone; a
                 class-conditional one by both, or with guidance_scale=0 by it alone. Needs our scheduler.
             classifier_scale: factor of its gradient; 1 is Bayes' rule.
+            conditions: what else the network takes, {argument of its forward: tensor (B, ...)}, such as
+                encoder_hidden_states; one element per image, or one for all. guidance_scale leads away from what the
+                network's `null_conditions` has in their place.
 
         Returns:
             `.images` and `.nfe`.
@@ -630,15 +597,16 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
         self._interrupt = False
         call = self._for_one_call()
         scheduler = call.scheduler
-        labels = call.prepare_labels(class_labels, batch_size, classifier)
+        conditions = call.prepare_conditions(class_labels, conditions, batch_size, classifier)
         if image is not None:
             image = call.prepare_image(image)
         if batch_size is None:
-            batch_size = next((len(given) for given in (labels, latents, image) if given is not None), 1)
+            given = (*conditions.values(), latents, image)
+            batch_size = next((len(each) for each in given if each is not None and len(each) != 1), 1)
         callback_inputs = call.callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        call.check_inputs(batch_size, generator, output_type, callback_inputs)
+        call.check_inputs(batch_size, generator, output_type, callback_inputs, conditions)
         network = call.guided_network(
-            batch_size, labels, guidance_scale, guider, weaker_network, classifier, classifier_scale
+            batch_size, None, guidance_scale, guider, weaker_network, classifier, classifier_scale, conditions
         )
         if num_inference_steps is None:
             call.check_adaptive(rtol, atol, adaptive_solver)
@@ -723,10 +691,32 @@ class ScoreSDEPipeline(BundleMixin, DiffusionPipeline):
             if after_step is not None:
                 latents = after_step(latents, entry, following)
             if callback is not None:
-                values = {"latents": latents, "prompt_embeds": self._conditions}
-                values |= callback(self, i, timestep, {name: values[name] for name in callback_inputs}) or {}
-                latents, self._conditions = values["latents"], values["prompt_embeds"]
+                latents = self.call_back(callback, callback_inputs, i, timestep, latents)
         return latents, nfe
+
+    def call_back(self, callback, names, step, timestep, latents):
+        """Call callback_on_step_end with the tensors of these names. What it returns holds from then on: conditions on
+        this call, latents are returned. Raises ValueError where it returns anything else."""
+        # diffusers' callbacks call the condition so, whatever it is
+        first = next(iter(self._conditions), None)
+        values = {"latents": latents, **self._conditions}
+        given = {name: values[first if name == "prompt_embeds" else name] for name in names}
+        returned = callback(self, step, timestep, given)
+        returned = {} if returned is None else returned
+        if not isinstance(returned, dict):
+            raise ValueError(
+                f"callback_on_step_end returned a {type(returned).__name__}: return a dict of the tensors that it "
+                f"changed, such as {{'latents': ...}}, or None"
+            )
+        for name, value in returned.items():
+            name = first if name == "prompt_embeds" else name
+            if name not in values:
+                raise ValueError(
+                    f"callback_on_step_end returned {name!r}, which is none of {', '.join(values)}, which it may change"
+                )
+            values[name] = value
+        latents, self._conditions = values.pop("latents"), values
+        return latents
 
     def finish(self, latents, output_type):
         """What `__call__` returns as images."""
