@@ -1,6 +1,7 @@
 """Inverse problems: images from a linear measurement of them, by an unconditional (or class-conditional) model."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from .adaptive import check_finite, per_sample, rms
 from .bundling import BundleMixin  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .conditions import null_conditions  # noqa: F401
+from .denoising_pipeline import ScoreSDEPipelineOutput
 from .guidance import guided  # noqa: F401
 from .images import to_mode  # noqa: F401
+from .kinds import kind_of  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
-from .pipeline_score_sde import ScoreSDEPipeline, ScoreSDEPipelineOutput
+from .protocols import Generators
+from .trajectory_pipeline import TrajectoryPipeline
+from .writing import whole_file  # noqa: F401
 
 
 @dataclass
@@ -30,7 +35,7 @@ class ScoreSDEInversePipelineOutput(ScoreSDEPipelineOutput):
 METHODS = ("pigdm", "tmpd", "dps", "replacement", "repaint")
 
 
-class ScoreSDEInversePipeline(ScoreSDEPipeline):
+class ScoreSDEInversePipeline(TrajectoryPipeline):
     r"""Sample images x0 given a measurement y = A x0 + noise_std n, with standard normal noise n.
 
     A is a `LinearOperator`: `inpainting`, `colourisation`, `super_resolution`, `deblurring` (`pipelines.operators`), or
@@ -69,13 +74,13 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
         batch_size: int | None = None,
         class_labels=None,
         guidance_scale: float = 1.0,
-        num_inference_steps: int = 100,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = 100,
+        generator: Generators = None,
         latents: torch.Tensor | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
         callback_on_step_end=None,
-        callback_on_step_end_tensor_inputs: list[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         data_std: float | None = None,
         adaptive_weight: bool = True,
         cg_steps: int = 5,

@@ -6,6 +6,7 @@ a meaning; preconditioning, such as EDM's, belongs to the scheduler's prediction
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ class DiTAttnProcessor:
 class DiTAttention(nn.Module, AttentionModuleMixin):
     """Multi-head attention over the tokens, or from them to a context, with diffusers' names for the projections."""
 
-    _default_processor_cls = DiTAttnProcessor
+    _default_processor_cls = DiTAttnProcessor  # type: ignore[assignment]  # diffusers declares it as None
     _available_processors = [DiTAttnProcessor]
 
     def __init__(self, hidden_size, num_attention_heads, qk_norm=False, is_cross_attention=False):
@@ -230,7 +231,8 @@ def per_axis(value, dimensions, name):
     return values
 
 
-class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):
+# diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
+class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):  # type: ignore[misc]
     """Diffusion Transformer (Peebles & Xie 2023) for signals, images, or videos.
 
     A freshly initialised model outputs exactly zero. Who trains it for classifier-free guidance replaces the conditions
@@ -268,10 +270,12 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             as the original has it, 1 as diffusers does.
     """
 
+    # whose entries are attributes, other than diffusers says
+    config: Any
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock", "DiTTokenBlock"]
+    _no_split_modules = ["DiTBlock", "DiTTokenBlock"]  # type: ignore[assignment]
     _repeated_blocks = ["DiTBlock", "DiTTokenBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "adaln", "norm", "proj_out"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "adaln", "norm", "proj_out"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(

@@ -6,7 +6,7 @@ The network knows nothing of noise: it maps (sample, number, label) to a tensor,
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ ADM = {
 }
 # What each published model changes in the defaults: CIFAR-10, of VP and of VE (Song et al. 2021, appendix H), and
 # ImageNet with classes (Dhariwal & Nichol 2021, appendix I and the released checkpoints)
-UNETS = {
+UNETS: dict[str, dict[str, Any]] = {
     "DDPM++": {},
     "DDPM++ deep": {"layers_per_block": 8},
     "NCSN++": NCSNPP,
@@ -241,7 +241,8 @@ class UNetLevel(nn.Module):
         return zip(self.resnets, [None] * without + list(self.attentions), strict=True)
 
 
-class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
+# diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
+class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc]
     """The score U-Net: DDPM++ and NCSN++ (Song et al. 2021, appendix H) and ADM (Dhariwal & Nichol 2021). The defaults
     are the published CIFAR-10 model DDPM++; `from_name` knows the others.
 
@@ -281,10 +282,15 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
             models were trained so; otherwise preconditioning belongs to the scheduler's prediction types.
     """
 
+    # whose entries are attributes, other than diffusers says
+    config: Any
+    # lists of `UNetLevel`
+    down_blocks: Any
+    up_blocks: Any
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ResnetBlock", "Attention"]
-    _skip_layerwise_casting_patterns = ["norm", "time_embed", "conv_in", "conv_out"]
-    _keep_in_fp32_modules = ["fourier"]
+    _no_split_modules = ["ResnetBlock", "Attention"]  # type: ignore[assignment]
+    _skip_layerwise_casting_patterns = ["norm", "time_embed", "conv_in", "conv_out"]  # type: ignore[assignment]
+    _keep_in_fp32_modules = ["fourier"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -359,10 +365,11 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
             )
         # the lowest resolution attends in any case, in the middle block
         attending = {c for c, attend in zip(block_out_channels, attends, strict=True) if attend}
-        for name, value in (("num_attention_heads", num_attention_heads), ("attention_head_dim", attention_head_dim)):
+        divisors = {"num_attention_heads": num_attention_heads, "attention_head_dim": attention_head_dim}
+        for name, divisor in divisors.items():
             for channels in attending | {block_out_channels[-1]}:
-                if value is not None and channels % value:
-                    raise ValueError(f"{name} {value} must divide the {channels} channels of a self-attention")
+                if divisor is not None and channels % divisor:
+                    raise ValueError(f"{name} {divisor} must divide the {channels} channels of a self-attention")
         if progressive_combine == "cat" and progressive_input != "input_skip":
             raise ValueError(
                 f"progressive_combine 'cat' needs progressive_input 'input_skip', not {progressive_input!r}"
@@ -410,7 +417,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
         self.down_blocks, skips, channels, pyramid_channels = nn.ModuleList(), [first], first, in_channels
         for level, out in enumerate(block_out_channels):
             inputs = [channels] + [out] * (layers_per_block - 1)
-            channels, resample, progressive = out, {}, None
+            progressive: nn.Module | None = None
+            channels, resample = out, {}
             skips += [out] * layers_per_block
             if level < levels - 1:
                 resample = {"down": True}
