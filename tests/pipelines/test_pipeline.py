@@ -317,7 +317,7 @@ def test_networks_of_diffusers_fit():
 
 def test_a_network_without_a_size_or_none_at_all_is_named():
     pipeline = quiet(ScoreSDEPipeline(ScoreSDEScheduler(), unet=tiny_stock_unet(sample_size=None)))
-    with pytest.raises(ValueError, match="this UNet2DModel has no sample_size: .*register_to_config.sample_size=32"):
+    with pytest.raises(ValueError, match="this network has no sample_size: .*register_to_config.sample_size=32"):
         draw(pipeline)
     pipeline.denoiser.register_to_config(sample_size=8)
     assert draw(pipeline).shape == (1, 3, 8, 8)
