@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from score_sde import DiTModel, NoiseConditionalClassifier, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.models.transformer_score_dit import CONDITIONINGS, POSITION_EMBEDDINGS, POSITION_SCALINGS
 from score_sde.models.unet_score import ARCHITECTURES, UNETS, ResnetBlock
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import SDE_TYPES
 
 
 def tiny_dit(**overrides):

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from score_sde.schedulers import paths
-from score_sde.schedulers.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, DiscreteVPSDE, Path, SubVPSDE
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import EDMSDE, SDE_TYPES, VESDE, VPSDE, CosineVPSDE, DiscreteVPSDE, Path, SubVPSDE
 
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
