@@ -9,8 +9,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from exact import GAUSSIAN
-from test_paths import SCHEDULES
+from every_path import SCHEDULES
+from exact import GAUSSIAN, TOLERANCE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from score_sde import ScoreSDEScheduler
@@ -53,8 +53,6 @@ def relative(a, b):
 
 # --- stock schedulers, step for step ------------------------------------------------------------------------------
 
-# relative: diffusers keeps its noise levels in float32
-TOLERANCE = 5e-4
 PREDICTED = ["epsilon", "v_prediction", "sample"]
 
 
