@@ -11,7 +11,7 @@ from networks import awake, tiny_dit, tiny_unet
 from score_sde import DiTModel, NoiseConditionalClassifier, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.models.transformer_score_dit import CONDITIONINGS, POSITION_EMBEDDINGS, POSITION_SCALINGS
 from score_sde.models.unet_score import ARCHITECTURES, UNETS, ResnetBlock
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import SDE_TYPES
 
 
 def tiny_ncsnpp(**overrides):
