@@ -10,6 +10,7 @@ on with a stopped run, add `--resume_from_checkpoint latest`.
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import diffusers
 import torch
@@ -17,8 +18,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, drop_conditions, hybrid_loss
-from score_sde.schedulers.paths import PREDICTIONS, moved
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.pipelines.conditions import null_conditions
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, moved
 from score_sde.sharing.hub import save_bundle
 from score_sde.sharing.model_card import check_license
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
@@ -149,8 +150,6 @@ class DiffusionTask(Task):
         self.conditions = list(self.data.columns) if config.class_conditional else []
         check_conditions(self.model, self.conditions)
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
-        # conditions are dropped here, by numbers that are drawn for the whole step
-        self.model.drops_labels = False
         self.push_steps, self.uploads = config.push_steps, Uploads(config)
         self.evaluation_steps, self.validation = config.evaluation_steps, None
         if config.evaluation_steps:
@@ -164,14 +163,12 @@ class DiffusionTask(Task):
         noise, given = draws.normal(x0.shape[1:]), self.data.conditions(batch)
         conditions = {name: given[name] for name in self.conditions}
         if dropout_prob > 0:  # for guidance
-            conditions = drop_conditions(conditions, self.null_conditions, draws.chance(dropout_prob))
+            null_of = partial(null_conditions, self.model)
+            conditions = drop_conditions(conditions, null_of, draws.chance(dropout_prob))
         weight, pixels = self.config.vlb_weight, self.data.vae is None
         if weight > 0:
             return hybrid_loss(network, self.scheduler, x0, noise, t, conditions, weight, discretized=pixels)
         return self.objective(network, x0, noise, t, conditions)
-
-    def null_conditions(self, conditions):
-        return {"class_labels": torch.full_like(conditions["class_labels"], self.data.num_classes)}
 
     def compute_loss(self, state, batch, draws):
         losses = self.losses(state.model, batch, draws, self.dropout_prob)

@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 
 import torch
 from diffusers import AutoencoderKL
-from diffusers.image_processor import VaeImageProcessor
 from torch import nn
 from tqdm.auto import tqdm
 
+from score_sde.pipelines.kinds import Image
 from score_sde.pipelines.latents import encode_moments
 from score_sde.training.parts.config import DataConfig, LoopConfig, one_line_errors, option, parse
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.latents import latent_statistics
 from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_model, show_pictures
 from score_sde.training.parts.run_folder import open_run, surviving
-from score_sde.training.parts.samples import save_grid
 from score_sde.training.parts.tasks import Task
 from score_sde.training.parts.trackers import main_process_goes_on
 
@@ -84,10 +83,10 @@ def reconstruction_grid(vae, dataset, count, path, device):
     mean, _ = encode_moments(vae, images.to(device))
     decoded = vae.decode(mean).sample.clamp(-1, 1).cpu()
     error = ((decoded - images) / 2).square().flatten(1).mean(1)
-    processor, rows = VaeImageProcessor(), []
+    kind, rows = Image(images.shape[1], tuple(images.shape[2:]), images.shape[1]), []
     for start in range(0, len(images), 8):
         rows += [images[start : start + 8], decoded[start : start + 8]]
-    save_grid(processor.postprocess(torch.cat(rows), output_type="pil"), path, columns=min(8, len(images)))
+    kind.save_grid(kind.output(torch.cat(rows)), path, columns=min(8, len(images)))
     return float((-10 * error.log10()).mean())
 
 

@@ -17,8 +17,8 @@ NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
 
 
 def network_class(name):
-    """(component of the pipeline, class) of a name in `NETWORKS`, or of a class from outside, "package.module:Class", in
-    a module that is installed or lies in the working folder.
+    """(component of the pipeline, class) of a name in `NETWORKS`, or of a class from outside, "package.module:Class",
+    in a module that is installed or lies in the working folder.
 
     Raises ValueError for an unknown name, a module that cannot be imported, and a class that is no `ModelMixin` or
     whose forward cannot be called with (sample, timestep) alone.

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from diffusers.utils import make_image_grid
 from PIL import Image
 
 from score_sde.pipelines.images import to_mode
@@ -44,7 +43,7 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps):
 
 @torch.compiler.set_stance("force_eager")
 def sample_grid(pipeline, config, path, seed=0):
-    """Draw images as a `TrainConfig` says, the classes in turn, one seed per image, and write them as a PNG grid;
+    """Draw samples as a `TrainConfig` says, the classes in turn, one seed per sample, and write them as a PNG grid;
     return the number of network evaluations."""
     count = config.sample_num_images
     labels = labels_of(range(count), pipeline)
@@ -56,22 +55,8 @@ def sample_grid(pipeline, config, path, seed=0):
         num_inference_steps=config.sample_num_inference_steps,
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
     )
-    save_grid(output.images, path, columns=pipeline.num_classes if labels is not None else None)
+    pipeline.kind.save_grid(output.images, path, columns=pipeline.num_classes)
     return output.nfe
-
-
-def save_grid(images, path, columns=None):
-    """Write PIL images as a PNG grid, small ones enlarged."""
-    if columns is None or columns > 16:
-        columns = max(1, int(len(images) ** 0.5))
-    columns = min(columns, len(images))
-    zoom = max(1, 64 // images[0].width)
-    size = (zoom * images[0].width, zoom * images[0].height)
-    images = [image.resize(size, Image.Resampling.NEAREST).convert("RGB") for image in images]
-    rows = -(-len(images) // columns)
-    images += [Image.new("RGB", size)] * (rows * columns - len(images))
-    with whole_file(path) as temporary:
-        make_image_grid(images, rows, columns).save(temporary, format="PNG")
 
 
 def labels_of(numbers, pipeline):
