@@ -24,8 +24,7 @@ from datasets import disable_progress_bars
 from diffusers.utils import logging
 from tqdm.auto import tqdm
 
-from score_sde import ScoreSDEScheduler
-from score_sde.sharing.hub import load_bundle
+from score_sde import ScoreSDEScheduler, load_bundle
 from stock_samplers import run_stock, stock_samplers
 
 

@@ -14,7 +14,7 @@ from tiny import random_dit, tiny_pipeline
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, save_bundle
 from score_sde.sharing import convert, model_card
-from score_sde.sharing.hub import add_metrics
+from score_sde.sharing.bundles import add_metrics
 
 
 METRIC = {

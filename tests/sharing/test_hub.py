@@ -156,7 +156,7 @@ def test_a_push_that_was_killed_goes_on_where_it_stopped(local_hub, tmp_path):
 
 TRY = """
 import json, sys, traceback
-from score_sde.sharing.hub import load_bundle, push_to_hub
+from score_sde import load_bundle, push_to_hub
 function, arguments, options = json.loads(sys.argv[1])
 try:
     {"push": push_to_hub, "load": load_bundle}[function](*arguments, **options)
