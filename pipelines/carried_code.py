@@ -34,8 +34,12 @@ def sibling_imports(source):
 
 def carried_sources(cls):
     """The code that a class needs: {module name: source} of its file and, through relative imports, its siblings; the
-    class's own file first. Stamps of an earlier bundle are taken off."""
-    entry = Path(inspect.getsourcefile(cls))
+    class's own file first. Stamps of an earlier bundle are taken off. Raises ValueError for a class that was defined in
+    no file."""
+    try:
+        entry = Path(inspect.getfile(cls))
+    except (OSError, TypeError):
+        raise ValueError(f"the code of {cls.__name__} is in no file: define it in a file of its own") from None
     sources, pending = {}, [entry]
     while pending:
         path = pending.pop(0)

@@ -27,6 +27,18 @@ LARGEST_COUNT, LARGEST_STOCK_COUNT = 10**5, 10**4
 
 NETWORKS = ("DiTModel", "ScoreUNetModel", "DiTTransformer2DModel", "UNet2DModel")
 SCHEDULERS = ("ScoreSDEScheduler", *(name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")))
+# those by which a pipeline of ours draws: with set_timesteps(number), step(output, timestep, sample), a scale of the
+# noise to start from; what lacks these (tokens, flows that count otherwise, two outputs) is converted, or refused
+DRIVEN_SCHEDULERS = (
+    *("ScoreSDEScheduler", "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler"),
+    *("CosineDPMSolverMultistepScheduler", "DDIMScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler"),
+    *("DDPMScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler"),
+    *("DPMSolverMultistepInverseScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler"),
+    *("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler"),
+    *("EulerDiscreteScheduler", "HeunDiscreteScheduler", "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler"),
+    *("TCDScheduler", "UnCLIPScheduler", "UniPCMultistepScheduler"),
+)
 # the components that there are, what each may be, and the classes of that
 ROLES = {
     "scheduler": ("a ScoreSDEScheduler, or a scheduler of diffusers", SCHEDULERS, SchedulerMixin),
@@ -79,13 +91,21 @@ def check_bundle(folder, pipeline_class, variant=None, given=(), classes=()):
         index = pipeline_class.use_installed_classes(index, [*given, *outside])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    check_components(folder, index, pipeline_class, variant, given, outside)
+    found = check_components(folder, index, pipeline_class, variant, given, outside)
+    if "scheduler" not in given and found["scheduler"].__name__ not in DRIVEN_SCHEDULERS:
+        raise ValueError(
+            f"{path}: a {pipeline_class.__name__} cannot draw by a {found['scheduler'].__name__}, whose steps are of "
+            f"another kind: pass scheduler=ScoreSDEScheduler.from_config(...) of the folder's scheduler, or one of "
+            f"{', '.join(DRIVEN_SCHEDULERS)}"
+        )
     return outside
 
 
 def check_components(folder, index, pipeline_class, variant, given, outside=None):
     """Raise ValueError for a model index whose components or arguments the pipeline class doesn't have, or whose
-    components are not sound. `outside` are the classes of those components that are not this package's."""
+    components are not sound. `outside` are the classes of those components that are not this package's.
+
+    Returns {component: class}."""
     path, arguments, outside = os.path.join(folder, "model_index.json"), {}, outside or {}
     check_keys(index, path)
     parts = inspect.signature(pipeline_class.__init__).parameters
@@ -109,7 +129,8 @@ def check_components(folder, index, pipeline_class, variant, given, outside=None
         needed = part.default is part.empty and name in ROLES and name not in pipeline_class._optional_components
         if needed and name not in classes and name not in given:
             raise ValueError(f"{path}: there is no {name}, which a {pipeline_class.__name__} needs")
-    check_no_code(folder, {name: index[name][0] for name in {*classes, *given} & index.keys()})
+    opened = [name for name in index if name in classes or (name in ROLES and name in given)]
+    check_no_code(folder, {name: index[name][0] for name in opened})
     variants = {name: find_variant(folder, name, variant) for name in classes}
     if variant is not None and not any(variants.values()):
         raise ValueError(
@@ -120,6 +141,7 @@ def check_components(folder, index, pipeline_class, variant, given, outside=None
         if name not in given:
             class_name = found.__name__ if name in outside else index[name][1]
             check_component(folder, (name,), class_name, found, variants[name])
+    return classes
 
 
 def component_class(path, name, library, class_name):

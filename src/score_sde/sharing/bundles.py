@@ -35,7 +35,8 @@ def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, vari
     Returns:
         The folder, absolute. Raises ValueError for another variant.
     """
-    check_choice("variant", variant, (None, *VARIANTS))
+    if variant is not None:
+        check_choice("variant", variant, VARIANTS)
     folder = os.path.abspath(folder)
     shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     with bundle_lock(folder), whole_folder(folder) as partial:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import warnings
+from types import UnionType
 
 from huggingface_hub.utils import validate_repo_id
 
@@ -24,10 +25,14 @@ lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql o
 deepfloyd-if-license llama2 gemma unknown other
 """
 # what training.json may say, where a card needs it to be of a kind
-FACTS = {"config": dict, "samples": dict, "class_counts": dict, "id2label": dict}
-FACTS |= dict.fromkeys(("dataset", "split", "model_name", "base_model", "command", "run_id", "converted_from"), str)
-FACTS |= dict.fromkeys(("rows", "skipped_files", "steps", "images_seen", "parameters", "resolution"), int)
-FACTS |= dict.fromkeys(("final_loss", "train_seconds"), int | float)
+FACTS: dict[str, type | UnionType] = {
+    **dict.fromkeys(("config", "samples", "class_counts", "id2label"), dict),
+    **dict.fromkeys(("dataset", "split", "model_name", "base_model", "command", "run_id", "converted_from"), str),
+    **dict.fromkeys(("rows", "skipped_files", "steps", "images_seen", "parameters", "resolution"), int),
+    **dict.fromkeys(("final_loss", "train_seconds"), int | float),
+    # the names of what the network was told beside time
+    "conditions": list,
+}
 
 
 def check_repo_id(repo_id):
@@ -78,6 +83,9 @@ def check_facts(training):
         value = training.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ValueError(f"training.json: {name} {quoted(value)} must be of type {getattr(kind, '__name__', kind)}")
+    conditions = training.get("conditions") or []
+    if not all(isinstance(name, str) for name in conditions):
+        raise ValueError(f"training.json: conditions {quoted(conditions)} must be names")
     check_license(training.get("license"))
     if training.get("repo_id") is not None:
         check_repo_id(training["repo_id"])
@@ -115,9 +123,16 @@ def model_name(folder, otherwise):
 # --- facts that can be published ------------------------------------------------------------------------------------
 
 # a path that says where things are on one machine: from its root, somebody's home or the folder above, in a longer text
-_NAME = r"[^\s/\\'\"=,;]+"
+_START, _SLASH = r"(?:file://|~|\.\.|[A-Za-z]:)", r"(?:/|\\+(?! ))"
+# blanks stand in a name where a backslash is before them, in the name of somebody's home, and in quotes
+_NAME = r"(?:[^\s/\\'\"=,;]|\\ )+"
+_HOME = rf"(?:{_SLASH}(?:home|Users){_SLASH}[^/\\'\"=,;\n]*[^\s/\\'\"=,;](?=[/\\]))"
 _LOCAL = re.compile(
-    rf"(?<![\w.~/\\-])(?:(?:file://|~|\.\.|[A-Za-z]:)(?:(?:/|\\+){_NAME})+|(?:(?:/|\\+){_NAME}){{2,}})[/\\]?"
+    rf"(?<![\w.~/\\-])(?:{_START}{_HOME}?(?:{_SLASH}{_NAME})+|{_HOME}(?:{_SLASH}{_NAME})+|(?:{_SLASH}{_NAME}){{2,}})[/\\]?"
+)
+_QUOTED = re.compile(
+    rf"(?P<before>(?P<quote>['\"])(?:--?[\w-]+=)?)"
+    rf"(?P<path>(?:{_START}{_SLASH}|{_SLASH}[^'\"/\\\n]+{_SLASH})[^'\"\n]*)(?P=quote)"
 )
 
 
@@ -133,11 +148,12 @@ def without_local_paths(value):
         return value
     if re.match(r"(file://)?([A-Za-z]:[/\\]|[/\\~]|\.\.[/\\])", value) and "\n" not in value:
         return last_part(value) or value
+    value = _QUOTED.sub(lambda match: match["before"] + last_part(match["path"]) + match["quote"], value)
     return _LOCAL.sub(lambda match: last_part(match[0]), value)
 
 
 def last_part(path):
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    return re.split(r"/|\\(?! )", path.rstrip("/\\"))[-1]
 
 
 def dataset_name(facts):
