@@ -25,8 +25,8 @@ from .wording import few, quoted, shortened
 
 # of the bundles that are written here; those of lower numbers are opened, too
 FORMAT = 1
-# what stands in a model index for a network that its caller gives: diffusers lets any network take its place
-ANY_NETWORK = ["diffusers", "ModelMixin"]
+# of a pipeline's components, those that are networks
+NETWORK_ROLES = ("transformer", "unet")
 
 
 def plain_component(component):
@@ -107,6 +107,11 @@ def _move_in(new, folder, variant):
             if name != index.name:
                 os.replace(os.path.join(parent, name), target / name)
     os.replace(os.path.join(new, index.name), index)
+
+
+def any_component(name):
+    """What stands in a model index for a component that its caller gives, so that diffusers lets any take its place."""
+    return ["diffusers", "SchedulerMixin" if name == "scheduler" else "ModelMixin"]
 
 
 class BundleMixin:
@@ -212,13 +217,13 @@ class BundleMixin:
             if not is_component or value[0] is None or value[0] in LIBRARIES:
                 continue
             if value[1] not in package.__all__ and name not in given:
+                by_class = f"its class, classes=[{shortened(value[1])}], or " if name in NETWORK_ROLES else ""
                 raise ValueError(
                     f"component {quoted(name)} is a {shortened(value[1])} of {quoted(value[0])}, which "
-                    f"{package.__name__} doesn't have: pass the class of a network of your own, "
-                    f"classes=[{shortened(value[1])}]; "
+                    f"{package.__name__} doesn't have: pass {by_class}one that is opened, {shortened(name)}=...; "
                     f"DiffusionPipeline.from_pretrained(..., trust_remote_code=True) runs the folder's own code instead"
                 )
-            installed[name] = [package.__name__, value[1]] if value[1] in package.__all__ else list(ANY_NETWORK)
+            installed[name] = [package.__name__, value[1]] if value[1] in package.__all__ else any_component(name)
         return installed
 
     @classmethod

@@ -40,7 +40,7 @@ def test_the_schedulers_that_open_are_those_by_which_a_pipeline_draws(name):
 )
 def test_a_scheduler_of_another_kind_is_refused_at_opening(tmp_path, scheduler):
     ScoreSDEPipeline(scheduler, transformer=random_dit()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"cannot draw by a {type(scheduler).__name__}.*pass scheduler=ScoreSDESched"):
+    with pytest.raises(ValueError, match="(cannot draw by|'scheduler' is) a .*: pass .*scheduler="):
         load_bundle(tmp_path)
     ours = ScoreSDEScheduler(prediction_type="v_prediction")
     assert torch.equal(draw(load_bundle(tmp_path, scheduler=ours)), draw(tiny_pipeline()))

@@ -13,7 +13,7 @@ import diffusers
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
 from ..pipelines.bundle_files import read_config, read_index
-from ..pipelines.bundling import ANY_NETWORK, FORMAT
+from ..pipelines.bundling import FORMAT, NETWORK_ROLES, any_component
 from ..pipelines.latents import AUTOENCODERS
 from ..pipelines.wording import quoted, shortened
 from .config_checks import check_keys, check_labels, check_numbers, check_types, fits, naming
@@ -48,8 +48,6 @@ ROLES = {
     # in stock pipelines
     "vqvae": ("an autoencoder of diffusers", AUTOENCODERS, ModelMixin),
 }
-# those that a network from outside this package can be
-NETWORK_ROLES = ("transformer", "unet")
 
 
 def check_classes(classes):
@@ -121,7 +119,7 @@ def check_components(folder, index, pipeline_class, variant, given, outside=None
             raise ValueError(f"{path}: {name} {quoted(value)} must be a library and a class, or twice null")
         elif name in outside:
             classes[name] = outside[name]
-        elif value[0] is not None and not (name in given and value == ANY_NETWORK):
+        elif value[0] is not None and not (name in given and value == any_component(name)):
             classes[name] = component_class(path, name, *value)
     check_types(arguments, pipeline_class, path)
     check_labels(arguments.get("id2label"), path)
