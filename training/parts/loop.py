@@ -41,10 +41,10 @@ from score_sde.schedulers.paths import moved
 
 from .averages import Averages, gathered
 from .checkpoints import resume, save_checkpoint
-from .config import WORK_BEGUN
 from .cores import warn_of_busy_cores
 from .data import mix_seeds, training_batches
 from .flops import FlopCounter, measured_peak
+from .options import WORK_BEGUN
 from .provenance import provenance
 from .run_folder import surviving
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from score_sde.pipelines.bundling import check_token, few
 
-from .config import one_line
+from .options import one_line
 
 
 EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
