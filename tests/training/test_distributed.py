@@ -15,8 +15,8 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from places import CONFIGS, HELPERS, TRAINING
 from recording import recorded_run
 from safetensors.torch import load_file
-from test_training import TINY_DIT, TINY_RUN, equal, fresh_accelerate_state, run, train_tiny  # noqa: F401
 
+from runs import TINY_DIT, TINY_RUN, equal, run, train_tiny
 from score_sde import DiTModel, load_bundle
 from score_sde.training import train
 from score_sde.training.parts.cores import warn_of_busy_cores
