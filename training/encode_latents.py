@@ -42,6 +42,8 @@ from score_sde.training.parts.sources import on_hub
 class EncodeConfig(DataConfig):
     """Encode a dataset into moments of latents, in shards, once before training."""
 
+    configs = "latents"
+
     vae: str = option("", "Autoencoder in diffusers format: a folder or Hub id.", "data", common=True)
     output_dir: str = option("runs/latents", "Folder for the shards.", "run", common=True)
     shard_size: int = option(2048, "Rows per shard.", "data")

@@ -64,6 +64,8 @@ from score_sde.training.parts.sources import on_hub
 class EvaluateConfig(DataConfig):
     """Measure a pipeline: how well it follows the classes that it is asked for, and the likelihood of real images."""
 
+    configs = "evaluation"
+
     dataset: str | None = option(
         None,
         "Real images, as for training; by default those that the pipeline was trained on. Samples need it.",

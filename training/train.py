@@ -37,6 +37,8 @@ NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
 class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
+    configs = "diffusion"
+
     network: str = option(
         "dit",
         f"{' or '.join(f'{name} ({kind.__name__})' for name, (_, kind) in NETWORKS.items())}.",

@@ -31,6 +31,8 @@ from score_sde.training.parts.run_folder import open_run, surviving
 class AutoencoderConfig(LoopConfig, DataConfig):
     """Train a diffusers AutoencoderKL on images, for latent diffusion."""
 
+    configs = "autoencoder"
+
     latent_channels: int = option(4, "Channels of the latent.", "network")
     block_out_channels: list[int] = option(
         [64, 128, 256],

@@ -32,6 +32,8 @@ from score_sde.training.parts.run_folder import open_run, surviving
 class ClassifierConfig(LoopConfig, CleanDataConfig):
     """Train a classifier of noisy samples, for classifier guidance."""
 
+    configs = "classifier"
+
     pipeline: str = option(
         "", "The pipeline to guide: a folder, or Hub id. Its scheduler makes the noise.", "network", common=True
     )

@@ -59,8 +59,8 @@ def accelerate_config(name):
     known = sorted(each.removesuffix(".yaml") for each in os.listdir(folder))
     if name not in known:
         raise ValueError(
-            f"--config_file {name!r} is neither a file nor one that is installed{nearest(name, known)}; installed are "
-            f"{', '.join(known)}"
+            f"--config_file {name!r} is neither a file nor one that is installed: {', '.join(known)}"
+            f"{nearest(name, known)}"
         )
     return os.path.join(folder, f"{name}.yaml")
 

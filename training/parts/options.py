@@ -57,7 +57,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.option_strings[-1 if action.option_strings[0] == "-h" else 0] + kind + more
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, "", [], "{}") else super()._get_help_string(action)
+        return action.help if action.default in (None, False, "", [], "{}") else super()._get_help_string(action)
 
 
 def type_of(field):
@@ -66,19 +66,22 @@ def type_of(field):
 
 
 def make_parser(config_class, everything=False):
-    """A parser of a config's options, in its groups; its help shows the common ones, or everything."""
+    """A parser of a config's options, in their groups; its help shows the common ones, or everything. The class says in
+    `configs` how its files in training/configs/ are called."""
     shown = [each for each in fields(config_class) if everything or each.metadata["common"]]
     shown = shown or fields(config_class)
     more = len(fields(config_class)) - len(shown)
     parser = OneLineParser(
         usage="%(prog)s [CONFIG] [--option value ...]",
-        description=f"{config_class.__doc__} CONFIG is a YAML file, or the name of one that is installed: any option "
-        f"may stand there, too, as 'option: value'. The command line wins.",
-        epilog=f"--help_all shows {more} options more." if more else None,
+        description=f"{config_class.__doc__} CONFIG is a YAML file of options, 'option: value', or the name of "
+        f"one that is installed; the command line wins.",
+        epilog=f"--help_all shows {more} more. `score-sde` also takes options of `accelerate launch`, such as "
+        f"--num_processes 8 or --config_file eight_gpus.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--help_all", "--help-all", action="help", help="show every option and exit")
+    parser.add_argument("--list", action="store_true", help="show the installed CONFIGs and exit")
     own = [each.metadata["group"] for each in fields(config_class)]
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys([*GROUPS, *own])}
     for each in fields(config_class):
@@ -106,6 +109,10 @@ def parse(config_class, argv):
     except ValueError as error:
         parser.error(str(error))
     values, unknown = parser.parse_known_args(from_file + arguments)
+    if values.list:
+        lines = [f"{name:24} {comment}" for name, comment in installed_configs(config_class.configs).items()]
+        parser.exit(message="\n".join([*lines, ""]))
+    del values.list
     if unknown:
         name, *_ = unknown[0].split("=")
         parser.error(f"{name} is unknown{nearest(name, [f'--{each}' for each in known])}; --help_all lists all options")
@@ -126,11 +133,10 @@ def config_path(name):
     """The YAML file of this path, or of this name in training/configs/. Raises ValueError where there is neither."""
     installed = os.path.join(CONFIGS, *f"{name}.yaml".split("/"))
     if os.path.isfile(name) or not os.path.isfile(installed):
-        known = list(installed_configs())
         if not os.path.isfile(name) and not name.endswith((".yaml", ".yml")):
+            known = list(installed_configs())
             raise ValueError(
-                f"{name!r} is neither a YAML file nor one that is installed{nearest(name, known)}; "
-                f"installed are {', '.join(known)}"
+                f"{name!r} is neither a YAML file nor one that is installed: {', '.join(known)}{nearest(name, known)}"
             )
         return name
     return installed

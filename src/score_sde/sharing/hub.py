@@ -1,16 +1,14 @@
 """Bundles: pipeline folders that carry their code (`pipelines.bundling`), their facts and a model card; to and from the
 Hub.
 
-    python -m score_sde.sharing.hub runs/dit/pipeline somebody/model --private
-    python -m score_sde.sharing.hub verify somebody/model
+    score-sde push runs/dit/pipeline somebody/model --private
+    score-sde verify somebody/model
 """
 
-import argparse
 import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import warnings
 from contextlib import contextmanager, suppress
@@ -22,7 +20,7 @@ from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from filelock import FileLock
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from .. import __version__, pipelines
+from .. import pipelines
 from ..pipelines.bundling import (
     LIBRARIES,
     BundleMixin,
@@ -111,6 +109,19 @@ def add_metrics(folder, metrics):
         kept = [metric for metric in known if identity(metric) not in [identity(each) for each in new]]
         write_json(path, kept + new)
         write_card(folder)
+
+
+def save_scheduler(scheduler, folder):
+    """Write the config of a scheduler, such as one that was calibrated, into a bundle; the code there stays.
+
+    Raises ValueError for another scheduler than the bundle has.
+    """
+    path = os.path.join(folder, "scheduler", scheduler.config_name)
+    with bundle_lock(folder):
+        before, new = read_json(path), json.loads(scheduler.to_json_string())
+        if before is None or before.get("_class_name") != new["_class_name"]:
+            raise ValueError(f"{path} is of another scheduler than {new['_class_name']}")
+        write_json(path, before | new)
 
 
 def bundle_lock(folder):
@@ -364,50 +375,3 @@ def push_to_hub(
 def shown_names(names, limit=10):
     """The first names of many, for a message."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def main(argv=None):
-    argv, name = sys.argv[1:] if argv is None else argv, "python -m score_sde.sharing.hub"
-    command = argv[0] if argv[:1] in (["push"], ["verify"]) else None
-    if command == "verify":
-        parser = argparse.ArgumentParser(f"{name} verify", description="Compare a bundle's code with this release's.")
-        parser.add_argument("folder_or_repo", help="a bundle, or somebody/model on the Hub")
-        parser.add_argument("--revision", default="main", help="branch, tag or commit (default: %(default)s)")
-    else:
-        parser = argparse.ArgumentParser(
-            name,
-            description="Upload a bundle, a model or a scheduler to the Hub.",
-            epilog=f"{name} verify --help: whether the code in a bundle is this release's. A folder called verify is "
-            f"pushed by `{name} push verify somebody/model`, or as ./verify",
-        )
-        parser.add_argument("source", metavar="folder", help="such as the pipeline folder of a training run")
-        parser.add_argument("repo_id", help="somebody/model; made if it doesn't exist")
-        parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
-        parser.add_argument("--revision", help="branch, made if it doesn't exist (default: main)")
-        parser.add_argument("--commit_message", help="(default: the name of the folder)")
-        parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-        parser.add_argument("--tag", help="a tag for the new commit")
-    arguments = vars(parser.parse_args(argv[1:] if command else argv))
-    try:
-        if command != "verify":
-            print(push_to_hub(**arguments))
-            return
-        verdicts = verify(**arguments)
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    for path, verdict in verdicts.items():
-        # a file's name may hold what a terminal would obey
-        print(f"{verdict:8} {''.join(each if each.isprintable() else repr(each)[1:-1] for each in path)}")
-    others = sum(verdict != "same" for verdict in verdicts.values())
-    if others:
-        print(
-            f"{others} of {len(verdicts)} files are not those of score-sde {__version__}: of another release, or "
-            f"changed by somebody. Read them before you pass trust_remote_code=True; load_bundle runs none of them"
-        )
-        raise SystemExit(1)
-    print(f"all {len(verdicts)} files are those of score-sde {__version__}")
-
-
-if __name__ == "__main__":
-    main()
