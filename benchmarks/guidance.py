@@ -26,8 +26,8 @@ from score_sde import NoiseConditionalClassifier, load_bundle
 TRAINING = Path(__file__).resolve().parents[1] / "training"
 from score_sde.training.evaluate import EvaluateConfig, image_shape  # noqa: E402
 from score_sde.training.parts.classifier import accuracy, train_classifier  # noqa: E402
-from score_sde.training.parts.config import parse  # noqa: E402
 from score_sde.training.parts.data import ImageDataset  # noqa: E402
+from score_sde.training.parts.options import parse  # noqa: E402
 from score_sde.training.parts.real_images import complete  # noqa: E402
 
 

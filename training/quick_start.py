@@ -15,7 +15,7 @@ import sys
 import time
 
 from score_sde.training import encode_latents, evaluate, train, train_autoencoder
-from score_sde.training.parts.config import one_line_errors
+from score_sde.training.parts.options import one_line_errors
 
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", "quick_start")

@@ -224,7 +224,7 @@ def test_arguments_of_a_network_that_are_none_are_one_line(tmp_path, capsys, opt
     with pytest.raises(SystemExit):
         convert.main(["guided-diffusion", path, str(tmp_path / "converted"), *arguments])
     error = capsys.readouterr().err
-    assert error.startswith("python -m score_sde.sharing.convert: error: ") and error.count("\n") == 1
+    assert error.startswith("score-sde convert: error: ") and error.count("\n") == 1
 
 
 def test_a_sound_folder_is_converted_and_only_read(stock, trap):

@@ -286,12 +286,3 @@ def test_ids_that_are_none_are_refused_before_anything_is_read(tmp_path, repo_id
     with pytest.raises(ValueError, match="repo id .*must be like somebody/model") as error:
         hub.push_to_hub(tmp_path / "absent", repo_id)
     assert len(str(error.value)) < 1000
-
-
-def test_a_folder_called_verify_is_pushed(local_hub, whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "verify")
-    code = f"import os, sys; os.chdir({str(tmp_path)!r}); from score_sde.sharing.hub import main; main(sys.argv[1:])"
-    for number, arguments in enumerate((["push", "verify"], ["./verify"], ["push", "./verify"])):
-        result = local_hub.run(code, *arguments, f"me/model{number}", token="hf_writer")
-        assert f"/me/model{number}/commit/" in result.stdout, result.stderr
-    assert local_hub.run(code, "verify", "./verify").stdout.startswith("same ")

@@ -18,25 +18,31 @@ class CleanDataConfig(DataConfig):
         None,
         "Folder written by training/encode_latents.py, or dataset on the Hub that holds one, somebody/latents: train "
         "on these latents instead of images.",
+        "data",
+        common=True,
     )
     vae: str | None = option(
         None,
         "Autoencoder in diffusers format, a folder or Hub id: encode images on the fly. With latents, it is the one "
         "they were encoded by, unless given.",
+        "data",
+        common=True,
     )
 
     normalize_latents: bool = option(
         False,
         "Give the latents of that folder mean 0 and standard deviation 1 in every channel, by its statistics; they "
         "replace those in the autoencoder's config, in the saved pipeline, too.",
+        "data",
     )
     streaming: bool = option(
         False,
         "Read the dataset as it comes, without a copy of it on disk and without its length. The order then depends on "
         "the processes, num_workers and batch_size, which must be the same on resume; a resumed run reads past what "
         "it has seen, without decoding it.",
+        "data",
     )
-    shuffle_buffer: int = option(1000, "Images of a stream, in each worker, among which the next is drawn.")
+    shuffle_buffer: int = option(1000, "Images of a stream, in each worker, among which the next is drawn.", "data")
 
     def problems(self):
         yield from DataConfig.problems(self)

@@ -10,7 +10,7 @@ from score_sde.pipelines.latents import encode_moments, spatial_factor
 from score_sde.sharing.downloading import hub_errors
 from score_sde.sharing.opening import open_autoencoder
 
-from .config import one_line
+from .options import one_line
 from .sources import nearest
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 from score_sde.pipelines.wording import few
 from score_sde.sharing.downloading import check_token
 
-from .config import one_line
+from .options import one_line
 
 
 EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}

@@ -1,6 +1,7 @@
 """Bundles on this machine: pipeline folders that carry their code (`pipelines.bundling`), their facts, measurements and
 a model card."""
 
+import json
 import os
 import shutil
 
@@ -85,6 +86,19 @@ def add_metrics(folder, metrics):
         kept = [metric for metric in known if identity(metric) not in [identity(each) for each in new]]
         write_json(path, kept + new)
         write_card(folder)
+
+
+def save_scheduler(scheduler, folder):
+    """Write the config of a scheduler, such as one that was calibrated, into a bundle; the code there stays.
+
+    Raises ValueError for another scheduler than the bundle has.
+    """
+    path = os.path.join(folder, "scheduler", scheduler.config_name)
+    with bundle_lock(folder):
+        before, new = read_json(path), json.loads(scheduler.to_json_string())
+        if before is None or before.get("_class_name") != new["_class_name"]:
+            raise ValueError(f"{path} is of another scheduler than {new['_class_name']}")
+        write_json(path, before | new)
 
 
 def bundle_lock(folder):

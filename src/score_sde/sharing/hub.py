@@ -1,14 +1,12 @@
 """Bundles to the Hub, and whether the code of one that is there is this release's.
 
-python -m score_sde.sharing.hub runs/dit/pipeline somebody/model --private
-python -m score_sde.sharing.hub verify somebody/model
+score-sde push runs/dit/pipeline somebody/model --private
+score-sde verify somebody/model
 """
 
-import argparse
 import json
 import os
 import re
-import sys
 import tempfile
 import warnings
 from contextlib import contextmanager, suppress
@@ -17,7 +15,6 @@ from pathlib import Path
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from .. import __version__
 from ..pipelines.bundle_files import own_file, read_index
 from ..pipelines.bundling import BundleMixin
 from ..pipelines.carried_code import LIBRARIES, sibling_imports
@@ -258,50 +255,3 @@ def verify(folder_or_repo, classes=(), **download):
     check_classes(classes)
     folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
     return compare_code(folder, installed_pipeline_class(folder), classes)
-
-
-def main(argv=None):
-    argv, name = sys.argv[1:] if argv is None else argv, "python -m score_sde.sharing.hub"
-    command = argv[0] if argv[:1] in (["push"], ["verify"]) else None
-    if command == "verify":
-        parser = argparse.ArgumentParser(f"{name} verify", description="Compare a bundle's code with this release's.")
-        parser.add_argument("folder_or_repo", help="a bundle, or somebody/model on the Hub")
-        parser.add_argument("--revision", default="main", help="branch, tag or commit (default: %(default)s)")
-    else:
-        parser = argparse.ArgumentParser(
-            name,
-            description="Upload a bundle, a model or a scheduler to the Hub.",
-            epilog=f"{name} verify --help: whether the code in a bundle is this release's. A folder called verify is "
-            f"pushed by `{name} push verify somebody/model`, or as ./verify",
-        )
-        parser.add_argument("source", metavar="folder", help="such as the pipeline folder of a training run")
-        parser.add_argument("repo_id", help="somebody/model; made if it doesn't exist")
-        parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
-        parser.add_argument("--revision", help="branch, made if it doesn't exist (default: main)")
-        parser.add_argument("--commit_message", help="(default: the name of the folder)")
-        parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-        parser.add_argument("--tag", help="a tag for the new commit")
-    arguments = vars(parser.parse_args(argv[1:] if command else argv))
-    try:
-        if command != "verify":
-            print(push_to_hub(**arguments))
-            return
-        verdicts = verify(**arguments)
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    for path, verdict in verdicts.items():
-        # a file's name may hold what a terminal would obey
-        print(f"{verdict:8} {''.join(each if each.isprintable() else repr(each)[1:-1] for each in path)}")
-    others = sum(verdict != "same" for verdict in verdicts.values())
-    if others:
-        print(
-            f"{others} of {len(verdicts)} files are not those of score-sde {__version__}: of another release, or "
-            f"changed by somebody. Read them before you pass trust_remote_code=True; load_bundle runs none of them"
-        )
-        raise SystemExit(1)
-    print(f"all {len(verdicts)} files are those of score-sde {__version__}")
-
-
-if __name__ == "__main__":
-    main()

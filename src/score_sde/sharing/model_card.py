@@ -1,14 +1,12 @@
 """Cards from facts: the files of a bundle (configs, training.json, metrics.json, samplers.json) become its README.md.
 
-    python -m score_sde.sharing.model_card runs/dit/pipeline
+    score-sde card runs/dit/pipeline
 
 A fact that is absent is left out of the card.
 """
 
-import argparse
 import os
 import re
-import sys
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -196,22 +194,3 @@ def write_card(folder, repo_id=None, name=None):
 def save_card(card, path):
     with whole_file(path) as temporary:
         card.save(temporary)
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        "python -m score_sde.sharing.model_card", description="Write the card of a bundle anew."
-    )
-    parser.add_argument("folder", help="a bundle, such as the pipeline folder of a training run")
-    parser.add_argument("--repo_id", help="where it is on the Hub, for the lines of code on the card")
-    options = parser.parse_args(argv)
-    try:
-        write_card(options.folder, options.repo_id)
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(os.path.join(options.folder, "README.md"))
-
-
-if __name__ == "__main__":
-    main()

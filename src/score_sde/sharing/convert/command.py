@@ -68,7 +68,7 @@ def convert(kind, source, output, license=None, **options):
 
 def parser_of_command():
     parser = argparse.ArgumentParser(
-        "python -m score_sde.sharing.convert",
+        "score-sde convert",
         description="Other people's checkpoints as pipelines of this package, and ours as stock diffusers pipelines.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")

@@ -1,4 +1,0 @@
-from .command import main
-
-
-main()
