@@ -1032,7 +1032,7 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
 
 def test_every_option_is_used():
     """A field of a config that no script reads would be an option that is accepted and ignored."""
-    sources = "".join(path.read_text() for path in TRAINING.glob("*.py"))
+    sources = "".join(path.read_text() for path in TRAINING.rglob("*.py"))
     for config_class in (LoopConfig, *CONFIG_CLASSES):
         for each in dataclasses.fields(config_class):
             assert f"config.{each.name}" in sources or f"self.{each.name}" in sources, each.name
