@@ -1,6 +1,6 @@
 """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder.
 
-    accelerate launch training/train.py training/configs/quick_start/diffusion.yaml
+    score-sde train quick_start/diffusion
 
 Writes into output_dir: checkpoints/, samples/ (PNG grids) and pipeline/, a folder that
 `ScoreSDEPipeline.from_pretrained` opens, with a model card; where asked for, evaluation.jsonl and ema_snapshots/. To go
@@ -275,9 +275,7 @@ def train(config, accelerator, run):
             )
             print(f"pushed: {address}")
         except (OSError, ValueError) as error:  # the bundle is saved: no reason to fail
-            print(
-                f"{error}; nothing is lost: `python -m score_sde.sharing.hub {folder} {config.push_to_hub}` pushes it"
-            )
+            print(f"{error}; nothing is lost: `score-sde push {folder} {config.push_to_hub}` pushes it")
 
     uploads = []
 

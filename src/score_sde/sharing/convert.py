@@ -1,10 +1,10 @@
 """Other people's checkpoints as pipelines of this package, and ours as stock diffusers pipelines.
 
-    python -m score_sde.sharing.convert dit DiT-XL-2-256x256.pt converted --vae stabilityai/sd-vae-ft-ema
-    python -m score_sde.sharing.convert score-sde checkpoint_24.pth converted --sde_type ve
-    python -m score_sde.sharing.convert guided-diffusion 256x256_diffusion.pt converted --network ADM-256
-    python -m score_sde.sharing.convert from-diffusers google/ddpm-cifar10-32 converted
-    python -m score_sde.sharing.convert to-diffusers runs/dit/pipeline converted
+    score-sde convert dit DiT-XL-2-256x256.pt converted --vae stabilityai/sd-vae-ft-ema
+    score-sde convert score-sde checkpoint_24.pth converted --sde_type ve
+    score-sde convert guided-diffusion 256x256_diffusion.pt converted --network ADM-256
+    score-sde convert from-diffusers google/ddpm-cifar10-32 converted
+    score-sde convert to-diffusers runs/dit/pipeline converted
 
 Every kind of checkpoint has one table, {our key: (their keys, how to combine them)}. A checkpoint whose keys or shapes
 are not those of its table is refused, with their names; pickles are read with `weights_only=True` alone.
@@ -769,7 +769,7 @@ def with_plain_statistics(vae):
 
 def parser_of_command():
     parser = argparse.ArgumentParser(
-        "python -m score_sde.sharing.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "score-sde convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
