@@ -1,6 +1,6 @@
 """Encode a dataset into moments of latents, in shards, once before training.
 
-    accelerate launch training/encode_latents.py --vae runs/vae --dataset fashion_mnist_10k --output_dir runs/latents
+    score-sde encode-latents --vae runs/vae --dataset fashion_mnist_10k --output_dir runs/latents
 
 Writes moments-00000.safetensors, ... with tensors mean and std (rows, channels, height, width), in the autoencoder's
 own units, and labels (rows,), with --both_flips also mean_flipped and std_flipped, of the mirror images; and

@@ -1,9 +1,9 @@
 """Measure a pipeline, or images that were made before: distances to real images, classes, likelihood.
 
-    python training/evaluate.py --pipeline runs/quick_start/diffusion/pipeline --num_images 500
-    python training/evaluate.py --pipeline runs/dit/pipeline --num_images 10000 --features facebook/dinov2-base
-    python training/evaluate.py --samples samples.npz --num_images 50000 --features inception --dataset imagefolder
-    python training/evaluate.py --pipeline runs/pixels/pipeline --num_images 0 --likelihood 256
+    score-sde evaluate --pipeline runs/quick_start/diffusion/pipeline --num_images 500
+    score-sde evaluate --pipeline runs/dit/pipeline --num_images 10000 --features facebook/dinov2-base
+    score-sde evaluate --samples samples.npz --num_images 50000 --features inception --dataset imagefolder
+    score-sde evaluate --pipeline runs/pixels/pipeline --num_images 0 --likelihood 256
 
 Distances (--features): Fréchet distance, kernel distance (KID), precision and recall and, of features that classify,
 the Inception score. FID is the Fréchet distance in the features "inception"; of other features it is named by them.

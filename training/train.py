@@ -1,6 +1,6 @@
 """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder.
 
-    accelerate launch training/train.py training/configs/quick_start/diffusion.yaml
+    score-sde train quick_start/diffusion
 
 Writes into output_dir: checkpoints/, samples/ (PNG grids) and pipeline/, a folder that
 `ScoreSDEPipeline.from_pretrained` opens, with a model card; where asked for, evaluation.jsonl and ema_snapshots/. To go

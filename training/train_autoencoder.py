@@ -1,6 +1,6 @@
 """Train a diffusers AutoencoderKL on images, for latent diffusion.
 
-    accelerate launch training/train_autoencoder.py training/configs/quick_start/autoencoder.yaml
+    score-sde train-autoencoder quick_start/autoencoder
 
 The loss is reconstruction (mean absolute error of pixels in [-1, 1]) plus kl_weight times the KL divergence to the
 standard normal, summed over the latent. Writes output_dir/vae, a folder that AutoencoderKL.from_pretrained opens; its

@@ -1,6 +1,6 @@
 """Train a classifier of noisy samples, which guides a diffusion model that was trained without classes.
 
-    accelerate launch training/train_classifier.py --pipeline runs/pixels/pipeline --dataset fashion_mnist_10k \\
+    score-sde train-classifier --pipeline runs/pixels/pipeline --dataset fashion_mnist_10k \\
         --resolution 32 --image_channels 1 --output_dir runs/classifier
 
 The data are those of the diffusion model (--latents or --vae for one of latents), noised as the scheduler of its

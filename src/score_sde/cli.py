@@ -9,6 +9,7 @@ inside the commands, so that help is quick.
 """
 
 import json
+import logging
 import os
 import platform
 import sys
@@ -362,8 +363,23 @@ def spelled(argv):
     return found
 
 
+# what libraries say that a user can do nothing about: (logger, words of the message)
+NOTICES = [
+    ("transformers.utils.import_utils", "requires torchvision"),
+    ("transformers.models.auto.image_processing_auto", "`use_fast` parameter is deprecated"),
+    # of an AutoencoderTiny that diffusers itself has saved, its block_out_channels
+    ("diffusers.configuration_utils", "are not expected and will be ignored"),
+]
+
+
+def silence_notices():
+    for logger, words in NOTICES:
+        logging.getLogger(logger).addFilter(lambda record, words=words: words not in record.getMessage())
+
+
 def main(argv=None):
     """Run a command line. Errors are one line on stderr, and exit status 2."""
+    silence_notices()
     argv = list(sys.argv[1:] if argv is None else argv)
     # before or after the subcommand
     shows_traceback = "--traceback" in argv

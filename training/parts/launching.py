@@ -74,9 +74,15 @@ def launch(options, module, argv):
     arguments = parser.parse_args([*options, "--module", module, *argv])
     if arguments.config_file is not None:
         arguments.config_file = accelerate_config(arguments.config_file)
-    elif (arguments.num_processes or 1) > 1 and not arguments.use_fsdp and not arguments.use_deepspeed:
+    elif not os.path.isfile(default_config_file):
         # without GPUs as well
-        arguments.multi_gpu = True
+        arguments.multi_gpu |= (arguments.num_processes or 1) > 1 and not (
+            arguments.use_fsdp or arguments.use_deepspeed
+        )
+        # what is assumed anyhow, with a notice
+        arguments.num_machines = arguments.num_machines or 1
+        arguments.mixed_precision = arguments.mixed_precision or "no"
+        arguments.dynamo_backend = arguments.dynamo_backend or "no"
     os.environ[LAUNCHED] = "1"
     if arguments.num_processes:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.num_processes)))

@@ -101,6 +101,7 @@ def make_parser(config_class, everything=False):
 def parse(config_class, argv):
     """A config from command-line arguments, the first of which may name a YAML file. Exits with a message that names
     the value and what is allowed when anything is wrong, before any work."""
+    WORK_BEGUN.clear()
     parser = make_parser(config_class, everything=bool({"--help_all", "--help-all"} & set(argv)))
     known = {each.name: each for each in fields(config_class)}
     name, arguments = config_and_options(argv)
