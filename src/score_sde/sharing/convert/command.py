@@ -1,4 +1,14 @@
-"""The command that converts, and the function behind it."""
+"""Other people's checkpoints as pipelines of this package, and ours as stock diffusers pipelines.
+
+    score-sde convert dit DiT-XL-2-256x256.pt converted --vae stabilityai/sd-vae-ft-ema
+    score-sde convert score-sde checkpoint_24.pth converted --sde_type ve
+    score-sde convert guided-diffusion 256x256_diffusion.pt converted --network ADM-256
+    score-sde convert from-diffusers google/ddpm-cifar10-32 converted
+    score-sde convert to-diffusers runs/dit/pipeline converted
+
+A checkpoint whose keys or shapes are not those of the network is refused, with their names; pickles are read with
+`weights_only=True` alone.
+"""
 
 import argparse
 import json
@@ -68,8 +78,7 @@ def convert(kind, source, output, license=None, **options):
 
 def parser_of_command():
     parser = argparse.ArgumentParser(
-        "score-sde convert",
-        description="Other people's checkpoints as pipelines of this package, and ours as stock diffusers pipelines.",
+        "score-sde convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
