@@ -1,156 +1,32 @@
-"""Bundles: pipeline folders that carry their code (`pipelines.bundling`), their facts and a model card; to and from the
-Hub.
+"""Bundles to the Hub, and whether the code of one that is there is this release's.
 
-    python -m score_sde.sharing.hub runs/dit/pipeline somebody/model --private
-    python -m score_sde.sharing.hub verify somebody/model
+score-sde push runs/dit/pipeline somebody/model --private
+score-sde verify somebody/model
 """
 
-import argparse
 import json
 import os
 import re
-import shutil
-import sys
 import tempfile
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-from diffusers import ModelMixin
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
-from filelock import FileLock
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from .. import __version__, pipelines
-from ..pipelines.bundling import (
-    LIBRARIES,
-    BundleMixin,
-    fetch,
-    hub_errors,
-    own_file,
-    plain_component,
-    quoted,
-    read_index,
-    saved_class_name,
-    shortened,
-    sibling_imports,
-)
-from ..pipelines.writing import whole_folder, write_json
-from .bundle_checks import ROLES, weight_files, while_unchanged
+from ..pipelines.bundle_files import own_file, read_index
+from ..pipelines.bundling import BundleMixin
+from ..pipelines.carried_code import LIBRARIES, sibling_imports
+from ..pipelines.wording import quoted
+from .bundle_checks import ROLES, check_classes
 from .bundle_code import compare_code
-from .model_card import check_metrics, check_repo_id, read_json, without_local_paths, write_card
-
-
-# precisions in which weights can be saved beside those that a pipeline has
-VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, variant=None, max_shard_size=None):
-    """Save a pipeline as a bundle; an existing one at this place is replaced, in one step, once the new one is whole.
-
-    Args:
-        pipeline: a pipeline of this package.
-        folder: where to write: model_index.json, weights as safetensors, code, README.md and what follows.
-        facts: how it was trained, a JSON-able dict, written to training.json; `training.loop.fit` returns one.
-        metrics: measurements, a list of dicts, written to metrics.json: see `model_card.check_metrics`.
-        sample_grid: a PNG file, copied to samples.png.
-        variant: "fp16" or "bf16", to save the weights in this precision, too, for `from_pretrained(..., variant=)`.
-        max_shard_size: of a file of weights, in bytes or as "5GB"; None for diffusers' default.
-
-    Returns:
-        The folder, absolute. Raises ValueError for another variant.
-    """
-    if variant is not None and variant not in VARIANTS:
-        raise ValueError(f"variant {quoted(variant)} is unknown; choose one of {', '.join(VARIANTS)}")
-    folder = os.path.abspath(folder)
-    shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    with bundle_lock(folder), whole_folder(folder) as partial:
-        pipeline.save_pretrained(partial, safe_serialization=True, **shards)
-        for name, component in pipeline.components.items():
-            component = plain_component(component)
-            if variant and isinstance(component, ModelMixin):
-                path = os.path.join(partial, name)
-                with open(os.path.join(path, component.config_name), "rb") as file:
-                    config = file.read()
-                narrow = type(component).from_pretrained(path, dtype=VARIANTS[variant])
-                narrow.save_pretrained(path, variant=variant, **shards)
-                with open(os.path.join(path, component.config_name), "wb") as file:
-                    file.write(config)  # without the path that it was loaded from
-        if facts:
-            write_json(os.path.join(partial, "training.json"), facts)
-        if metrics:
-            write_json(os.path.join(partial, "metrics.json"), list(metrics))
-        if sample_grid:
-            shutil.copyfile(sample_grid, os.path.join(partial, "samples.png"))
-        write_card(partial, name=os.path.basename(folder))
-    return folder
-
-
-def add_metrics(folder, metrics):
-    """Add measurements to a bundle's metrics.json and write its card anew. A measurement of the same name and settings
-    replaces the one before. Several processes may do so at once.
-
-    Raises ValueError for a measurement without provenance; nothing is written then.
-    """
-    check_metrics(metrics)
-    path = os.path.join(folder, "metrics.json")
-
-    def identity(metric):
-        return {
-            key: value
-            for key, value in metric.items()
-            # an explanation holds what else was found: errors, spread
-            if key not in ("value", "explanation", "command", "commit", "machine", "seconds")
-        }
-
-    new = list(metrics)
-    with bundle_lock(folder):
-        known = read_json(path) or []
-        check_metrics(known)
-        kept = [metric for metric in known if identity(metric) not in [identity(each) for each in new]]
-        write_json(path, kept + new)
-        write_card(folder)
-
-
-def bundle_lock(folder):
-    """Held by who reads a bundle and writes it anew: a hidden file beside it, which a kill releases."""
-    parent, name = os.path.split(os.path.abspath(folder))
-    return FileLock(os.path.join(parent, f".{name}.lock"))
-
-
-def load_bundle(folder_or_repo, **kwargs):
-    """Open a bundle with the installed classes, whichever pipeline of this package it holds; no code of it is run.
-
-    Takes the arguments of `DiffusionPipeline.from_pretrained` but those that would run code, or open other weights than
-    safetensors. Raises ValueError for a pipeline class that this package doesn't have, for a bundle that isn't sound
-    (`bundle_checks`), and where the Hub refuses, with what to do.
-    """
-    folder, kwargs = fetch(folder_or_repo, **kwargs)
-    return while_unchanged(folder, lambda: _pipeline_class(folder, folder_or_repo).from_pretrained(folder, **kwargs))
-
-
-def _pipeline_class(folder, folder_or_repo):
-    name = saved_class_name(read_index(folder))
-    if name not in pipelines.__all__:
-        raise ValueError(
-            f"{str(folder_or_repo)!r} holds a {shortened(name)}; this package has the pipelines "
-            f"{', '.join(pipelines.__all__)}"
-        )
-    return getattr(pipelines, name)
-
-
-def verify(folder_or_repo, **download):
-    """Compare the code that `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` could run from a bundle
-    with that of this release, file by file; none of it is run.
-
-    Takes `revision`, `token` and the other arguments of a download. Returns {path: verdict}, where the verdict is
-    "same", "differs", "unknown" for code, or a component, that this release doesn't have, "missing" for a file that
-    isn't there, or "outside" for what leads out of the folder, such as a link: see `bundle_code.compare_code`. Raises
-    ValueError as `load_bundle` does.
-    """
-    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
-    return compare_code(folder, _pipeline_class(folder, folder_or_repo))
+from .bundles import save_bundle
+from .downloading import fetch, hub_errors
+from .facts import check_repo_id, read_json, without_local_paths
+from .model_card import write_card
+from .opening import installed_pipeline_class, while_unchanged
+from .weight_checks import weight_files
 
 
 # what lies in a bundle beside its components
@@ -366,48 +242,16 @@ def shown_names(names, limit=10):
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def main(argv=None):
-    argv, name = sys.argv[1:] if argv is None else argv, "python -m score_sde.sharing.hub"
-    command = argv[0] if argv[:1] in (["push"], ["verify"]) else None
-    if command == "verify":
-        parser = argparse.ArgumentParser(f"{name} verify", description="Compare a bundle's code with this release's.")
-        parser.add_argument("folder_or_repo", help="a bundle, or somebody/model on the Hub")
-        parser.add_argument("--revision", default="main", help="branch, tag or commit (default: %(default)s)")
-    else:
-        parser = argparse.ArgumentParser(
-            name,
-            description="Upload a bundle, a model or a scheduler to the Hub.",
-            epilog=f"{name} verify --help: whether the code in a bundle is this release's. A folder called verify is "
-            f"pushed by `{name} push verify somebody/model`, or as ./verify",
-        )
-        parser.add_argument("source", metavar="folder", help="such as the pipeline folder of a training run")
-        parser.add_argument("repo_id", help="somebody/model; made if it doesn't exist")
-        parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
-        parser.add_argument("--revision", help="branch, made if it doesn't exist (default: main)")
-        parser.add_argument("--commit_message", help="(default: the name of the folder)")
-        parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-        parser.add_argument("--tag", help="a tag for the new commit")
-    arguments = vars(parser.parse_args(argv[1:] if command else argv))
-    try:
-        if command != "verify":
-            print(push_to_hub(**arguments))
-            return
-        verdicts = verify(**arguments)
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    for path, verdict in verdicts.items():
-        # a file's name may hold what a terminal would obey
-        print(f"{verdict:8} {''.join(each if each.isprintable() else repr(each)[1:-1] for each in path)}")
-    others = sum(verdict != "same" for verdict in verdicts.values())
-    if others:
-        print(
-            f"{others} of {len(verdicts)} files are not those of score-sde {__version__}: of another release, or "
-            f"changed by somebody. Read them before you pass trust_remote_code=True; load_bundle runs none of them"
-        )
-        raise SystemExit(1)
-    print(f"all {len(verdicts)} files are those of score-sde {__version__}")
+def verify(folder_or_repo, classes=(), **download):
+    """Compare the code that `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` could run from a bundle
+    with that of this release, file by file; none of it is run.
 
-
-if __name__ == "__main__":
-    main()
+    Takes `revision`, `token` and the other arguments of a download, and `classes`, those of networks from outside this
+    package, whose code is compared with that of the class. Returns {path: verdict}, where the verdict is
+    "same", "differs", "unknown" for code, or a component, that this release doesn't have, "missing" for a file that
+    isn't there, or "outside" for what leads out of the folder, such as a link: see `bundle_code.compare_code`. Raises
+    ValueError as `load_bundle` does.
+    """
+    check_classes(classes)
+    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
+    return compare_code(folder, installed_pipeline_class(folder), classes)
