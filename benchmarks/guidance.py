@@ -20,8 +20,7 @@ from datasets import disable_progress_bars
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.utils import logging
 
-from score_sde import NoiseConditionalClassifier
-from score_sde.sharing.hub import load_bundle
+from score_sde import NoiseConditionalClassifier, load_bundle
 
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"

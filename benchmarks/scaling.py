@@ -21,8 +21,8 @@ from datasets import disable_progress_bars
 from diffusers.utils import logging
 from dit_gflops import gflops
 
+from score_sde import load_bundle
 from score_sde.losses import denoising_loss, uniform_times
-from score_sde.sharing.hub import load_bundle
 
 
 matplotlib.use("Agg")

@@ -17,10 +17,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from .adaptive import probability_flow, reverse_sde
+from .bundle_files import read_config  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .bundling import BundleMixin
+from .carried_code import write_code  # noqa: F401
 from .images import to_mode
 from .latents import denormalize_latents, encode_moments, normalize_latents
 from .likelihood import log_likelihood
+from .wording import quoted  # noqa: F401
 
 
 @dataclass

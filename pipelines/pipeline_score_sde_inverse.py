@@ -7,12 +7,15 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from .adaptive import check_finite, per_sample, rms
-from .bundling import BundleMixin  # noqa: F401 (diffusers copies the files that this one names, and no further)
+from .bundle_files import read_config  # noqa: F401 (diffusers copies the files that this one names, and no further)
+from .bundling import BundleMixin  # noqa: F401
+from .carried_code import write_code  # noqa: F401
 from .images import to_mode  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
 from .pipeline_score_sde import ScoreSDEPipeline, ScoreSDEPipelineOutput
+from .wording import quoted  # noqa: F401
 
 
 @dataclass

@@ -32,8 +32,8 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from score_sde.pipelines.likelihood import dequantize
-from score_sde.sharing.hub import add_metrics, load_bundle
-from score_sde.sharing.model_card import dataset_name
+from score_sde.sharing.bundles import add_metrics, load_bundle
+from score_sde.sharing.facts import dataset_name
 from score_sde.training.parts.classifier import EPOCHS, recognises, trained_classifier
 from score_sde.training.parts.config import DataConfig, option
 from score_sde.training.parts.cores import warn_of_busy_cores

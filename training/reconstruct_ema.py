@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from score_sde.ema import reconstruction_weights
-from score_sde.sharing.hub import load_bundle, save_bundle
+from score_sde.sharing.bundles import load_bundle, save_bundle
 from score_sde.training.parts.averages import file_of_decay, list_snapshots
 from score_sde.training.parts.checkpoints import list_checkpoints, read_state
 from score_sde.training.parts.options import OneLineParser

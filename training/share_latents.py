@@ -14,10 +14,11 @@ import tempfile
 
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi
 
-from score_sde.pipelines.bundling import hub_errors
 from score_sde.pipelines.writing import write_json
+from score_sde.sharing.downloading import hub_errors
+from score_sde.sharing.facts import check_license, check_repo_id, dataset_name, writable
 from score_sde.sharing.hub import published, repo_to_push_to
-from score_sde.sharing.model_card import check_license, check_repo_id, dataset_name, one_line, render, writable
+from score_sde.sharing.markdown import one_line, render
 from score_sde.training.parts.data import LatentDataset, check_shard, shard_path
 from score_sde.training.parts.latents import fingerprint, load_vae
 from score_sde.training.parts.options import OneLineParser

@@ -20,8 +20,9 @@ from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetMo
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss
 from score_sde.schedulers.paths import PREDICTIONS, moved
 from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
-from score_sde.sharing.hub import push_to_hub, save_bundle
-from score_sde.sharing.model_card import check_license
+from score_sde.sharing.bundles import save_bundle
+from score_sde.sharing.facts import check_license
+from score_sde.sharing.hub import push_to_hub
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import LoopConfig, one_of, option
 from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_grid

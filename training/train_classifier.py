@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from score_sde import NoiseConditionalClassifier
 from score_sde.losses import TIME_DENSITIES
 from score_sde.pipelines.latents import shift_and_scale
-from score_sde.sharing.hub import load_bundle
+from score_sde.sharing.bundles import load_bundle
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import LoopConfig, option
 from score_sde.training.parts.data import ImageDataset

@@ -185,7 +185,7 @@ def calibrate(
     """Fit times of sampling to a model, in its folder."""
     import torch
 
-    from score_sde.sharing.hub import save_scheduler
+    from score_sde.sharing.bundles import save_scheduler
 
     if not os.path.isdir(folder):
         raise ValueError(f"{folder!r} is no folder: a repo is calibrated where it is downloaded to")

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
 
 from score_sde.sharing import convert
+from score_sde.sharing.opening import open_autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_an_autoencoder_that_is_none_is_refused(tmp_path, trap, change):
     update(tmp_path / "vae" / "config.json", **change)
     (tmp_path / "vae" / "b.py").write_text(trap)
     with pytest.raises(ValueError):
-        convert.open_autoencoder(str(tmp_path / "vae"))
+        open_autoencoder(str(tmp_path / "vae"))
 
 
 @pytest.mark.parametrize("option", ["[1]", "{", '{"no_such": 1}', '{"hidden_size": "x"}', "nan"])
@@ -223,7 +224,7 @@ def test_arguments_of_a_network_that_are_none_are_one_line(tmp_path, capsys, opt
     with pytest.raises(SystemExit):
         convert.main(["guided-diffusion", path, str(tmp_path / "converted"), *arguments])
     error = capsys.readouterr().err
-    assert error.startswith("python -m score_sde.sharing.convert: error: ") and error.count("\n") == 1
+    assert error.startswith("score-sde convert: error: ") and error.count("\n") == 1
 
 
 def test_a_sound_folder_is_converted_and_only_read(stock, trap):

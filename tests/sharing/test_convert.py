@@ -30,6 +30,7 @@ from tiny import tiny_vae
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel, load_bundle
 from score_sde.sharing import convert
+from score_sde.sharing.convert import from_diffusers, score_sde_pytorch, to_diffusers
 
 
 SMALL_UNET = {
@@ -190,7 +191,7 @@ def test_the_original_adm_64(tmp_path):
 
 
 def test_a_checkpoint_finds_its_published_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "UNETS", {"DDPM++": {}, "NCSN++": {}})
+    monkeypatch.setattr(score_sde_pytorch, "UNETS", {"DDPM++": {}, "NCSN++": {}})
     _, weights = recorded("ncsnpp_ve")
     path = saved(tmp_path, score_sde_checkpoint(weights))
     model, _ = convert.unet_from_score_sde(path, "ve", **SMALL_UNET)
@@ -515,13 +516,13 @@ def test_the_command_converts_unets_and_exports(tmp_path):
 
 
 def test_licences_of_weights_that_others_published():
-    assert convert.published_license("facebook/DiT-XL-2-256") == "cc-by-nc-4.0"
-    assert convert.published_license("somebody/model-that-is-not-here") is None
+    assert from_diffusers.published_license("facebook/DiT-XL-2-256") == "cc-by-nc-4.0"
+    assert from_diffusers.published_license("somebody/model-that-is-not-here") is None
 
 
 def test_statistics_of_latents_become_part_of_the_exported_autoencoder():
     vae = tiny_vae()
-    stock = convert.with_plain_statistics(vae)
+    stock = to_diffusers.with_plain_statistics(vae)
     pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=DiTModel(8, in_channels=3, num_layers=1), vae=vae)
     images = torch.rand(2, 1, 16, 16) * 2 - 1
     latents = pipeline.to_latents(images)

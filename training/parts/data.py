@@ -18,8 +18,8 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from score_sde.pipelines.bundling import few
 from score_sde.pipelines.images import to_mode
+from score_sde.pipelines.wording import few
 
 from .hashes import hash_of, hash_of_file
 from .sources import FORMATS, as_stream, nearest, open_split

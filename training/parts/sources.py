@@ -25,7 +25,8 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Split, load
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from score_sde.pipelines.bundling import check_token, few
+from score_sde.pipelines.wording import few
+from score_sde.sharing.downloading import check_token
 
 from .options import one_line
 

@@ -1,167 +1,32 @@
-"""Bundles: pipeline folders that carry their code (`pipelines.bundling`), their facts and a model card; to and from the
-Hub.
+"""Bundles to the Hub, and whether the code of one that is there is this release's.
 
-    score-sde push runs/dit/pipeline somebody/model --private
-    score-sde verify somebody/model
+score-sde push runs/dit/pipeline somebody/model --private
+score-sde verify somebody/model
 """
 
 import json
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-from diffusers import ModelMixin
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
-from filelock import FileLock
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from .. import pipelines
-from ..pipelines.bundling import (
-    LIBRARIES,
-    BundleMixin,
-    fetch,
-    hub_errors,
-    own_file,
-    plain_component,
-    quoted,
-    read_index,
-    saved_class_name,
-    shortened,
-    sibling_imports,
-)
-from ..pipelines.writing import whole_folder, write_json
-from .bundle_checks import ROLES, weight_files, while_unchanged
+from ..pipelines.bundle_files import own_file, read_index
+from ..pipelines.bundling import BundleMixin
+from ..pipelines.carried_code import LIBRARIES, sibling_imports
+from ..pipelines.wording import quoted
+from .bundle_checks import ROLES, check_classes
 from .bundle_code import compare_code
-from .model_card import check_metrics, check_repo_id, read_json, without_local_paths, write_card
-
-
-# precisions in which weights can be saved beside those that a pipeline has
-VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, variant=None, max_shard_size=None):
-    """Save a pipeline as a bundle; an existing one at this place is replaced, in one step, once the new one is whole.
-
-    Args:
-        pipeline: a pipeline of this package.
-        folder: where to write: model_index.json, weights as safetensors, code, README.md and what follows.
-        facts: how it was trained, a JSON-able dict, written to training.json; `training.loop.fit` returns one.
-        metrics: measurements, a list of dicts, written to metrics.json: see `model_card.check_metrics`.
-        sample_grid: a PNG file, copied to samples.png.
-        variant: "fp16" or "bf16", to save the weights in this precision, too, for `from_pretrained(..., variant=)`.
-        max_shard_size: of a file of weights, in bytes or as "5GB"; None for diffusers' default.
-
-    Returns:
-        The folder, absolute. Raises ValueError for another variant.
-    """
-    if variant is not None and variant not in VARIANTS:
-        raise ValueError(f"variant {quoted(variant)} is unknown; choose one of {', '.join(VARIANTS)}")
-    folder = os.path.abspath(folder)
-    shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    with bundle_lock(folder), whole_folder(folder) as partial:
-        pipeline.save_pretrained(partial, safe_serialization=True, **shards)
-        for name, component in pipeline.components.items():
-            component = plain_component(component)
-            if variant and isinstance(component, ModelMixin):
-                path = os.path.join(partial, name)
-                with open(os.path.join(path, component.config_name), "rb") as file:
-                    config = file.read()
-                narrow = type(component).from_pretrained(path, dtype=VARIANTS[variant])
-                narrow.save_pretrained(path, variant=variant, **shards)
-                with open(os.path.join(path, component.config_name), "wb") as file:
-                    file.write(config)  # without the path that it was loaded from
-        if facts:
-            write_json(os.path.join(partial, "training.json"), facts)
-        if metrics:
-            write_json(os.path.join(partial, "metrics.json"), list(metrics))
-        if sample_grid:
-            shutil.copyfile(sample_grid, os.path.join(partial, "samples.png"))
-        write_card(partial, name=os.path.basename(folder))
-    return folder
-
-
-def add_metrics(folder, metrics):
-    """Add measurements to a bundle's metrics.json and write its card anew. A measurement of the same name and settings
-    replaces the one before. Several processes may do so at once.
-
-    Raises ValueError for a measurement without provenance; nothing is written then.
-    """
-    check_metrics(metrics)
-    path = os.path.join(folder, "metrics.json")
-
-    def identity(metric):
-        return {
-            key: value
-            for key, value in metric.items()
-            # an explanation holds what else was found: errors, spread
-            if key not in ("value", "explanation", "command", "commit", "machine", "seconds")
-        }
-
-    new = list(metrics)
-    with bundle_lock(folder):
-        known = read_json(path) or []
-        check_metrics(known)
-        kept = [metric for metric in known if identity(metric) not in [identity(each) for each in new]]
-        write_json(path, kept + new)
-        write_card(folder)
-
-
-def save_scheduler(scheduler, folder):
-    """Write the config of a scheduler, such as one that was calibrated, into a bundle; the code there stays.
-
-    Raises ValueError for another scheduler than the bundle has.
-    """
-    path = os.path.join(folder, "scheduler", scheduler.config_name)
-    with bundle_lock(folder):
-        before, new = read_json(path), json.loads(scheduler.to_json_string())
-        if before is None or before.get("_class_name") != new["_class_name"]:
-            raise ValueError(f"{path} is of another scheduler than {new['_class_name']}")
-        write_json(path, before | new)
-
-
-def bundle_lock(folder):
-    """Held by who reads a bundle and writes it anew: a hidden file beside it, which a kill releases."""
-    parent, name = os.path.split(os.path.abspath(folder))
-    return FileLock(os.path.join(parent, f".{name}.lock"))
-
-
-def load_bundle(folder_or_repo, **kwargs):
-    """Open a bundle with the installed classes, whichever pipeline of this package it holds; no code of it is run.
-
-    Takes the arguments of `DiffusionPipeline.from_pretrained` but those that would run code, or open other weights than
-    safetensors. Raises ValueError for a pipeline class that this package doesn't have, for a bundle that isn't sound
-    (`bundle_checks`), and where the Hub refuses, with what to do.
-    """
-    folder, kwargs = fetch(folder_or_repo, **kwargs)
-    return while_unchanged(folder, lambda: _pipeline_class(folder, folder_or_repo).from_pretrained(folder, **kwargs))
-
-
-def _pipeline_class(folder, folder_or_repo):
-    name = saved_class_name(read_index(folder))
-    if name not in pipelines.__all__:
-        raise ValueError(
-            f"{str(folder_or_repo)!r} holds a {shortened(name)}; this package has the pipelines "
-            f"{', '.join(pipelines.__all__)}"
-        )
-    return getattr(pipelines, name)
-
-
-def verify(folder_or_repo, **download):
-    """Compare the code that `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` could run from a bundle
-    with that of this release, file by file; none of it is run.
-
-    Takes `revision`, `token` and the other arguments of a download. Returns {path: verdict}, where the verdict is
-    "same", "differs", "unknown" for code, or a component, that this release doesn't have, "missing" for a file that
-    isn't there, or "outside" for what leads out of the folder, such as a link: see `bundle_code.compare_code`. Raises
-    ValueError as `load_bundle` does.
-    """
-    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
-    return compare_code(folder, _pipeline_class(folder, folder_or_repo))
+from .bundles import save_bundle
+from .downloading import fetch, hub_errors
+from .facts import check_repo_id, read_json, without_local_paths
+from .model_card import write_card
+from .opening import installed_pipeline_class, while_unchanged
+from .weight_checks import weight_files
 
 
 # what lies in a bundle beside its components
@@ -375,3 +240,18 @@ def push_to_hub(
 def shown_names(names, limit=10):
     """The first names of many, for a message."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def verify(folder_or_repo, classes=(), **download):
+    """Compare the code that `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` could run from a bundle
+    with that of this release, file by file; none of it is run.
+
+    Takes `revision`, `token` and the other arguments of a download, and `classes`, those of networks from outside this
+    package, whose code is compared with that of the class. Returns {path: verdict}, where the verdict is
+    "same", "differs", "unknown" for code, or a component, that this release doesn't have, "missing" for a file that
+    isn't there, or "outside" for what leads out of the folder, such as a link: see `bundle_code.compare_code`. Raises
+    ValueError as `load_bundle` does.
+    """
+    check_classes(classes)
+    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
+    return compare_code(folder, installed_pipeline_class(folder), classes)

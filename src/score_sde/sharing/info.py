@@ -9,11 +9,14 @@ from huggingface_hub import HfApi
 from safetensors import safe_open
 
 from .. import __version__
-from ..pipelines.bundling import fetch, hub_errors, read_index, saved_class_name
+from ..pipelines.bundle_files import read_index, saved_class_name
 from ..schedulers.scheduling_score_sde import SDE_TYPES
 from .bundle_code import known_class
+from .downloading import fetch, hub_errors
+from .facts import read_facts, read_json
 from .hub import shown_names, verify
-from .model_card import one_line, read_facts, read_json, training_rows
+from .markdown import one_line
+from .model_card import training_rows
 
 
 def describe(folder_or_repo, **download):

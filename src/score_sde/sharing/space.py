@@ -18,11 +18,12 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCardData
 
 from ..pipelines import ScoreSDEPipeline
-from ..pipelines.bundling import hub_errors, quoted
+from ..pipelines.wording import quoted
 from ..pipelines.writing import whole_folder
 from . import space_app
+from .downloading import hub_errors
+from .facts import check_repo_id, model_name
 from .hub import repo_to_push_to
-from .model_card import check_repo_id, model_name
 
 
 APP = '''\
