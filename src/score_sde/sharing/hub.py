@@ -18,7 +18,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from ..pipelines.bundle_files import own_file, read_index
 from ..pipelines.bundling import BundleMixin
 from ..pipelines.carried_code import LIBRARIES, sibling_imports
-from ..pipelines.wording import quoted
+from ..pipelines.wording import few, quoted
 from .bundle_checks import ROLES, check_classes
 from .bundle_code import compare_code
 from .bundles import save_bundle
@@ -211,7 +211,7 @@ def push_to_hub(
 
     names, operations, others = while_unchanged(folder, read)
     if others:
-        warnings.warn(f"not pushed, as it doesn't belong to what {folder!r} holds: {shown_names(others)}", stacklevel=2)
+        warnings.warn(f"not pushed, as it doesn't belong to what {folder!r} holds: {few(others, 10)}", stacklevel=2)
     places, api, commit = {os.path.dirname(name) for name in names}, HfApi(token=token), None
     with hub_errors(OSError, f"{repo_id} was not pushed", token), repo_to_push_to(api, repo_id, private):
         if tag is not None and tag in [each.name for each in api.list_repo_refs(repo_id).tags]:
@@ -235,11 +235,6 @@ def push_to_hub(
         with hub_errors(OSError, f"{repo_id} was pushed ({address}), but without the tag {tag!r}", token):
             api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return address
-
-
-def shown_names(names, limit=10):
-    """The first names of many, for a message."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def verify(folder_or_repo, classes=(), **download):
