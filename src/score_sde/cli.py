@@ -60,11 +60,14 @@ def run_script(context: typer.Context):
         import_module(f"score_sde.training.{command.replace('-', '_')}").main(arguments)
         return
     from score_sde.training.parts.launching import is_to_launch, launch, split_arguments
+    from score_sde.training.parts.options import parse
 
     module, config_class = LAUNCHED[command]
     script = import_module(f"score_sde.training.{module}")
-    own, launching = split_arguments(getattr(script, config_class), arguments)
+    options = getattr(script, config_class)
+    own, launching = split_arguments(options, arguments)
     if is_to_launch(launching):
+        parse(options, own)  # what is wrong is said here, once
         raise SystemExit(launch(launching, "score_sde.cli", [command, *arguments]))
     script.main(own)
 

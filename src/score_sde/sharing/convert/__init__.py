@@ -1,14 +1,4 @@
-"""Other people's checkpoints as pipelines of this package, and ours as stock diffusers pipelines.
-
-    score-sde convert dit DiT-XL-2-256x256.pt converted --vae stabilityai/sd-vae-ft-ema
-    score-sde convert score-sde checkpoint_24.pth converted --sde_type ve
-    score-sde convert guided-diffusion 256x256_diffusion.pt converted --network ADM-256
-    score-sde convert from-diffusers google/ddpm-cifar10-32 converted
-    score-sde convert to-diffusers runs/dit/pipeline converted
-
-A checkpoint whose keys or shapes are not those of the network is refused, with their names; pickles are read with
-`weights_only=True` alone.
-"""
+"""Other people's checkpoints as pipelines of this package, and ours as stock diffusers pipelines."""
 
 from .command import convert
 from .from_diffusers import dit_from_diffusers, pipeline_from_diffusers
