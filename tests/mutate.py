@@ -39,6 +39,7 @@ TESTS = {
     "src/score_sde/models/noise_conditional_classifier.py": "models guidance",
     "src/score_sde/sharing/bundles.py": "hub cards",
     "src/score_sde/sharing/hub.py": "hub local_hub attacks/push attacks/tokens",
+    "src/score_sde/sharing/pushed_files.py": "hub attacks/push",
     "src/score_sde/sharing/downloading.py": "hub local_hub attacks/tokens",
     "src/score_sde/sharing/opening.py": "hub outside attacks/loading",
     "src/score_sde/sharing/bundle_checks.py": "hub outside attacks/loading attacks/verify",

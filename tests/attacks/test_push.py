@@ -11,7 +11,7 @@ from tiny import tiny_pipeline
 
 from score_sde import save_bundle
 from score_sde.sharing import hub
-from score_sde.sharing.hub import files_to_push, left_out, published
+from score_sde.sharing.pushed_files import files_to_push, left_out, published
 
 
 METRIC = {"name": "accuracy", "value": 0.9, "n": 10, "seed": 0, "dataset": "d", "split": "test", "command": "measure"}

@@ -142,6 +142,21 @@ def test_samplers_that_were_measured_stand_on_the_card(tmp_path, capsys):
     assert "holds no model_index.json" in capsys.readouterr().err
 
 
+def test_the_card_says_the_conditions_that_the_facts_do(tmp_path):
+    network = random_dit(num_classes=None)
+    facts = {"conditions": ["encoder_hidden_states", "class_labels", "a`b"]}
+    text = Path(save_bundle(tiny_pipeline(network=network), tmp_path / "told", facts), "README.md").read_text()
+    assert "# told\n\nA conditional score-based" in text and "\n- conditional\n" in text
+    assert "The network is also told `encoder_hidden_states`, ``a`b``: pass `conditions={name: tensor}`" in text
+    assert "| conditions | encoder_hidden_states, class_labels, a\\`b |" in text
+    classes = Path(save_bundle(tiny_pipeline(), tmp_path / "classes", {"conditions": ["class_labels"]}), "README.md")
+    assert "A class-conditional score-based" in classes.read_text() and "is also told" not in classes.read_text()
+    assert "| conditions | class_labels |" in classes.read_text()
+    for odd in ("class_labels", [3]):
+        with pytest.raises(ValueError, match="training.json: conditions"):
+            save_bundle(tiny_pipeline(), tmp_path / "odd", {"conditions": odd})
+
+
 def test_limits_are_those_of_the_model(tmp_path):
     unconditional = Path(
         save_bundle(tiny_pipeline(network=random_dit(num_classes=None)), tmp_path / "one"), "README.md"

@@ -18,7 +18,8 @@ from test_hub import LOAD_BY_REMOTE_CODE
 from tiny import tiny_pipeline
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
-from score_sde.sharing.hub import files_to_push, verify
+from score_sde.sharing.hub import verify
+from score_sde.sharing.pushed_files import files_to_push
 
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

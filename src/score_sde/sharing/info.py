@@ -10,11 +10,12 @@ from safetensors import safe_open
 
 from .. import __version__
 from ..pipelines.bundle_files import read_index, saved_class_name
+from ..pipelines.wording import few
 from ..schedulers.paths import SDE_TYPES
 from .bundle_code import known_class
 from .downloading import fetch, hub_errors
 from .facts import read_facts, read_json
-from .hub import shown_names, verify
+from .hub import verify
 from .markdown import one_line
 from .model_card import training_rows
 
@@ -115,16 +116,15 @@ def as_text(facts):
         count = f"{each['parameters']:,} parameters" if "parameters" in each else "no weights here"
         rows.append((name, ", ".join([each["class"], count, *listed(each["arguments"]).split(", ")]).rstrip(", ")))
     if facts["classes"]:
-        rows.append(("classes", f"{len(facts['classes'])}: {shown_names(facts['classes'])}"))
+        rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
     rows += facts["training"].items()
     settings = ("n", "split", "nfe", "sampler", "guidance_scale", "dataset")
     for each in facts["metrics"]:
-        rows.append(
-            ("measured", f"{each['name']}: {each['value']} ({listed({k: each[k] for k in settings if k in each})})")
-        )
+        how = listed({name: each[name] for name in settings if name in each})
+        rows.append(("measured", f"{each['name']}: {each['value']} ({how})"))
+    whose = f"all those of score-sde {__version__}"
     others = [f"{path} ({verdict})" for path, verdict in facts["code"].items() if verdict != "same"]
-    whose = (
-        f"not this release's ({__version__}): {shown_names(others)}" if others else f"that of score-sde {__version__}"
-    )
+    if others:
+        whose = f"{len(others)} not those of score-sde {__version__}: {few(others, 10)}"
     rows.append(("code", f"{len(facts['code'])} files, {whose}" if facts["code"] else "none"))
     return "\n".join(f"{one_line(name):28} {one_line(value)}" for name, value in rows)

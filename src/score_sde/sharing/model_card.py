@@ -39,6 +39,7 @@ def training_rows(training):
         ("resolution", training.get("resolution"), "{} px"),
         ("optimizer steps", training.get("steps"), "{:,}"),
         ("images seen", training.get("images_seen"), "{:,}"),
+        ("conditions", ", ".join(training.get("conditions") or []) or None, "{}"),
         ("final training loss", training.get("final_loss"), "{:.4f}"),
         ("time", training.get("train_seconds"), "{} s"),
         ("processes", training.get("processes"), "{}"),
@@ -149,13 +150,15 @@ def write_card(folder, repo_id=None, name=None):
     has_samples = os.path.isfile(os.path.join(folder, "samples.png"))
     caption = ", ".join(labels) if len(labels) <= 20 else f"{num_classes} classes" if num_classes else "samples"
     name = training.get("model_name") or name or os.path.basename(os.path.abspath(folder))
+    others = [each for each in training.get("conditions") or [] if each != "class_labels"]
+    conditional = "class-conditional" if num_classes else "conditional" if others else None
     data = ModelCardData(
         license=training.get("license"),
         base_model=training.get("base_model"),
         datasets=[training["dataset"]] if training.get("dataset_on_hub") and training.get("dataset") else None,
         library_name="diffusers",
         pipeline_tag=TASK,
-        tags=["score-sde", "diffusion", network_class] + (["class-conditional"] if num_classes else []),
+        tags=["score-sde", "diffusion", network_class] + ([conditional] if conditional else []),
         model_name=one_line(name),
         eval_results=eval_results(metrics) or None,
         widget=[{"text": one_line(caption), "output": {"url": "samples.png"}}] if has_samples else None,
@@ -175,6 +178,8 @@ def write_card(folder, repo_id=None, name=None):
         vae_class=component_class(index, "vae", path),
         labels=labels,
         num_classes=num_classes,
+        conditional=conditional,
+        other_conditions=others,
         arguments=call_arguments(stock, num_classes, labels, (measured or [training.get("samples") or {}])[0]),
         training=training,
         training_rows=training_rows(training),
