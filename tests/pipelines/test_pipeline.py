@@ -23,7 +23,7 @@ from tiny import tiny_vae
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.pipelines.latents import denormalize_latents, encode_moments, normalize_latents
-from score_sde.sharing.hub import add_metrics
+from score_sde.sharing.bundles import add_metrics
 from score_sde.sharing.model_card import write_card
 
 

@@ -9,7 +9,7 @@ from diffusers import ModelMixin
 
 from score_sde import DiTModel, ScoreUNetModel
 
-from .config import mapping
+from .options import mapping
 
 
 # name -> (component of the pipeline, class)

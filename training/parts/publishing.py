@@ -33,4 +33,4 @@ class Uploads:
             address = push_to_hub(folder, repo, private=self.config.hub_private or None, commit_message=message)
             print(f"pushed: {address}")
         except (OSError, ValueError) as error:  # the bundle is saved: no reason to fail
-            print(f"{error}; nothing is lost: `python -m score_sde.sharing.hub {folder} {repo}` pushes it")
+            print(f"{error}; nothing is lost: `score-sde push {folder} {repo}` pushes it")
