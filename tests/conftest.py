@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from hub.server import LocalHub
+from runs import forget_accelerate_state
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,3 +24,9 @@ def local_hub(running_hub):
     """An empty Hub on this machine, and processes that use it: see `hub.server`."""
     running_hub.reset()
     return running_hub
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Scripts run one after another in this process as if each had its own."""
+    forget_accelerate_state()

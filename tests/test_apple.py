@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from apple import APPLE, AppleMode
-from test_dit import small
+from networks import small_dit
 
 from score_sde import NoiseConditionalClassifier, ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss, sliced_score_matching
@@ -75,7 +75,7 @@ OBJECTIVES += [(density, "output") for density in TIME_DENSITIES] + [("importanc
 @pytest.mark.parametrize(("density", "weighting"), OBJECTIVES)
 def test_objectives(density, weighting):
     def step(device):
-        model, scheduler = small().to(device), ScoreSDEScheduler()
+        model, scheduler = small_dit().to(device), ScoreSDEScheduler()
         objective = Objective(scheduler, density, weighting)
         t, (x0, noise) = objective.times(uniform_numbers()), samples(device, 4, 3, 8, 8, count=2)
         labels = torch.arange(4, device=device)
@@ -88,7 +88,7 @@ def test_objectives(density, weighting):
 
 def test_the_variational_bound():
     def step(device):
-        model = small(learn_sigma=True).to(device)
+        model = small_dit(learn_sigma=True).to(device)
         scheduler = ScoreSDEScheduler(sde_type="discrete_vp", num_train_timesteps=4, variance_type="learned_range")
         t, (x0, noise) = Objective(scheduler, "levels").times(uniform_numbers()), samples(device, 4, 3, 8, 8, count=2)
         hybrid_loss(model, scheduler, x0, noise, t, vlb_weight=1.0).mean().backward()
@@ -129,7 +129,7 @@ def test_a_classifier_of_noisy_samples():
 @pytest.mark.parametrize("sde_type", SDE_TYPES)
 def test_the_steps_of_a_scheduler(sde_type):
     def sample(device):
-        model, scheduler = small().to(device), ScoreSDEScheduler(sde_type=sde_type, thresholding=True)
+        model, scheduler = small_dit().to(device), ScoreSDEScheduler(sde_type=sde_type, thresholding=True)
         scheduler.set_timesteps(3, device)
         x = samples(device, 4, 3, 8, 8) * scheduler.init_noise_sigma
         with torch.no_grad():
@@ -227,7 +227,7 @@ def test_a_training_loop(tmp_path, monkeypatch):
 
         config.on_existing_run = "set_aside"
         with open_run(config, accelerator) as run:
-            model, facts = fit(config, accelerator, run, small(class_dropout_prob=0.0).to(device), rows, loss)
+            model, facts = fit(config, accelerator, run, small_dit(class_dropout_prob=0.0).to(device), rows, loss)
         return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
     expected, found = on_both(trained)

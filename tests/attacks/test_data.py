@@ -13,10 +13,10 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from runs import data_config
 from safetensors.torch import load_file, save_file
-from test_data import ROWS as TAR_ROWS
-from test_data import WEBDATASET, tar_shards
-from test_training import data_config
+from tars import ROWS as TAR_ROWS
+from tars import WEBDATASET, tar_shards
 
 from score_sde.training.parts.data import (
     ImageDataset,

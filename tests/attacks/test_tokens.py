@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_hub import files_of
+from places import files_of
 from tiny import tiny_pipeline
 
 from score_sde import save_bundle

@@ -8,7 +8,7 @@ import sys
 import pytest
 from accelerate import Accelerator
 from filelock import FileLock
-from test_training import fresh_accelerate_state, train_tiny  # noqa: F401
+from runs import forget_accelerate_state, train_tiny
 
 from score_sde.training import train
 from score_sde.training.parts import checkpoints, run_folder
@@ -18,7 +18,7 @@ from score_sde.training.parts.hashes import hash_of
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     """The files of a checkpoint: {name: bytes}."""
-    fresh_accelerate_state.__wrapped__()
+    forget_accelerate_state()
     folder = tmp_path_factory.mktemp("run")
     train_tiny(folder, "--max_train_steps", 1)
     checkpoint = folder / "checkpoints" / "step-00000001"

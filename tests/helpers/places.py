@@ -10,3 +10,8 @@ HELPERS = ROOT / "tests" / "helpers"
 FIXTURES = ROOT / "tests" / "fixtures"
 # real data beside the checkout, where there are any
 SHARED = ROOT.parent / "shared" / "data"
+
+
+def files_of(folder):
+    """{path in the folder: its bytes}."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}

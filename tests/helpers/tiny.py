@@ -51,3 +51,8 @@ def draw(pipeline):
     """One image of class 1 in 3 steps, as a tensor; the same from the same weights."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(class_labels=[1], num_inference_steps=3, generator=seeded(3), output_type="pt").images
+
+
+def latents(n=2):
+    """(n, 2, 4, 4), the size of data."""
+    return 0.5 * torch.randn(n, 2, 4, 4, generator=torch.Generator().manual_seed(1))

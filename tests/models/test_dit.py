@@ -7,17 +7,11 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from dit_gflops import PUBLISHED, count
-from test_models import awake, parameters
+from networks import parameters, small_dit
 from torch._dynamo.testing import CompileCounter
 
 from score_sde import DiTModel
 from score_sde.models.transformer_score_dit import CONDITIONINGS, rotary_position_embedding, sincos_position_embedding
-
-
-def small(**overrides):
-    config = {"sample_size": 8, "in_channels": 3, "hidden_size": 48, "num_layers": 2, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    return awake(DiTModel(**config | {"num_classes": 5} | overrides))
 
 
 def randn(*shape, seed=1):
@@ -70,17 +64,17 @@ def test_published_gflops_and_parameters(name, arguments):
 
 
 def test_swiglu_and_shared_modulation_have_the_parameters_they_should():
-    plain = parameters(small(hidden_size=96))
-    assert parameters(small(hidden_size=96, swiglu=True)) == pytest.approx(plain, rel=0.01)
-    shared = small(hidden_size=96, num_layers=10, shared_adaln=True)
-    own = small(hidden_size=96, num_layers=10)
+    plain = parameters(small_dit(hidden_size=96))
+    assert parameters(small_dit(hidden_size=96, swiglu=True)) == pytest.approx(plain, rel=0.01)
+    shared = small_dit(hidden_size=96, num_layers=10, shared_adaln=True)
+    own = small_dit(hidden_size=96, num_layers=10)
     # nine matrices (6 D, D) and their biases less, an offset of 6 D for every block more
     assert parameters(own) - parameters(shared) == 9 * 6 * 96 * 97 - 10 * 6 * 96
 
 
 @pytest.mark.parametrize(("mlp_ratio", "width"), [(4.0, 256), (2.0, 128), (1.01, 64)])
 def test_swiglu_has_two_thirds_of_the_width(mlp_ratio, width):
-    feed_forward = small(hidden_size=96, swiglu=True, mlp_ratio=mlp_ratio).blocks[0].ff
+    feed_forward = small_dit(hidden_size=96, swiglu=True, mlp_ratio=mlp_ratio).blocks[0].ff
     # a gate and a value for each channel
     assert feed_forward.net[0].proj.out_features == 2 * width
     assert feed_forward.net[2].in_features == width
@@ -91,7 +85,7 @@ def test_swiglu_has_two_thirds_of_the_width(mlp_ratio, width):
 
 @every_option
 def test_an_option_is_a_whole_model(options, tmp_path):
-    model = small(**options)
+    model = small_dit(**options)
     output = call(model)
     assert output.shape[:2] == (2, 3)
     # fresh models output zero
@@ -125,7 +119,7 @@ def test_an_option_is_a_whole_model(options, tmp_path):
 
 @every_option
 def test_options_take_bfloat16(options):
-    model = small(**options)
+    model = small_dit(**options)
     exact = call(model)
     half = model.to(torch.bfloat16)
     arguments = {}
@@ -145,7 +139,9 @@ def test_options_take_bfloat16(options):
 
 def test_the_parts_of_a_block_are_the_ones_of_the_paper():
     """adaLN has no gates; cross-attention and in-context use norms with parameters and no modulation."""
-    names = {conditioning: dict(small(conditioning=conditioning).named_parameters()) for conditioning in CONDITIONINGS}
+    names = {
+        conditioning: dict(small_dit(conditioning=conditioning).named_parameters()) for conditioning in CONDITIONINGS
+    }
     assert names["adaln_zero"]["adaln.weight"].shape == (14 * 48, 48)
     assert names["adaln"]["adaln.weight"].shape == (10 * 48, 48)
     for conditioning in ("cross_attention", "in_context"):
@@ -159,7 +155,7 @@ def test_the_parts_of_a_block_are_the_ones_of_the_paper():
 def test_every_block_has_its_own_modulation(options):
     """Its own vectors of the one matrix product, or the shared ones and its own offset; the last two are the output
     layer's."""
-    model, seen = small(num_layers=3, **options), []
+    model, seen = small_dit(num_layers=3, **options), []
     model.adaln.register_forward_hook(lambda _, given, output: seen.append(output.unflatten(1, (-1, 48))))
     for block in model.blocks:
         block.register_forward_hook(lambda _, given, output: seen.append((given[1], output)))
@@ -179,7 +175,7 @@ def test_every_block_has_its_own_modulation(options):
 
 @pytest.mark.parametrize("conditioning", ["cross_attention", "in_context"])
 def test_masked_elements_of_a_sequence_do_not_count(conditioning):
-    model = small(conditioning=conditioning, cross_attention_dim=7)
+    model = small_dit(conditioning=conditioning, cross_attention_dim=7)
     text, mask = randn(2, 6, 7, seed=2), torch.tensor([[1, 1, 1, 1, 0, 0]] * 2)
     masked = call(model, encoder_hidden_states=text, encoder_attention_mask=mask)
     assert (masked - call(model, encoder_hidden_states=text[:, :4])).abs().max() < 1e-5
@@ -192,7 +188,7 @@ def test_masked_elements_of_a_sequence_do_not_count(conditioning):
 
 
 def test_the_largest_frequency_shift_is_taken():
-    assert call(small(frequency_shift=127.0)).isfinite().all()
+    assert call(small_dit(frequency_shift=127.0)).isfinite().all()
 
 
 def test_the_positions_of_an_image_are_the_ones_of_the_original():
@@ -235,7 +231,7 @@ def test_rotary_positions_only_see_distances():
 
 
 def test_further_tokens_are_not_rotated():
-    model = small(position_embedding="rotary")
+    model = small_dit(position_embedding="rotary")
     grid = model.trained_grid
     cosines, sines = model.rotary_positions(grid, 2)
     assert len(cosines) == len(sines) == math.prod(grid) + 2
@@ -244,7 +240,7 @@ def test_further_tokens_are_not_rotated():
 
 @pytest.mark.parametrize("options", [{}, {"position_embedding": "rotary"}, {"position_scaling": "extrapolate"}])
 def test_other_sizes_than_trained(options):
-    model = small(**options)
+    model = small_dit(**options)
     for size in ((8, 8), (16, 8), (4, 12)):
         assert call(model, size=size).shape == (2, 3, *size)
 
@@ -253,7 +249,7 @@ def test_other_sizes_than_trained(options):
     ("size", "patch"), [((12,), (4,)), ((6, 8), (2, 4)), ((4, 6, 8), (2, 3, 4)), ((4, 4, 4), (1, 2, 2))]
 )
 def test_patches_are_cut_row_by_row_and_put_back(size, patch):
-    model = small(sample_size=size, patch_size=patch)
+    model = small_dit(sample_size=size, patch_size=patch)
     x = randn(2, 3, *size)
     patches = model.patchify(x)
     grid = [side // p for side, p in zip(size, patch, strict=True)]
@@ -271,7 +267,7 @@ def test_patches_are_cut_row_by_row_and_put_back(size, patch):
 @pytest.mark.parametrize("conditioning", ["adaln_zero", "in_context"])
 def test_blocks_compile_once_for_every_batch_and_timestep(conditioning):
     torch._dynamo.reset()
-    model, counter = small(conditioning=conditioning), CompileCounter()
+    model, counter = small_dit(conditioning=conditioning), CompileCounter()
     exact = [call(model, batch=batch) for batch in (2, 3)]
     model.compile_repeated_blocks(fullgraph=True, backend=counter, dynamic=True)
     with torch.no_grad():
@@ -287,7 +283,7 @@ def test_blocks_compile_once_for_every_batch_and_timestep(conditioning):
 @every_option
 def test_the_whole_model_compiles_without_graph_breaks(options):
     torch._dynamo.reset()
-    model = small(**options)
+    model = small_dit(**options)
     expected = call(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
@@ -301,7 +297,7 @@ def call_compiled(compiled, model):
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_feature_caching(conditioning):
     """With a threshold that is always met, later steps reuse the first one's features."""
-    model = small(conditioning=conditioning, num_layers=4)
+    model = small_dit(conditioning=conditioning, num_layers=4)
     plain = call(model)
     model.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     assert model.is_cache_enabled
@@ -318,7 +314,7 @@ def test_feature_caching(conditioning):
 
 
 def test_layerwise_casting_keeps_norms_positions_and_modulation():
-    model = small()
+    model = small_dit()
     exact = call(model)
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     assert model.blocks[0].attn.to_q.weight.dtype == torch.float8_e4m3fn
@@ -328,7 +324,7 @@ def test_layerwise_casting_keeps_norms_positions_and_modulation():
 
 
 def test_group_offloading_gives_the_same_output():
-    model = small()
+    model = small_dit()
     exact = call(model)
     model.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
     with torch.no_grad():
@@ -342,7 +338,7 @@ def test_group_offloading_gives_the_same_output():
 @pytest.mark.parametrize("name", ["in_channels", "hidden_size", "num_layers", "num_attention_heads", "num_classes"])
 def test_sizes_are_whole_numbers(name, value):
     with pytest.raises(ValueError, match=f"{name} {value!r} must be a whole number, at least 1"):
-        small(**{name: value})
+        small_dit(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -369,7 +365,7 @@ def test_sizes_are_whole_numbers(name, value):
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        small(**arguments)
+        small_dit(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -392,9 +388,11 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_bad_inputs_are_refused(options, arguments, message):
     options = {"conditioning": "in_context"} | options if options else options
     with pytest.raises(ValueError, match=message):
-        call(small(**options), **arguments)
+        call(small_dit(**options), **arguments)
 
 
 def test_group_names_of_blocks_exist():
     for name in DiTModel._repeated_blocks + DiTModel._no_split_modules:
-        assert any(type(module).__name__ == name for c in CONDITIONINGS for module in small(conditioning=c).modules())
+        assert any(
+            type(module).__name__ == name for c in CONDITIONINGS for module in small_dit(conditioning=c).modules()
+        )

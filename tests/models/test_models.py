@@ -6,39 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import awake, tiny_dit, tiny_unet
 
 from score_sde import DiTModel, NoiseConditionalClassifier, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.models.transformer_score_dit import CONDITIONINGS, POSITION_EMBEDDINGS, POSITION_SCALINGS
 from score_sde.models.unet_score import ARCHITECTURES, UNETS, ResnetBlock
 from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
-
-
-def tiny_dit(**overrides):
-    config = {
-        "sample_size": 8,
-        "patch_size": 2,
-        "in_channels": 3,
-        "hidden_size": 32,
-        "num_layers": 2,
-        "num_attention_heads": 4,
-        "num_classes": 5,
-    }
-    torch.manual_seed(0)
-    return awake(DiTModel(**(config | overrides)))
-
-
-def tiny_unet(**overrides):
-    config = {
-        "sample_size": 8,
-        "in_channels": 3,
-        "block_out_channels": (16, 32),
-        "layers_per_block": 1,
-        "attention_resolutions": (4,),
-        "dropout": 0.0,
-        "num_classes": 5,
-    }
-    torch.manual_seed(0)
-    return awake(ScoreUNetModel(**(config | overrides)))
 
 
 def tiny_ncsnpp(**overrides):
@@ -58,15 +31,6 @@ def tiny_adm(**overrides):
     )
 
 
-def awake(model):
-    """Random weights everywhere, so that nothing is hidden behind a zero-initialised layer."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
 every_model = pytest.mark.parametrize("build", [tiny_dit, tiny_unet, tiny_ncsnpp, tiny_adm])
 every_unet = pytest.mark.parametrize("build", [tiny_unet, tiny_ncsnpp, tiny_adm])
 
@@ -75,10 +39,6 @@ def inputs(batch=3, seed=1):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, 3, 8, 8, generator=generator)
     return x, 999 * torch.rand(batch, generator=generator), torch.arange(batch) % 5
-
-
-def parameters(model):
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 # --- published facts ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from exact import GAUSSIAN, MIXTURE, GaussianMixture
-from tiny import random_dit, seeded, tiny_pipeline
+from tiny import latents, random_dit, seeded, tiny_pipeline
 
 from score_sde import ScoreSDEScheduler
 from score_sde.pipelines.adaptive import probability_flow
@@ -188,10 +188,6 @@ def test_slerp_keeps_lengths_and_ends():
 @pytest.fixture
 def pipeline():
     return tiny_pipeline(network=random_dit(in_channels=2, std=0.03), denoise_final=False, clip_sample=True)
-
-
-def latents(n=2):
-    return 0.5 * torch.randn(n, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
 def test_the_pipeline_encodes_and_leads_back(pipeline):

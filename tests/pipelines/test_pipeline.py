@@ -16,9 +16,9 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from huggingface_hub import ModelCard
+from networks import tiny_dit, tiny_unet
 from places import SHARED
 from safetensors.torch import load_file
-from test_models import tiny_dit, tiny_unet
 from tiny import tiny_vae
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle

@@ -7,8 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
-from test_likelihood import latents
-from tiny import random_dit, seeded, tiny_pipeline
+from tiny import latents, random_dit, seeded, tiny_pipeline
 
 from score_sde import ScoreSDEInversePipeline, ScoreSDEScheduler
 from score_sde.pipelines.operators import super_resolution

@@ -5,17 +5,12 @@ import math
 import diffusers
 import pytest
 import torch
+from every_path import CHAINS, PATHS, SCHEDULES, every_path
 
 from score_sde.schedulers import paths
 from score_sde.schedulers.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, DiscreteVPSDE, Path, SubVPSDE
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
 
 
-SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-CHAINS = {schedule: DiscreteVPSDE.from_beta_schedule(beta_schedule=schedule) for schedule in SCHEDULES}
-# every path there is, and the chain of every schedule
-PATHS = {name: build() for name, build in SDE_TYPES.items()} | {f"{name}_chain": path for name, path in CHAINS.items()}
-every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 TIMES = torch.tensor([1e-6, 1e-3, 0.0137, 0.1, 0.3333, 0.5, 0.71, 0.9, 0.999], dtype=torch.float64)
 
 

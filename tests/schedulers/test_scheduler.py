@@ -8,8 +8,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from exact import GAUSSIAN
-from test_paths import SCHEDULES
+from every_path import SCHEDULES
+from exact import GAUSSIAN, TOLERANCE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from score_sde import ScoreSDEScheduler
@@ -51,9 +51,6 @@ def relative(a, b):
 
 
 # --- stock schedulers, step for step ------------------------------------------------------------------------------
-
-# relative: diffusers keeps its noise levels in float32
-TOLERANCE = 5e-4
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

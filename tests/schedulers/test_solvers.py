@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from every_path import PATHS, every_path
 from exact import GAUSSIAN, MIXTURE
-from test_paths import PATHS, every_path
 
 from score_sde.schedulers.paths import VPSDE, LinearSDE, time_grid
 from score_sde.schedulers.solvers import (

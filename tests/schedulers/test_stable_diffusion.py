@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 import torch
-from test_scheduler import TOLERANCE
+from exact import TOLERANCE
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from score_sde import ScoreSDEScheduler

@@ -22,10 +22,10 @@ from diffusers import (
     UNet2DModel,
 )
 from huggingface_hub import ModelCard
+from networks import awake
 from places import FIXTURES
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_models import awake
 from tiny import tiny_vae
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel, load_bundle

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import diffusers
 import pytest
-from places import FIXTURES, HELPERS
+from places import FIXTURES, HELPERS, files_of
+from runs import TINY_DIT, TINY_RUN
 from safetensors.torch import load_file, save_file
-from test_training import TINY_DIT, TINY_RUN
 from tiny import draw, tiny_pipeline, tiny_vae
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
@@ -257,10 +257,6 @@ image = pipeline(**arguments, generator=torch.Generator().manual_seed(3)).images
 difference = (image - load_file(sys.argv[1])["image"]).abs().max()
 print(json.dumps([float(difference), type(pipeline).__module__.split(".")[0]]))
 """
-
-
-def files_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def test_loading_from_the_hub_and_offline(local_hub, tmp_path):

@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 from places import ROOT, TRAINING
-from test_training import CONFIG_CLASSES
+from runs import CONFIG_CLASSES
 
 from score_sde.training import train
 from score_sde.training.parts.config import WORK_BEGUN, mapping, one_line_errors, parse

@@ -1,11 +1,9 @@
 """Data for training: sources, streams and their resume, crops, latents with mirror images and statistics, kills."""
 
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from types import SimpleNamespace
 
@@ -17,33 +15,14 @@ import pytest
 import torch
 from PIL import Image
 from places import TRAINING
+from runs import TINY_DATA, data_config, encode, equal, run, tiny_dc, train_tiny
 from safetensors.torch import load_file
-from test_training import (  # noqa: F401
-    TINY_DATA,
-    data_config,
-    encode,
-    equal,
-    fresh_accelerate_state,
-    run,
-    small_data,
-    tiny_dc,
-    tiny_vae,
-    train_tiny,
-)
+from tars import ROWS, WEBDATASET, png, tar_shards
 
 from score_sde import ScoreSDEPipeline
 from score_sde.pipelines.latents import denormalize_latents, normalize_latents
 from score_sde.training import encode_latents, train_classifier
 from score_sde.training.parts.data import ImageDataset, ImageStream, LatentDataset, resize_and_crop, training_batches
-
-
-ROWS = 12
-
-
-def png(level, size=(8, 8)):
-    file = io.BytesIO()
-    Image.new("L", size, level).save(file, format="PNG")
-    return file.getvalue()
 
 
 def parquet_shards(folder, shards=3):
@@ -56,25 +35,6 @@ def parquet_shards(folder, shards=3):
         columns = {"image": images, "label": [row % 3 for row in rows]}
         datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / f"train-{shard}.parquet")
     return folder
-
-
-def tar_shards(folder, shards=3, images=None):
-    """The same, or other images, as a webdataset with the label in .cls and in .json."""
-    folder.mkdir()
-    images = images or [png(10 * row) for row in range(ROWS)]
-    for shard in range(shards):
-        with tarfile.open(folder / f"train-{shard}.tar", "w") as tar:
-            for row in range(shard, ROWS, shards):
-                fields = {"png": images[row], "cls": str(row % 3).encode()}
-                fields["json"] = json.dumps({"label": row % 3}).encode()
-                for name, content in fields.items():
-                    entry = tarfile.TarInfo(f"{row:03d}.{name}")
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
-    return folder
-
-
-WEBDATASET = {"image_column": "png", "label_column": "cls", "num_classes": 3}
 
 
 def rows_of(batch):
@@ -282,7 +242,7 @@ def test_random_crops_change_from_epoch_to_epoch_and_not_on_resume(num_workers, 
 # --- latents ------------------------------------------------------------------------------------------------------
 
 
-def plain_vae(folder, tiny_vae):  # noqa: F811
+def plain_vae(folder, tiny_vae):
     """The autoencoder without any statistics in its config."""
     vae = diffusers.AutoencoderKL.from_pretrained(tiny_vae)
     vae.register_to_config(latents_mean=None, latents_std=None, scaling_factor=1.0, shift_factor=None)
@@ -298,7 +258,7 @@ def samples(folder, vae_config, count=400):
     return normalize_latents((mean + std * noise).flatten(0, 1), vae_config).transpose(0, 1).flatten(1).double()
 
 
-def test_statistics_of_latents_and_their_normalisation(tiny_vae, small_data, tmp_path):  # noqa: F811
+def test_statistics_of_latents_and_their_normalisation(tiny_vae, small_data, tmp_path):
     vae, folder = plain_vae(tmp_path / "vae", tiny_vae), tmp_path / "latents"
     encode(small_data, vae, folder)
     statistics = json.loads((folder / "latents.json").read_text())["statistics"]
@@ -326,7 +286,7 @@ def test_statistics_of_latents_and_their_normalisation(tiny_vae, small_data, tmp
         run(train_classifier.main, *classify)
 
 
-def test_statistics_also_fit_autoencoders_whose_config_has_no_place_for_them(small_data, tmp_path):  # noqa: F811
+def test_statistics_also_fit_autoencoders_whose_config_has_no_place_for_them(small_data, tmp_path):
     tiny_dc(tmp_path / "dc")
     encode(small_data, tmp_path / "dc", tmp_path / "latents")
     train_tiny(tmp_path / "run", "--latents", tmp_path / "latents", "--max_train_steps", 1, "--normalize_latents")
@@ -335,7 +295,7 @@ def test_statistics_also_fit_autoencoders_whose_config_has_no_place_for_them(sma
     assert drawn.mean(1).abs().max() < 1e-4 and (drawn.std(1, correction=0) - 1).abs().max() < 1e-4
 
 
-def test_latents_of_mirror_images_train_like_mirrored_images(tiny_vae, small_data, tmp_path):  # noqa: F811
+def test_latents_of_mirror_images_train_like_mirrored_images(tiny_vae, small_data, tmp_path):
     folder = tmp_path / "latents"
     encode(small_data, tiny_vae, folder, "--both_flips")
     vae, images = (
@@ -368,7 +328,7 @@ def test_latents_of_mirror_images_train_like_mirrored_images(tiny_vae, small_dat
         train_tiny(tmp_path / "run", "--latents", tmp_path / "single", "--random_flip")
 
 
-def test_damaged_shards_are_named_and_mended(tiny_vae, small_data, tmp_path):  # noqa: F811
+def test_damaged_shards_are_named_and_mended(tiny_vae, small_data, tmp_path):
     folder = tmp_path / "latents"
     encode(small_data, tiny_vae, folder)
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -388,7 +348,7 @@ def test_damaged_shards_are_named_and_mended(tiny_vae, small_data, tmp_path):  #
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_encoding_that_is_killed_loses_and_doubles_no_row(processes, tiny_vae, tmp_path):  # noqa: F811
+def test_encoding_that_is_killed_loses_and_doubles_no_row(processes, tiny_vae, tmp_path):
     """kill -9 while shards are written; the same command then completes them to what an undisturbed run writes."""
     options = [*TINY_DATA, "--dataset", "fashion_mnist_10k", "--split", "test", "--vae", tiny_vae, "--shard_size", 40]
     run(encode_latents.main, *options, "--output_dir", tmp_path / "whole")

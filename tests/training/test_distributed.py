@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from places import CONFIGS, HELPERS, TRAINING
 from recording import recorded_run
+from runs import TINY_DIT, TINY_RUN, equal, run, train_tiny
 from safetensors.torch import load_file
-from test_training import TINY_DIT, TINY_RUN, equal, fresh_accelerate_state, run, train_tiny  # noqa: F401
 
 from score_sde import DiTModel, load_bundle
 from score_sde.training import train

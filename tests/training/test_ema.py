@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
+from runs import equal, train_tiny
 from safetensors.torch import load_file
-from test_training import equal, fresh_accelerate_state, train_tiny  # noqa: F401
 
 from score_sde import load_bundle
 from score_sde.ema import PowerFunctionEMA, gamma_of, inner_product, reconstruction_weights, sigma_rel_of

@@ -17,19 +17,7 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 from places import ROOT, TRAINING
-from test_training import (  # noqa: F401
-    EMBEDDED_TRAIN,
-    TINY_DATA,
-    TINY_DIT,
-    TINY_RUN,
-    data_config,
-    encode,
-    equal,
-    fresh_accelerate_state,
-    launch,
-    run,
-    train_tiny,
-)
+from runs import EMBEDDED_TRAIN, TINY_DATA, TINY_DIT, TINY_RUN, data_config, encode, equal, launch, run, train_tiny
 from tiny import random_dit, seeded, tiny_pipeline, tiny_vae
 
 from score_sde import load_bundle

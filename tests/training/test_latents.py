@@ -9,15 +9,8 @@ import diffusers.models.autoencoders
 import pytest
 import torch
 from PIL import Image
+from runs import TINY_DATA, encode, run
 from safetensors.torch import load_file, save_file
-from test_training import (  # noqa: F401
-    TINY_DATA,
-    encode,
-    fresh_accelerate_state,
-    run,
-    small_data,
-    tiny_vae,
-)
 from tiny import tiny_pipeline
 from tiny import tiny_vae as random_vae
 
@@ -196,7 +189,7 @@ def shards(folder):
     return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("moments-*"))}
 
 
-def test_repaired_and_changed_images_are_encoded_again(tiny_vae, tmp_path):  # noqa: F811
+def test_repaired_and_changed_images_are_encoded_again(tiny_vae, tmp_path):
     data, folder = photos(tmp_path / "photos"), tmp_path / "latents"
     whole = (data / "a" / "4.png").read_bytes()
     (data / "a" / "4.png").write_bytes(whole[:45].ljust(len(whole), b"\0"))  # as large as it was
@@ -236,7 +229,7 @@ def test_repaired_and_changed_images_are_encoded_again(tiny_vae, tmp_path):  # n
         encode_again()
 
 
-def test_latents_from_before_shards_were_recorded_open(tiny_vae, small_data, tmp_path):  # noqa: F811
+def test_latents_from_before_shards_were_recorded_open(tiny_vae, small_data, tmp_path):
     folder = tmp_path / "latents"
     encode(small_data, tiny_vae, folder)
     facts = json.loads((folder / "latents.json").read_text())
@@ -249,7 +242,7 @@ def test_latents_from_before_shards_were_recorded_open(tiny_vae, small_data, tmp
     assert sum(LatentDataset(folder).facts["class_counts"].values()) == 60
 
 
-def test_the_data_of_a_run_are_described_and_told_from_others(tiny_vae, small_data, tmp_path, capsys):  # noqa: F811
+def test_the_data_of_a_run_are_described_and_told_from_others(tiny_vae, small_data, tmp_path, capsys):
     class Config(LoopConfig, CleanDataConfig):
         pass
 

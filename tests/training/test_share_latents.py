@@ -5,17 +5,8 @@ import json
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
+from runs import TINY_DIT, TINY_RUN, encode, equal, train_tiny
 from safetensors.torch import load_file
-from test_training import (  # noqa: F401
-    TINY_DIT,
-    TINY_RUN,
-    encode,
-    equal,
-    fresh_accelerate_state,
-    small_data,
-    tiny_vae,
-    train_tiny,
-)
 
 from score_sde.training import share_latents
 
@@ -32,7 +23,7 @@ train.main(sys.argv[1:])
 """
 
 
-def test_training_on_latents_from_the_hub_is_training_on_the_folder(tiny_vae, small_data, tmp_path, local_hub):  # noqa: F811
+def test_training_on_latents_from_the_hub_is_training_on_the_folder(tiny_vae, small_data, tmp_path, local_hub):
     encode(small_data, tiny_vae, tmp_path / "latents")
     # what lies about stays here
     for folder in (tmp_path / "latents", tiny_vae):
@@ -86,7 +77,7 @@ def test_the_card_of_latents_states_their_facts():
         assert absent not in bare.content
 
 
-def test_latents_that_cannot_be_shared_are_refused(tiny_vae, small_data, tmp_path, capsys):  # noqa: F811
+def test_latents_that_cannot_be_shared_are_refused(tiny_vae, small_data, tmp_path, capsys):
     encode(small_data, tiny_vae, tmp_path / "latents")
     with pytest.raises(ValueError, match="repo id 'me//latents': it must be like somebody/model"):
         share_latents.push_latents(tmp_path / "latents", "me//latents")

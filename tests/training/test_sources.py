@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_training import data_config
+from runs import data_config
 
 from score_sde.training.parts import sources
 from score_sde.training.parts.config import DataConfig, parse

@@ -17,10 +17,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState
 from exact import GAUSSIAN
 from PIL import Image
-from places import ROOT, SHARED, TRAINING
+from places import SHARED, TRAINING
+from runs import (
+    CONFIG_CLASSES,
+    TINY_DATA,
+    TINY_DIT,
+    TINY_RUN,
+    data_config,
+    encode,
+    equal,
+    launch,
+    run,
+    tiny_dc,
+    train_tiny,
+)
 from safetensors.torch import load_file
 
 from score_sde import NoiseConditionalClassifier, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle
@@ -34,33 +47,6 @@ from score_sde.training.parts.config import LoopConfig, parse
 from score_sde.training.parts.data import GlobalBatchSampler, ImageDataset, resize_and_crop
 from score_sde.training.parts.loop import Draws, fit, make_accelerator
 from score_sde.training.parts.run_folder import open_run
-
-
-TINY_DIT = '{"patch_size": 2, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}'
-TINY_RUN = [
-    *("--resolution", "8", "--image_channels", "1", "--batch_size", "4", "--lr_warmup_steps", "0"),
-    *("--sample_num_images", "10", "--sample_num_inference_steps", "2", "--learning_rate", "1e-2"),
-]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    """Scripts run one after another in this process as if each had its own."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-def run(main, *arguments):
-    main([str(argument) for argument in arguments])
-
-
-def train_tiny(output_dir, *arguments):
-    run(train.main, *TINY_RUN, "--network_kwargs", TINY_DIT, "--output_dir", output_dir, *arguments)
-    return load_file(output_dir / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
-
-
-def equal(tensors, others):
-    return tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
 
 
 # --- objectives ---------------------------------------------------------------------------------------------------
@@ -285,15 +271,6 @@ def test_unknown_keys_of_a_yaml_file_are_refused(tmp_path, capsys):
     assert "option 'learning_rat' is unknown" in capsys.readouterr().err
 
 
-CONFIG_CLASSES = [
-    train.TrainConfig,
-    train_autoencoder.AutoencoderConfig,
-    train_classifier.ClassifierConfig,
-    encode_latents.EncodeConfig,
-    evaluate.EvaluateConfig,
-]
-
-
 @pytest.mark.parametrize("config_class", CONFIG_CLASSES)
 def test_help_explains_every_option(config_class, capsys):
     with pytest.raises(SystemExit):
@@ -362,10 +339,6 @@ def test_bad_options_of_the_other_scripts(main, arguments, message, capsys):
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
-
-
-def data_config(**changes):
-    return dataclasses.replace(train.TrainConfig(image_channels=1), **changes)
 
 
 def parquet(path, rows, **columns):
@@ -842,14 +815,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_p
     assert not (tmp_path / "pipeline").exists()
 
 
-def launch(script, *arguments, processes):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes]
-    command += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", TRAINING / script, *arguments]
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    result = subprocess.run([str(each) for each in command], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
 def test_two_processes_train_like_one_with_the_same_global_batch(tmp_path):
     no_dropout = json.dumps(json.loads(TINY_DIT) | {"class_dropout_prob": 0.0})
     arguments = [*TINY_RUN, "--network_kwargs", no_dropout, "--max_train_steps", 4, "--random_flip"]
@@ -904,39 +869,6 @@ def test_no_checkpoint_holds_a_loss_that_is_not_finite(tmp_path):
 
 
 # --- autoencoder and latents --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def small_data(tmp_path_factory):
-    """60 real images, so that encoding takes no time."""
-    path = tmp_path_factory.mktemp("data") / "train.parquet"
-    data = datasets.Dataset.from_parquet(str(ROOT / EMBEDDED_TRAIN))
-    data.select(range(0, 10_000, 167)).to_parquet(path)
-    return str(path)
-
-
-EMBEDDED_TRAIN = "src/score_sde/data/fashion_mnist/train.parquet"
-TINY_DATA = ["--resolution", 8, "--image_channels", 1]
-
-
-@pytest.fixture
-def tiny_vae(tmp_path, small_data):
-    arguments = ["--block_out_channels", 8, 8, "--norm_num_groups", 4, "--lr_warmup_steps", 0, "--batch_size", 4]
-    run(
-        train_autoencoder.main,
-        *TINY_DATA,
-        *arguments,
-        *("--dataset", small_data, "--max_train_steps", 3, "--output_dir", tmp_path / "autoencoder"),
-    )
-    return tmp_path / "autoencoder" / "vae"
-
-
-def encode(small_data, vae, output_dir, *arguments):
-    run(
-        encode_latents.main,
-        *TINY_DATA,
-        *("--dataset", small_data, "--vae", vae, "--output_dir", output_dir, "--shard_size", 16, *arguments),
-    )
 
 
 def test_autoencoder_and_latents(tiny_vae, small_data, tmp_path):
@@ -1003,13 +935,6 @@ def test_training_sees_the_same_latents_encoded_before_or_on_the_fly(tiny_vae, s
 
 def per_channel(values):
     return torch.tensor(values).reshape(-1, 1, 1)
-
-
-def tiny_dc(folder):
-    blocks = {"block_types": "ResBlock", "block_out_channels": (8, 8), "layers_per_block": (1, 1)}
-    blocks |= {"qkv_multiscales": ((), ())}
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in blocks.items()}
-    diffusers.AutoencoderDC(in_channels=1, latent_channels=4, scaling_factor=0.5, **sides).save_pretrained(folder)
 
 
 def test_images_are_encoded_on_the_fly_by_any_autoencoder(tiny_vae, small_data, tmp_path):
@@ -1106,7 +1031,7 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
 
 def test_every_option_is_used():
     """A field of a config that no script reads would be an option that is accepted and ignored."""
-    sources = "".join(path.read_text() for path in TRAINING.glob("*.py"))
+    sources = "".join(path.read_text() for path in TRAINING.rglob("*.py"))
     for config_class in (LoopConfig, *CONFIG_CLASSES):
         for each in dataclasses.fields(config_class):
             assert f"config.{each.name}" in sources or f"self.{each.name}" in sources, each.name

@@ -5,10 +5,15 @@ import platform
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
 import score_sde
+
+
+# the folder that holds training/: the checkout, or the installed package
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def without_place(argument):
@@ -18,7 +23,7 @@ def without_place(argument):
     if not os.path.isabs(path):
         return argument
     path = os.path.normpath(path)
-    for folder in (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.getcwd()):
+    for folder in (ROOT, os.getcwd()):
         if path.startswith(os.path.join(folder, "")):
             return option + equals + os.path.relpath(path, folder)
     return option + equals + os.path.basename(path)
@@ -26,8 +31,7 @@ def without_place(argument):
 
 def provenance(device):
     """The command, the code and the machine: {"command", "commit", "machine"}."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    describe = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    describe = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
     except OSError:  # there is no git
