@@ -2,7 +2,7 @@
 exists does; the site builds.
 
 A comment before a block says what is special about it: `<!-- trains -->` runs among the slow tests, `<!-- needs the Hub
--->` can't run here and is only compiled.
+-->` can't run here and is only compiled, `<!-- name.py -->` is a file, which later blocks import.
 """
 
 import json
@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 from urllib.parse import urlparse
 
 import pytest
@@ -20,8 +19,7 @@ from markdown_it import MarkdownIt
 from places import ROOT
 
 from score_sde.losses.denoising import TIME_DENSITIES, WEIGHTINGS
-from score_sde.schedulers.paths import PREDICTIONS
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 from score_sde.schedulers.solvers import PREDICTORS
 
 
@@ -53,37 +51,44 @@ def run(source, line, code, names):
 
 
 def run_page(page, marks):
-    with mock.patch.multiple("builtins", print=lambda *_, **__: None):
-        names = {"__name__": page.stem}
-        for line, code, mark in blocks(page, "python"):
-            if mark in marks:
-                run(page, line, code, names)
+    names = {"__name__": page.stem}
+    for line, code, mark in blocks(page, "python"):
+        if mark.endswith(".py"):
+            Path(mark).write_text(code, encoding="utf-8")
+        elif mark in marks:
+            run(page, line, code, names)
 
 
 @pytest.fixture
-def unchanged_tables():
+def apart(workplace, monkeypatch):
+    """What a page adds to tables and imports from its files stays on the page."""
+    monkeypatch.syspath_prepend(workplace)
+    modules = set(sys.modules)
     copies = [dict(table) for table in TABLES]
     yield
     for table, copy in zip(TABLES, copies, strict=True):
         table.clear()
         table.update(copy)
+    for name in set(sys.modules) - modules:
+        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == workplace:
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("page", with_python(slow=False), ids=lambda page: page.stem)
-def test_the_blocks_of_a_page_run_one_after_the_other(page, workplace, unchanged_tables):
+def test_the_blocks_of_a_page_run_one_after_the_other(page, apart):
     run_page(page, marks=("",))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", with_python(slow=True), ids=lambda page: page.stem)
-def test_they_run_with_those_that_train(page, workplace, unchanged_tables):
+def test_they_run_with_those_that_train(page, apart):
     run_page(page, marks=("", "trains"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_no_other_mark_hides_a_block(page):
     for line, code, mark in blocks(page, "python"):
-        assert mark in ("", "trains", "needs the Hub"), line
+        assert mark in ("", "trains", "needs the Hub") or mark.endswith(".py"), line
         compile(code, str(page), "exec")
 
 
