@@ -58,6 +58,8 @@ def save_quick_start(root):
     whole = ScoreSDEPipeline(scheduler, transformer=small_dit(), vae=autoencoder(1, 4), id2label=names)
     save_bundle(whole, root / "runs/quick_start/diffusion/pipeline")
     whole.vae.save_pretrained(root / "runs/quick_start/autoencoder/vae")
+    for name in ("dit", "photos"):
+        shutil.copytree(root / "runs/quick_start/diffusion/pipeline", root / "runs" / name / "pipeline")
     weaker = ScoreSDEPipeline(scheduler, transformer=small_dit(8), vae=autoencoder(1, 4), id2label=names)
     save_bundle(weaker, root / "runs/weaker/pipeline")
     classifier = random_(NoiseConditionalClassifier(8, 4, 10, block_out_channels=(8,), norm_num_groups=4))

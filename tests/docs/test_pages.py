@@ -8,19 +8,28 @@ A comment before a block says what is special about it: `<!-- trains -->` runs a
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from argparse import ArgumentParser
+from importlib import import_module
 from pathlib import Path
+from unittest import mock
 from urllib.parse import urlparse
 
 import pytest
 import yaml
+from accelerate.commands.launch import launch_command_parser
 from markdown_it import MarkdownIt
 from places import ROOT
+from typer.core import TyperCommand
 
+from score_sde import __version__, cli
 from score_sde.losses.denoising import TIME_DENSITIES, WEIGHTINGS
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 from score_sde.schedulers.solvers import PREDICTORS
+from score_sde.training.parts.launching import split_arguments
+from score_sde.training.parts.options import parse
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -115,6 +124,67 @@ def test_a_notebook_holds_no_outputs(notebook):
         compile("".join(cell["source"]), notebook.name, "exec")
 
 
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def commands(page):
+    """Command lines `score-sde ...` of a page's shell blocks."""
+    for _, code, _ in blocks(page, "bash"):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words and words[0] == "score-sde":
+                yield words[1:]
+
+
+class Read(Exception):
+    """A command line was read to its end."""
+
+
+def read(argv):
+    """Read a command line as the command does, and do nothing. Raises SystemExit, or an error of the options."""
+    if argv[0] in cli.LAUNCHED:
+        module, config_class = cli.LAUNCHED[argv[0]]
+        config_class = getattr(import_module(f"score_sde.training.{module}"), config_class)
+        own, launching = split_arguments(config_class, argv[1:])
+        launch_command_parser().parse_args([*launching, "script"])
+        if "--list" not in own:
+            parse(config_class, own)
+        return
+    if argv[0] in cli.HELP:
+
+        def parse_args(parser, arguments=None, namespace=None, original=ArgumentParser.parse_args):
+            original(parser, arguments, namespace)
+            raise Read
+
+        with mock.patch.object(ArgumentParser, "parse_args", parse_args), pytest.raises(Read):
+            import_module(f"score_sde.training.{argv[0].replace('-', '_')}").main(argv[1:])
+        return
+    with mock.patch.object(TyperCommand, "invoke", lambda *_: None), pytest.raises(SystemExit) as exit:
+        cli.main(argv)
+    if exit.value.code:
+        raise exit.value
+
+
+COMMANDS = {f"{page.stem}: {' '.join(argv)}": argv for page in PAGES for argv in commands(page)}
+
+
+@pytest.mark.parametrize("argv", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_of_a_page_is_one(argv, workplace):
+    read(argv)
+
+
+def test_a_command_that_is_none_is_refused(workplace):
+    for line in (
+        "train --learning_rat 1",
+        "sample folder --step 3",
+        "plots folder",
+        "convert dit a",
+        "quick-start --now",
+    ):
+        with pytest.raises(SystemExit):
+            read(line.split())
+
+
 # --- what they name ---------------------------------------------------------------------------------------------------
 
 
@@ -152,8 +222,6 @@ def test_the_readme_shows_the_two_commands_on_one_screen_and_pictures_by_absolut
 
 
 def test_the_citation_is_of_this_version():
-    from score_sde import __version__
-
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == __version__ and citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors", "license"} <= citation.keys()
