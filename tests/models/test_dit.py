@@ -200,7 +200,7 @@ def test_the_largest_frequency_shift_is_taken():
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_time_is_told_by_cosines_and_sines(shift):
     """In this order, as the original has it, of 128 frequencies from 1 down."""
-    model, seen = small(frequency_shift=shift), []
+    model, seen = small_dit(frequency_shift=shift), []
     model.time_embed.register_forward_hook(lambda _, given, output: seen.append(given[0]))
     timestep = torch.tensor([0.5, 40.0])
     call(model, timestep=timestep)
