@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from runs import TINY_RUN, equal, run
 from safetensors.torch import load_file
 
+from runs import TINY_RUN, equal, run
 from score_sde import load_bundle
 from score_sde.training import evaluate, reconstruct_ema, train
 from score_sde.training.parts.networks import network_class

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from runs import run, train_tiny
 
+from runs import run, train_tiny
 from score_sde.training import train_autoencoder
 from score_sde.training.parts import plots
 from score_sde.training.parts.plots import plot_runs

@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from places import HELPERS
-from runs import equal, forget_accelerate_state
 from safetensors.torch import load_file
 
+from runs import equal, forget_accelerate_state
 from score_sde.training.parts.config import LoopConfig
 from score_sde.training.parts.loop import fit, make_accelerator
 from score_sde.training.parts.run_folder import open_run

@@ -275,7 +275,7 @@ def test_unknown_keys_of_a_yaml_file_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize("config_class", CONFIG_CLASSES)
 def test_help_explains_every_option(config_class, capsys):
     with pytest.raises(SystemExit):
-        parse(config_class, ["--help"])
+        parse(config_class, ["--help_all"])
     text = " ".join(capsys.readouterr().out.split())
     for each in dataclasses.fields(config_class):
         assert f"--{each.name}" in text
