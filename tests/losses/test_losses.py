@@ -390,3 +390,16 @@ def test_a_mask_leaves_the_loss_of_the_rest(name):
     assert slope == 0
     with pytest.raises(ValueError, match=r"mask of shape \(3, 5\) doesn't fit samples of shape \(3, 2, 5\)"):
         loss(network, (x0, noise, t), mask[:, 0])
+
+
+def test_probes_of_what_is_masked_do_not_count():
+    """Of a network in which every element acts on every other."""
+    x, probes, _ = draw(4, shape=(1, 5))
+    t, mask = torch.full((4,), 0.4, dtype=torch.float64), (torch.arange(5) < 3)[None, None]
+    matrix = torch.randn(5, 5, generator=seeded(1), dtype=torch.float64)
+    scheduler = ScoreSDEScheduler(prediction_type="score")
+    losses = [
+        sliced_score_matching(lambda x, t: Output(x @ matrix), scheduler, x, t, each, mask=mask)
+        for each in (probes, torch.where(mask, probes, -3 * probes))
+    ]
+    assert torch.equal(*losses)

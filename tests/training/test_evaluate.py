@@ -25,7 +25,7 @@ from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.pipelines.images import to_mode
 from score_sde.pipelines.likelihood import dequantize
 from score_sde.training import evaluate, train
-from score_sde.training.parts import classifier, config, provenance, rounds, validation
+from score_sde.training.parts import classifier, options, provenance, rounds, validation
 from score_sde.training.parts import samples as samples_of
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.metrics import frechet_distance, moments
@@ -234,12 +234,12 @@ def test_everything_is_opened_before_anything_is_drawn(
     named("fewer", data, tmp_path, names[:9])
     data.select(range(9)).to_parquet(tmp_path / "few.parquet")
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
-    config.WORK_BEGUN.clear()
+    options.WORK_BEGUN.clear()
     given = [str(each).format(tmp=tmp_path) for each in arguments]
     with pytest.raises((ValueError, SystemExit)) as error:
         run(evaluate.main, *QUICK, bundle, *given)
     assert re.search(message, f"{error.value} {capsys.readouterr().err}")
-    assert not config.WORK_BEGUN.is_set()
+    assert not options.WORK_BEGUN.is_set()
 
 
 @pytest.mark.parametrize(
@@ -256,10 +256,10 @@ def test_everything_is_opened_before_anything_is_drawn(
 def test_a_pipeline_that_cannot_be_measured(facts, network, arguments, message, small_data, tmp_path):
     pipeline = tiny_pipeline(network=random_dit(*network)) if network else None
     folder = bundle_of(small_data, tmp_path / "pipeline", facts, pipeline)
-    config.WORK_BEGUN.clear()
+    options.WORK_BEGUN.clear()
     with pytest.raises(ValueError, match=message):
         run(evaluate.main, *QUICK, folder, *arguments)
-    assert not config.WORK_BEGUN.is_set()
+    assert not options.WORK_BEGUN.is_set()
 
 
 def test_a_training_json_that_holds_no_facts_is_named(small_data, tmp_path):
