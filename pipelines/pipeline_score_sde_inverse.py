@@ -184,6 +184,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
                 after_step,
             )
         residual = rms(y - operator(call.decode(x)))
+        call._end_call()
         images = self.finish(x, output_type)
         if not return_dict:
             return (images,)
