@@ -37,10 +37,11 @@ from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
 from score_sde.training import train  # noqa: E402
-from score_sde.training.parts.config import DataConfig, parse  # noqa: E402
+from score_sde.training.parts.config import DataConfig  # noqa: E402
 from score_sde.training.parts.data import ImageDataset  # noqa: E402
 from score_sde.training.parts.loop import save_grid  # noqa: E402
 from score_sde.training.parts.metrics import Features, features_of, frechet_distance, moments  # noqa: E402
+from score_sde.training.parts.options import parse  # noqa: E402
 from score_sde.training.parts.samples import quantized  # noqa: E402
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 
 from .adaptive import probability_flow  # noqa: F401 (diffusers copies the files that this one names, and no further)
+from .bundle_files import read_config  # noqa: F401
 from .bundling import BundleMixin  # noqa: F401
+from .carried_code import write_code  # noqa: F401
 from .conditions import expand
 from .denoising_pipeline import ScoreSDEPipelineOutput
 from .guidance import guided  # noqa: F401
@@ -16,6 +18,7 @@ from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
 from .protocols import Generators
 from .trajectory_pipeline import TrajectoryPipeline
+from .wording import quoted  # noqa: F401
 from .writing import whole_file  # noqa: F401
 
 

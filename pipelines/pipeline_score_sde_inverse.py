@@ -8,7 +8,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from .adaptive import check_finite, per_sample, rms
-from .bundling import BundleMixin  # noqa: F401 (diffusers copies the files that this one names, and no further)
+from .bundle_files import read_config  # noqa: F401 (diffusers copies the files that this one names, and no further)
+from .bundling import BundleMixin  # noqa: F401
+from .carried_code import write_code  # noqa: F401
 from .conditions import null_conditions  # noqa: F401
 from .denoising_pipeline import ScoreSDEPipelineOutput
 from .guidance import guided  # noqa: F401
@@ -19,6 +21,7 @@ from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
 from .protocols import Generators
 from .trajectory_pipeline import TrajectoryPipeline
+from .wording import quoted  # noqa: F401
 from .writing import whole_file  # noqa: F401
 
 

@@ -1,7 +1,7 @@
 """Average the weights of a finished run anew: over another length, or by another of the decays that it kept.
 
-    python training/reconstruct_ema.py runs/dit --sigma_rel 0.12 --output runs/dit/pipeline-0.12
-    python training/reconstruct_ema.py runs/dit --decay 0.999 --output runs/dit/pipeline-0.999
+    score-sde reconstruct-ema runs/dit --sigma_rel 0.12 --output runs/dit/pipeline-0.12
+    score-sde reconstruct-ema runs/dit --decay 0.999 --output runs/dit/pipeline-0.999
 
 `--sigma_rel` is the standard deviation of a power-function average as a share of the training time, of any size; the
 run must have stored snapshots (`--ema_snapshot_steps`). `--decay` is one of its `--further_ema_decays`, from the newest
@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from score_sde.ema import reconstruction_weights
-from score_sde.sharing.hub import load_bundle, save_bundle
+from score_sde.sharing.bundles import load_bundle, save_bundle
 from score_sde.training.parts.averages import file_of_decay, list_snapshots
 from score_sde.training.parts.checkpoints import list_checkpoints, read_state
+from score_sde.training.parts.options import OneLineParser
 
 
 def reconstructed(run, run_id, sigma_rel, step=None):
@@ -63,7 +64,7 @@ def check_run(found, run_id, path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="output_dir of the run")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--sigma_rel", type=float, help="relative width of a power-function average, such as 0.1")

@@ -1,6 +1,6 @@
 """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder.
 
-    accelerate launch training/train.py training/configs/quick_start/diffusion.yaml
+    score-sde train quick_start/diffusion
 
 Writes into output_dir: checkpoints/, samples/ (PNG grids) and pipeline/, a folder that
 `ScoreSDEPipeline.from_pretrained` opens, with a model card; where asked for, evaluation.jsonl and ema_snapshots/. To go
@@ -18,13 +18,14 @@ from huggingface_hub.utils import validate_repo_id
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss
-from score_sde.schedulers.paths import PREDICTIONS, moved
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
-from score_sde.sharing.hub import push_to_hub, save_bundle
-from score_sde.sharing.model_card import check_license
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, moved
+from score_sde.sharing.bundles import save_bundle
+from score_sde.sharing.facts import check_license
+from score_sde.sharing.hub import push_to_hub
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
-from score_sde.training.parts.config import LoopConfig, arguments_of, mapping, one_line_errors, one_of, option, parse
+from score_sde.training.parts.config import LoopConfig, one_of, option
 from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_grid
+from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.validation import ValidationConfig, make_validation
 
@@ -36,35 +37,64 @@ NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
 class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
-    network: str = option("dit", f"{' or '.join(f'{name} ({kind.__name__})' for name, (_, kind) in NETWORKS.items())}.")
-    network_name: str | None = option(None, "A published configuration of the network by name, such as DiT-S/2.")
-    network_kwargs: str = option(
-        "{}", "Arguments of the network's class, as YAML: {hidden_size: 256}; they win over network_name."
+    configs = "diffusion"
+
+    network: str = option(
+        "dit",
+        f"{' or '.join(f'{name} ({kind.__name__})' for name, (_, kind) in NETWORKS.items())}.",
+        "network",
+        common=True,
     )
-    model_name: str = option("score-sde model", "Name of the model on its card.")
-    license: str | None = option(None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.")
-    class_conditional: bool = option(True, "Train on class labels, where the data has them.")
-    sde_type: str = option("vp", f"Noise path: {one_of(SDE_TYPES)}.")
-    prediction_type: str = option("v_prediction", f"What the network predicts: {one_of(PREDICTIONS)}.")
-    scheduler_kwargs: str = option("{}", "More arguments of ScoreSDEScheduler, as YAML: {beta_max: 20}.")
-    time_density: str = option("uniform", f"Density of the training times: {one_of(TIME_DENSITIES)}.")
-    time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.")
+    network_name: str | None = option(
+        None, "A published configuration of the network by name, such as DiT-S/2.", "network", common=True
+    )
+    network_kwargs: str = option(
+        "{}",
+        "Arguments of the network's class, as YAML: {hidden_size: 256}; they win over network_name.",
+        "network",
+        common=True,
+    )
+    model_name: str = option("score-sde model", "Name of the model on its card.", "card and Hub")
+    license: str | None = option(
+        None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.", "card and Hub"
+    )
+    class_conditional: bool = option(True, "Train on class labels, where the data has them.", "network", common=True)
+    sde_type: str = option("vp", f"Noise path: {one_of(SDE_TYPES)}.", "path and objective", common=True)
+    prediction_type: str = option(
+        "v_prediction", f"What the network predicts: {one_of(PREDICTIONS)}.", "path and objective", common=True
+    )
+    scheduler_kwargs: str = option(
+        "{}", "More arguments of ScoreSDEScheduler, as YAML: {beta_max: 20}.", "path and objective"
+    )
+    time_density: str = option(
+        "uniform", f"Density of the training times: {one_of(TIME_DENSITIES)}.", "path and objective"
+    )
+    time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.", "path and objective")
     weighting: str = option(
         "output",
         f"Weight of the squared error of x0: {one_of(WEIGHTINGS)}; score_sde.losses has the published combinations.",
+        "path and objective",
     )
-    weighting_kwargs: str = option("{}", "Its numbers, as YAML: {gamma: 5}.")
+    weighting_kwargs: str = option("{}", "Its numbers, as YAML: {gamma: 5}.", "path and objective")
     vlb_weight: float = option(
-        0.0, "Learn the variance, too, by this weight of the variational bound (DiT: 0.001); needs discrete_vp."
+        0.0,
+        "Learn the variance, too, by this weight of the variational bound (DiT: 0.001); needs discrete_vp.",
+        "path and objective",
     )
-    push_to_hub: str | None = option(None, "Upload the pipeline to this repo on the Hub, somebody/model, at the end.")
-    hub_private: bool = option(False, "Make that repo private, if it is new.")
+    push_to_hub: str | None = option(
+        None, "Upload the pipeline to this repo on the Hub, somebody/model, at the end.", "card and Hub", common=True
+    )
+    hub_private: bool = option(False, "Make that repo private, if it is new.", "card and Hub")
     push_steps: int = option(
-        0, "Optimizer steps between uploads of the averaged weights, in the background; 0 for none before the end."
+        0,
+        "Optimizer steps between uploads of the averaged weights, in the background; 0 for none before the end.",
+        "card and Hub",
     )
-    sample_num_images: int = option(64, "Images in a sample grid.")
-    sample_guidance_scale: float = option(1.0, "Classifier-free guidance of the sample grids: 1 is none.")
-    sample_num_inference_steps: int = option(50, "Time steps of the sample grids.")
+    sample_num_images: int = option(64, "Images in a sample grid.", "samples and logs")
+    sample_guidance_scale: float = option(
+        1.0, "Classifier-free guidance of the sample grids: 1 is none.", "samples and logs"
+    )
+    sample_num_inference_steps: int = option(50, "Time steps of the sample grids.", "samples and logs")
 
     def problems(self):
         yield from CleanDataConfig.problems(self)
@@ -245,9 +275,7 @@ def train(config, accelerator, run):
             )
             print(f"pushed: {address}")
         except (OSError, ValueError) as error:  # the bundle is saved: no reason to fail
-            print(
-                f"{error}; nothing is lost: `python -m score_sde.sharing.hub {folder} {config.push_to_hub}` pushes it"
-            )
+            print(f"{error}; nothing is lost: `score-sde push {folder} {config.push_to_hub}` pushes it")
 
     uploads = []
 

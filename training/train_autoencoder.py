@@ -1,6 +1,6 @@
 """Train a diffusers AutoencoderKL on images, for latent diffusion.
 
-    accelerate launch training/train_autoencoder.py training/configs/quick_start/autoencoder.yaml
+    score-sde train-autoencoder quick_start/autoencoder
 
 The loss is reconstruction (mean absolute error of pixels in [-1, 1]) plus kl_weight times the KL divergence to the
 standard normal, summed over the latent. Writes output_dir/vae, a folder that AutoencoderKL.from_pretrained opens; its
@@ -10,7 +10,7 @@ them the latents have zero mean and unit variance.
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
@@ -19,10 +19,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from score_sde.pipelines.latents import encode_moments
-from score_sde.training.parts.config import DataConfig, LoopConfig, one_line_errors, option, parse
+from score_sde.training.parts.config import DataConfig, LoopConfig, option
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.latents import latent_statistics
 from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_grid, save_model
+from score_sde.training.parts.options import one_line_errors, parse
 from score_sde.training.parts.run_folder import open_run, surviving
 
 
@@ -30,18 +31,25 @@ from score_sde.training.parts.run_folder import open_run, surviving
 class AutoencoderConfig(LoopConfig, DataConfig):
     """Train a diffusers AutoencoderKL on images, for latent diffusion."""
 
-    latent_channels: int = option(4, "Channels of the latent.")
-    block_out_channels: list[int] = field(
-        default_factory=lambda: [64, 128, 256],
-        metadata={"help": "Channels at each resolution; each but the first halves height and width."},
+    configs = "autoencoder"
+
+    latent_channels: int = option(4, "Channels of the latent.", "network")
+    block_out_channels: list[int] = option(
+        [64, 128, 256],
+        "Channels at each resolution; each but the first halves height and width.",
+        "network",
     )
-    layers_per_block: int = option(1, "Residual blocks at each resolution.")
+    layers_per_block: int = option(1, "Residual blocks at each resolution.", "network")
     norm_num_groups: int = option(
-        16, "Groups of the group normalisation; must divide every entry of block_out_channels."
+        16,
+        "Groups of the group normalisation; must divide every entry of block_out_channels.",
+        "network",
     )
-    kl_weight: float = option(1e-6, "Weight of the KL divergence.")
-    statistics_images: int = option(10_000, "Training images over which latents_mean and latents_std are measured.")
-    sample_num_images: int = option(32, "Images in a grid of reconstructions.")
+    kl_weight: float = option(1e-6, "Weight of the KL divergence.", "network")
+    statistics_images: int = option(
+        10_000, "Training images over which latents_mean and latents_std are measured.", "network"
+    )
+    sample_num_images: int = option(32, "Images in a grid of reconstructions.", "samples and logs")
 
     def problems(self):
         yield from DataConfig.problems(self)

@@ -1,6 +1,6 @@
 """Train a classifier of noisy samples, which guides a diffusion model that was trained without classes.
 
-    accelerate launch training/train_classifier.py --pipeline runs/pixels/pipeline --dataset fashion_mnist_10k \\
+    score-sde train-classifier --pipeline runs/pixels/pipeline --dataset fashion_mnist_10k \\
         --resolution 32 --image_channels 1 --output_dir runs/classifier
 
 The data are those of the diffusion model (--latents or --vae for one of latents), noised as the scheduler of its
@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from score_sde import NoiseConditionalClassifier
 from score_sde.losses import TIME_DENSITIES
 from score_sde.pipelines.latents import shift_and_scale
-from score_sde.sharing.hub import load_bundle
+from score_sde.sharing.bundles import load_bundle
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
-from score_sde.training.parts.config import LoopConfig, arguments_of, mapping, one_line_errors, option, parse
+from score_sde.training.parts.config import LoopConfig, option
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.loop import fit, make_accelerator, save_model
+from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
 from score_sde.training.parts.run_folder import open_run, surviving
 
 
@@ -31,11 +32,19 @@ from score_sde.training.parts.run_folder import open_run, surviving
 class ClassifierConfig(LoopConfig, CleanDataConfig):
     """Train a classifier of noisy samples, for classifier guidance."""
 
-    pipeline: str = option("", "The pipeline to guide: a folder, or Hub id. Its scheduler makes the noise.")
-    network_kwargs: str = option("{}", "Arguments of NoiseConditionalClassifier, as YAML: {layers_per_block: 1}.")
-    time_density: str = option("uniform", "Density of the training times: uniform in t, or log_normal in sigma (EDM).")
-    test_split: str = option("test", "Split that the accuracy is measured on.")
-    test_images: int = option(1000, "Rows of it, from the first.")
+    configs = "classifier"
+
+    pipeline: str = option(
+        "", "The pipeline to guide: a folder, or Hub id. Its scheduler makes the noise.", "network", common=True
+    )
+    network_kwargs: str = option(
+        "{}", "Arguments of NoiseConditionalClassifier, as YAML: {layers_per_block: 1}.", "network", common=True
+    )
+    time_density: str = option(
+        "uniform", "Density of the training times: uniform in t, or log_normal in sigma (EDM).", "path and objective"
+    )
+    test_split: str = option("test", "Split that the accuracy is measured on.", "samples and logs")
+    test_images: int = option(1000, "Rows of it, from the first.", "samples and logs")
 
     def problems(self):
         yield from CleanDataConfig.problems(self)

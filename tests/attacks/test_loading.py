@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from tiny import draw, random_dit, tiny_pipeline, tiny_vae
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
-from score_sde.pipelines.bundling import LARGEST_CONFIG
-from score_sde.sharing import bundle_checks, convert
-from score_sde.sharing.bundle_checks import AUTOENCODERS, NETWORKS, open_autoencoder
+from score_sde.pipelines.bundle_files import LARGEST_CONFIG
+from score_sde.sharing import bundle_checks, convert, opening, weight_checks
+from score_sde.sharing.bundle_checks import AUTOENCODERS, NETWORKS
+from score_sde.sharing.opening import open_autoencoder
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -382,7 +383,7 @@ def pickled_variant(folder):
     leave_trace(folder, "transformer/evil.bin")
     names = load_file(folder / "transformer" / WEIGHTS)
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "evil.bin")}
-    legacy = Path(bundle_checks.legacy_index(str(folder / "transformer"), "fp16"))
+    legacy = Path(weight_checks.legacy_index(str(folder / "transformer"), "fp16"))
     legacy.parent.mkdir(parents=True, exist_ok=True)
     legacy.write_text(json.dumps(index))
     (folder / "vae" / WEIGHTS.replace(".saf", ".fp16.saf")).write_bytes((folder / "vae" / WEIGHTS).read_bytes())
@@ -420,7 +421,7 @@ def test_the_legacy_index_is_where_diffusers_looks_for_it(tmp_path):
     for place in ("plain", "a.b/c", "a.b/c.d", ".cache/x", ".cache/x.y"):
         folder = tmp_path / place
         folder.mkdir(parents=True)
-        path = Path(bundle_checks.legacy_index(str(folder), "fp16"))
+        path = Path(weight_checks.legacy_index(str(folder), "fp16"))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         given = {"pretrained_model_name_or_path": str(folder), "is_local": True, "use_safetensors": True}
@@ -625,5 +626,5 @@ def test_a_bundle_that_never_rests_is_given_up(tmp_path):
         os.utime(tmp_path / "model_index.json", ns=(0, len(reads)))
 
     with pytest.raises(ValueError, match="was replaced 3 times while it was read"):
-        bundle_checks.while_unchanged(tmp_path, read, attempts=3)
+        opening.while_unchanged(tmp_path, read, attempts=3)
     assert len(reads) == 3

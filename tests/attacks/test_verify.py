@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import score_sde
 from places import ROOT
 from tiny import tiny_pipeline
 
 from score_sde import save_bundle
-from score_sde.sharing import hub
 from score_sde.sharing.bundle_code import LARGEST_SOURCE
 from score_sde.sharing.hub import verify
 
@@ -196,8 +196,7 @@ def test_everything_that_would_run_is_named(bundle, attack):
 
 def test_names_are_printed_without_what_a_terminal_obeys(bundle, capsys):
     write(bundle, "x\x1b[2K\rsame     y\n.py")
-    with pytest.raises(SystemExit):
-        hub.main(["verify", str(bundle)])
+    assert score_sde("verify", bundle) == 1
     output = capsys.readouterr().out
     assert "\x1b" not in output and "\r" not in output
     assert "unknown  x\\x1b[2K\\rsame     y\\n.py\n" in output

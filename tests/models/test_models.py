@@ -11,7 +11,7 @@ from networks import awake, tiny_dit, tiny_unet
 from score_sde import DiTModel, NoiseConditionalClassifier, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.models.transformer_score_dit import CONDITIONINGS, POSITION_EMBEDDINGS, POSITION_SCALINGS
 from score_sde.models.unet_score import ARCHITECTURES, UNETS, ResnetBlock
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import SDE_TYPES
 
 
 def tiny_ncsnpp(**overrides):
@@ -437,6 +437,7 @@ def test_dit_refuses_bad_arguments(arguments, message):
         ({"progressive_combine": "cat"}, "progressive_combine 'cat' needs progressive_input 'input_skip'"),
         ({"scale_by_sigma": True}, "scale_by_sigma needs a noise level as timestep"),
         ({"attention_head_dim": 5}, "attention_head_dim 5 must divide the 32 channels"),
+        ({"attention_resolutions": (), "num_attention_heads": 3}, "num_attention_heads 3 must divide the 32 channels"),
         ({"attention_head_dim": 8, "num_attention_heads": 2}, "were both given"),
         ({"learn_sigma": True, "out_channels": 4}, "out_channels 4 contradicts in_channels 3"),
         ({"model_channels": 6}, "model_channels 6 must be a multiple of 4"),
@@ -477,6 +478,14 @@ def test_sizes_of_a_unet_are_whole_numbers(name, value):
 def test_a_classifier_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         NoiseConditionalClassifier(**arguments)
+
+
+def test_the_narrowest_classifier_is_one():
+    classifier = awake(NoiseConditionalClassifier(sample_size=8, block_out_channels=(4, 4), norm_num_groups=2))
+    x, _, _ = inputs()
+    logits = classifier(x, torch.tensor([-2.0, 0.5, 0.6])).logits
+    assert logits.shape == (3, 10)
+    assert (logits.std(0) > 0).all()
 
 
 def test_docstrings_name_every_choice():

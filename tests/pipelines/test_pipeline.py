@@ -23,7 +23,7 @@ from tiny import tiny_vae
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.pipelines.latents import denormalize_latents, encode_moments, normalize_latents
-from score_sde.sharing.hub import add_metrics
+from score_sde.sharing.bundles import add_metrics
 from score_sde.sharing.model_card import write_card
 
 
@@ -230,6 +230,11 @@ def test_interrupted_calls_return_what_they_have():
         assert torch.equal(output.images, states[-1])
     # the next call begins anew
     assert pipeline(class_labels=[1], num_inference_steps=3, output_type="latent").nfe == 3
+    # before its first evaluation, it returns what it began with
+    pipeline.scheduler.set_timesteps(3)
+    pipeline._interrupt = True
+    noise = torch.randn(1, 1, 4, 4)
+    assert pipeline.sample_in_steps(None, noise, None) == (noise, 0)
 
 
 @pytest.mark.parametrize(

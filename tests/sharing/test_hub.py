@@ -12,6 +12,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from commands import SCORE_SDE, score_sde
 from places import FIXTURES, HELPERS, files_of
 from safetensors.torch import load_file, save_file
 from tiny import draw, tiny_pipeline, tiny_vae
@@ -156,7 +157,7 @@ def test_a_push_that_was_killed_goes_on_where_it_stopped(local_hub, tmp_path):
 
 TRY = """
 import json, sys, traceback
-from score_sde.sharing.hub import load_bundle, push_to_hub
+from score_sde import load_bundle, push_to_hub
 function, arguments, options = json.loads(sys.argv[1])
 try:
     {"push": push_to_hub, "load": load_bundle}[function](*arguments, **options)
@@ -476,7 +477,7 @@ def test_verify_says_file_by_file(local_hub, tmp_path, capsys):
     verdicts = verify(folder)
     assert set(verdicts.values()) == {"same"}
     assert len(verdicts) == len(list(folder.rglob("*.py")))
-    hub.main(["verify", str(folder)])
+    assert score_sde("verify", folder) == 0
     assert f"all {len(verdicts)} files are those of score-sde" in capsys.readouterr().out
 
     changed = next(folder.glob("scheduler/paths_*.py"))
@@ -489,8 +490,7 @@ def test_verify_says_file_by_file(local_hub, tmp_path, capsys):
     assert others == expected
 
     local_hub.put("me/model", files_of(folder))
-    code = "from score_sde.sharing.hub import main; main(['verify', 'me/model'])"
-    result = local_hub.run(code)
+    result = local_hub.run(SCORE_SDE, "verify", "me/model")
     assert result.returncode == 1
     for path, verdict in expected.items():
         assert f"{verdict:8} {path}\n" in result.stdout
@@ -504,13 +504,13 @@ def test_verify_says_file_by_file(local_hub, tmp_path, capsys):
 
 def test_the_command_pushes(local_hub, tmp_path):
     folder = save_bundle(tiny_pipeline(), tmp_path / "bundle")
-    code = "import sys; from score_sde.sharing.hub import main; main(sys.argv[1:])"
-    result = local_hub.run(code, folder, "me/model", "--private", "--revision", "next", token="hf_writer")
+    arguments = ("me/model", "--private", "--revision", "next")
+    result = local_hub.run(SCORE_SDE, "push", folder, *arguments, token="hf_writer")
     assert result.stdout.startswith(f"{local_hub.url}/me/model/commit/")
     assert "model_index.json" in local_hub.files("me/model", "next")
-    result = local_hub.run(code, tmp_path, "me/model", token="hf_writer")
+    result = local_hub.run(SCORE_SDE, "push", tmp_path, "me/model", token="hf_writer")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("python -m score_sde.sharing.hub: error: ")
+    assert result.stderr.startswith("score-sde push: error: ")
 
 
 TRAIN = """
@@ -558,7 +558,7 @@ def test_training_pushes_at_intervals_and_survives_a_network_that_fails(local_hu
     local_hub.plug()
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "other" / "pipeline"
-    assert f"nothing is lost: `python -m score_sde.sharing.hub {folder} me/model` pushes it" in result.stdout
+    assert f"nothing is lost: `score-sde push {folder} me/model` pushes it" in result.stdout
     assert "model_index.json" in files_of(folder)
 
 

@@ -12,11 +12,10 @@ from places import ROOT, TRAINING
 
 from runs import CONFIG_CLASSES
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
-from score_sde.schedulers.paths import PREDICTIONS
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 from score_sde.schedulers.solvers import PREDICTORS
 from score_sde.training import train
-from score_sde.training.parts.config import WORK_BEGUN, mapping, one_line_errors, parse
+from score_sde.training.parts.options import WORK_BEGUN, mapping, one_line_errors, parse
 
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -49,9 +48,9 @@ def test_mappings_are_what_yaml_takes(text, value, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--learnign_rate", "1"], "--learnign_rate is unknown, did you mean --learning_rate?; --help lists"),
+        (["--learnign_rate", "1"], "--learnign_rate is unknown, did you mean --learning_rate?; --help_all lists"),
         (["--network-kwarg={}"], "--network-kwarg is unknown, did you mean --network_kwargs?"),
-        (["--batch_size", "8", "here"], "here is unknown; --help lists"),
+        (["--batch_size", "8", "here"], "here is unknown; --help_all lists"),
         (["--max_train_steps", "1e-3"], "argument --max_train_steps/--max-train-steps: '1e-3' is not a whole number"),
         (["--max_train_steps", "inf"], "'inf' is not a whole number"),
         (["--scheduler_kwargs", "{beta_max:20}"], "scheduler_kwargs '{beta_max:20}' must be a mapping"),

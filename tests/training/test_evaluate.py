@@ -20,11 +20,10 @@ from places import ROOT, TRAINING
 from tiny import random_dit, seeded, tiny_pipeline, tiny_vae
 
 from runs import EMBEDDED_TRAIN, TINY_DATA, TINY_DIT, TINY_RUN, data_config, encode, equal, launch, run, train_tiny
-from score_sde import load_bundle
+from score_sde import load_bundle, save_bundle
 from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.pipelines.images import to_mode
 from score_sde.pipelines.likelihood import dequantize
-from score_sde.sharing.hub import save_bundle
 from score_sde.training import evaluate, train
 from score_sde.training.parts import classifier, config, provenance, rounds, validation
 from score_sde.training.parts import samples as samples_of

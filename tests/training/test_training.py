@@ -39,13 +39,13 @@ from runs import (
 from score_sde import NoiseConditionalClassifier, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle
 from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.pipelines.latents import normalize_latents
-from score_sde.schedulers.paths import PREDICTIONS, expand_to, prediction
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, expand_to, prediction
 from score_sde.training import encode_latents, evaluate, train, train_autoencoder, train_classifier
 from score_sde.training.parts import checkpoints
-from score_sde.training.parts.config import LoopConfig, parse
+from score_sde.training.parts.config import LoopConfig
 from score_sde.training.parts.data import GlobalBatchSampler, ImageDataset, resize_and_crop
 from score_sde.training.parts.loop import Draws, fit, make_accelerator
+from score_sde.training.parts.options import parse
 from score_sde.training.parts.run_folder import open_run
 
 
@@ -1031,7 +1031,7 @@ def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small
 
 def test_every_option_is_used():
     """A field of a config that no script reads would be an option that is accepted and ignored."""
-    sources = "".join(path.read_text() for path in TRAINING.glob("*.py"))
+    sources = "".join(path.read_text() for path in TRAINING.rglob("*.py"))
     for config_class in (LoopConfig, *CONFIG_CLASSES):
         for each in dataclasses.fields(config_class):
             assert f"config.{each.name}" in sources or f"self.{each.name}" in sources, each.name

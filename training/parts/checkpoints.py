@@ -19,8 +19,8 @@ from accelerate.utils import broadcast_object_list
 
 from score_sde.pipelines.writing import whole_folder
 
-from .config import mapping
 from .hashes import hash_of, hash_of_file
+from .options import mapping
 from .run_folder import surviving
 
 

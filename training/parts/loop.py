@@ -14,6 +14,7 @@ import copy
 import math
 import multiprocessing
 import os
+import shlex
 import signal
 import threading
 import time
@@ -41,11 +42,11 @@ from score_sde.schedulers.paths import moved
 
 from .averages import Averages, gathered
 from .checkpoints import resume, save_checkpoint
-from .config import WORK_BEGUN
 from .cores import warn_of_busy_cores
 from .data import mix_seeds, training_batches
 from .flops import FlopCounter, measured_peak
-from .provenance import provenance
+from .options import WORK_BEGUN
+from .provenance import provenance, typed_command
 from .run_folder import surviving
 
 
@@ -303,9 +304,11 @@ def fit(
             saved = save_checkpoint(config, accelerator, run, ema, lr_scheduler, progress, data_fingerprint)
         if stopped and not done:
             bar.close()
+            command = typed_command()
+            command += [] if config.resume_from_checkpoint == "latest" else ["--resume_from_checkpoint", "latest"]
             accelerator.print(
                 f"told to stop: step {progress['step']}{'' if saved else ', which is not saved'}; go on by "
-                f"--resume_from_checkpoint latest"
+                f"`{shlex.join(command)}`"
             )
             with surviving("the log"):
                 accelerator.end_training()

@@ -5,10 +5,15 @@ import platform
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
 import score_sde
+
+
+# the folder that holds training/: the checkout, or the installed package
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def without_place(argument):
@@ -18,16 +23,24 @@ def without_place(argument):
     if not os.path.isabs(path):
         return argument
     path = os.path.normpath(path)
-    for folder in (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.getcwd()):
+    for folder in (ROOT, os.getcwd()):
         if path.startswith(os.path.join(folder, "")):
             return option + equals + os.path.relpath(path, folder)
     return option + equals + os.path.basename(path)
 
 
+def typed_command():
+    """The command of this process, as a list of words. The parts of `score-sde` name themselves in sys.argv[0], as
+    "score-sde train"; a script's path follows Python."""
+    program, *arguments = sys.argv
+    if program.startswith("score-sde "):
+        return [*program.split(), *arguments]
+    return [os.path.basename(sys.executable), program, *arguments]
+
+
 def provenance(device):
     """The command, the code and the machine: {"command", "commit", "machine"}."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    describe = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    describe = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
     except OSError:  # there is no git
@@ -36,7 +49,7 @@ def provenance(device):
     if device.type != "cpu":
         machine += f", {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}"
     return {
-        "command": shlex.join([os.path.basename(sys.executable), *map(without_place, sys.argv)]),
+        "command": shlex.join(map(without_place, typed_command())),
         # of a source tree that git doesn't know, the version
         "commit": commit or f"score-sde {score_sde.__version__}",
         "machine": machine,

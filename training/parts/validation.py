@@ -16,14 +16,21 @@ from .samples import draw, quantized
 @dataclass
 class ValidationConfig:
     evaluation_steps: int = option(
-        0, "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl); 0 for none."
+        0,
+        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl); 0 for none.",
+        "samples and logs",
     )
-    evaluation_images: int = option(1000, "Images of an evaluation: held out, for the loss, and generated.")
-    evaluation_split: str = option("test", "Split that the held-out images are from, the first ones.")
+    evaluation_images: int = option(
+        1000, "Images of an evaluation: held out, for the loss, and generated.", "samples and logs"
+    )
+    evaluation_split: str = option(
+        "test", "Split that the held-out images are from, the first ones.", "samples and logs"
+    )
     evaluation_features: str | None = option(
         None,
         "Also measure the Fréchet distance of generated images to up to 10,000 training images in these features: "
         "classifier, inception, an .onnx file, or a vision model of transformers by Hub id or folder.",
+        "samples and logs",
     )
 
     def problems(self):

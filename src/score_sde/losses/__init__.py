@@ -1,7 +1,7 @@
 """Training objectives, each a combination of a density over times, a weighting and a row of what the network predicts.
 
 Every denoising objective is a weighted squared error of the denoised sample, E_t[w(t) |x0 - x0_hat|^2], per dimension.
-The published ones, by the names that `training/train.py` takes:
+The published ones, by the names that `score-sde train` takes:
 
 | objective | time_density | weighting | prediction_type |
 |---|---|---|---|
