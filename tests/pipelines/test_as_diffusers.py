@@ -69,8 +69,13 @@ def test_dtypes_by_component(tmp_path):
     ):
         opened = ScoreSDEPipeline.from_pretrained(tmp_path, dtype=types)
         assert (opened.transformer.dtype, opened.vae.dtype) == expected
-    with pytest.raises(ValueError, match="dtype"):
-        ScoreSDEPipeline.from_pretrained(tmp_path, dtype={"transformer": "half"})
+    for wrong, message in (
+        ({"transformer": "half"}, "dtype: 'half' is no torch.dtype"),
+        ("bf16", "dtype: 'bf16' is no torch.dtype"),
+        ({"text": torch.float16}, "dtype: 'text' is no component; choose from default, .*, transformer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ScoreSDEPipeline.from_pretrained(tmp_path, dtype=wrong)
 
 
 def test_without_its_optional_components_a_pipeline_says_what_is_missing():
