@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .adaptive import check_finite, per_sample, rms
+from .adaptive import check_finite, rms
 from .bundle_files import read_config  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .bundling import BundleMixin  # noqa: F401
 from .carried_code import write_code  # noqa: F401
@@ -266,7 +266,7 @@ class _Problem:
 
                 gradient = back(solve(self.y - self.operator(denoised.detach()), t, covariance))
             if weigh is not None:
-                gradient = per_sample(weigh(t), x) * gradient
+                gradient = self.path.expand_to(weigh(t), x) * gradient
             return self.path.add_to_score(denoised.detach(), gradient, t)
 
         return steer
@@ -330,7 +330,7 @@ class _Problem:
             if sigma > 0:
                 here = self.scheduler.path_time(self.scheduler.timesteps[entry + 1])
                 scale, std = self.path.transition(here, back_to)
-                x = per_sample(scale, x) * x + per_sample(std, x) * self._noise(x)
+                x = scale.to(x) * x + std.to(x) * self._noise(x)
             else:
                 x = self.path.sample(x, self._noise(x), back_to)
             self.scheduler.rewind(following)
