@@ -12,7 +12,7 @@ from networks import small_dit
 from score_sde import NoiseConditionalClassifier, ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss, sliced_score_matching
 from score_sde.pipelines import adaptive, likelihood
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import SDE_TYPES
 from score_sde.training import train
 from score_sde.training.parts import latents, metrics
 from score_sde.training.parts.flops import FlopCounter

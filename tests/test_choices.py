@@ -8,8 +8,7 @@ from places import ROOT
 
 from score_sde import ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
-from score_sde.schedulers.paths import PREDICTIONS, TIME_GRIDS, TIME_INPUTS
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, TIME_INPUTS
 from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, VARIANCES
 from score_sde.training.train import NETWORKS, TrainConfig
 

@@ -18,8 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss
-from score_sde.schedulers.paths import PREDICTIONS, moved
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, moved
 from score_sde.sharing.bundles import save_bundle
 from score_sde.sharing.facts import check_license
 from score_sde.sharing.hub import push_to_hub

@@ -18,8 +18,7 @@ from score_sde.losses import (
     sliced_score_matching,
     vlb_terms,
 )
-from score_sde.schedulers.paths import PREDICTIONS, expand_to, prediction
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, expand_to, prediction
 
 
 PATHS = list(SDE_TYPES)

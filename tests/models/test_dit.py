@@ -11,7 +11,13 @@ from networks import parameters, small_dit
 from torch._dynamo.testing import CompileCounter
 
 from score_sde import DiTModel
-from score_sde.models.transformer_score_dit import CONDITIONINGS, rotary_position_embedding, sincos_position_embedding
+from score_sde.models.transformer_score_dit import (
+    CONDITIONINGS,
+    HAS_ONEDNN,
+    Linear,
+    rotary_position_embedding,
+    sincos_position_embedding,
+)
 
 
 def randn(*shape, seed=1):
@@ -278,6 +284,22 @@ def test_blocks_compile_once_for_every_batch_and_timestep(conditioning):
             call(model, batch=batch, timestep=torch.rand(batch) * 1000)
     # one graph serves all blocks; no other batch or timestep asks for a new one
     assert compiled == counter.frame_count == 1
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+def test_tokens_are_convolved_unless_compiled():
+    """float32 tokens on a CPU, for oneDNN; compiled they are a matrix product, to be fused with its neighbours."""
+    torch._dynamo.reset()
+    layer, tokens = Linear(6, 4), randn(2, 5, 6)
+
+    def called(function):
+        with torch.profiler.profile() as profile:
+            output = function(tokens)
+        assert (output - tokens @ layer.weight.T - layer.bias).abs().max() < 1e-5
+        return {event.name for event in profile.events()}
+
+    assert "aten::conv2d" in called(layer)
+    assert "aten::conv2d" not in called(torch.compile(layer, backend="eager"))
 
 
 @every_option

@@ -12,8 +12,7 @@ from places import ROOT, TRAINING
 
 from runs import CONFIG_CLASSES
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
-from score_sde.schedulers.paths import PREDICTIONS
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 from score_sde.schedulers.solvers import PREDICTORS
 from score_sde.training import train
 from score_sde.training.parts.options import WORK_BEGUN, mapping, one_line_errors, parse

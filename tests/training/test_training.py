@@ -39,8 +39,7 @@ from runs import (
 from score_sde import NoiseConditionalClassifier, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle
 from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.pipelines.latents import normalize_latents
-from score_sde.schedulers.paths import PREDICTIONS, expand_to, prediction
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, expand_to, prediction
 from score_sde.training import encode_latents, evaluate, train, train_autoencoder, train_classifier
 from score_sde.training.parts import checkpoints
 from score_sde.training.parts.config import LoopConfig
