@@ -60,11 +60,14 @@ def run_script(context: typer.Context):
         import_module(f"score_sde.training.{command.replace('-', '_')}").main(arguments)
         return
     from score_sde.training.parts.launching import is_to_launch, launch, split_arguments
+    from score_sde.training.parts.options import parse
 
     module, config_class = LAUNCHED[command]
     script = import_module(f"score_sde.training.{module}")
-    own, launching = split_arguments(getattr(script, config_class), arguments)
+    options = getattr(script, config_class)
+    own, launching = split_arguments(options, arguments)
     if is_to_launch(launching):
+        parse(options, own)  # what is wrong is said here, once
         raise SystemExit(launch(launching, "score_sde.cli", [command, *arguments]))
     script.main(own)
 
@@ -286,12 +289,101 @@ def space(
         open_page(model, port)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
-def convert(context: typer.Context):
-    """Convert other people's weights, or ours to diffusers'."""
-    from score_sde.sharing.convert import main
+convert = typer.Typer(rich_markup_mode=None, help="Convert other people's weights, or ours to diffusers'.")
+app.add_typer(convert, name="convert")
 
-    main(context.args)
+Checkpoint = Annotated[str, typer.Argument(help="The file of the original.")]
+Pipeline = Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="A pipeline.")]
+Converted = Annotated[str, typer.Argument(help="The folder that is written; it must not exist, or be empty.")]
+License = Annotated[str | None, typer.Option(help="Of the weights.", show_default="that of the released weights")]
+Weights = Annotated[str, typer.Option(help="ema or model.")]
+Network = Annotated[str | None, typer.Option(help="The published network.", show_default="the one that fits")]
+NetworkArguments = Annotated[str, typer.Option("--network_kwargs", help="Arguments of the network that differ, JSON.")]
+
+
+def write_converted(kind, source, output, network_kwargs="{}", **options):
+    from score_sde.pipelines.wording import quoted
+    from score_sde.sharing.convert import convert
+
+    arguments = json.loads(network_kwargs)
+    if not isinstance(arguments, dict):
+        raise ValueError(f"--network_kwargs {quoted(arguments)} must be a JSON object")
+    try:
+        print(f"pipeline: {convert(kind, source, output, **given(**options), **arguments)}")
+    except TypeError as error:  # an argument that the network doesn't have
+        raise ValueError(str(error)) from error
+
+
+@convert.command("dit")
+def convert_dit(
+    source: Checkpoint,
+    output: Converted,
+    vae: Annotated[str | None, typer.Option(help="Folder or repo; without, a model of pixels.")] = None,
+    weights: Weights = "ema",
+    num_attention_heads: Annotated[
+        int | None, typer.Option("--num_attention_heads", help="For hidden sizes that are not published.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option("--num_classes", help="For a model that was trained without label dropout.")
+    ] = None,
+    license: License = None,
+):
+    """A checkpoint of facebookresearch/DiT."""
+    heads = {"num_attention_heads": num_attention_heads, "num_classes": num_classes}
+    write_converted("dit", source, output, vae=vae, weights=weights, license=license, **heads)
+
+
+@convert.command("score-sde")
+def convert_score_sde(
+    source: Checkpoint,
+    output: Converted,
+    sde_type: Annotated[str, typer.Option("--sde_type", help="vp, subvp or ve.")],
+    network: Network = None,
+    network_kwargs: NetworkArguments = "{}",
+    weights: Weights = "ema",
+    centered: Annotated[
+        bool | None, typer.Option("--centered/--not_centered", help="Whether it saw images in [-1, 1] or [0, 1].")
+    ] = None,
+    license: License = None,
+):
+    """A checkpoint of score_sde_pytorch, with continuous times."""
+    options = {"sde_type": sde_type, "network": network, "weights": weights, "centered": centered, "license": license}
+    write_converted("score-sde", source, output, network_kwargs, **options)
+
+
+@convert.command("guided-diffusion")
+def convert_guided_diffusion(
+    source: Checkpoint,
+    output: Converted,
+    network: Annotated[str, typer.Option(help="The published network: ADM-64 to ADM-512.")],
+    network_kwargs: NetworkArguments = "{}",
+    beta_schedule: Annotated[
+        str | None, typer.Option("--beta_schedule", help="linear or squaredcos_cap_v2.", show_default="the network's")
+    ] = None,
+    license: License = None,
+):
+    """A checkpoint of openai/guided-diffusion."""
+    options = {"network": network, "beta_schedule": beta_schedule, "license": license}
+    write_converted("guided-diffusion", source, output, network_kwargs, **options)
+
+
+@convert.command("from-diffusers")
+def convert_from_diffusers(
+    source: Pipeline,
+    output: Converted,
+    frequency_shift: Annotated[
+        float | None, typer.Option("--frequency_shift", help="Of a DiT's embedding of time: 0 or 1.")
+    ] = None,
+    license: License = None,
+):
+    """A DiTPipeline, or a pipeline around a UNet2DModel."""
+    write_converted("from-diffusers", source, output, frequency_shift=frequency_shift, license=license)
+
+
+@convert.command("to-diffusers")
+def convert_to_diffusers(source: Pipeline, output: Converted):
+    """A pipeline of this package with a DiT, as a stock DiTPipeline."""
+    write_converted("to-diffusers", source, output)
 
 
 # --- this machine -------------------------------------------------------------------------------------------------
@@ -384,7 +476,7 @@ def main(argv=None):
     # before or after the subcommand
     shows_traceback = "--traceback" in argv
     argv = [each for each in argv if each != "--traceback"]
-    if argv and argv[0] not in (*HELP, "convert"):
+    if argv and argv[0] not in HELP:
         argv = spelled(argv)
     try:
         status = app(argv or ["--help"], PROGRAM, standalone_mode=False)

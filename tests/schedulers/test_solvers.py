@@ -343,7 +343,7 @@ def test_churn_is_the_stochastic_sampler_of_karras():
 def test_churn_is_shared_among_the_steps(to_data):
     """Every step but the first begins at a noise level (1 + s_churn / N) times as large, of N steps."""
     path, times = PATHS["ve"], line(0.9, 0.1, 5)
-    begins = plan(path, times, "euler", to_data=to_data, churn=Churn(s_churn=0.5))
+    begins = plan(path, times, "euler", to_data=to_data, options={"s_churn": 0.5})
     steps = 6 if to_data else 5
     levels = path.sigma(torch.tensor([stage.t_eval for stage in begins]))
     assert len(levels) == steps

@@ -17,9 +17,9 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 from places import ROOT, TRAINING
-from runs import EMBEDDED_TRAIN, TINY_DATA, TINY_DIT, TINY_RUN, data_config, encode, equal, launch, run, train_tiny
 from tiny import random_dit, seeded, tiny_pipeline, tiny_vae
 
+from runs import EMBEDDED_TRAIN, TINY_DATA, TINY_DIT, TINY_RUN, data_config, encode, equal, launch, run, train_tiny
 from score_sde import load_bundle, save_bundle
 from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.pipelines.images import to_mode

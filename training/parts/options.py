@@ -111,8 +111,9 @@ def parse(config_class, argv):
         parser.error(str(error))
     values, unknown = parser.parse_known_args(from_file + arguments)
     if values.list:
-        lines = [f"{name:24} {comment}" for name, comment in installed_configs(config_class.configs).items()]
-        parser.exit(message="\n".join([*lines, ""]))
+        for name, comment in installed_configs(config_class.configs).items():
+            print(f"{name:24} {comment}")
+        parser.exit()
     del values.list
     if unknown:
         name, *_ = unknown[0].split("=")

@@ -120,10 +120,11 @@ def as_text(facts):
     rows += facts["training"].items()
     settings = ("n", "split", "nfe", "sampler", "guidance_scale", "dataset")
     for each in facts["metrics"]:
-        rows.append(
-            ("measured", f"{each['name']}: {each['value']} ({listed({k: each[k] for k in settings if k in each})})")
-        )
+        how = listed({name: each[name] for name in settings if name in each})
+        rows.append(("measured", f"{each['name']}: {each['value']} ({how})"))
+    whose = f"all those of score-sde {__version__}"
     others = [f"{path} ({verdict})" for path, verdict in facts["code"].items() if verdict != "same"]
-    whose = f"not this release's ({__version__}): {few(others, 10)}" if others else f"that of score-sde {__version__}"
+    if others:
+        whose = f"{len(others)} not those of score-sde {__version__}: {few(others, 10)}"
     rows.append(("code", f"{len(facts['code'])} files, {whose}" if facts["code"] else "none"))
     return "\n".join(f"{one_line(name):28} {one_line(value)}" for name, value in rows)

@@ -1,6 +1,6 @@
 """Other people's checkpoints as pipelines of this package, and ours as stock diffusers pipelines."""
 
-from .command import convert, main
+from .command import convert
 from .from_diffusers import dit_from_diffusers, pipeline_from_diffusers
 from .guided_diffusion import pipeline_from_guided_diffusion, unet_from_guided_diffusion
 from .original_dit import dit_from_original, pipeline_from_original_dit
@@ -14,7 +14,6 @@ __all__ = [
     "dit_from_original",
     "dit_to_diffusers",
     "export_to_diffusers",
-    "main",
     "pipeline_from_diffusers",
     "pipeline_from_guided_diffusion",
     "pipeline_from_original_dit",

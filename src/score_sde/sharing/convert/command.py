@@ -1,3 +1,6 @@
+<<<<<<< HEAD
+"""One function for every kind of source, which `score-sde convert` calls."""
+=======
 """Other people's checkpoints as pipelines of this package, and ours as stock diffusers pipelines.
 
     score-sde convert dit DiT-XL-2-256x256.pt converted --vae stabilityai/sd-vae-ft-ema
@@ -9,14 +12,11 @@
 A checkpoint whose keys or shapes are not those of the network is refused, with their names; pickles are read with
 `weights_only=True` alone.
 """
+>>>>>>> share
 
-import argparse
-import json
 import os
-import sys
 
-from ...models.unet_score import UNETS
-from ...pipelines.wording import check_choice, quoted
+from ...pipelines.wording import check_choice
 from ..bundles import save_bundle
 from ..facts import check_license
 from ..opening import open_autoencoder
@@ -25,7 +25,7 @@ from .checkpoints import check_output
 from .from_diffusers import pipeline_from_diffusers, published_license
 from .guided_diffusion import pipeline_from_guided_diffusion
 from .original_dit import pipeline_from_original_dit
-from .score_sde_pytorch import SCORE_SDE_TYPES, pipeline_from_score_sde
+from .score_sde_pytorch import pipeline_from_score_sde
 from .to_diffusers import export_to_diffusers
 
 
@@ -74,6 +74,8 @@ def convert(kind, source, output, license=None, **options):
     if kind == "from-diffusers" and not os.path.isdir(source):
         facts["base_model"] = source
     return save_bundle(pipeline, output, facts=facts)
+<<<<<<< HEAD
+=======
 
 
 def parser_of_command():
@@ -132,3 +134,4 @@ def main(argv=None):
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     print(f"pipeline: {output}")
+>>>>>>> share
