@@ -9,8 +9,8 @@ import tomllib
 
 import pytest
 from places import ROOT, TRAINING
-from runs import CONFIG_CLASSES
 
+from runs import CONFIG_CLASSES
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 from score_sde.schedulers.solvers import PREDICTORS

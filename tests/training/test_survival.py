@@ -18,10 +18,10 @@ import psutil
 import pytest
 import torch
 from places import TRAINING
-from runs import TINY_DIT, TINY_RUN, equal, train_tiny
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from runs import TINY_DIT, TINY_RUN, equal, train_tiny
 from score_sde.training import train
 from score_sde.training.parts import averages, checkpoints, loop, run_folder
 

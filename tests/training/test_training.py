@@ -21,6 +21,8 @@ from accelerate.state import AcceleratorState
 from exact import GAUSSIAN
 from PIL import Image
 from places import SHARED, TRAINING
+from safetensors.torch import load_file
+
 from runs import (
     CONFIG_CLASSES,
     TINY_DATA,
@@ -34,8 +36,6 @@ from runs import (
     tiny_dc,
     train_tiny,
 )
-from safetensors.torch import load_file
-
 from score_sde import NoiseConditionalClassifier, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle
 from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.pipelines.latents import normalize_latents
