@@ -20,15 +20,14 @@ from datasets import disable_progress_bars
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.utils import logging
 
-from score_sde import NoiseConditionalClassifier
-from score_sde.sharing.hub import load_bundle
+from score_sde import NoiseConditionalClassifier, load_bundle
 
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
 from score_sde.training.evaluate import EvaluateConfig, image_shape  # noqa: E402
 from score_sde.training.parts.classifier import accuracy, train_classifier  # noqa: E402
-from score_sde.training.parts.config import parse  # noqa: E402
 from score_sde.training.parts.data import ImageDataset  # noqa: E402
+from score_sde.training.parts.options import parse  # noqa: E402
 from score_sde.training.parts.real_images import complete  # noqa: E402
 
 

@@ -17,10 +17,9 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 
-from score_sde import ScoreSDEInversePipeline, ScoreSDEScheduler
+from score_sde import ScoreSDEInversePipeline, ScoreSDEScheduler, load_bundle
 from score_sde.pipelines.likelihood import slerp
 from score_sde.pipelines.operators import colourisation, deblurring, inpainting, super_resolution
-from score_sde.sharing.hub import load_bundle
 
 
 matplotlib.use("Agg")

@@ -8,7 +8,7 @@ latent from where 500 steps along the same model's own probability-flow ODE lead
 is that of a small classifier, trained on real images, against the classes asked for. Of diffusers' samplers those
 compete that were best somewhere in samplers.py, and the usual ones. Prints a table, writes all figures (.json) and a
 plot (.png). In a bundle as samplers.json (--output FOLDER/samplers), they stand on its card once that is written anew:
-`python -m score_sde.sharing.model_card FOLDER`.
+`score-sde card FOLDER`.
 """
 
 import argparse
@@ -24,8 +24,7 @@ from datasets import disable_progress_bars
 from diffusers.utils import logging
 from tqdm.auto import tqdm
 
-from score_sde import ScoreSDEScheduler
-from score_sde.sharing.hub import load_bundle
+from score_sde import ScoreSDEScheduler, load_bundle
 from stock_samplers import run_stock, stock_samplers
 
 
@@ -36,8 +35,8 @@ from matplotlib import pyplot  # noqa: E402
 TRAINING = Path(__file__).resolve().parents[1] / "training"
 from score_sde.training.evaluate import EvaluateConfig, image_shape  # noqa: E402
 from score_sde.training.parts.classifier import accuracy, train_classifier  # noqa: E402
-from score_sde.training.parts.config import parse  # noqa: E402
 from score_sde.training.parts.data import ImageDataset  # noqa: E402
+from score_sde.training.parts.options import parse  # noqa: E402
 from score_sde.training.parts.provenance import provenance  # noqa: E402
 from score_sde.training.parts.real_images import complete  # noqa: E402
 

@@ -21,8 +21,8 @@ from datasets import disable_progress_bars
 from diffusers.utils import logging
 from dit_gflops import gflops
 
+from score_sde import load_bundle
 from score_sde.losses import denoising_loss, uniform_times
-from score_sde.sharing.hub import load_bundle
 
 
 matplotlib.use("Agg")
@@ -33,9 +33,9 @@ TRAINING = Path(__file__).resolve().parents[1] / "training"
 from score_sde.training import train  # noqa: E402
 from score_sde.training.evaluate import EvaluateConfig, image_shape  # noqa: E402
 from score_sde.training.parts.classifier import accuracy, train_classifier  # noqa: E402
-from score_sde.training.parts.config import parse  # noqa: E402
 from score_sde.training.parts.data import ImageDataset  # noqa: E402
 from score_sde.training.parts.metrics import ClassifierFeatures, features_of, frechet_distance, moments  # noqa: E402
+from score_sde.training.parts.options import parse  # noqa: E402
 from score_sde.training.parts.real_images import complete  # noqa: E402
 
 
@@ -77,7 +77,9 @@ def test_loss(pipeline, latents, labels):
         noise = torch.randn(x0.shape, generator=generator)
         times = (torch.randperm(len(x0), generator=generator) + 0.5).double() / len(x0)
         t = uniform_times(pipeline.scheduler, times)
-        total += float(denoising_loss(pipeline.denoiser, pipeline.scheduler, x0, noise, t, label).sum())
+        total += float(
+            denoising_loss(pipeline.denoiser, pipeline.scheduler, x0, noise, t, {"class_labels": label}).sum()
+        )
     return total / len(latents)
 
 

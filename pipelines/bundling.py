@@ -1,303 +1,32 @@
 """Pipelines that travel with their code.
 
 `save_pretrained` of a `BundleMixin` pipeline writes a bundle: a diffusers folder that also carries the source files of
-its classes, so that `DiffusionPipeline.from_pretrained(bundle, trust_remote_code=True)` opens it where this package is
-not installed. `from_pretrained` of the installed classes opens the same bundle, or a repo on the Hub that holds one,
-and runs none of its code.
-
-diffusers puts the code files of all repos into one flat folder of modules, so every carried file's name ends in a
-stamp, a hash of the code it belongs with: bundles of different versions live side by side in one process.
+its classes (`carried_code`), so that `DiffusionPipeline.from_pretrained(bundle, trust_remote_code=True)` opens it where
+this package is not installed. `from_pretrained` of the installed classes opens the same bundle, or a repo on the Hub
+that holds one, and runs none of its code.
 """
 
-import errno
-import hashlib
 import importlib
-import inspect
 import json
 import os
 import re
 import shutil
-import stat
 import tempfile
-from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
-from huggingface_hub import get_token, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+
+from .bundle_files import read_config, read_index, saved_class_name
+from .carried_code import LIBRARIES, write_code
+from .wording import few, quoted, shortened
 
 
 # of the bundles that are written here; those of lower numbers are opened, too
 FORMAT = 1
-LIBRARIES = ("diffusers", "transformers")
-# bytes
-LARGEST_CONFIG = 2**24
-# lists and objects in each other
-DEEPEST_CONFIG = 32
-DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-
-_RELATIVE_IMPORT = re.compile(r"^(from \.)(\w+)( import )", re.MULTILINE)
-_STAMP = re.compile(r"_[0-9a-f]{10}$")
-
-
-def without_stamps(source):
-    """Source code as it is in this package: its imports of siblings without the stamps of a bundle."""
-    return _RELATIVE_IMPORT.sub(lambda match: match[1] + unstamped(match[2]) + match[3], source)
-
-
-def unstamped(module):
-    """The name of a module of a bundle as it is in this package."""
-    return _STAMP.sub("", module)
-
-
-def sibling_imports(source):
-    """Names of the modules beside it that a source file imports."""
-    return [match[2] for match in _RELATIVE_IMPORT.finditer(source)]
-
-
-def carried_sources(cls):
-    """The code that a class needs: {module name: source} of its file and, through relative imports, its siblings; the
-    class's own file first. Stamps of an earlier bundle are taken off."""
-    entry = Path(inspect.getsourcefile(cls))
-    sources, pending = {}, [entry]
-    while pending:
-        path = pending.pop(0)
-        name = unstamped(path.stem)
-        if name in sources:
-            continue
-        source = path.read_text(encoding="utf-8")
-        pending += [path.with_name(f"{sibling}.py") for sibling in sibling_imports(source)]
-        sources[name] = without_stamps(source)
-    return sources
-
-
-def write_code(cls, folder):
-    """Write the code of a class into a folder under stamped names; return the stamped name of its module."""
-    sources = carried_sources(cls)
-    stamp = hashlib.sha256("".join(name + sources[name] for name in sorted(sources)).encode()).hexdigest()[:10]
-    for name, source in sources.items():
-        source = _RELATIVE_IMPORT.sub(rf"\g<1>\g<2>_{stamp}\g<3>", source)
-        Path(folder, f"{name}_{stamp}.py").write_text(source, encoding="utf-8")
-    return f"{next(iter(sources))}_{stamp}"
-
-
-def shortened(text):
-    """What a message says of a text that may be of any length."""
-    text = str(text)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def quoted(value):
-    """A value in a message, of bounded length."""
-    return shortened(repr(value))
-
-
-def few(names, most=3):
-    """A list of names as text, of many the first ones and their number."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def own_file(folder, *names):
-    """The path of a file in a folder, `names` being its subfolders and its name.
-
-    Raises ValueError, naming it, where there is none, for what is no plain file (a device, a pipe), and for what leads
-    out of the folder: names with "..", links. Links of the Hub's own cache, from snapshots/ to blobs/, are followed.
-    """
-    path = os.path.join(folder, *names)
-    if any(name in ("", ".", "..") or os.path.basename(name) != name or "\0" in name for name in names):
-        raise ValueError(f"{quoted(path)} leads out of {folder}")
-    parents = [os.path.join(folder, *names[:count]) for count in range(1, len(names))]
-    for parent in parents:
-        if os.path.islink(parent):
-            raise ValueError(f"{parent} is a link: a bundle holds its own folders; copy what it leads to")
-    if not os.path.lexists(path):
-        raise ValueError(f"{os.path.dirname(path)} holds no {names[-1]}")
-    target = _cached_blob(folder, path) if os.path.islink(path) else path
-    if target is None:
-        raise ValueError(f"{path} is a link: a bundle holds its own files; copy what it leads to")
-    if not (os.path.lexists(target) and stat.S_ISREG(os.lstat(target).st_mode)):
-        raise ValueError(f"{path} is no file")
-    return path
-
-
-def _cached_blob(folder, link):
-    """What a link in a snapshot of the Hub's cache leads to: a file in blobs/ beside snapshots/, or on in the store
-    that the repos of a cache share. None for any other link."""
-    # the folder is the snapshot, or lies in it
-    snapshot = next((each for each in (Path(folder), *Path(folder).parents) if each.parent.name == "snapshots"), None)
-    if snapshot is None:
-        return None
-    storage, target = str(snapshot.parent.parent), _link_target(link)
-    cache = os.path.dirname(storage)
-    if os.path.dirname(target) != os.path.join(storage, "blobs"):
-        return None
-    if os.path.islink(target):
-        target = _link_target(target)
-        if os.path.dirname(os.path.dirname(target)) != os.path.join(cache, "blobs"):
-            return None
-    return target
-
-
-def _link_target(link):
-    parent, name = os.path.split(os.path.join(os.path.dirname(link), os.readlink(link)))
-    return os.path.join(os.path.realpath(parent), name)
-
-
-def read_config(folder, *names):
-    """The JSON object in a file of a folder (`own_file`). Raises ValueError, naming the file, where there is none."""
-    path = own_file(folder, *names)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(LARGEST_CONFIG + 1)
-        if len(content) > LARGEST_CONFIG:
-            raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
-        config = json.loads(content.decode())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no config: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object but {quoted(config)}")
-    level = [config]
-    for _ in range(DEEPEST_CONFIG):
-        children = [each for value in level for each in (value.values() if isinstance(value, dict) else value)]
-        level = [each for each in children if isinstance(each, (dict, list))]
-    if level:
-        raise ValueError(f"{path} is no config: lists and objects lie in each other more than {DEEPEST_CONFIG} deep")
-    return config
-
-
-def read_index(folder):
-    """The model_index.json of a folder. Raises ValueError where it names no pipeline class, with or without code."""
-    index = read_config(folder, "model_index.json")
-    name = index.get("_class_name")
-    names = name if isinstance(name, list) and len(name) == 2 else [name]
-    if not all(isinstance(each, str) for each in names):
-        raise ValueError(f"{folder}/model_index.json: _class_name {quoted(name)} is no name of a class")
-    return index
-
-
-def saved_class_name(index):
-    """The name of the pipeline class that a model index names, with or without code."""
-    return index["_class_name"] if isinstance(index["_class_name"], str) else index["_class_name"][1]
-
-
-def check_token(token=None):
-    """Raise ValueError for a token of the Hub that cannot be one: the client fails at it with an error that quotes it.
-
-    Args:
-        token: as the client takes it: None or True for the one that is stored or in HF_TOKEN, False for none.
-    """
-    token = get_token() if token in (None, True) else token
-    if token and not (isinstance(token, str) and re.fullmatch(r"[!-~]+", token)):
-        raise ValueError(
-            "the token of the Hub holds spaces, line feeds or other letters than a token has: log in by `hf auth "
-            "login`, or set HF_TOKEN, anew"
-        )
-
-
-@contextmanager
-def hub_errors(kind, what, token=None):
-    """Let errors of the Hub's client inside be of one kind of exception, `what` and why it is (`hub_problem`); they,
-    and what is printed of them, quote nothing of a request. ValueError stays one. A token that cannot be one is found
-    before."""
-    check_token(token)
-    try:
-        yield
-    except Exception as error:  # the client has no common class of errors
-        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
-            raise ValueError(str(error)[:2000]) from None
-        raise kind(f"{what}: {hub_problem(error)}") from None
-
-
-def hub_problem(error):
-    """Why a request to the Hub failed and what to do, in words that quote nothing of the request: it holds a token."""
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    status = next((each.response.status_code for each in causes if getattr(each, "response", None) is not None), None)
-    kinds = {kind for each in causes for kind in type(each).__mro__}
-    if OfflineModeIsEnabled in kinds:
-        return "HF_HUB_OFFLINE is set: unset it, or load what is in the cache already"
-    if RepositoryNotFoundError in kinds:
-        return (
-            "there is no such repo, or it is private: check its name, and log in by `hf auth login`, or set HF_TOKEN, "
-            "with a token that may see it"
-        )
-    if RevisionNotFoundError in kinds:
-        return "it has no such revision: check the name of the branch, tag or commit"
-    if status == 401:
-        return "there is no token, or the Hub doesn't know it: log in by `hf auth login`, or set HF_TOKEN"
-    if status == 403:
-        return (
-            "the token may not do that: log in by `hf auth login`, or set HF_TOKEN, with a token of the repo's owner "
-            "that may write, or open a pull request (create_pr)"
-        )
-    if status == 429:
-        return "the Hub limits the number of requests: wait some minutes and try again; what has arrived is kept"
-    if status is not None:
-        return f"the Hub answered with status {status}: try again later"
-    if isinstance(error, LocalEntryNotFoundError) and len(causes) == 1:
-        return "it is not in the cache: load it once without local_files_only"
-    if getattr(causes[-1], "filename", None) or getattr(causes[-1], "errno", None) == errno.ENOSPC:
-        return f"{causes[-1].strerror}: {causes[-1].filename or 'make room'}"
-    return f"the Hub cannot be reached ({type(causes[-1]).__name__}): check the network and try again"
-
-
-def download(folder_or_repo, allow_patterns, ignore_patterns=None, **arguments):
-    """The local folder, without links in its path, of a folder or of a repo on the Hub, of which it has what the
-    patterns allow. Raises ValueError for what can't be had, with what to do."""
-    folder = str(folder_or_repo)
-    if os.path.isfile(folder):
-        raise ValueError(f"{quoted(folder)} is a file: give the folder that holds it")
-    if not os.path.isdir(folder):
-        if folder.count("/") > 1 or folder.startswith((".", "/", "~")):
-            raise ValueError(f"{quoted(folder)} is neither a folder nor the id of a repo on the Hub")
-        what = f"{quoted(folder)} is no folder here and cannot be had from the Hub"
-        with hub_errors(ValueError, what, arguments.get("token")):
-            folder = snapshot_download(
-                folder, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns, **arguments
-            )
-    return os.path.realpath(folder)
-
-
-def fetch(folder_or_repo, patterns=None, **kwargs):
-    """The local folder of a bundle, and the arguments that were not about downloading.
-
-    Args:
-        folder_or_repo: a folder, or the id of a repo on the Hub.
-        patterns: of the files to download; by default configs, and safetensors weights: of the `variant` asked for, and
-            the others of those models that have none of it.
-
-    Raises ValueError for what is no pipeline folder and for what cannot be downloaded, with what to do.
-    """
-    arguments = {key: kwargs.pop(key) for key in DOWNLOAD_ARGUMENTS if key in kwargs}
-    variant, plain = kwargs.get("variant"), {"ignore_patterns": ["*.*.safetensors"]}
-    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"\w[\w-]*", variant)):
-        raise ValueError(f"variant {quoted(variant)} is no name of a variant, such as 'fp16'")
-    if patterns or not variant:
-        patterns = {"allow_patterns": patterns} if patterns else {"allow_patterns": ["*.json", "*.safetensors"]} | plain
-        folder = download(folder_or_repo, **patterns, **arguments)
-    else:
-        patterns = ["*.json", f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]
-        folder = download(folder_or_repo, patterns, **arguments)
-        without = [path.parent for path in Path(folder).glob("*/config.json") if not any(path.parent.glob("*.safet*"))]
-        if without and any(Path(folder).glob(f"*/*.{variant}*.safetensors")):
-            patterns = [f"{path.name}/*.safetensors" for path in without]
-            folder = download(folder_or_repo, patterns, **plain, **arguments)
-    if not os.path.lexists(os.path.join(folder, "model_index.json")):
-        raise ValueError(f"{folder!r} holds no model_index.json: it is not a diffusers pipeline folder")
-    return folder, kwargs
-
-
-# --- saving -------------------------------------------------------------------------------------------------------
+# of a pipeline's components, those that are networks
+NETWORK_ROLES = ("transformer", "unet")
 
 
 def plain_component(component):
@@ -380,6 +109,11 @@ def _move_in(new, folder, variant):
     os.replace(os.path.join(new, index.name), index)
 
 
+def any_component(name):
+    """What stands in a model index for a component that its caller gives, so that diffusers lets any take its place."""
+    return ["diffusers", "SchedulerMixin" if name == "scheduler" else "ModelMixin"]
+
+
 class BundleMixin:
     """Saving and loading of bundles, for subclasses of `DiffusionPipeline`: name it before that base class."""
 
@@ -459,18 +193,23 @@ class BundleMixin:
         if cls.installed_package() is None:
             return loaded
         config, *others = loaded if isinstance(loaded, tuple) else (loaded,)
-        config = cls.use_installed_classes(config)
+        # what is opened was checked before: classes that are not of this package are those of components that are given
+        config = cls.use_installed_classes(config, given=config)
         return (config, *others) if others else config
 
     @classmethod
-    def use_installed_classes(cls, index):
-        """A model index in which every class that a bundle carries is the installed one, and the pipeline this class.
-        Raises ValueError for a component that this package doesn't have, naming it, and for a pipeline that is neither
-        a base nor a subclass of this one."""
+    def use_installed_classes(cls, index, given=()):
+        """A model index in which every class that a bundle carries is the installed one, and the pipeline this class;
+        of components that are given, a class that this package doesn't have is any network.
+
+        Raises ValueError for another component that this package doesn't have, naming it, and for a pipeline of other
+        components than this one's."""
         package = importlib.import_module(cls.installed_package())
         saved = saved_class_name(index)
         saved_class = getattr(package, saved) if saved in package.__all__ else object
-        if not (issubclass(saved_class, cls) or issubclass(cls, saved_class)) or saved_class is object:
+        # pipelines of one constructor have the same components
+        related = issubclass(cls, saved_class) or saved_class.__init__ is cls.__init__
+        if saved_class is object or not related:
             raise ValueError(
                 f"this folder holds a {shortened(saved)}: open it with that class, not with {cls.__name__}"
             )
@@ -479,13 +218,14 @@ class BundleMixin:
             is_component = isinstance(value, (list, tuple)) and len(value) == 2 and not name.startswith("_")
             if not is_component or value[0] is None or value[0] in LIBRARIES:
                 continue
-            if value[1] not in package.__all__:
+            if value[1] not in package.__all__ and name not in given:
+                by_class = f"its class, classes=[{shortened(value[1])}], or " if name in NETWORK_ROLES else ""
                 raise ValueError(
                     f"component {quoted(name)} is a {shortened(value[1])} of {quoted(value[0])}, which "
-                    f"{package.__name__} doesn't have: "
+                    f"{package.__name__} doesn't have: pass {by_class}one that is opened, {shortened(name)}=...; "
                     f"DiffusionPipeline.from_pretrained(..., trust_remote_code=True) runs the folder's own code instead"
                 )
-            installed[name] = [package.__name__, value[1]]
+            installed[name] = [package.__name__, value[1]] if value[1] in package.__all__ else any_component(name)
         return installed
 
     @classmethod
@@ -493,17 +233,10 @@ class BundleMixin:
         """Open a bundle: a folder, or the id of a repo on the Hub.
 
         Called on an installed class, it uses the installed classes and runs no code of the bundle. Takes the arguments
-        of `DiffusionPipeline.from_pretrained` but those that would run code, or open other weights than safetensors.
+        of `DiffusionPipeline.from_pretrained` but those that would run code, or open other weights than safetensors;
+        and `classes`, those of networks from outside this package, such as [MyNetwork].
         """
         if cls.installed_package() is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        folder, kwargs = fetch(pretrained_model_name_or_path, **kwargs)
-        checks = importlib.import_module(f"{cls.installed_package()}.sharing.bundle_checks")
-        open_folder = super().from_pretrained
-        arguments = checks.safe_arguments(kwargs, cls)
-
-        def open_checked():
-            checks.check_bundle(folder, cls, kwargs.get("variant"), given=kwargs)
-            return open_folder(folder, **arguments)
-
-        return checks.while_unchanged(folder, open_checked)
+        opening = importlib.import_module(f"{cls.installed_package()}.sharing.opening")
+        return opening.open_bundle(pretrained_model_name_or_path, cls, **kwargs)

@@ -15,15 +15,16 @@ FIELD = {"torch", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors"}
 OURS = {f"score_sde.{name}" for name in ("schedulers", "models", "losses", "pipelines", "sharing", "ema")}
 # folder -> the packages that its files may import beside the standard library and FIELD, and the folders of ours
 ALLOWED = {
-    "src/score_sde": {"typer", "score_sde.training", *OURS},
+    "src/score_sde": {"typer", "score_sde", "score_sde.training", *OURS},
     "src/score_sde/schedulers": set(),
     "src/score_sde/models": set(),
     "src/score_sde/losses": {"score_sde.schedulers"},
     "src/score_sde/sharing": {"gradio", "filelock", "jinja2", "score_sde"} | OURS - {"score_sde.losses"},
+    "src/score_sde/sharing/convert": OURS - {"score_sde.losses", "score_sde.ema"},
     "pipelines": {"torchdiffeq"},
     "model_cards": set(),
-    "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "onnxruntime", "psutil", "pyarrow", "score_sde"}
-    | {"torchdiffeq", "torchmetrics", "tqdm", "transformers", "yaml"}
+    "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "matplotlib", "onnxruntime", "psutil", "pyarrow"}
+    | {"score_sde", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers", "yaml"}
     | OURS,
 }
 ALLOWED["training"] = ALLOWED["training/parts"] | {"score_sde.training"}

@@ -1,6 +1,6 @@
 """Encode a dataset into moments of latents, in shards, once before training.
 
-    accelerate launch training/encode_latents.py --vae runs/vae --dataset fashion_mnist_10k --output_dir runs/latents
+    score-sde encode-latents --vae runs/vae --dataset fashion_mnist_10k --output_dir runs/latents
 
 Writes moments-00000.safetensors, ... with tensors mean and std (rows, channels, height, width), in the autoencoder's
 own units, and labels (rows,), with --both_flips also mean_flipped and std_flipped, of the mirror images; and
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from score_sde.pipelines.latents import encode_moments
 from score_sde.pipelines.writing import whole_file, write_json
-from score_sde.training.parts.config import WORK_BEGUN, DataConfig, one_line_errors, option, parse
+from score_sde.training.parts.config import DataConfig, option
 from score_sde.training.parts.cores import warn_of_busy_cores
 from score_sde.training.parts.data import (
     ImageDataset,
@@ -34,6 +34,7 @@ from score_sde.training.parts.data import (
     shard_record,
 )
 from score_sde.training.parts.latents import fingerprint, latent_shape, latent_statistics, load_vae
+from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
 from score_sde.training.parts.sources import on_hub
 
 
@@ -41,11 +42,15 @@ from score_sde.training.parts.sources import on_hub
 class EncodeConfig(DataConfig):
     """Encode a dataset into moments of latents, in shards, once before training."""
 
-    vae: str = option("", "Autoencoder in diffusers format: a folder or Hub id.")
-    output_dir: str = option("runs/latents", "Folder for the shards.")
-    shard_size: int = option(2048, "Rows per shard.")
-    batch_size: int = option(64, "Images encoded at once.")
-    both_flips: bool = option(False, "Encode the mirror images, too: training on the latents may then --random_flip.")
+    configs = "latents"
+
+    vae: str = option("", "Autoencoder in diffusers format: a folder or Hub id.", "data", common=True)
+    output_dir: str = option("runs/latents", "Folder for the shards.", "run", common=True)
+    shard_size: int = option(2048, "Rows per shard.", "data")
+    batch_size: int = option(64, "Images encoded at once.", "optimisation", common=True)
+    both_flips: bool = option(
+        False, "Encode the mirror images, too: training on the latents may then --random_flip.", "data"
+    )
 
     def problems(self):
         yield from super().problems()

@@ -1,9 +1,9 @@
 """Measure a pipeline, or images that were made before: distances to real images, classes, likelihood.
 
-    python training/evaluate.py --pipeline runs/quick_start/diffusion/pipeline --num_images 500
-    python training/evaluate.py --pipeline runs/dit/pipeline --num_images 10000 --features facebook/dinov2-base
-    python training/evaluate.py --samples samples.npz --num_images 50000 --features inception --dataset imagefolder
-    python training/evaluate.py --pipeline runs/pixels/pipeline --num_images 0 --likelihood 256
+    score-sde evaluate --pipeline runs/quick_start/diffusion/pipeline --num_images 500
+    score-sde evaluate --pipeline runs/dit/pipeline --num_images 10000 --features facebook/dinov2-base
+    score-sde evaluate --samples samples.npz --num_images 50000 --features inception --dataset imagefolder
+    score-sde evaluate --pipeline runs/pixels/pipeline --num_images 0 --likelihood 256
 
 Distances (--features): Fréchet distance, kernel distance (KID), precision and recall and, of features that classify,
 the Inception score. FID is the Fréchet distance in the features "inception"; of other features it is named by them.
@@ -32,10 +32,10 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from score_sde.pipelines.likelihood import dequantize
-from score_sde.sharing.hub import add_metrics, load_bundle
-from score_sde.sharing.model_card import dataset_name
+from score_sde.sharing.bundles import add_metrics, load_bundle
+from score_sde.sharing.facts import dataset_name
 from score_sde.training.parts.classifier import EPOCHS, recognises, trained_classifier
-from score_sde.training.parts.config import WORK_BEGUN, DataConfig, one_line_errors, option, parse
+from score_sde.training.parts.config import DataConfig, LoaderConfig, option
 from score_sde.training.parts.cores import warn_of_busy_cores
 from score_sde.training.parts.figures import (
     averaging_facts,
@@ -45,6 +45,8 @@ from score_sde.training.parts.figures import (
     sampling_facts,
 )
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
+from score_sde.training.parts.networks import outside_classes
+from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
 from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.real_images import (
     LEAST_IMAGES,
@@ -60,51 +62,97 @@ from score_sde.training.parts.sources import on_hub
 
 
 @dataclass
-class EvaluateConfig(DataConfig):
+class EvaluateConfig(LoaderConfig):
     """Measure a pipeline: how well it follows the classes that it is asked for, and the likelihood of real images."""
 
+    configs = "evaluation"
+
+    # those of a DataConfig; `complete` finds what isn't given
+
     dataset: str | None = option(
-        None, "Real images, as for training; by default those that the pipeline was trained on. Samples need it."
+        None,
+        "Real images, as for training; by default those that the pipeline was trained on. Samples need it.",
+        "data",
+        common=True,
     )
     split: str | None = option(
-        None, "Split that the classifier is trained on; by default the one that the pipeline was trained on."
+        None,
+        "Split that the classifier is trained on; by default the one that the pipeline was trained on.",
+        "data",
     )
-    image_column: str | None = option(None, "Column that holds the images; by default as in training.")
+    image_column: str | None = option(None, "Column that holds the images; by default as in training.", "data")
     label_column: str | None = option(
-        None, "Column that holds the class labels; by default as in training; 'none' leaves the classes out."
+        None,
+        "Column that holds the class labels; by default as in training; 'none' leaves the classes out.",
+        "data",
+        common=True,
     )
-    resolution: int | None = option(None, "Height and width in pixels: those of the pipeline's images or the samples.")
-    image_channels: int | None = option(None, "1 for greyscale, 3 for RGB: those of the pipeline or the samples.")
-    background: str | None = option(None, "Colour behind transparent images; by default as in training, else white.")
+    resolution: int | None = option(
+        None, "Height and width in pixels: those of the pipeline's images or the samples.", "data", common=True
+    )
+    image_channels: int | None = option(
+        None, "1 for greyscale, 3 for RGB: those of the pipeline or the samples.", "data"
+    )
+    background: str | None = option(
+        None, "Colour behind transparent images; by default as in training, else white.", "data"
+    )
+    num_classes: int | None = option(
+        None, "Number of classes, where the data don't say; by default as in training.", "data"
+    )
     skip_corrupt_images: bool = option(
-        False, "Take the next row for an image that cannot be decoded, and name it; it is done where training did."
+        False,
+        "Take the next row for an image that cannot be decoded, and name it; it is done where training did.",
+        "data",
     )
-    pipeline: str | None = option(None, "The pipeline to measure: a folder.")
+    pipeline: str | None = option(None, "The pipeline to measure: a folder.", "what is measured", common=True)
+    network: str | None = option(
+        None,
+        "Class of its network, where it was trained as one from outside: package.module:Class, which is imported.",
+        "what is measured",
+    )
     samples: str | None = option(
-        None, "Images to measure instead: a folder of them, or an .npz file with uint8 (N, H, W, C), as ADM has it."
+        None,
+        "Images to measure instead: a folder of them, or an .npz file with uint8 (N, H, W, C), as ADM has it.",
+        "what is measured",
+        common=True,
     )
-    save_samples: str | None = option(None, "Also write the generated images, as such an .npz file.")
-    test_split: str = option("test", "Split of real images that the classifier is tested on.")
-    num_images: int = option(500, "Images to generate, the classes in turn; 0 leaves the classes out.")
+    save_samples: str | None = option(
+        None, "Also write the generated images, as such an .npz file.", "what is measured"
+    )
+    test_split: str = option("test", "Split of real images that the classifier is tested on.", "classes")
+    num_images: int = option(
+        500, "Images to generate, the classes in turn; 0 leaves the classes out.", "what is measured", common=True
+    )
     features: str | None = option(
         None,
         "Distances in these features: classifier (the small one), inception, an .onnx file, or a vision model of "
         "transformers by Hub id or folder.",
+        "distances",
+        common=True,
     )
     reference_split: str | None = option(
-        None, "Split of real images that the distances are to; by default the one that the pipeline was trained on."
+        None,
+        "Split of real images that the distances are to; by default the one that the pipeline was trained on.",
+        "distances",
     )
-    reference_images: int = option(0, "That many of its images, from the first; 0 for all.")
-    repeats: int = option(1, "Measure distances of this many sets of images, from further seeds: mean and spread.")
-    num_inference_steps: int = option(50, "Time steps of the sampler.")
-    guidance_scale: float = option(1.0, "Classifier-free guidance: 1 is none.")
-    batch_size: int = option(100, "Images generated at once.")
-    classifier_epochs: int = option(EPOCHS, "Epochs for which the classifier is trained.")
-    likelihood: int = option(0, "Test images, from the first, whose likelihood is measured; 0 leaves it out.")
-    num_probes: int = option(1, "Probes of the likelihood's trace, for every image.")
-    tolerance: float = option(1e-4, "Tolerance of the likelihood's ODE.")
+    reference_images: int = option(0, "That many of its images, from the first; 0 for all.", "distances")
+    repeats: int = option(
+        1, "Measure distances of this many sets of images, from further seeds: mean and spread.", "distances"
+    )
+    num_inference_steps: int = option(50, "Time steps of the sampler.", "sampling", common=True)
+    guidance_scale: float = option(1.0, "Classifier-free guidance: 1 is none.", "sampling", common=True)
+    batch_size: int = option(100, "Images generated at once.", "sampling", common=True)
+    classifier_epochs: int = option(EPOCHS, "Epochs for which the classifier is trained.", "classes")
+    likelihood: int = option(
+        0, "Test images, from the first, whose likelihood is measured; 0 leaves it out.", "likelihood", common=True
+    )
+    num_probes: int = option(1, "Probes of the likelihood's trace, for every image.", "likelihood")
+    tolerance: float = option(1e-4, "Tolerance of the likelihood's ODE.", "likelihood")
     seed: int = option(
-        0, "Seed of the classifier; image i is drawn, and test image i dequantised and probed, from seed + i."
+        0,
+        "Seed of the classifier; image i is drawn, and test image i dequantised and probed, from seed + i.",
+        "sampling",
+        common=True,
     )
 
     def problems(self):
@@ -127,6 +175,10 @@ class EvaluateConfig(DataConfig):
         for name in ("seed", "reference_images"):
             if getattr(self, name) < 0:
                 yield f"{name} {getattr(self, name)} must be at least 0"
+        try:
+            outside_classes(self.network)
+        except ValueError as error:
+            yield str(error)
         if self.num_images < 0 or self.likelihood < 0 or self.num_images + self.likelihood == 0:
             yield f"num_images {self.num_images} and likelihood {self.likelihood}: one of them must be positive"
         if self.features and 0 < self.num_images < LEAST_IMAGES:
@@ -141,7 +193,7 @@ class EvaluateConfig(DataConfig):
 
 def open_pipeline(config, device):
     """The pipeline, ready to draw. Raises ValueError for one that cannot do what the config asks."""
-    pipeline = load_bundle(config.pipeline)
+    pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
     if not hasattr(pipeline, "log_likelihood"):
         raise ValueError(f"pipeline {config.pipeline!r} is a {type(pipeline).__name__}, which draws no images")
     if config.num_images and config.guidance_scale != 1 and pipeline.null_label is None:

@@ -1,7 +1,7 @@
 """Average the weights of a finished run anew: over another length, or by another of the decays that it kept.
 
-    python training/reconstruct_ema.py runs/dit --sigma_rel 0.12 --output runs/dit/pipeline-0.12
-    python training/reconstruct_ema.py runs/dit --decay 0.999 --output runs/dit/pipeline-0.999
+    score-sde reconstruct-ema runs/dit --sigma_rel 0.12 --output runs/dit/pipeline-0.12
+    score-sde reconstruct-ema runs/dit --decay 0.999 --output runs/dit/pipeline-0.999
 
 `--sigma_rel` is the standard deviation of a power-function average as a share of the training time, of any size; the
 run must have stored snapshots (`--ema_snapshot_steps`). `--decay` is one of its `--further_ema_decays`, from the newest
@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from score_sde.ema import reconstruction_weights
-from score_sde.sharing.hub import load_bundle, save_bundle
+from score_sde.sharing.bundles import load_bundle, save_bundle
 from score_sde.training.parts.averages import file_of_decay, list_snapshots
 from score_sde.training.parts.checkpoints import list_checkpoints, read_state
+from score_sde.training.parts.networks import outside_classes
+from score_sde.training.parts.options import OneLineParser
 
 
 def reconstructed(run, run_id, sigma_rel, step=None):
@@ -63,16 +65,18 @@ def check_run(found, run_id, path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="output_dir of the run")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--sigma_rel", type=float, help="relative width of a power-function average, such as 0.1")
     kind.add_argument("--decay", type=float, help="one of the run's further_ema_decays")
     parser.add_argument("--step", type=int, help="with --sigma_rel: as if training had ended there (default: the last)")
     parser.add_argument("--output", required=True, help="folder for the new pipeline")
+    parser.add_argument("--network", help="its class, where the run named one from outside: package.module:Class")
     options = parser.parse_args(argv)
     folder = os.path.join(options.run, "pipeline")
     try:
+        classes = outside_classes(options.network)
         if not os.path.isfile(os.path.join(folder, "model_index.json")):
             raise ValueError(f"{options.run!r} holds no pipeline folder: the run must have come to its end")
         with open(os.path.join(folder, "training.json"), encoding="utf-8") as file:
@@ -97,7 +101,7 @@ def main(argv=None):
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
-    pipeline = load_bundle(folder)
+    pipeline = load_bundle(folder, classes=classes)
     with torch.no_grad():
         for name, parameter in pipeline.denoiser.named_parameters():
             parameter.copy_(weights[name])

@@ -1,13 +1,12 @@
 """Latents on the Hub: push what encode_latents.py wrote as a dataset with its card, and fetch it for training.
 
-    python training/share_latents.py runs/latents somebody/latents --private
-    accelerate launch training/train.py --latents somebody/latents --output_dir runs/dit
+    score-sde share-latents runs/latents somebody/latents --private
+    score-sde train --latents somebody/latents --output_dir runs/dit
 
 An autoencoder that is a folder here goes along, so that the dataset is enough to train and to sample; one from the Hub
 is named.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -15,12 +14,15 @@ import tempfile
 
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi
 
-from score_sde.pipelines.bundling import hub_errors
 from score_sde.pipelines.writing import write_json
-from score_sde.sharing.hub import published, repo_to_push_to
-from score_sde.sharing.model_card import check_license, check_repo_id, dataset_name, one_line, render, writable
+from score_sde.sharing.downloading import hub_errors
+from score_sde.sharing.facts import check_license, check_repo_id, dataset_name, writable
+from score_sde.sharing.hub import repo_to_push_to
+from score_sde.sharing.markdown import one_line, render
+from score_sde.sharing.pushed_files import published
 from score_sde.training.parts.data import LatentDataset, check_shard, shard_path
 from score_sde.training.parts.latents import fingerprint, load_vae
+from score_sde.training.parts.options import OneLineParser
 
 
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
@@ -99,7 +101,7 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Push latents to the Hub, as a dataset.")
+    parser = OneLineParser(description="Push latents to the Hub, as a dataset.")
     parser.add_argument("folder", help="latents, as encode_latents.py wrote them")
     parser.add_argument("repo_id", help="somebody/latents; made if it doesn't exist")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")

@@ -15,7 +15,7 @@ from places import ROOT
 from tiny import tiny_pipeline
 
 from score_sde import save_bundle
-from score_sde.sharing.hub import add_metrics
+from score_sde.sharing.bundles import add_metrics
 from score_sde.sharing.model_card import write_card
 from score_sde.training import share_latents
 

@@ -1,7 +1,6 @@
 """Attacks on converters: no code of a folder or a checkpoint runs, nothing is asked, and what is odd is named."""
 
 import io
-import json
 import os
 import pickle
 import sys
@@ -9,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundles import edit
+from commands import score_sde
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
 
 from score_sde.sharing import convert
+from score_sde.sharing.opening import open_autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +47,6 @@ def copy_of(folder, target):
     return target
 
 
-def update(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 @pytest.mark.parametrize(
     ("file", "change"),
     [
@@ -73,12 +71,11 @@ def test_a_folder_that_leads_to_code_is_refused(stock, tmp_path, trap, file, cha
     for place in (".", "unet"):
         for name in ("evil.py", "pipeline.py", "tokenization_evil.py"):
             (folder / place / name).write_text(trap)
-    update(folder / file, **change)
+    edit(folder / file, **change)
     with pytest.raises(ValueError) as error:
         convert.pipeline_from_diffusers(folder)
     assert len(str(error.value)) < 1000
-    with pytest.raises(SystemExit):
-        convert.main(["from-diffusers", str(folder), str(tmp_path / "converted")])
+    assert score_sde("convert", "from-diffusers", str(folder), str(tmp_path / "converted")) == 2
     assert not (tmp_path / "converted").exists()
 
 
@@ -125,8 +122,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, trap, capsys, kind, make):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(make(trap))
     options = {"score-sde": ["--sde_type", "ve"], "guided-diffusion": ["--network", "ADM-64"]}.get(kind, [])
-    with pytest.raises(SystemExit):
-        convert.main([kind, str(path), str(tmp_path / "converted"), *options])
+    assert score_sde("convert", kind, str(path), str(tmp_path / "converted"), *options) == 2
     error = capsys.readouterr().err
     assert "never run" in error and "Traceback" not in error and len(error) < 2000
     assert sorted(os.listdir(tmp_path)) == ["checkpoint.pt"]
@@ -209,10 +205,10 @@ def test_a_checkpoint_of_score_sde_of_something_else_is_named(tmp_path, content,
 def test_an_autoencoder_that_is_none_is_refused(tmp_path, trap, change):
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
     vae.save_pretrained(tmp_path / "vae")
-    update(tmp_path / "vae" / "config.json", **change)
+    edit(tmp_path / "vae" / "config.json", **change)
     (tmp_path / "vae" / "b.py").write_text(trap)
     with pytest.raises(ValueError):
-        convert.open_autoencoder(str(tmp_path / "vae"))
+        open_autoencoder(str(tmp_path / "vae"))
 
 
 @pytest.mark.parametrize("option", ["[1]", "{", '{"no_such": 1}', '{"hidden_size": "x"}', "nan"])
@@ -220,10 +216,9 @@ def test_arguments_of_a_network_that_are_none_are_one_line(tmp_path, capsys, opt
     path = str(tmp_path / "checkpoint.safetensors")
     save_file({"a": torch.zeros(1)}, path)
     arguments = ["--network", "ADM-64", "--network_kwargs", option]
-    with pytest.raises(SystemExit):
-        convert.main(["guided-diffusion", path, str(tmp_path / "converted"), *arguments])
+    assert score_sde("convert", "guided-diffusion", path, str(tmp_path / "converted"), *arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("python -m score_sde.sharing.convert: error: ") and error.count("\n") == 1
+    assert error.startswith("score-sde convert: error: ") and error.count("\n") == 1
 
 
 def test_a_sound_folder_is_converted_and_only_read(stock, trap):

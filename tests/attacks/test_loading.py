@@ -12,24 +12,24 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from bundles import WEIGHTS, edit, retensor
 from diffusers.models import autoencoders
 from safetensors.torch import load_file, save_file
-from tiny import draw, random_dit, tiny_pipeline, tiny_vae
+from tiny import draw, latent_pipeline, random_dit, tiny_pipeline
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
-from score_sde.pipelines.bundling import LARGEST_CONFIG
-from score_sde.sharing import bundle_checks, convert
-from score_sde.sharing.bundle_checks import AUTOENCODERS, NETWORKS, open_autoencoder
+from score_sde.pipelines.bundle_files import LARGEST_CONFIG
+from score_sde.sharing import bundle_checks, convert, opening, weight_checks
+from score_sde.sharing.bundle_checks import AUTOENCODERS, NETWORKS
+from score_sde.sharing.opening import open_autoencoder
 
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
 
 @pytest.fixture(scope="session")
 def sound_bundle(tmp_path_factory):
-    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), vae=tiny_vae(), transformer=random_dit(in_channels=3))
-    return Path(save_bundle(pipeline, tmp_path_factory.mktemp("sound") / "bundle"))
+    return Path(save_bundle(latent_pipeline(), tmp_path_factory.mktemp("sound") / "bundle"))
 
 
 @pytest.fixture
@@ -58,11 +58,6 @@ def canary(monkeypatch, tmp_path):
     assert not any(str(tmp_path) in home or "diffusers_modules" in home for home in homes)
 
 
-def edit(folder, file, **changes):
-    path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def leave_trace(folder, file):
     """Code, or a pickle that is code, that leaves a trace where it is run."""
     path, trace = folder / file, str(folder.parent / "trace")
@@ -86,18 +81,11 @@ def replace(folder, file, make):
     make(path)
 
 
-def retensor(folder, change, part="transformer"):
-    path = folder / part / WEIGHTS
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path)
-
-
 def name_as_component(part, library, class_name, **config):
     """A component that is a class of transformers, with code of its own."""
 
     def attack(folder):
-        edit(folder, "model_index.json", **{part: [library, class_name]})
+        edit(folder / "model_index.json", **{part: [library, class_name]})
         leave_trace(folder, f"{part}/evil.py")
         code = {"AutoTokenizer": ["evil.Evil", None], "AutoProcessor": "evil.Evil", "AutoConfig": "evil.Evil"}
         for file in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
@@ -122,7 +110,7 @@ def shard_to(file):
 
 
 def edits(file, **changes):
-    return lambda folder: edit(folder, file, **changes)
+    return lambda folder: edit(folder / file, **changes)
 
 
 def first(weights):
@@ -225,12 +213,18 @@ ATTACKS = {
         "does not list what is in",
     ),
     # weights
-    "a tensor missing": (lambda folder: retensor(folder, lambda w: w.pop(BIAS)), f"missing: {BIAS}"),
+    "a tensor missing": (
+        lambda folder: retensor(folder, lambda w: w.pop(BIAS)),
+        f"missing: {BIAS}",
+    ),
     "a tensor renamed": (
         lambda folder: retensor(folder, lambda w: w.update(other=w.pop(BIAS))),
         f"missing: {BIAS}; unexpected: other",
     ),
-    "a tensor too many": (lambda folder: retensor(folder, lambda w: w.update(x=torch.ones(2))), "unexpected: x"),
+    "a tensor too many": (
+        lambda folder: retensor(folder, lambda w: w.update(x=torch.ones(2))),
+        "unexpected: x",
+    ),
     "a tensor misshapen": (
         lambda folder: retensor(folder, lambda w: w.update({BIAS: torch.zeros(13)})),
         rf"of another shape: {BIAS} \(13,\) for \(12,\)",
@@ -247,7 +241,10 @@ ATTACKS = {
         lambda folder: retensor(folder, lambda w: w[BIAS].fill_(float("nan"))),
         f"{BIAS} holds values that are not",
     ),
-    "infinite": (lambda folder: retensor(folder, lambda w: w[BIAS][3].fill_(-float("inf"))), f"{BIAS} holds values"),
+    "infinite": (
+        lambda folder: retensor(folder, lambda w: w[BIAS][3].fill_(-float("inf"))),
+        f"{BIAS} holds values",
+    ),
     "NaN in the vae": (
         lambda folder: retensor(folder, lambda w: w[first(w)].fill_(float("nan")), "vae"),
         f"vae/{WEIGHTS}: .* not finite",
@@ -266,9 +263,18 @@ ATTACKS = {
         lambda folder: retensor(folder, lambda w: w.update({BIAS: torch.full((12,), 1e300, dtype=torch.float64)})),
         f"{BIAS} holds values that are not finite",
     ),
-    "whole numbers": (lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS].long()})), "holds torch.int64"),
-    "complex": (lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS] + 0j})), "holds torch.complex64, wh"),
-    "true and false": (lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS] > 0})), "holds torch.bool"),
+    "whole numbers": (
+        lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS].long()})),
+        "holds torch.int64",
+    ),
+    "complex": (
+        lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS] + 0j})),
+        "holds torch.complex64, wh",
+    ),
+    "true and false": (
+        lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS] > 0})),
+        "holds torch.bool",
+    ),
     "no weights": (lambda folder: (folder / "vae" / WEIGHTS).write_bytes(b""), f"{WEIGHTS} is damaged"),
     "header of terabytes": (
         lambda folder: (folder / "vae" / WEIGHTS).write_bytes((2**40).to_bytes(8, "little") + b"{}"),
@@ -369,7 +375,7 @@ def test_carried_code_is_not_run(bundle):
         leave_trace(path.parent, path.name)
     leave_trace(bundle.parent, "evil.py")
     edit(
-        bundle, "model_index.json", _class_name=["../evil", "ScoreSDEPipeline"], transformer=["../../evil", "DiTModel"]
+        bundle / "model_index.json", _class_name=["../evil", "ScoreSDEPipeline"], transformer=["../../evil", "DiTModel"]
     )
     load_bundle(bundle, trust_remote_code=False, use_safetensors=True)
 
@@ -382,7 +388,7 @@ def pickled_variant(folder):
     leave_trace(folder, "transformer/evil.bin")
     names = load_file(folder / "transformer" / WEIGHTS)
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "evil.bin")}
-    legacy = Path(bundle_checks.legacy_index(str(folder / "transformer"), "fp16"))
+    legacy = Path(weight_checks.legacy_index(str(folder / "transformer"), "fp16"))
     legacy.parent.mkdir(parents=True, exist_ok=True)
     legacy.write_text(json.dumps(index))
     (folder / "vae" / WEIGHTS.replace(".saf", ".fp16.saf")).write_bytes((folder / "vae" / WEIGHTS).read_bytes())
@@ -420,7 +426,7 @@ def test_the_legacy_index_is_where_diffusers_looks_for_it(tmp_path):
     for place in ("plain", "a.b/c", "a.b/c.d", ".cache/x", ".cache/x.y"):
         folder = tmp_path / place
         folder.mkdir(parents=True)
-        path = Path(bundle_checks.legacy_index(str(folder), "fp16"))
+        path = Path(weight_checks.legacy_index(str(folder), "fp16"))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         given = {"pretrained_model_name_or_path": str(folder), "is_local": True, "use_safetensors": True}
@@ -500,7 +506,10 @@ def test_weights_as_diffusers_wrote_them_before_open(bundle):
 
     expected = draw(load_bundle(bundle))
     retensor(bundle, old_names, "vae")
-    retensor(bundle, lambda weights: weights.update({name: weights[name].double() for name in list(weights)}))
+    retensor(
+        bundle,
+        lambda weights: weights.update({name: weights[name].double() for name in list(weights)}),
+    )
     shard(bundle)
     assert (draw(load_bundle(bundle)) - expected).abs().max() < 1e-6
 
@@ -625,5 +634,5 @@ def test_a_bundle_that_never_rests_is_given_up(tmp_path):
         os.utime(tmp_path / "model_index.json", ns=(0, len(reads)))
 
     with pytest.raises(ValueError, match="was replaced 3 times while it was read"):
-        bundle_checks.while_unchanged(tmp_path, read, attempts=3)
+        opening.while_unchanged(tmp_path, read, attempts=3)
     assert len(reads) == 3

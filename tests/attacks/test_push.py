@@ -7,14 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from bundles import METRIC
 from tiny import tiny_pipeline
 
 from score_sde import save_bundle
 from score_sde.sharing import hub
-from score_sde.sharing.hub import files_to_push, left_out, published
-
-
-METRIC = {"name": "accuracy", "value": 0.9, "n": 10, "seed": 0, "dataset": "d", "split": "test", "command": "measure"}
+from score_sde.sharing.pushed_files import files_to_push, left_out, published
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +183,19 @@ def test_single_models_and_schedulers_likewise(tmp_path, kind):
             {"command": "python /home/me/train.py --dataset='/home/me/my photos' --latents runs/it"},
             {"command": "python train.py --dataset='my photos' --latents runs/it"},
         ),
+        (
+            "training.json",
+            {"command": "python '--dataset=/home/my name/photos' --init \"/srv/my data/w.pt\" --to /home/my\\ name/x"},
+            {"command": "python '--dataset=photos' --init \"w.pt\" --to x"},
+        ),
+        (
+            "training.json",
+            {
+                "a": "no file /Users/Ann Smith/data/x.png: skipped",
+                "b": ["it is C:\\Users\\Ann Smith\\x", "of ~/my x/y"],
+            },
+            {"a": "no file x.png: skipped", "b": ["it is x", "of my x/y"]},
+        ),
         ("training.json", {"kwargs": '{"init": "/home/me/w.pt"}'}, {"kwargs": '{"init": "w.pt"}'}),
         (
             "training.json",
@@ -197,6 +208,7 @@ def test_single_models_and_schedulers_likewise(tmp_path, kind):
         ("training.json", {"dataset": "me/photos", "dataset_on_hub": True, "a": "runs/dit"}, None),
         ("training.json", {"a": "https://huggingface.co/me/x", "b": "hf://datasets/me/x", "c": "T-shirt/top"}, None),
         ("training.json", {"a": "1 / 2, bits/dim, and/or", "b": "~", "c": "/"}, None),
+        ("training.json", {"a": "it's a/b or 'c/d e/f', as \"g h/i\"", "b": "python x.py 'a b/c' home/a b/c"}, None),
     ],
 )
 def test_no_path_of_this_machine_is_published(tmp_path, name, value, public):
@@ -272,12 +284,3 @@ def test_ids_that_are_none_are_refused_before_anything_is_read(tmp_path, repo_id
     with pytest.raises(ValueError, match="repo id .*must be like somebody/model") as error:
         hub.push_to_hub(tmp_path / "absent", repo_id)
     assert len(str(error.value)) < 1000
-
-
-def test_a_folder_called_verify_is_pushed(local_hub, whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "verify")
-    code = f"import os, sys; os.chdir({str(tmp_path)!r}); from score_sde.sharing.hub import main; main(sys.argv[1:])"
-    for number, arguments in enumerate((["push", "verify"], ["./verify"], ["push", "./verify"])):
-        result = local_hub.run(code, *arguments, f"me/model{number}", token="hf_writer")
-        assert f"/me/model{number}/commit/" in result.stdout, result.stderr
-    assert local_hub.run(code, "verify", "./verify").stdout.startswith("same ")

@@ -36,8 +36,8 @@ CALLS = {
 }
 # these take the token from where it is stored
 BY_ENVIRONMENT = {
-    "autoencoder": "from score_sde.sharing.convert import open_autoencoder; open_autoencoder('me/model')",
-    "licence": "from score_sde.sharing.convert import published_license; published_license('me/model')",
+    "autoencoder": "from score_sde.sharing.opening import open_autoencoder; open_autoencoder('me/model')",
+    "licence": "from score_sde.sharing.convert.from_diffusers import published_license; published_license('me/model')",
     "export": "from score_sde.sharing.convert import *; export_to_diffusers('me/model', folder + '/../x')",
     "latents": "from score_sde.training.parts.latents import fetch_latents; fetch_latents('me/latents')",
     "dataset": "from score_sde.training.parts.sources import open_split; open_split('me/photos', 'train')",

@@ -471,6 +471,22 @@ def test_timesteps_of_a_discrete_path_are_integers():
     assert len(scheduler) == 1000
 
 
+@pytest.mark.parametrize("n", [500, 1000])
+def test_what_networks_are_told_by_default(n):
+    """t in training time steps, from 0 on a chain; noise levels themselves; of their logarithm 1000 times the c_noise
+    of Karras et al. 2022 (Table 1), log(sigma) / 4."""
+    t = torch.tensor([0.002, 0.3, 1.0], dtype=torch.float64)
+    for sde_type, time_input, expected in [
+        ("vp", None, n * t),
+        ("discrete_vp", None, n * t - 1),
+        ("edm", None, n * (80 * t).log() / 4),
+        ("ve", "log_sigma", n * (0.01 * 5000**t).log() / 4),
+        ("ve", "sigma", 0.01 * 5000**t),
+    ]:
+        scheduler = ScoreSDEScheduler(n, sde_type=sde_type, time_input=time_input)
+        assert scheduler.timestep(t) == pytest.approx(expected, rel=1e-5, abs=1e-3)
+
+
 def test_heun_and_correctors_count_in_order():
     scheduler = ScoreSDEScheduler(predictor="heun", corrector="langevin", corrector_steps=3)
     scheduler.set_timesteps(5)
@@ -583,12 +599,33 @@ def test_step_has_no_eta_that_pipelines_would_set_to_zero():
     assert {"generator", "return_dict"} <= parameters.keys()
 
 
-def test_learned_variance_channels_are_left_out():
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4)])
+def test_learned_variance_channels_are_left_out(shape):
     scheduler = ScoreSDEScheduler()
     scheduler.set_timesteps(3)
-    x, output = noise(2, 3, 4, 4), noise(2, 6, 4, 4, seed=1)
+    x, output = noise(2, 3, *shape), noise(2, 6, *shape, seed=1)
     plain = copy.deepcopy(scheduler).step(output[:, :3], scheduler.timesteps[0], x).prev_sample
     assert torch.equal(scheduler.step(output, scheduler.timesteps[0], x).prev_sample, plain)
+
+
+def test_steering_sees_what_the_network_says():
+    """Not what clipping makes of it; and a learned variance stays."""
+    scheduler = ScoreSDEScheduler(prediction_type="sample", clip_sample=True)
+    output, timesteps = 3 * noise(2, 6, 4, 4), scheduler.timestep(torch.tensor([0.3, 0.7]))
+    steered = scheduler.steered(lambda x, timesteps: output, lambda x, t, denoise: denoise(x, t))
+    assert relative(steered(noise(2, 3, 4, 4, seed=1), timesteps), output) < 1e-12
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+@pytest.mark.parametrize("time_input", ["t", "log_sigma"])
+def test_a_trajectory_of_one_evaluation_may_begin_at_the_largest_timestep(sde_type, time_input):
+    """Given as the scheduler has it: in float32, whose rounding may lead beyond t = 1."""
+    scheduler = ScoreSDEScheduler(sde_type=sde_type, time_input=time_input, prediction_type="sample", t_max=1.0)
+    largest = scheduler.timestep(1.0)
+    if torch.isfinite(largest):
+        scheduler.set_timesteps(timesteps=[largest.item()])
+        assert scheduler.nfe == 1
+        assert scheduler.path_time(scheduler.timesteps[0]) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_add_noise_and_velocity_equal_ddpm():

@@ -286,6 +286,23 @@ def test_the_corrector_adds_what_the_evaluation_at_the_end_of_a_step_tells():
     assert (states[2] - expected).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_adams_is_exact_for_velocities_that_are_polynomials_of_u(order):
+    """In the coordinates of flow matching, y = x / (alpha + sigma) and u = sigma / (alpha + sigma), where dy/du is the
+    velocity noise - x0; down to clean data, once the steps of lower order that begin are corrected."""
+    path, times = VPSDE(), torch.tensor([0.9, 0.8, 0.75, 0.6, 0.55, 0.4, 0.3, 0.15], dtype=torch.float64)
+    scale = torch.cat([path.alpha(times) + path.sigma(times), torch.ones(1)])
+    u = torch.cat([path.sigma(times) / scale[:-1], torch.zeros(1)])
+    stages = plan(path, times, f"adams_{order}", to_data=True)
+    for power in range(order):
+        x, memory, off = torch.ones(1, 1, dtype=torch.float64), Memory(stages), []
+        for i, stage in enumerate(stages):
+            denoised = (x - path.sigma(times[i]) * u[i] ** power) / scale[i]
+            x = stage.update(x, denoised, memory, None)
+            off.append(float(x) / scale[i + 1] - u[i + 1] ** (power + 1) / (power + 1))
+        assert torch.stack(off[order:]).diff().abs().max() < 1e-9
+
+
 # --- churn --------------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +337,18 @@ def test_churn_is_the_stochastic_sampler_of_karras():
         x = following
     assert sum(stage.noise > 0 for stage in stages) > 3
     assert (ours - x).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("to_data", [True, False])
+def test_churn_is_shared_among_the_steps(to_data):
+    """Every step but the first begins at a noise level (1 + s_churn / N) times as large, of N steps."""
+    path, times = PATHS["ve"], line(0.9, 0.1, 5)
+    begins = plan(path, times, "euler", to_data=to_data, options={"s_churn": 0.5})
+    steps = 6 if to_data else 5
+    levels = path.sigma(torch.tensor([stage.t_eval for stage in begins]))
+    assert len(levels) == steps
+    expected = path.sigma(times[:steps]) * torch.tensor([1.0] + [1 + 0.5 / steps] * (steps - 1))
+    assert levels == pytest.approx(expected)
 
 
 def test_churn_converges_to_the_exact_covariance():
@@ -364,6 +393,19 @@ def test_straight_solvers_are_exact_for_a_single_data_point(predictor):
         x = start(path, begin, point, 4)
         exact = point.flow(x, path, begin, end)
         assert (solve(path, line(begin, end, 3), point, x, predictor) - exact).abs().max() < 1e-9
+
+
+SINGULAR_AT_NOISE = ("euler", "dpmpp_2s", "dpmpp_3s", "deis_1", "deis_2", "deis_3")
+
+
+@pytest.mark.parametrize("path", [PATHS["linear"], PATHS["cosine_vp"]], ids=["linear", "cosine_vp"])
+@pytest.mark.parametrize("predictor", [name for name in ODE_PREDICTORS if name not in SINGULAR_AT_NOISE])
+def test_straight_solvers_begin_at_pure_noise(path, predictor):
+    """Where alpha = 0 and lambda is infinite, a single data point is still reached exactly."""
+    point = type(GAUSSIAN)([1.0], [[0.7, -0.3]], [[0.0, 0.0]])
+    x = start(path, 1.0, point, 4)
+    exact = point.flow(x, path, *torch.tensor([1.0, 0.1], dtype=torch.float64))
+    assert (solve(path, line(1.0, 0.1, 3), point, x, predictor) - exact).abs().max() < 1e-9
 
 
 def test_singular_plans_are_refused_with_the_remedy():

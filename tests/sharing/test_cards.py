@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from commands import score_sde
 from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline
 from huggingface_hub import ModelCard
 from places import ROOT
@@ -14,7 +16,7 @@ from tiny import random_dit, tiny_pipeline
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, save_bundle
 from score_sde.sharing import convert, model_card
-from score_sde.sharing.hub import add_metrics
+from score_sde.sharing.bundles import add_metrics
 
 
 METRIC = {
@@ -133,13 +135,42 @@ def test_samplers_that_were_measured_stand_on_the_card(tmp_path, capsys):
     assert "| sampler | 5 | 6 | 8 | 10 | 15 | 20 | 30 | 50 |\n" in text
     assert "| auto | 0.03475 | 0.02201 |" in text and "| calibrated | 0.01491 |" in text
     Path(folder, "samplers.json").write_text(json.dumps(SAMPLERS))
-    model_card.main([folder, "--repo_id", "me/model"])
+    assert score_sde("card", folder, "--repo_id", "me/model") == 0
     text = Path(folder, "README.md").read_text()
     assert "| sampler | 5 | 10 |\n|---|---|---|\n| auto | 0.03 | 0.01 |\n| calibrated | 0.02 |  |\n" in text
     assert 'from_pretrained("me/model", trust_remote_code=True)' in text
-    with pytest.raises(SystemExit):
-        model_card.main([str(tmp_path)])
+    assert score_sde("card", tmp_path) == 2
     assert "holds no model_index.json" in capsys.readouterr().err
+
+
+def test_the_card_says_the_conditions_that_the_facts_do(tmp_path):
+    network = random_dit(num_classes=None)
+    facts = {"conditions": ["encoder_hidden_states", "class_labels", "a`b"]}
+    text = Path(save_bundle(tiny_pipeline(network=network), tmp_path / "told", facts), "README.md").read_text()
+    assert "# told\n\nA conditional score-based" in text and "\n- conditional\n" in text
+    assert "The network is also told `encoder_hidden_states`, ``a`b``: pass `conditions={name: tensor}`" in text
+    assert "| conditions | encoder_hidden_states, class_labels, a\\`b |" in text
+    classes = Path(save_bundle(tiny_pipeline(), tmp_path / "classes", {"conditions": ["class_labels"]}), "README.md")
+    assert "A class-conditional score-based" in classes.read_text() and "is also told" not in classes.read_text()
+    assert "| conditions | class_labels |" in classes.read_text()
+    for odd in ("class_labels", [3]):
+        with pytest.raises(ValueError, match="training.json: conditions"):
+            save_bundle(tiny_pipeline(), tmp_path / "odd", {"conditions": odd})
+
+
+def test_a_card_of_signals_speaks_of_signals(tmp_path):
+    """Its example asks for no images, and the Hub knows no such task."""
+    network = DiTModel((8,), 2, 1, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=None)
+    facts = {"rows": 5, "resolution": 8, "images_seen": 7, "class_counts": {"a": 1}, "conditions": []}
+    metrics = [METRIC | {"name": "error", "dataset": "me/sounds"}]
+    folder = save_bundle(tiny_pipeline(network=network), tmp_path / "bundle", facts, metrics)
+    card = ModelCard.load(os.path.join(folder, "README.md"))
+    text = card.text.replace("diffusion", "")
+    assert "\nsignals = pipe(batch_size=4, num_inference_steps=7).images\n" in text and ".save(" not in text
+    assert "| training signals | 5 |" in text and "| resolution | 8 values |" in text and "| signals seen | 7 |" in text
+    assert "Drawing signals like" in text and "trained on signals of 8 values alone" in text
+    assert re.findall("image", text) == ["image"]  # in `.images`
+    assert card.data.pipeline_tag is None and card.data.eval_results[0].task_type == "other"
 
 
 def test_limits_are_those_of_the_model(tmp_path):

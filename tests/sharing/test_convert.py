@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from commands import score_sde
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
@@ -30,6 +31,7 @@ from tiny import tiny_vae
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel, load_bundle
 from score_sde.sharing import convert
+from score_sde.sharing.convert import from_diffusers, score_sde_pytorch, to_diffusers
 
 
 SMALL_UNET = {
@@ -190,7 +192,7 @@ def test_the_original_adm_64(tmp_path):
 
 
 def test_a_checkpoint_finds_its_published_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "UNETS", {"DDPM++": {}, "NCSN++": {}})
+    monkeypatch.setattr(score_sde_pytorch, "UNETS", {"DDPM++": {}, "NCSN++": {}})
     _, weights = recorded("ncsnpp_ve")
     path = saved(tmp_path, score_sde_checkpoint(weights))
     model, _ = convert.unet_from_score_sde(path, "ve", **SMALL_UNET)
@@ -472,18 +474,18 @@ def test_the_command_writes_pipelines(tmp_path, capsys):
     vae = AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4)
     vae.save_pretrained(tmp_path / "vae")
     output = str(tmp_path / "converted")
-    convert.main(["dit", source, output, "--vae", str(tmp_path / "vae"), "--num_attention_heads", "4"])
+    assert (
+        score_sde("convert", "dit", source, output, "--vae", str(tmp_path / "vae"), "--num_attention_heads", "4") == 0
+    )
     assert f"pipeline: {output}" in capsys.readouterr().out
     assert ModelCard.load(f"{output}/README.md").data.license == "cc-by-nc-4.0"
     pipeline = load_bundle(output)
     assert type(pipeline.transformer) is DiTModel
     assert pipeline.scheduler.config.variance_type == "learned_range"
     assert images_of(pipeline, class_labels=[1], num_inference_steps=2).shape == (1, 8, 8, 3)
-    with pytest.raises(SystemExit):
-        convert.main(["dit", source, output])
+    assert score_sde("convert", "dit", source, output) == 2
     assert "exists: choose another folder" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        convert.main(["to-diffusers", output, str(tmp_path / "stock")])
+    assert score_sde("convert", "to-diffusers", output, str(tmp_path / "stock")) == 2
     assert "frequency_shift is 0.0, not 1.0" in capsys.readouterr().err
     assert not (tmp_path / "stock").exists()
 
@@ -492,36 +494,38 @@ def test_the_command_converts_unets_and_exports(tmp_path):
     _, weights = recorded("ncsnpp_ve")
     source = saved(tmp_path, score_sde_checkpoint(weights))
     arguments = ["--sde_type", "ve", "--network", "NCSN++", "--network_kwargs", json.dumps(SMALL_UNET)]
-    convert.main(["score-sde", source, str(tmp_path / "ve"), *arguments])
+    assert score_sde("convert", "score-sde", source, str(tmp_path / "ve"), *arguments) == 0
     assert load_bundle(tmp_path / "ve").scheduler.config.sigma_max == pytest.approx(100)
     _, weights = recorded("adm")
     kwargs = SMALL_ADM | {"num_classes": 4, "attention_head_dim": None, "num_attention_heads": 2}
     arguments = ["--network", "ADM-256", "--network_kwargs", json.dumps(kwargs)]
-    convert.main(["guided-diffusion", saved(tmp_path, weights), str(tmp_path / "adm"), *arguments])
+    assert score_sde("convert", "guided-diffusion", saved(tmp_path, weights), str(tmp_path / "adm"), *arguments) == 0
     assert load_bundle(tmp_path / "adm").num_classes == 4
 
     scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False)
     DiTPipeline(stock_dit(), tiny_vae(), scheduler).save_pretrained(tmp_path / "stock")
     (tmp_path / "stock" / "README.md").write_text("---\nlicense: openrail++\n---\n# Stock\n")
-    convert.main(["from-diffusers", str(tmp_path / "stock"), str(tmp_path / "ours")])
-    convert.main(["to-diffusers", str(tmp_path / "ours"), str(tmp_path / "again")])
+    assert score_sde("convert", "from-diffusers", str(tmp_path / "stock"), str(tmp_path / "ours")) == 0
+    assert score_sde("convert", "to-diffusers", str(tmp_path / "ours"), str(tmp_path / "again")) == 0
     assert type(DiffusionPipeline.from_pretrained(tmp_path / "again")) is DiTPipeline
     for name in ("ours", "again"):
         card = ModelCard.load(tmp_path / name / "README.md")
         assert card.data.license == "openrail++"
         assert "The weights are those of `stock`, converted." in card.text
-    convert.main(["from-diffusers", str(tmp_path / "stock"), str(tmp_path / "mine"), "--license", "mit"])
+    assert (
+        score_sde("convert", "from-diffusers", str(tmp_path / "stock"), str(tmp_path / "mine"), "--license", "mit") == 0
+    )
     assert ModelCard.load(tmp_path / "mine" / "README.md").data.license == "mit"
 
 
 def test_licences_of_weights_that_others_published():
-    assert convert.published_license("facebook/DiT-XL-2-256") == "cc-by-nc-4.0"
-    assert convert.published_license("somebody/model-that-is-not-here") is None
+    assert from_diffusers.published_license("facebook/DiT-XL-2-256") == "cc-by-nc-4.0"
+    assert from_diffusers.published_license("somebody/model-that-is-not-here") is None
 
 
 def test_statistics_of_latents_become_part_of_the_exported_autoencoder():
     vae = tiny_vae()
-    stock = convert.with_plain_statistics(vae)
+    stock = to_diffusers.with_plain_statistics(vae)
     pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=DiTModel(8, in_channels=3, num_layers=1), vae=vae)
     images = torch.rand(2, 1, 16, 16) * 2 - 1
     latents = pipeline.to_latents(images)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import SCORE_SDE
 from huggingface_hub import SpaceCard
 from tiny import random_dit, tiny_pipeline
 
@@ -74,21 +75,14 @@ def test_the_folder_is_a_space(tmp_path):
             space.write_space(tmp_path / "other", model)
 
 
-PUSH = """
-import sys
-from score_sde.sharing import space
-space.main([sys.argv[1], "--push", sys.argv[2], "--private"])
-"""
-
-
 def test_a_space_is_pushed_and_renewed(local_hub):
     for _ in range(2):
-        result = local_hub.run(PUSH, "me/model", "me/page", token="hf_writer")
+        result = local_hub.run(SCORE_SDE, "space", "me/model", "--push", "me/page", "--private", token="hf_writer")
         assert result.returncode == 0, result.stderr
     files = local_hub.files("me/page", repo_type="space")
     assert set(files) == {".gitattributes", "app.py", "space_app.py", "requirements.txt", "README.md"}
     assert local_hub.repos["space", "me/page"].private
-    result = local_hub.run(PUSH, "me/model", "you/page", token="hf_writer")
+    result = local_hub.run(SCORE_SDE, "space", "me/model", "--push", "you/page", "--private", token="hf_writer")
     assert result.returncode == 2
     assert "error: you/page was not pushed: the token may not do that" in result.stderr
     assert "hf_writer" not in result.stderr and "Traceback" not in result.stderr

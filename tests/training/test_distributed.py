@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from runs import TINY_DIT, TINY_RUN, equal, run, train_tiny
 from score_sde import DiTModel, load_bundle
 from score_sde.training import train
-from score_sde.training.parts.config import parse
 from score_sde.training.parts.cores import warn_of_busy_cores
 from score_sde.training.parts.loop import make_accelerator
+from score_sde.training.parts.options import parse
 
 
 ACCELERATE_CONFIGS = CONFIGS / "accelerate"

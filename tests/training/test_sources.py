@@ -8,8 +8,9 @@ from PIL import Image
 
 from runs import data_config
 from score_sde.training.parts import sources
-from score_sde.training.parts.config import DataConfig, parse
+from score_sde.training.parts.config import DataConfig
 from score_sde.training.parts.data import ImageDataset, ImageStream
+from score_sde.training.parts.options import parse
 from score_sde.training.parts.sources import FORMATS, SPLITS, image_suffixes, open_split
 
 

@@ -113,7 +113,7 @@ def test_sigterm_saves_and_says_resume_me(tmp_path):
     assert process.returncode == loop.EXIT_RESUME
     newest = checkpoints.list_checkpoints(tmp_path)[-1]
     step = int(newest[-8:])
-    assert f"told to stop: step {step}; go on by --resume_from_checkpoint latest" in out
+    assert re.search(rf"told to stop: step {step}; go on by `.*--resume_from_checkpoint latest`\n", out)
     state = json.loads((Path(newest) / "state.json").read_text())
     assert state["progress"]["step"] == step
 
@@ -176,8 +176,8 @@ def test_a_checkpoint_without_room_loses_nothing(tmp_path, monkeypatch, capsys):
     listed = []
 
     def save(config, *rest):
-        *_, progress, _ = rest
-        with no_room() if progress["step"] == 2 else nullcontext():
+        _, _, state, *_ = rest
+        with no_room() if state.progress["step"] == 2 else nullcontext():
             saved = checkpoints.save_checkpoint(config, *rest)
         listed.append([os.path.basename(path) for path in checkpoints.list_checkpoints(config.output_dir)])
         return saved
@@ -228,12 +228,12 @@ def test_a_full_disk_keeps_the_checkpoints_and_a_larger_one_goes_on(small_disk, 
 
 
 def ext4(tmp_path):
-    """A file system of 2 MB with 64 files, mounted at the folder that is returned."""
+    """A file system of 2 MB with 96 files, mounted at the folder that is returned."""
     folder, image = tmp_path / "disk", tmp_path / "image"
     folder.mkdir()
     with open(image, "wb") as file:
         file.truncate(2 << 20)
-    make = ["mkfs.ext4", "-q", "-m", "0", "-N", "64", "-O", "^has_journal", str(image)]
+    make = ["mkfs.ext4", "-q", "-m", "0", "-N", "96", "-O", "^has_journal", str(image)]
     for command in (make, ["mount", "-o", "loop", str(image), str(folder)]):
         if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode:
             pytest.skip("only root may mount file systems")
@@ -250,7 +250,7 @@ def fill(folder):
 def use_up_inodes(folder):
     (folder / "rest").mkdir()
     with suppress(OSError):
-        for number in range(64):
+        for number in range(96):
             (folder / "rest" / str(number)).touch()
 
 
@@ -347,7 +347,7 @@ def test_a_used_folder_is_refused_or_set_aside(tmp_path, capsys):
     train_tiny(tmp_path, *RECORDED, "--max_train_steps", 3)
     [first] = identities(tmp_path)
     with pytest.raises(
-        ValueError, match="holds a run .checkpoints, ema_snapshots, samples, evaluation.jsonl, pipeline"
+        ValueError, match="holds a run .checkpoints, ema_snapshots, samples, log.jsonl, evaluation.jsonl, pipeline"
     ):
         train_tiny(tmp_path, "--dataset", "nowhere.parquet")
     (tmp_path / "notes.txt").touch()
@@ -362,7 +362,7 @@ def test_latest_without_a_checkpoint_begins_anew_and_mixes_nothing(tmp_path):
     arguments = ["--max_train_steps", 2, "--ema_snapshot_steps", 1, "--checkpointing_steps", 0]
     train_tiny(tmp_path, *arguments, "--resume_from_checkpoint", "latest")
     train_tiny(tmp_path, *arguments, "--resume_from_checkpoint", "latest", "--ema_snapshot_steps", 2)
-    assert sorted(os.listdir(tmp_path / "set_aside-1")) == ["ema_snapshots", "pipeline", "samples"]
+    assert sorted(os.listdir(tmp_path / "set_aside-1")) == ["ema_snapshots", "log.jsonl", "pipeline", "samples"]
     assert [step for step, _, _ in averages.list_snapshots(tmp_path)] == [2, 2]
 
 

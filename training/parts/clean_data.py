@@ -16,34 +16,40 @@ from .sources import on_hub
 class CleanDataConfig(DataConfig):
     latents: str | None = option(
         None,
-        "Folder written by training/encode_latents.py, or dataset on the Hub that holds one, somebody/latents: train "
+        "Folder written by score-sde encode-latents, or dataset on the Hub that holds one, somebody/latents: train "
         "on these latents instead of images.",
+        "data",
+        common=True,
     )
     vae: str | None = option(
         None,
         "Autoencoder in diffusers format, a folder or Hub id: encode images on the fly. With latents, it is the one "
         "they were encoded by, unless given.",
+        "data",
+        common=True,
     )
 
     normalize_latents: bool = option(
         False,
         "Give the latents of that folder mean 0 and standard deviation 1 in every channel, by its statistics; they "
         "replace those in the autoencoder's config, in the saved pipeline, too.",
+        "data",
     )
     streaming: bool = option(
         False,
         "Read the dataset as it comes, without a copy of it on disk and without its length. The order then depends on "
         "the processes, num_workers and batch_size, which must be the same on resume; a resumed run reads past what "
         "it has seen, without decoding it.",
+        "data",
     )
-    shuffle_buffer: int = option(1000, "Images of a stream, in each worker, among which the next is drawn.")
+    shuffle_buffer: int = option(1000, "Images of a stream, in each worker, among which the next is drawn.", "data")
 
     def problems(self):
         yield from DataConfig.problems(self)
         if self.latents and (self.crop != "centre" or self.streaming):
             yield "crop random and streaming need images: latents are read as they were encoded"
         if self.normalize_latents and not self.latents:
-            yield "normalize_latents needs the statistics of latents: encode them by training/encode_latents.py"
+            yield "normalize_latents needs the statistics of latents: encode them by score-sde encode-latents"
         if self.shuffle_buffer < 1:
             yield f"shuffle_buffer {self.shuffle_buffer} must be at least 1"
 
@@ -52,7 +58,7 @@ def normalize_by(vae, statistics, folder):
     """Let the config of an autoencoder give its latents mean 0 and standard deviation 1, by the statistics of latents
     in a folder. Raises ValueError where there are none, or of channels that are constant."""
     if statistics is None:
-        raise ValueError(f"latents.json of {folder!r} has no statistics: run training/encode_latents.py to its end")
+        raise ValueError(f"latents.json of {folder!r} has no statistics: run score-sde encode-latents to its end")
     if not min(statistics["std"]) > 0:
         raise ValueError(f"latents in {folder!r} are constant in a channel: standard deviations {statistics['std']}")
     vae.register_to_config(
@@ -64,7 +70,8 @@ class CleanData:
     """The clean samples of a `CleanDataConfig`.
 
     Attributes: `dataset`, its rows; `vae`, None for pixels; `shape` (channels, height, width) of a sample;
-    `num_classes` and `id2label`, None without labels.
+    `num_classes` and `id2label`, None without labels; `columns` of a batch that are conditions, {keyword of a network's
+    forward: key of a batch}.
     """
 
     def __init__(self, config, accelerator):
@@ -95,6 +102,7 @@ class CleanData:
                 self.vae = load_vae(config.vae).to(accelerator.device)
                 self.shape = latent_shape(self.vae, self.shape)
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
+        self.columns = {} if self.num_classes is None else {"class_labels": "labels"}
         accelerator.print(self.dataset.describe())
 
     def fingerprint(self):
@@ -116,6 +124,10 @@ class CleanData:
         unread = {field.name for field in fields(DataConfig)} - {"num_workers"} if config.latents else set()
         options = {name: value for name, value in asdict(config).items() if name not in unread}
         return self.dataset.row_facts() | facts | {"config": options}
+
+    def conditions(self, batch):
+        """What a network may be told of the samples of a batch, {keyword of its forward: tensor (B, ...)}."""
+        return {name: batch[column] for name, column in self.columns.items()}
 
     def draw(self, batch, draws):
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised

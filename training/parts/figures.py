@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from score_sde.sharing.model_card import dataset_name
+from score_sde.sharing.facts import dataset_name
 
 from .metrics import frechet_distance, inception_score, kernel_distance, moments, precision_and_recall
 from .real_images import trained_on, training_facts

@@ -6,11 +6,11 @@ import os
 import torch
 from huggingface_hub import snapshot_download
 
-from score_sde.pipelines.bundling import hub_errors
 from score_sde.pipelines.latents import encode_moments, spatial_factor
-from score_sde.sharing.bundle_checks import open_autoencoder
+from score_sde.sharing.downloading import hub_errors
+from score_sde.sharing.opening import open_autoencoder
 
-from .config import one_line
+from .options import one_line
 from .sources import nearest
 
 

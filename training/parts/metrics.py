@@ -9,7 +9,8 @@ import os
 import torch
 import torch.nn.functional as F
 
-from score_sde.pipelines.bundling import check_token, shortened
+from score_sde.pipelines.wording import shortened
+from score_sde.sharing.downloading import check_token
 
 
 # --- features -----------------------------------------------------------------------------------------------------

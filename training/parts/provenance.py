@@ -29,6 +29,15 @@ def without_place(argument):
     return option + equals + os.path.basename(path)
 
 
+def typed_command():
+    """The command of this process, as a list of words. The parts of `score-sde` name themselves in sys.argv[0], as
+    "score-sde train"; a script's path follows Python."""
+    program, *arguments = sys.argv
+    if program.startswith("score-sde "):
+        return [*program.split(), *arguments]
+    return [os.path.basename(sys.executable), program, *arguments]
+
+
 def provenance(device):
     """The command, the code and the machine: {"command", "commit", "machine"}."""
     describe = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -40,7 +49,7 @@ def provenance(device):
     if device.type != "cpu":
         machine += f", {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}"
     return {
-        "command": shlex.join([os.path.basename(sys.executable), *map(without_place, sys.argv)]),
+        "command": shlex.join(map(without_place, typed_command())),
         # of a source tree that git doesn't know, the version
         "commit": commit or f"score-sde {score_sde.__version__}",
         "machine": machine,

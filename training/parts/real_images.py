@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import replace
 
-from score_sde.sharing.model_card import dataset_name
+from score_sde.sharing.facts import dataset_name
 
 from .config import DataConfig
 from .data import ImageDataset

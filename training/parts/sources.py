@@ -25,9 +25,10 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Split, load
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from score_sde.pipelines.bundling import check_token, few
+from score_sde.pipelines.wording import few
+from score_sde.sharing.downloading import check_token
 
-from .config import one_line
+from .options import one_line
 
 
 EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}

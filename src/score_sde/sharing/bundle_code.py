@@ -4,45 +4,40 @@
 import os
 from pathlib import Path
 
-from ..pipelines.bundling import (
-    LIBRARIES,
-    carried_sources,
-    own_file,
-    read_config,
-    read_index,
-    sibling_imports,
-    unstamped,
-    without_stamps,
-)
-from .bundle_checks import PACKAGE, check_keys, component_class
+from ..pipelines.bundle_files import own_file, read_config, read_index
+from ..pipelines.carried_code import LIBRARIES, carried_sources, sibling_imports, unstamped, without_stamps
+from .bundle_checks import PACKAGE, component_class, outside_classes
+from .config_checks import check_keys
 
 
 # bytes; the longest file of ours has a tenth of that
 LARGEST_SOURCE = 2**20
 
 
-def compare_code(folder, pipeline_class):
+def compare_code(folder, pipeline_class, classes=()):
     """How the code that a bundle carries, or leads to, differs from that of installed classes; none of it is run.
 
     Args:
         folder: a bundle.
         pipeline_class: the installed class that it names.
+        classes: of networks from outside this package, by which the caller opens it.
 
     Returns:
         {path in the folder: verdict}: "same", or "differs"; "unknown" for code, or a component, that this release
         doesn't have, or a config that leads to code; "missing" for a file that isn't there; "outside" for what leads
         out of the folder, as links do.
     """
-    index, classes, places, verdicts = read_index(folder), {}, {}, {}
+    index, known, places, verdicts = read_index(folder), {}, {}, {}
+    outside = outside_classes(index, classes)
     entries = {name: value for name, value in index.items() if isinstance(value, list) and name[:1] != "_"}
     for name, value in ({".": index["_class_name"]} | entries).items():
         if isinstance(value, list) and value != [None, None]:
-            classes[name] = pipeline_class if name == "." else known_class(name, value)
+            known[name] = pipeline_class if name == "." else outside.get(name) or known_class(name, value)
             places[name] = place_of_code(name, value)
-    classes |= {".": pipeline_class}
+    known |= {".": pipeline_class}
     installed = {
         os.path.normpath(os.path.join(where, f"{name}.py")): source
-        for where, cls in classes.items()
+        for where, cls in known.items()
         if cls is not None and cls.__module__.split(".")[0] not in LIBRARIES
         for name, source in carried_sources(cls).items()
     }
@@ -69,7 +64,7 @@ def compare_code(folder, pipeline_class):
     for name, place in places.items():
         if place is None:
             verdicts[name] = "outside"
-        elif classes[name] is None:
+        elif known[name] is None:
             verdicts[place] = "unknown"
         elif place != name:
             wanted.add(place)

@@ -1,262 +1,33 @@
-"""Bundles: pipeline folders that carry their code (`pipelines.bundling`), their facts and a model card; to and from the
-Hub.
+"""Bundles to the Hub, and whether the code of one that is there is this release's.
 
-    python -m score_sde.sharing.hub runs/dit/pipeline somebody/model --private
-    python -m score_sde.sharing.hub verify somebody/model
+score-sde push runs/dit/pipeline somebody/model --private
+score-sde verify somebody/model
 """
 
-import argparse
-import json
 import os
 import re
-import shutil
-import sys
 import tempfile
 import warnings
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
-import torch
-from diffusers import ModelMixin
-from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
-from filelock import FileLock
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from .. import __version__, pipelines
-from ..pipelines.bundling import (
-    LIBRARIES,
-    BundleMixin,
-    fetch,
-    hub_errors,
-    own_file,
-    plain_component,
-    quoted,
-    read_index,
-    saved_class_name,
-    shortened,
-    sibling_imports,
-)
-from ..pipelines.writing import whole_folder, write_json
-from .bundle_checks import ROLES, weight_files, while_unchanged
+from ..pipelines.bundling import BundleMixin
+from ..pipelines.wording import few, quoted
+from .bundle_checks import check_classes
 from .bundle_code import compare_code
-from .model_card import check_metrics, check_repo_id, read_json, without_local_paths, write_card
+from .bundles import save_bundle
+from .downloading import fetch, hub_errors
+from .facts import check_repo_id
+from .model_card import write_card
+from .opening import installed_pipeline_class, while_unchanged
+from .pushed_files import files_to_push, left_out, published
 
 
-# precisions in which weights can be saved beside those that a pipeline has
-VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, variant=None, max_shard_size=None):
-    """Save a pipeline as a bundle; an existing one at this place is replaced, in one step, once the new one is whole.
-
-    Args:
-        pipeline: a pipeline of this package.
-        folder: where to write: model_index.json, weights as safetensors, code, README.md and what follows.
-        facts: how it was trained, a JSON-able dict, written to training.json; `training.loop.fit` returns one.
-        metrics: measurements, a list of dicts, written to metrics.json: see `model_card.check_metrics`.
-        sample_grid: a PNG file, copied to samples.png.
-        variant: "fp16" or "bf16", to save the weights in this precision, too, for `from_pretrained(..., variant=)`.
-        max_shard_size: of a file of weights, in bytes or as "5GB"; None for diffusers' default.
-
-    Returns:
-        The folder, absolute. Raises ValueError for another variant.
-    """
-    if variant is not None and variant not in VARIANTS:
-        raise ValueError(f"variant {quoted(variant)} is unknown; choose one of {', '.join(VARIANTS)}")
-    folder = os.path.abspath(folder)
-    shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    with bundle_lock(folder), whole_folder(folder) as partial:
-        pipeline.save_pretrained(partial, safe_serialization=True, **shards)
-        for name, component in pipeline.components.items():
-            component = plain_component(component)
-            if variant and isinstance(component, ModelMixin):
-                path = os.path.join(partial, name)
-                with open(os.path.join(path, component.config_name), "rb") as file:
-                    config = file.read()
-                narrow = type(component).from_pretrained(path, dtype=VARIANTS[variant])
-                narrow.save_pretrained(path, variant=variant, **shards)
-                with open(os.path.join(path, component.config_name), "wb") as file:
-                    file.write(config)  # without the path that it was loaded from
-        if facts:
-            write_json(os.path.join(partial, "training.json"), facts)
-        if metrics:
-            write_json(os.path.join(partial, "metrics.json"), list(metrics))
-        if sample_grid:
-            shutil.copyfile(sample_grid, os.path.join(partial, "samples.png"))
-        write_card(partial, name=os.path.basename(folder))
-    return folder
-
-
-def add_metrics(folder, metrics):
-    """Add measurements to a bundle's metrics.json and write its card anew. A measurement of the same name and settings
-    replaces the one before. Several processes may do so at once.
-
-    Raises ValueError for a measurement without provenance; nothing is written then.
-    """
-    check_metrics(metrics)
-    path = os.path.join(folder, "metrics.json")
-
-    def identity(metric):
-        return {
-            key: value
-            for key, value in metric.items()
-            # an explanation holds what else was found: errors, spread
-            if key not in ("value", "explanation", "command", "commit", "machine", "seconds")
-        }
-
-    new = list(metrics)
-    with bundle_lock(folder):
-        known = read_json(path) or []
-        check_metrics(known)
-        kept = [metric for metric in known if identity(metric) not in [identity(each) for each in new]]
-        write_json(path, kept + new)
-        write_card(folder)
-
-
-def bundle_lock(folder):
-    """Held by who reads a bundle and writes it anew: a hidden file beside it, which a kill releases."""
-    parent, name = os.path.split(os.path.abspath(folder))
-    return FileLock(os.path.join(parent, f".{name}.lock"))
-
-
-def load_bundle(folder_or_repo, **kwargs):
-    """Open a bundle with the installed classes, whichever pipeline of this package it holds; no code of it is run.
-
-    Takes the arguments of `DiffusionPipeline.from_pretrained` but those that would run code, or open other weights than
-    safetensors. Raises ValueError for a pipeline class that this package doesn't have, for a bundle that isn't sound
-    (`bundle_checks`), and where the Hub refuses, with what to do.
-    """
-    folder, kwargs = fetch(folder_or_repo, **kwargs)
-    return while_unchanged(folder, lambda: _pipeline_class(folder, folder_or_repo).from_pretrained(folder, **kwargs))
-
-
-def _pipeline_class(folder, folder_or_repo):
-    name = saved_class_name(read_index(folder))
-    if name not in pipelines.__all__:
-        raise ValueError(
-            f"{str(folder_or_repo)!r} holds a {shortened(name)}; this package has the pipelines "
-            f"{', '.join(pipelines.__all__)}"
-        )
-    return getattr(pipelines, name)
-
-
-def verify(folder_or_repo, **download):
-    """Compare the code that `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` could run from a bundle
-    with that of this release, file by file; none of it is run.
-
-    Takes `revision`, `token` and the other arguments of a download. Returns {path: verdict}, where the verdict is
-    "same", "differs", "unknown" for code, or a component, that this release doesn't have, "missing" for a file that
-    isn't there, or "outside" for what leads out of the folder, such as a link: see `bundle_code.compare_code`. Raises
-    ValueError as `load_bundle` does.
-    """
-    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
-    return compare_code(folder, _pipeline_class(folder, folder_or_repo))
-
-
-# what lies in a bundle beside its components
-CARD = ("README.md", "LICENSE", "training.json", "metrics.json", "samplers.json", "samples.png")
-KINDS = ("model_index.json", "config.json", "scheduler_config.json")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
-_VARIANT = re.compile(r"diffusion_pytorch_model(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
 # what would contradict the files that are pushed, where it is left over from what was pushed before
 _STALE = re.compile(
     r"\.safetensors(\.index.*\.json)?$|_[0-9a-f]{10}\.py$|^(training|metrics|samplers)\.json$|^samples\.png$"
 )
-
-
-def files_to_push(folder):
-    """The names, with /, of the files that a bundle, a model or a scheduler is made of: those that its index names, and
-    its card. Raises ValueError for a folder that is none of these, and for a file of it that is missing, or leads
-    elsewhere (`own_file`)."""
-    kind = next((name for name in KINDS if os.path.lexists(os.path.join(folder, name))), None)
-    if kind is None:
-        raise ValueError(f"{quoted(folder)} cannot be shared: it holds no {', '.join(KINDS[:-1])} or {KINDS[-1]}")
-    found = [os.path.join(folder, name) for name in CARD if os.path.lexists(os.path.join(folder, name))]
-    if kind != "model_index.json":
-        found += component_files(folder)
-    else:
-        index = read_index(folder)
-        found.append(own_file(folder, kind))
-        if isinstance(index["_class_name"], list):
-            found += code_files(folder, index["_class_name"][0])
-        for name, value in index.items():
-            if not isinstance(value, list) or name.startswith("_") or value == [None, None]:
-                continue
-            if name not in ROLES or len(value) != 2:
-                raise ValueError(f"{folder}/model_index.json: {quoted(name)} is no component that can be shared")
-            found += component_files(folder, name)
-            if value[0] not in LIBRARIES:
-                found += code_files(folder, value[0], name)
-    if os.path.join(folder, "README.md") in found:
-        card = Path(own_file(folder, "README.md")).read_text(encoding="utf-8", errors="replace")
-        for name in os.listdir(folder):
-            # not one whose name is the end of another's
-            if name.lower().endswith(PICTURES) and re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", card):
-                found.append(os.path.join(folder, name))
-    names = sorted({os.path.relpath(path, folder).replace(os.sep, "/") for path in found})
-    for name in names:
-        own_file(folder, *name.split("/"))
-    return names
-
-
-def component_files(folder, *place):
-    """The paths of the config of a component, and of the weights of a model in every precision."""
-    config = next((name for name in KINDS[1:] if os.path.lexists(os.path.join(folder, *place, name))), None)
-    if config is None:
-        raise ValueError(f"{os.path.join(folder, *place)} holds no {KINDS[1]} or {KINDS[2]}: save it anew")
-    found = [own_file(folder, *place, config)]
-    if config == "config.json":
-        names = os.listdir(os.path.join(folder, *place))
-        variants = sorted({match[1] or match[2] for match in map(_VARIANT.fullmatch, names) if match})
-        if not variants or {SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME}.intersection(names):
-            variants.append(None)
-        for variant in variants:
-            files, indexed = weight_files(folder, place, variant)
-            infix = f".{variant}" if variant else ""
-            index = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f"{infix}.json")
-            found += files + ([] if indexed is None else [own_file(folder, *place, index)])
-    return found
-
-
-def code_files(folder, module, *place):
-    """The paths of the file of a module that a bundle carries, and of those beside it that it imports."""
-    found, pending = [], [module]
-    while pending:
-        path = own_file(folder, *place, f"{pending.pop()}.py")
-        if path not in found:
-            found.append(path)
-            pending += sibling_imports(Path(path).read_text(encoding="utf-8", errors="replace"))
-    return found
-
-
-def left_out(folder, names):
-    """What lies in a folder beside the files of these names: files, and folders with a slash at their end."""
-    places = {os.path.dirname(name) for name in names}
-    others = []
-    for place in sorted(places):
-        for entry in sorted(os.scandir(os.path.join(folder, place)), key=lambda each: each.name):
-            name = os.path.join(place, entry.name).replace(os.sep, "/")
-            if entry.is_dir(follow_symlinks=False):
-                others += [] if any(each == name or each.startswith(f"{name}/") for each in places) else [f"{name}/"]
-            elif name not in names:
-                others.append(name)
-    return others
-
-
-def published(path):
-    """What of a file is published: of weights the file, of configs and facts all but the paths of this machine."""
-    name = os.path.basename(path)
-    if name.endswith(".safetensors"):
-        return path
-    content = Path(path).read_bytes()
-    if name in ("training.json", "metrics.json", "samplers.json", *KINDS):
-        value = read_json(path)
-        public = without_local_paths(value) if name not in KINDS else value
-        if name in KINDS and isinstance(value, dict):
-            public = {key: each for key, each in value.items() if key != "_name_or_path"}
-        if public != value:
-            content = (json.dumps(public, indent=2) + "\n").encode()
-    return content
 
 
 @contextmanager
@@ -335,7 +106,7 @@ def push_to_hub(
 
     names, operations, others = while_unchanged(folder, read)
     if others:
-        warnings.warn(f"not pushed, as it doesn't belong to what {folder!r} holds: {shown_names(others)}", stacklevel=2)
+        warnings.warn(f"not pushed, as it doesn't belong to what {folder!r} holds: {few(others, 10)}", stacklevel=2)
     places, api, commit = {os.path.dirname(name) for name in names}, HfApi(token=token), None
     with hub_errors(OSError, f"{repo_id} was not pushed", token), repo_to_push_to(api, repo_id, private):
         if tag is not None and tag in [each.name for each in api.list_repo_refs(repo_id).tags]:
@@ -361,53 +132,16 @@ def push_to_hub(
     return address
 
 
-def shown_names(names, limit=10):
-    """The first names of many, for a message."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def verify(folder_or_repo, classes=(), **download):
+    """Compare the code that `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` could run from a bundle
+    with that of this release, file by file; none of it is run.
 
-
-def main(argv=None):
-    argv, name = sys.argv[1:] if argv is None else argv, "python -m score_sde.sharing.hub"
-    command = argv[0] if argv[:1] in (["push"], ["verify"]) else None
-    if command == "verify":
-        parser = argparse.ArgumentParser(f"{name} verify", description="Compare a bundle's code with this release's.")
-        parser.add_argument("folder_or_repo", help="a bundle, or somebody/model on the Hub")
-        parser.add_argument("--revision", default="main", help="branch, tag or commit (default: %(default)s)")
-    else:
-        parser = argparse.ArgumentParser(
-            name,
-            description="Upload a bundle, a model or a scheduler to the Hub.",
-            epilog=f"{name} verify --help: whether the code in a bundle is this release's. A folder called verify is "
-            f"pushed by `{name} push verify somebody/model`, or as ./verify",
-        )
-        parser.add_argument("source", metavar="folder", help="such as the pipeline folder of a training run")
-        parser.add_argument("repo_id", help="somebody/model; made if it doesn't exist")
-        parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
-        parser.add_argument("--revision", help="branch, made if it doesn't exist (default: main)")
-        parser.add_argument("--commit_message", help="(default: the name of the folder)")
-        parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-        parser.add_argument("--tag", help="a tag for the new commit")
-    arguments = vars(parser.parse_args(argv[1:] if command else argv))
-    try:
-        if command != "verify":
-            print(push_to_hub(**arguments))
-            return
-        verdicts = verify(**arguments)
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    for path, verdict in verdicts.items():
-        # a file's name may hold what a terminal would obey
-        print(f"{verdict:8} {''.join(each if each.isprintable() else repr(each)[1:-1] for each in path)}")
-    others = sum(verdict != "same" for verdict in verdicts.values())
-    if others:
-        print(
-            f"{others} of {len(verdicts)} files are not those of score-sde {__version__}: of another release, or "
-            f"changed by somebody. Read them before you pass trust_remote_code=True; load_bundle runs none of them"
-        )
-        raise SystemExit(1)
-    print(f"all {len(verdicts)} files are those of score-sde {__version__}")
-
-
-if __name__ == "__main__":
-    main()
+    Takes `revision`, `token` and the other arguments of a download, and `classes`, those of networks from outside this
+    package, whose code is compared with that of the class. Returns {path: verdict}, where the verdict is
+    "same", "differs", "unknown" for code, or a component, that this release doesn't have, "missing" for a file that
+    isn't there, or "outside" for what leads out of the folder, such as a link: see `bundle_code.compare_code`. Raises
+    ValueError as `load_bundle` does.
+    """
+    check_classes(classes)
+    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
+    return compare_code(folder, installed_pipeline_class(folder), classes)

@@ -1,18 +1,16 @@
 """A page on which a model draws: here, or as a Space on the Hub.
 
-    python -m score_sde.sharing.space runs/dit/pipeline
-    python -m score_sde.sharing.space somebody/model --folder space
-    python -m score_sde.sharing.space somebody/model --push somebody/space
+    score-sde space runs/dit/pipeline
+    score-sde space somebody/model --folder space
+    score-sde space somebody/model --push somebody/space
 
 The first line opens it on this machine (`pip install 'score-sde[space]'`), running no code of the folder. The others
 write and push a Space, which needs neither this package nor its own copy of the weights: it opens the model's repo by
 diffusers with the code that the repo carries.
 """
 
-import argparse
 import os
 import shutil
-import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,11 +18,12 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCardData
 
 from ..pipelines import ScoreSDEPipeline
-from ..pipelines.bundling import hub_errors, quoted
+from ..pipelines.wording import quoted
 from ..pipelines.writing import whole_folder
 from . import space_app
+from .downloading import hub_errors
+from .facts import check_repo_id, model_name
 from .hub import repo_to_push_to
-from .model_card import check_repo_id, model_name
 
 
 APP = '''\
@@ -110,29 +109,10 @@ def push_space(repo_id, model, private=None, token=None):
     return commit.commit_url
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser("python -m score_sde.sharing.space", description="A page on which a model draws.")
-    parser.add_argument("model", help="a bundle: a folder, or a repo on the Hub")
-    parser.add_argument("--folder", help="write the Space into this folder instead of opening the page")
-    parser.add_argument("--push", metavar="SPACE", help="push it to this Space, somebody/space, instead")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new Space private")
-    parser.add_argument("--port", type=int, help="of the page here (default: the first free one from 7860)")
-    options = parser.parse_args(argv)
-    try:
-        if options.push:
-            print(push_space(options.push, options.model, options.private))
-        elif options.folder:
-            print(write_space(options.folder, options.model))
-        elif installed_version("gradio") is None:
-            raise ValueError("the page needs gradio: pip install 'score-sde[space]'")
-        else:
-            title = model_name(options.model, os.path.basename(options.model.rstrip("/")))
-            page = space_app.page(ScoreSDEPipeline.from_pretrained(options.model), title)
-            page.launch(server_port=options.port)
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()
+def open_page(model, port=None):
+    """Serve the page of a model on this machine, on a port or the first free one from 7860, until it is interrupted.
+    Raises ValueError without gradio."""
+    if installed_version("gradio") is None:
+        raise ValueError("the page needs gradio: pip install 'score-sde[space]'")
+    title = model_name(model, os.path.basename(model.rstrip("/")))
+    space_app.page(ScoreSDEPipeline.from_pretrained(model), title).launch(server_port=port)

@@ -1,6 +1,6 @@
 """The page of a Space: a model draws, and one of its images is shown on the way from noise.
 
-`python -m score_sde.sharing.space` opens it on this machine. A Space carries this file; it needs torch, diffusers and
+`score-sde space` opens it on this machine. A Space carries this file; it needs torch, diffusers and
 gradio.
 """
 

@@ -1,0 +1,29 @@
+"""Values in messages: of bounded length, whatever they are."""
+
+
+def shortened(text):
+    """What a message says of a text that may be of any length."""
+    text = str(text)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def quoted(value):
+    """A value in a message, of bounded length."""
+    return shortened(repr(value))
+
+
+def few(names, most=3):
+    """A list of names as text, of many the first ones and their number."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def unknown(name, value, choices):
+    """What is said of a value that is not among those that there are."""
+    return f"{name} {quoted(value)} is unknown; choose one of {', '.join(map(str, choices))}"
+
+
+def check_choice(name, value, choices):
+    """Raise ValueError for a value that is not among the choices, with these."""
+    if value not in choices:
+        raise ValueError(unknown(name, value, choices))

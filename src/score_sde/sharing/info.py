@@ -1,0 +1,130 @@
+"""What a bundle is, from its small files alone: nothing of it is built or run, no weights are downloaded."""
+
+import inspect
+import math
+import os
+import re
+
+from huggingface_hub import HfApi
+from safetensors import safe_open
+
+from .. import __version__
+from ..pipelines.bundle_files import read_index, saved_class_name
+from ..pipelines.wording import few
+from ..schedulers.paths import SDE_TYPES
+from .bundle_code import known_class
+from .downloading import fetch, hub_errors
+from .facts import read_facts, read_json
+from .hub import verify
+from .markdown import one_line
+from .model_card import training_rows
+
+
+def describe(folder_or_repo, **download):
+    """What is known of a bundle, as a JSON-able dict; what its files don't tell is left out.
+
+    Takes `revision`, `token` and the other arguments of a download. Raises ValueError as `load_bundle` does.
+
+    Returns:
+        pipeline: the name of its class.
+        path: {"sde_type": ..., its numbers that are not the defaults}.
+        prediction: what the network predicts.
+        sampler: {argument: value} of the scheduler's other arguments that are not the defaults.
+        components: {name: {"class", "arguments" that are not the defaults, "parameters", a number}}.
+        classes: their names.
+        training: {name: text}, the rows of the card.
+        metrics: measurements, as metrics.json holds them.
+        code: {path: verdict} of the code that it carries, see `verify`.
+    """
+    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
+    index = read_index(folder)
+    components = {
+        name: value for name, value in index.items() if name[0] != "_" and isinstance(value, list) and value[1]
+    }
+    facts = {"pipeline": saved_class_name(index)}
+    if "scheduler" in components:
+        scheduler = known_class("scheduler", components.pop("scheduler"))
+        given = arguments(os.path.join(folder, "scheduler", "scheduler_config.json"), scheduler)
+        numbers = (
+            inspect.signature(SDE_TYPES[given["sde_type"]]).parameters if given.get("sde_type") in SDE_TYPES else {}
+        )
+        facts["path"] = {name: given.pop(name) for name in ("sde_type", *numbers) if name in given}
+        facts["prediction"] = given.pop("prediction_type", None)
+        facts["sampler"] = given
+    facts["components"] = {}
+    for name, (_, class_name) in components.items():
+        own = arguments(os.path.join(folder, name, "config.json"), known_class(name, components[name]))
+        facts["components"][name] = {"class": class_name, "arguments": own}
+        parameters = count_parameters(folder_or_repo, folder, name, **download)
+        facts["components"][name] |= {"parameters": parameters} if parameters else {}
+    labels = index.get("id2label") or {}
+    facts["classes"] = [labels[number] for number in sorted(labels, key=int)]
+    facts["training"] = dict(training_rows(read_facts(folder)))
+    facts["metrics"] = read_json(os.path.join(folder, "metrics.json")) or []
+    facts["code"] = verify(folder)
+    return facts
+
+
+def arguments(path, cls):
+    """{argument: value} of a config that are not the defaults of its class, None for one that isn't known; in any case
+    what says which path and prediction a scheduler has."""
+    given = {name: value for name, value in (read_json(path) or {}).items() if name[0] != "_" and value is not None}
+    defaults = inspect.signature(cls.__init__).parameters if cls else {}
+    return {
+        name: value
+        for name, value in given.items()
+        if name in ("sde_type", "prediction_type") or name not in defaults or defaults[name].default != value
+    }
+
+
+def count_parameters(folder_or_repo, folder, name, revision=None, token=None, **_):
+    """The number of a component's weights, by the headers of its safetensors files; 0 where there are none.
+
+    Args:
+        folder: where the bundle's small files are, and maybe its weights.
+    """
+    # a variant has a second dot
+    weights = re.compile(rf"{re.escape(name)}/[^./]+\.safetensors")
+    place = os.path.join(folder, name)
+    local = [f"{name}/{file}" for file in (os.listdir(place) if os.path.isdir(place) else [])]
+    count = 0
+    if any(map(weights.fullmatch, local)) or os.path.isdir(folder_or_repo):
+        for path in filter(weights.fullmatch, local):
+            with safe_open(os.path.join(folder, path), framework="pt") as file:
+                count += sum(math.prod(file.get_slice(each).get_shape()) for each in file.keys())  # noqa: SIM118
+        return count
+    api = HfApi(token=token)
+    with hub_errors(ValueError, f"the weights of {folder_or_repo!r} cannot be counted", token):
+        for path in filter(weights.fullmatch, api.list_repo_files(folder_or_repo, revision=revision)):
+            header = api.parse_safetensors_file_metadata(folder_or_repo, path, revision=revision)
+            count += sum(header.parameter_count.values())
+    return count
+
+
+def as_text(facts):
+    """What `describe` found, a fact per line."""
+
+    def listed(values):
+        return ", ".join(f"{name} {value}" for name, value in values.items())
+
+    rows = [("pipeline", facts["pipeline"])]
+    if "path" in facts:
+        numbers = dict(facts["path"])
+        rows += [("path", " ".join([numbers.pop("sde_type", "unknown"), listed(numbers)]))]
+        rows += [("prediction", facts["prediction"]), ("sampler", listed(facts["sampler"]) or "as by default")]
+    for name, each in facts["components"].items():
+        count = f"{each['parameters']:,} parameters" if "parameters" in each else "no weights here"
+        rows.append((name, ", ".join([each["class"], count, *listed(each["arguments"]).split(", ")]).rstrip(", ")))
+    if facts["classes"]:
+        rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
+    rows += facts["training"].items()
+    settings = ("n", "split", "nfe", "sampler", "guidance_scale", "dataset")
+    for each in facts["metrics"]:
+        how = listed({name: each[name] for name in settings if name in each})
+        rows.append(("measured", f"{each['name']}: {each['value']} ({how})"))
+    whose = f"all those of score-sde {__version__}"
+    others = [f"{path} ({verdict})" for path, verdict in facts["code"].items() if verdict != "same"]
+    if others:
+        whose = f"{len(others)} not those of score-sde {__version__}: {few(others, 10)}"
+    rows.append(("code", f"{len(facts['code'])} files, {whose}" if facts["code"] else "none"))
+    return "\n".join(f"{one_line(name):28} {one_line(value)}" for name, value in rows)

@@ -1,0 +1,364 @@
+"""The command `score-sde`: every subcommand on a tiny model, its errors, its processes, and all of it from a wheel."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+from places import CONFIGS, ROOT, TRAINING
+
+import score_sde
+from score_sde import cli, load_bundle
+from score_sde.training import train
+from score_sde.training.parts.launching import accelerate_config, is_to_launch, split_arguments
+from score_sde.training.parts.options import WORK_BEGUN, installed_configs
+
+
+COMMANDS = [
+    *("quick-start", "train", "train-autoencoder", "train-classifier", "encode-latents", "evaluate"),
+    *("reconstruct-ema", "share-latents", "sample", "info", "calibrate"),
+    *("push", "verify", "card", "convert", "space", "env"),
+]
+TINY = [
+    *("--resolution", "8", "--image_channels", "1", "--batch_size", "4", "--lr_warmup_steps", "0"),
+    *("--sample_num_images", "2", "--sample_num_inference_steps", "2", "--max_train_steps", "2"),
+    *("--network_kwargs", "{patch_size: 2, hidden_size: 16, num_layers: 1, num_attention_heads: 2}"),
+]
+
+
+@pytest.fixture(autouse=True)
+def own_process(monkeypatch):
+    """A command may set what belongs to its process."""
+    monkeypatch.setattr(sys, "argv", ["score-sde"])
+    WORK_BEGUN.clear()
+
+
+def run(*argv, status=0):
+    with pytest.raises(SystemExit) as exit:
+        cli.main([str(each) for each in argv])
+    assert (exit.value.code or 0) == status
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A pipeline folder that `score-sde train` wrote."""
+    folder = tmp_path_factory.mktemp("train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["score-sde"])
+        run("train", *TINY, "--output_dir", folder / "run")
+    return folder / "run" / "pipeline"
+
+
+def test_help_names_every_command_and_imports_nothing_slow():
+    code = "import sys; from score_sde.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    listed = re.findall(r"^  ([a-z-]+)  ", result.stdout.split("Commands:")[1], re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+    assert not {"torch", "diffusers", "transformers"} & set(result.stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_help(command, capsys):
+    run(command, "--help")
+    assert f"score-sde {command}" in capsys.readouterr().out
+
+
+def test_a_training_command_writes_its_name_on_the_card(pipeline):
+    facts = json.loads((pipeline / "training.json").read_text())
+    assert facts["command"].startswith("score-sde train --resolution 8")
+
+
+def test_installed_configurations_are_listed_and_found_by_name(capsys):
+    for command, kind in (("train", "diffusion"), ("evaluate", "evaluation"), ("encode-latents", "latents")):
+        run(command, "--list")
+        listed = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in listed] == list(installed_configs(kind))
+        assert all(len(line.split()) > 3 for line in listed)  # each says what it is
+    run("train", "quick_start/diffusion", "--max_train_steps", "0", status=2)
+    assert capsys.readouterr().err == "score-sde train: error: max_train_steps 0 must be at least 1\n"
+
+
+def test_samples_are_those_of_their_seeds_in_any_batches(pipeline, tmp_path, capsys):
+    options = ("--classes", "Dress", "8", "--steps", 3, "--guidance", 1.5, "--num-images", 5, "--seed", 7)
+    run("sample", pipeline, *options, "--output", tmp_path / "one.png")
+    run("sample", pipeline, *options, "--batch_size", 2, "--output", tmp_path / "two.png")
+    one, two = (np.asarray(Image.open(tmp_path / f"{name}.png"), float) for name in ("one", "two"))
+    assert np.abs(one - two).max() <= 1
+    pipe = load_bundle(pipeline)
+    image = pipe(
+        class_labels=["Bag"], guidance_scale=1.5, num_inference_steps=3, generator=torch.Generator().manual_seed(10)
+    ).images[0]
+    # the classes in turn, a column each: image 3, of seed 7 + 3, is the second of the second row
+    assert one.shape == (3 * 64, 2 * 64, 3)
+    assert np.abs(one[64::8, 64::8, 0][:8] - np.asarray(image, float)).max() <= 1
+    run(
+        "sample",
+        pipeline,
+        "--steps",
+        2,
+        "--predictor",
+        "euler",
+        "--dtype",
+        "bfloat16",
+        "--output",
+        tmp_path / "all.png",
+    )
+    assert Image.open(tmp_path / "all.png").size == (10 * 64, 64)
+
+
+def test_info_says_what_a_pipeline_is(pipeline, capsys):
+    run("info", pipeline, "--json")
+    facts = json.loads(capsys.readouterr().out)
+    denoiser = load_bundle(pipeline).denoiser
+    assert facts["components"]["transformer"]["parameters"] == sum(each.numel() for each in denoiser.parameters())
+    assert facts["components"]["transformer"]["arguments"]["hidden_size"] == 16
+    assert facts["path"] == {"sde_type": "vp"} and facts["prediction"] == "v_prediction"
+    assert facts["classes"][3] == "Dress" and set(facts["code"].values()) == {"same"}
+    assert facts["training"]["data"] == "fashion_mnist_10k"
+    run("info", pipeline)
+    text = capsys.readouterr().out
+    assert re.search(r"^transformer +DiTModel, [\d,]+ parameters, .*hidden_size 16", text, re.MULTILINE)
+    assert re.search(rf"^code .*all those of score-sde {score_sde.__version__}", text, re.MULTILINE)
+
+
+def test_info_builds_no_model(pipeline, monkeypatch, capsys):
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda self: pytest.fail("a model is built"))
+    run("info", pipeline)
+
+
+def test_info_of_measured_figures_without_weights(capsys):
+    """As the folders in model_cards are."""
+    run("info", ROOT / "model_cards" / "quick_start")
+    text = capsys.readouterr().out
+    assert "no weights here" in text and "(missing)" in text
+    assert re.search(
+        r"^measured +classifier accuracy on samples: 0\.904 \(n 500, .*guidance_scale 1\.5", text, re.MULTILINE
+    )
+
+
+def test_times_are_calibrated_in_the_folder(pipeline, tmp_path, capsys):
+    before = json.loads((pipeline / "scheduler" / "scheduler_config.json").read_text())
+    try:
+        run("calibrate", pipeline, "--nfe", 2, 3, "--num_samples", 1)
+        after = json.loads((pipeline / "scheduler" / "scheduler_config.json").read_text())
+        assert set(after.pop("calibration")) == {"2", "3"}
+        assert after == {name: value for name, value in before.items() if name != "calibration"}
+        assert set(load_bundle(pipeline).scheduler.config.calibration) == {"2", "3"}
+    finally:
+        (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(before))
+    assert "3 network evaluations: error" in capsys.readouterr().out
+
+
+def test_verify_and_card(pipeline, capsys):
+    run("verify", pipeline)
+    assert "files are those of score-sde" in capsys.readouterr().out
+    (pipeline / "README.md").unlink()
+    run("card", pipeline, "--repo-id", "me/model")
+    assert "me/model" in (pipeline / "README.md").read_text()
+    changed = next(pipeline.glob("pipeline_score_sde_*.py"))
+    source = changed.read_text()
+    changed.write_text(source + "\n")
+    run("verify", pipeline, status=1)
+    changed.write_text(source)
+    assert f"differs  {changed.name}" in capsys.readouterr().out
+
+
+def test_the_report_of_the_environment_names_versions_and_no_place(capsys):
+    run("env")
+    lines = dict(line[2:].split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["torch"] == torch.__version__ and lines["score-sde"] == score_sde.__version__
+    assert not any(os.sep + "home" in value or os.path.expanduser("~") in value for value in lines.values())
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (["trian"], "score-sde: error: No such command 'trian'"),
+        (["sample"], "score-sde sample: error: Missing argument 'FOLDER_OR_REPO'"),
+        (["sample", "a/b/c"], "score-sde sample: error: 'a/b/c' is neither a folder nor the id of a repo"),
+        (
+            ["sample", "PIPELINE", "--classes", "dres"],
+            "score-sde sample: error: class 'dres' is unknown, did you mean Dress?",
+        ),
+        (["sample", "PIPELINE", "--classes", "10"], "Ankle boot, or 0 to 9"),
+        (["sample", "PIPELINE", "--output", "no/such/x.png"], "--output 'no/such/x.png': there is no such folder"),
+        (["sample", "PIPELINE", "--device", "gpu"], "--device gpu: "),
+        (["sample", "PIPELINE", "--dtype", "int8"], "--dtype 'int8' is unknown; choose one of float32, "),
+        (["sample", "PIPELINE", "--predictor", "huen"], "predictor 'huen' is unknown; choose one of "),
+        (["calibrate", "me/model"], "score-sde calibrate: error: 'me/model' is no folder"),
+        (["push", "nowhere", "x/y/z"], "score-sde push: error: repo id 'x/y/z'"),
+        (["card", "nowhere"], "score-sde card: error: "),
+        (["env", "--nope"], "score-sde env: error: No such option: --nope"),
+        (["train", "quick_start/difusion"], "quick_start/latents, did you mean quick_start/diffusion?"),
+        (["train", "--learnign_rate", "1"], "score-sde train: error: --learnign_rate is unknown, did you mean"),
+        (["train", "--num_processes", "2", "--config_file", "eigth_gpus"], "did you mean eight_gpus?"),
+        (["reconstruct-ema", "run"], "score-sde reconstruct-ema: error: "),
+        (["share-latents", "nowhere", "me/latents"], "score-sde share-latents: error: "),
+        (["quick-start", "--nope"], "score-sde quick-start: error: "),
+        (["convert", "dit"], "score-sde convert"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors_are_one_line_and_status_2(argv, error, pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(*[str(pipeline) if each == "PIPELINE" else each for each in argv], status=2)
+    captured = capsys.readouterr()
+    [line] = [each for each in captured.err.splitlines() if not re.search(r"Loading pipeline|^$", each)]
+    assert error in line
+
+
+@pytest.mark.parametrize("argv", [["--traceback", "card", "nowhere"], ["card", "nowhere", "--traceback"]])
+def test_the_traceback_is_shown_where_it_is_asked_for(argv):
+    with pytest.raises((OSError, ValueError)):
+        cli.main(argv)
+
+
+def test_faults_of_the_code_are_named_and_those_of_a_running_training_keep_their_traceback(monkeypatch, capsys):
+    def fault(*_):
+        raise KeyError("weights")
+
+    monkeypatch.setattr(train, "main", fault)
+    run("train", status=2)
+    assert capsys.readouterr().err == "score-sde train: error: KeyError: 'weights' (--traceback shows where)\n"
+
+    def later(*_):
+        WORK_BEGUN.set()
+        raise KeyError("weights")
+
+    monkeypatch.setattr(train, "main", later)
+    with pytest.raises(KeyError):
+        cli.main(["train"])
+
+
+def test_notices_of_libraries_are_silent(tmp_path, caplog):
+    for name, _ in cli.NOTICES:
+        logging.getLogger(name).filters.clear()
+    small = {f"{side}_block_out_channels": (8, 8) for side in ("encoder", "decoder")}
+    AutoencoderTiny(**small, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).save_pretrained(tmp_path)
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    for each in loggers:
+        each.addHandler(caplog.handler)
+    try:
+        AutoencoderTiny.from_pretrained(tmp_path)
+        assert "will be ignored" in caplog.text  # as libraries are
+        caplog.clear()
+        cli.silence_notices()
+        AutoencoderTiny.from_pretrained(tmp_path)
+        assert caplog.text == ""
+    finally:
+        for each in loggers:
+            each.removeHandler(caplog.handler)
+
+
+# --- several processes --------------------------------------------------------------------------------------------
+
+
+def test_options_of_the_launcher_are_told_from_those_of_the_script():
+    argv = (
+        "cifar10/diffusion --num_processes 2 --mixed_precision bf16 --multi-gpu --learning-rate 1 --accelerate_config=x"
+    )
+    own, launching = split_arguments(train.TrainConfig, argv.split())
+    assert own == ["cifar10/diffusion", "--mixed_precision", "bf16", "--learning-rate", "1"]
+    assert launching == ["--num_processes", "2", "--multi-gpu", "--config_file=x"]
+
+
+def test_one_process_without_options_of_the_launcher_is_this_one(monkeypatch, tmp_path):
+    for name in ("LOCAL_RANK", "SCORE_SDE_LAUNCHED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("score_sde.training.parts.launching.default_config_file", str(tmp_path / "config.yaml"))
+    assert not is_to_launch([]) and is_to_launch(["--num_processes", "2"])
+    (tmp_path / "config.yaml").write_text("")
+    assert is_to_launch([])
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert not is_to_launch(["--num_processes", "2"])
+
+
+def test_configurations_of_accelerate_are_found_by_name(tmp_path):
+    assert os.path.samefile(accelerate_config("one_gpu"), CONFIGS / "accelerate" / "one_gpu.yaml")
+    (tmp_path / "own.yaml").write_text("")
+    assert accelerate_config(str(tmp_path / "own.yaml")) == str(tmp_path / "own.yaml")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 2), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
+def test_a_signal_ends_all_processes_with_a_checkpoint_and_status_75(number, processes, tmp_path):
+    command = [sys.executable, "-m", "score_sde.cli", "train", *TINY, "--max_train_steps", "100000"]
+    command += ["--num_processes", str(processes), "--output_dir", str(tmp_path / "run"), "--logging_steps", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    for line in iter(lambda: process.stderr.read(200), ""):
+        if "loss=" in line:
+            break
+    assert process.poll() is None
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+    step = int(re.search(r"told to stop: step (\d+); go on by", output)[1])
+    assert "`score-sde train --resolution 8" in output and f"--num_processes {processes}" in output
+    assert "--resume_from_checkpoint latest`" in output and "Traceback" not in errors
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").is_dir()
+
+
+@pytest.mark.slow
+def test_the_status_of_processes_that_fail_is_theirs(tmp_path):
+    command = [sys.executable, "-m", "score_sde.cli", "train", "--num_processes", "2", "--dataset", "no/such_data"]
+    result = subprocess.run([*command, "--output_dir", tmp_path], capture_output=True, text=True)
+    assert result.returncode == 2 and "score-sde train: error: dataset 'no/such_data'" in result.stderr
+    assert "Traceback" not in result.stderr and "ChildFailedError" not in result.stderr
+
+
+def test_scripts_that_are_run_by_path_hide_no_package():
+    code = (
+        f"import sys; sys.path.insert(0, {str(TRAINING)!r})\n"
+        "import importlib.util; assert importlib.util.find_spec('evaluate')\n"
+        "import score_sde.training; assert not importlib.util.find_spec('evaluate')"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- from a wheel -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_everything_works_from_a_wheel_in_an_empty_folder(tmp_path):
+    """In a fresh environment, which sees the packages of this one."""
+
+    def succeed(*command, **options):
+        result = subprocess.run(command, capture_output=True, text=True, **options)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout + result.stderr
+
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    succeed(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "wheel", ROOT, cwd=tmp_path)
+    [wheel] = (tmp_path / "wheel").glob("score_sde-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "score_sde/training/configs/quick_start/diffusion.yaml" in names and "score_sde/py.typed" in names
+    succeed(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    [packages] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    succeed(*pip, "install", "--no-deps", "--no-index", "--target", packages, wheel)
+    others = [each for each in sys.path if each.endswith("site-packages")]
+    (packages / "others.pth").write_text("\n".join(others) + "\n")
+    python, empty = tmp_path / "venv" / "bin" / "python", tmp_path / "empty"
+    empty.mkdir()
+    where = succeed(python, "-c", "import score_sde; print(score_sde.__file__)", cwd=empty)
+    assert where.startswith(str(packages))
+    command = [packages / "bin" / "score-sde"]
+    command[0].write_text(re.sub("^#!.*", f"#!{python}", command[0].read_text()))
+
+    assert "quick-start" in succeed(*command, "--help", cwd=empty)
+    assert "quick_start/diffusion" in succeed(*command, "train", "--list", cwd=empty)
+    succeed(*command, "train", "quick_start/diffusion", *TINY, "--output_dir", "run", cwd=empty)
+    succeed(*command, "sample", "run/pipeline", "--classes", "Dress", "Bag", "--steps", "2", cwd=empty)
+    assert Image.open(empty / "samples.png").size == (128, 64)
+    assert "DiTModel" in succeed(*command, "info", "run/pipeline", cwd=empty)
+    assert sorted(os.listdir(empty)) == ["run", "samples.png"]

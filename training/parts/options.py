@@ -1,0 +1,284 @@
+"""Options of the training scripts: dataclasses filled from a YAML file and the command line.
+
+    score-sde train quick_start/diffusion --learning_rate 1e-4
+
+Every field of a dataclass is a key of the YAML file and an option of the command line, which wins. A file is named by
+its path, or by its name in training/configs/.
+"""
+
+import argparse
+import difflib
+import glob
+import inspect
+import json
+import os
+import re
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from typing import get_args
+
+import yaml
+
+
+# headings of --help, in their order; a script may have others, which follow
+GROUPS = (
+    "data",
+    "network",
+    "path and objective",
+    "optimisation",
+    "run",
+    "samples and logs",
+    "averaged weights",
+    "speed and memory",
+    "card and Hub",
+)
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Every option by one spelling and what it takes, with its default where it has one."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34)
+
+    def _format_action_invocation(self, action):
+        kind = {whole_number: " N", float: " X", str: " TEXT"}.get(action.type, "")
+        kind = " [false]" if action.default is True else kind
+        more = " ..." if action.nargs == "+" else ""
+        return action.option_strings[-1 if action.option_strings[0] == "-h" else 0] + kind + more
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False, "", [], "{}") else super()._get_help_string(action)
+
+
+def type_of(field):
+    """The type of one value of an option: X of X | None and of list[X]."""
+    return next((each for each in get_args(field.type) if each is not type(None)), field.type)
+
+
+def make_parser(config_class, everything=False):
+    """A parser of a config's options, in their groups; its help shows the common ones, or everything. The class says in
+    `configs` how its files in training/configs/ are called."""
+    shown = [each for each in fields(config_class) if everything or each.metadata["common"]]
+    shown = shown or fields(config_class)
+    more = len(fields(config_class)) - len(shown)
+    parser = OneLineParser(
+        usage="%(prog)s [CONFIG] [--option value ...]",
+        description=f"{config_class.__doc__} CONFIG is a YAML file of options, 'option: value', or the name of "
+        f"one that is installed; the command line wins.",
+        epilog=f"--help_all shows {more} more. `score-sde` also takes options of `accelerate launch`, such as "
+        f"--num_processes 8 or --config_file eight_gpus.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--help_all", "--help-all", action="help", help="show every option and exit")
+    parser.add_argument("--list", action="store_true", help="show the installed CONFIGs and exit")
+    own = [each.metadata["group"] for each in fields(config_class)]
+    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys([*GROUPS, *own])}
+    for each in fields(config_class):
+        kind = type_of(each)
+        groups[each.metadata["group"]].add_argument(
+            *dict.fromkeys([f"--{each.name}", f"--{each.name.replace('_', '-')}"]),
+            type={int: whole_number, bool: true_or_false}.get(kind, kind),
+            default=each.default_factory() if each.default is MISSING else each.default,
+            # a switch takes a value or none
+            **{"nargs": "?", "const": True} if kind is bool else {},
+            **{"nargs": "+"} if each.default is MISSING else {},
+            help=each.metadata["help"].replace("%", "%%") if each in shown else argparse.SUPPRESS,
+        )
+    return parser
+
+
+def parse(config_class, argv):
+    """A config from command-line arguments, the first of which may name a YAML file. Exits with a message that names
+    the value and what is allowed when anything is wrong, before any work."""
+    WORK_BEGUN.clear()
+    parser = make_parser(config_class, everything=bool({"--help_all", "--help-all"} & set(argv)))
+    known = {each.name: each for each in fields(config_class)}
+    name, arguments = config_and_options(argv)
+    try:
+        from_file = yaml_arguments(config_path(name), known) if name else []
+    except ValueError as error:
+        parser.error(str(error))
+    values, unknown = parser.parse_known_args(from_file + arguments)
+    if values.list:
+        for name, comment in installed_configs(config_class.configs).items():
+            print(f"{name:24} {comment}")
+        parser.exit()
+    del values.list
+    if unknown:
+        name, *_ = unknown[0].split("=")
+        parser.error(f"{name} is unknown{nearest(name, [f'--{each}' for each in known])}; --help_all lists all options")
+    config = config_class(**vars(values))
+    problems = list(config.problems())
+    if problems:
+        parser.error("; ".join(problems))
+    return config
+
+
+def config_and_options(argv):
+    """(the name of the YAML file or None, the other arguments) of a command line."""
+    named = bool(argv) and not argv[0].startswith("-")
+    return argv[0] if named else None, list(argv[named:])
+
+
+def config_path(name):
+    """The YAML file of this path, or of this name in training/configs/. Raises ValueError where there is neither."""
+    installed = os.path.join(CONFIGS, *f"{name}.yaml".split("/"))
+    if os.path.isfile(name) or not os.path.isfile(installed):
+        if not os.path.isfile(name) and not name.endswith((".yaml", ".yml")):
+            known = list(installed_configs())
+            raise ValueError(
+                f"{name!r} is neither a YAML file nor one that is installed: {', '.join(known)}{nearest(name, known)}"
+            )
+        return name
+    return installed
+
+
+def installed_configs(kind="*"):
+    """{name: the comment in its first line} of the YAML files in training/configs/ whose last part is `kind`."""
+    found = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(CONFIGS), "*", f"{kind}.yaml"))):
+        name = os.path.relpath(path, CONFIGS).removesuffix(".yaml").replace(os.sep, "/")
+        with open(path, encoding="utf-8") as file:
+            first = file.readline()
+        if not name.startswith("accelerate/"):
+            found[name] = first.removeprefix("#").strip() if first.startswith("#") else ""
+    return found
+
+
+def nearest(name, known):
+    """ ", did you mean ...", where a known name is near."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {found[0]}?" if found else ""
+
+
+def whole_number(text):
+    """A whole number as its text says it, 1000, 1_000 or 1e3. Raises argparse's error for others."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        if float(text).is_integer():
+            return int(float(text))
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+
+
+def true_or_false(text):
+    """Whether a text says so, in any case: true, yes or 1; false, no or 0. Raises argparse's error for others."""
+    for value, words in ((True, ("true", "yes", "1")), (False, ("false", "no", "0"))):
+        if text.lower() in words:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+class YamlLoader(yaml.SafeLoader):
+    """YAML whose 1e-4 is a number, as in JSON and YAML 1.2, and which names no key twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if twice:
+            raise yaml.YAMLError(f"{twice[0]!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def yaml_arguments(path, known):
+    """The key-value pairs of a YAML file as command-line arguments; `known`: {name: field}. Raises ValueError for what
+    is none of them."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file, YamlLoader) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read {path}: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold 'option: value' lines")
+    arguments = []
+    for key, value in values.items():
+        if key not in known:
+            near = nearest(str(key), list(known))
+            raise ValueError(f"{path}: option {key!r} is unknown{near}; the options are {', '.join(sorted(known))}")
+        if value is None and known[key].default is None:
+            continue
+        try:
+            texts = [option_text(each, known[key]) for each in (value if isinstance(value, list) else [value])]
+        except ValueError as error:
+            raise ValueError(f"{path}: {key} {error}") from None
+        arguments += [f"--{key}", *texts]
+    return arguments
+
+
+def option_text(value, field):
+    """A value of a YAML file as the command line says it. Raises ValueError where it has another type than the option
+    of that field."""
+    kind = type_of(field)
+    if isinstance(value, dict) and field.default == "{}":
+        return json.dumps(value)
+    taken = {float: (int, float), int: (int, float)}.get(kind, kind)
+    if isinstance(value, bool) is not (kind is bool) or not isinstance(value, taken):
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        quotes = ": write it in quotes, where it is meant as text" if kind is str else ""
+        raise ValueError(f"must be {names[kind]}; YAML reads {value!r} there{quotes}")
+    return str(value)
+
+
+def mapping(name, text):
+    """The mapping that an option holds as YAML, of which JSON is a part: {hidden_size: 64}. Raises ValueError, naming
+    the option, when it is none."""
+    try:
+        value = yaml.load(text, YamlLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} {text!r} is not YAML: {one_line(error)}") from None
+    # {a:1} is a key without a value
+    if not isinstance(value, dict) or not all(isinstance(key, str) and ":" not in key for key in value):
+        raise ValueError(f"{name} {text!r} must be a mapping, {{argument: value}}, with a space after the colon")
+    return value
+
+
+def arguments_of(network_class, name, text):
+    """As `mapping`, of arguments of a class. Raises ValueError for others, with the nearest name."""
+    value, known = mapping(name, text), inspect.signature(network_class).parameters
+    for each in value:
+        if each not in known:
+            near = nearest(each, list(known))
+            raise ValueError(f"{name}: {each!r} is no argument of {network_class.__name__}{near}")
+    return value
+
+
+# set by a script once everything is open and checked: from then on an error is no matter of its options alone
+WORK_BEGUN = threading.Event()
+
+
+@contextmanager
+def one_line_errors():
+    """What a script's `main` runs in: a ValueError or OSError before its work has begun (`WORK_BEGUN`) is a line on
+    stderr and exit status 2, as a wrong option is. Later ones keep their traceback."""
+    WORK_BEGUN.clear()
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if WORK_BEGUN.is_set():
+            raise
+        print(f"{os.path.basename(sys.argv[0])}: error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__
