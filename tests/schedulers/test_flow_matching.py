@@ -158,3 +158,51 @@ def test_published_levels_with_their_last_zero():
     assert ours.nfe == len(levels) - 1
     assert (ours.sigmas[:-1] / torch.tensor(levels[:-1]) - 1).abs().max() < 1e-3
     assert ours.sigmas[-1] == 0
+
+
+@pytest.fixture(scope="module")
+def flux_components():
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(4,), latent_channels=1, norm_num_groups=1, shift_factor=0.1, scaling_factor=1.5
+    )
+    absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    return {"transformer": transformer.eval(), "vae": vae.eval()} | absent
+
+
+def draw(components, scheduler, kind=diffusers.FluxPipeline, **arguments):
+    pipeline = kind(**components, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt_embeds=noise(1, 6, 32),
+        pooled_prompt_embeds=noise(1, 32),
+        height=16,
+        width=16,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+        **arguments,
+    ).images
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", [diffusers.FluxPipeline, diffusers.FluxImg2ImgPipeline], ids=["text", "image"])
+def test_flux_draws_the_same_with_our_scheduler(flux_components, kind, dynamic):
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
+    given = {"num_inference_steps": 6}
+    if kind is diffusers.FluxImg2ImgPipeline:
+        given |= {"image": noise(1, 3, 16, 16).clamp(0, 1), "strength": 0.6}
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    expected, found = (draw(flux_components, each, kind, **given) for each in (stock, ours))
+    assert expected.std() > 0.01
+    assert (expected - found).abs().max() < 1e-5
+    assert torch.isfinite(draw(flux_components, ScoreSDEScheduler.from_config(stock.config), kind, **given)).all()

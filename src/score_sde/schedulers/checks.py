@@ -32,8 +32,10 @@ NUMBERS = {
     "shift": (1e-3, 1e3, False),
     "shift_terminal": (1e-6, 0.999, False),
 }
-FLAGS = ("open_end", "denoise_final", "rescale_betas_zero_snr", "clip_sample", "thresholding", "use_dynamic_shifting")
-FLAGS += ("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas")
+FLAGS = (
+    *("open_end", "denoise_final", "rescale_betas_zero_snr", "clip_sample", "thresholding", "use_dynamic_shifting"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"),
+)
 # of one trajectory
 LARGEST_NFE = 10**5
 

@@ -519,7 +519,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         received = self.timestep(times)
         if self.path.levels and torch.equal(received, received.round()):
             received = received.long()
-        self.timesteps: torch.Tensor = received.to(device)
+        self.timesteps = received.to(device)
         levels = times if isinstance(self.path, LinearSDE) else torch.exp(-self.path.half_log_snr(times))
         # on the CPU, as the stock schedulers have them
         self.sigmas = torch.cat([levels, torch.zeros(1).to(levels)]).float()
