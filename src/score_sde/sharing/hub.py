@@ -1,7 +1,7 @@
 """Bundles to the Hub, and whether the code of one that is there is this release's.
 
-    score-sde push runs/dit/pipeline somebody/model --private
-    score-sde verify somebody/model
+score-sde push runs/dit/pipeline somebody/model --private
+score-sde verify somebody/model
 """
 
 import os
