@@ -202,12 +202,13 @@ class BundleMixin:
         """A model index in which every class that a bundle carries is the installed one, and the pipeline this class;
         of components that are given, a class that this package doesn't have is any network.
 
-        Raises ValueError for another component that this package doesn't have, naming it, and for a pipeline that is
-        neither a base nor a subclass of this one."""
+        Raises ValueError for another component that this package doesn't have, naming it, and for a pipeline of other
+        components than this one's."""
         package = importlib.import_module(cls.installed_package())
         saved = saved_class_name(index)
         saved_class = getattr(package, saved) if saved in package.__all__ else object
-        if not (issubclass(saved_class, cls) or issubclass(cls, saved_class)) or saved_class is object:
+        # pipelines of one constructor have the same components
+        if saved_class.__init__ is not cls.__init__:
             raise ValueError(
                 f"this folder holds a {shortened(saved)}: open it with that class, not with {cls.__name__}"
             )

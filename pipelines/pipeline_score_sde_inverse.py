@@ -1,6 +1,7 @@
 """Inverse problems: images from a linear measurement of them, by an unconditional (or class-conditional) model."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +11,18 @@ from .adaptive import check_finite, per_sample, rms
 from .bundle_files import read_config  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .bundling import BundleMixin  # noqa: F401
 from .carried_code import write_code  # noqa: F401
+from .conditions import null_conditions  # noqa: F401
+from .denoising_pipeline import ScoreSDEPipelineOutput
+from .guidance import guided  # noqa: F401
 from .images import to_mode  # noqa: F401
+from .kinds import kind_of  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
-from .pipeline_score_sde import ScoreSDEPipeline, ScoreSDEPipelineOutput
+from .protocols import Generators
+from .trajectory_pipeline import TrajectoryPipeline
 from .wording import quoted  # noqa: F401
+from .writing import whole_file  # noqa: F401
 
 
 @dataclass
@@ -31,7 +38,7 @@ class ScoreSDEInversePipelineOutput(ScoreSDEPipelineOutput):
 METHODS = ("pigdm", "tmpd", "dps", "replacement", "repaint")
 
 
-class ScoreSDEInversePipeline(ScoreSDEPipeline):
+class ScoreSDEInversePipeline(TrajectoryPipeline):
     r"""Sample images x0 given a measurement y = A x0 + noise_std n, with standard normal noise n.
 
     A is a `LinearOperator`: `inpainting`, `colourisation`, `super_resolution`, `deblurring` (`pipelines.operators`), or
@@ -70,13 +77,13 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
         batch_size: int | None = None,
         class_labels=None,
         guidance_scale: float = 1.0,
-        num_inference_steps: int = 100,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = 100,
+        generator: Generators = None,
         latents: torch.Tensor | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
         callback_on_step_end=None,
-        callback_on_step_end_tensor_inputs: list[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         data_std: float | None = None,
         adaptive_weight: bool = True,
         cg_steps: int = 5,
@@ -86,6 +93,7 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
         rtol: float | None = None,
         atol: float | None = None,
         adaptive_solver: str = "ode",
+        conditions: dict[str, torch.Tensor] | None = None,
     ):
         """Sample images given their measurement.
 
@@ -94,9 +102,9 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
             measurement: y, (B, ...) of the shape that the operator returns: one, or one per image.
             method: pigdm, tmpd, dps, replacement, or repaint: see the class.
             noise_std: standard deviation of the measurement's noise, for all but dps.
-            batch_size: number of images; by default one per measurement or class label.
+            batch_size: number of images; by default as many as measurements, labels, conditions or latents are given.
             class_labels, guidance_scale, generator, latents, output_type, return_dict, callback_on_step_end,
-            callback_on_step_end_tensor_inputs: as for `ScoreSDEPipeline`.
+            callback_on_step_end_tensor_inputs, conditions: as for `ScoreSDEPipeline`.
             num_inference_steps: time steps; None leaves them to an adaptive solver (pigdm and tmpd), with rtol, atol
                 and adaptive_solver as for `ScoreSDEPipeline`.
             data_std: of pigdm: standard deviation of the data; by default sigma_data of the scheduler's config.
@@ -124,11 +132,12 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
                 f"method {method!r} needs a model of pixels: what an autoencoder decodes is not linear in the latents. "
                 f"Pass method='dps', or use a model of pixels"
             )
-        labels = call.prepare_labels(class_labels, batch_size)
+        conditions = call.prepare_conditions(class_labels, conditions, batch_size)
         if batch_size is None:
-            batch_size = next((len(given) for given in (labels, latents) if given is not None), len(measurement))
+            given = (*conditions.values(), latents, measurement)
+            batch_size = next((len(each) for each in given if each is not None and len(each) != 1), 1)
         callback_inputs = call.callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        call.check_inputs(batch_size, generator, output_type, callback_inputs)
+        call.check_inputs(batch_size, generator, output_type, callback_inputs, conditions)
         positive = {"data_std": data_std, "cg_steps": cg_steps, "step_size": step_size, "jump_length": jump_length}
         wrong = {name: value for name, value in positive.items() if value is not None and not value > 0}
         if wrong or resamplings < 1 or not noise_std >= 0:
@@ -143,7 +152,7 @@ class ScoreSDEInversePipeline(ScoreSDEPipeline):
                 )
             call.check_adaptive(rtol, atol, adaptive_solver)
         y = call._check_measurement(operator, measurement, batch_size, noise_std)
-        network = call.guided_network(batch_size, labels, guidance_scale)
+        network = call.guided_network(batch_size, None, guidance_scale, conditions=conditions)
         noise = call.prepare_noise(batch_size, generator, latents)
 
         problem = _Problem(call, operator, y, noise_std, generator)

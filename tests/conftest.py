@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from hub.server import LocalHub
+
 from runs import forget_accelerate_state
 
 

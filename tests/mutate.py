@@ -28,7 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "src/score_sde/schedulers/paths.py": "paths solvers stock_configs scheduler",
     "src/score_sde/schedulers/solvers.py": "solvers scheduler",
-    "src/score_sde/schedulers/calibration.py": "calibration",
+    "src/score_sde/schedulers/calibration.py": "calibration scheduler",
+    "src/score_sde/schedulers/checks.py": "scheduler",
+    "src/score_sde/schedulers/parameterization.py": "scheduler",
     "src/score_sde/schedulers/scheduling_score_sde.py": "calibration stock_configs scheduler stable_diffusion",
     "src/score_sde/losses/denoising.py": "losses training",
     "src/score_sde/ema.py": "ema",

@@ -1,4 +1,4 @@
-"""What is added to a table of choices is named where users look: docstrings, help texts, README."""
+"""What is added to a table of choices is named where users look: docstrings, help texts, the pages."""
 
 import dataclasses
 import re
@@ -6,15 +6,14 @@ import re
 import pytest
 from places import ROOT
 
+import score_sde
 from score_sde import ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
-from score_sde.schedulers.paths import PREDICTIONS, TIME_GRIDS, TIME_INPUTS
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, TIME_INPUTS
 from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, VARIANCES
 from score_sde.training.train import NETWORKS, TrainConfig
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARGUMENTS = {
     "sde_type": SDE_TYPES,
     "prediction_type": PREDICTIONS,
@@ -56,6 +55,48 @@ def test_the_help_of_training_names_every_choice(name):
     assert missing(OPTIONS[name], text) == []
 
 
-@pytest.mark.parametrize("table", [SDE_TYPES, PREDICTIONS], ids=["paths", "predictions"])
-def test_the_readme_names_every_choice(table):
-    assert missing(table, README) == []
+def page(name):
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def rows(name, mark, column=0):
+    """What stands in backquotes in a column of the table under a comment of a page."""
+    table = re.search(rf"<!-- {mark} -->\n\n\|.*\n\|[-|]+\n((?:\|.*\n)+)", page(name))[1]
+    return [each for row in table.splitlines() for each in re.findall(r"`(\w+)`", row.split("|")[column + 1])]
+
+
+def test_the_table_of_a_page_has_every_row():
+    assert sorted(rows("mathematics", "paths")) == sorted(SDE_TYPES)
+    assert [SDE_TYPES[name] for name in ("vp", "linear")] == [score_sde.VPSDE, score_sde.LinearSDE]
+    assert set(rows("mathematics", "paths", column=1)) < set(dir(score_sde))
+    assert sorted(rows("mathematics", "predictions")) == sorted(PREDICTIONS)
+    assert sorted(rows("samplers", "predictors")) == sorted(["auto", *PREDICTORS])
+
+
+def test_the_page_of_samplers_says_orders_and_evaluations_as_the_rows_have_them():
+    stated = re.search(r"<!-- predictors -->\n\n.*\n.*\n((?:\|.*\n)+)", page("samplers"))[1]
+    for row in stated.splitlines():
+        names, _, orders, evaluations, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        names = re.findall(r"`(\w+)`", names)
+        for i, name in enumerate(names):
+            if name == "auto":
+                continue
+            order, evaluation = ([*map(int, cell.split(","))] if cell else [None] for cell in (orders, evaluations))
+            assert PREDICTORS[name].order == order[min(i, len(order) - 1)], name
+            assert PREDICTORS[name].evaluations == evaluation[min(i, len(evaluation) - 1)], name
+
+
+def test_the_page_of_objectives_lists_what_there_is():
+    for column, known in ((1, TIME_DENSITIES), (2, WEIGHTINGS), (3, PREDICTIONS)):
+        assert set(rows("mathematics", "objectives", column)) - {"hybrid_loss"} <= known.keys()
+
+
+@pytest.mark.parametrize("name", ["sde_type", "prediction_type", "time_density", "weighting"])
+def test_the_page_of_training_lists_the_choices_of_its_options(name):
+    [listed] = re.findall(rf"--{name}\s+(\w+\|[\w|]+)", page("train"))
+    assert set(listed.split("|")) == set(OPTIONS[name])
+
+
+@pytest.mark.parametrize("grid", TIME_GRIDS)
+def test_the_page_of_samplers_names_every_grid(grid):
+    assert f"`{grid}`" in page("samplers")

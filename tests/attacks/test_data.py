@@ -13,11 +13,11 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
-from runs import data_config
 from safetensors.torch import load_file, save_file
 from tars import ROWS as TAR_ROWS
 from tars import WEBDATASET, tar_shards
 
+from runs import data_config
 from score_sde.training.parts.data import (
     ImageDataset,
     ImageStream,

@@ -8,8 +8,8 @@ import sys
 import pytest
 from accelerate import Accelerator
 from filelock import FileLock
-from runs import forget_accelerate_state, train_tiny
 
+from runs import forget_accelerate_state, train_tiny
 from score_sde.training import train
 from score_sde.training.parts import checkpoints, run_folder
 from score_sde.training.parts.hashes import hash_of

@@ -2,8 +2,7 @@
 
 import pytest
 
-from score_sde.schedulers.paths import DiscreteVPSDE
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import SDE_TYPES, DiscreteVPSDE
 
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")

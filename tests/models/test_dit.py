@@ -11,7 +11,13 @@ from networks import parameters, small_dit
 from torch._dynamo.testing import CompileCounter
 
 from score_sde import DiTModel
-from score_sde.models.transformer_score_dit import CONDITIONINGS, rotary_position_embedding, sincos_position_embedding
+from score_sde.models.transformer_score_dit import (
+    CONDITIONINGS,
+    HAS_ONEDNN,
+    Linear,
+    rotary_position_embedding,
+    sincos_position_embedding,
+)
 
 
 def randn(*shape, seed=1):
@@ -191,6 +197,17 @@ def test_the_largest_frequency_shift_is_taken():
     assert call(small_dit(frequency_shift=127.0)).isfinite().all()
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_time_is_told_by_cosines_and_sines(shift):
+    """In this order, as the original has it, of 128 frequencies from 1 down."""
+    model, seen = small_dit(frequency_shift=shift), []
+    model.time_embed.register_forward_hook(lambda _, given, output: seen.append(given[0]))
+    timestep = torch.tensor([0.5, 40.0])
+    call(model, timestep=timestep)
+    angles = timestep[:, None] * 10000 ** (-torch.arange(128) / (128 - shift))
+    assert (seen[0] - torch.cat([angles.cos(), angles.sin()], dim=1)).abs().max() < 1e-4
+
+
 def test_the_positions_of_an_image_are_the_ones_of_the_original():
     """Columns in the first half of the channels, then rows, each as sines, then cosines."""
     table = sincos_position_embedding((3, 5), (3, 5), "resize", 16)
@@ -278,6 +295,22 @@ def test_blocks_compile_once_for_every_batch_and_timestep(conditioning):
             call(model, batch=batch, timestep=torch.rand(batch) * 1000)
     # one graph serves all blocks; no other batch or timestep asks for a new one
     assert compiled == counter.frame_count == 1
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+def test_tokens_are_convolved_unless_compiled():
+    """float32 tokens on a CPU, for oneDNN; compiled they are a matrix product, to be fused with its neighbours."""
+    torch._dynamo.reset()
+    layer, tokens = Linear(6, 4), randn(2, 5, 6)
+
+    def called(function):
+        with torch.profiler.profile() as profile:
+            output = function(tokens)
+        assert (output - tokens @ layer.weight.T - layer.bias).abs().max() < 1e-5
+        return {event.name for event in profile.events()}
+
+    assert "aten::conv2d" in called(layer)
+    assert "aten::conv2d" not in called(torch.compile(layer, backend="eager"))
 
 
 @every_option

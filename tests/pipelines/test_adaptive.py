@@ -6,7 +6,7 @@ from exact import GAUSSIAN, MIXTURE
 from tiny import tiny_pipeline
 
 from score_sde import ScoreSDEScheduler
-from score_sde.pipelines.adaptive import probability_flow, reverse_sde
+from score_sde.pipelines.adaptive import BrownianSteps, probability_flow, reverse_sde
 from score_sde.schedulers.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, LinearSDE
 
 
@@ -125,6 +125,40 @@ def test_a_step_of_the_sde_is_held_to_the_larger_tolerance(before, euler, rtol, 
     else:
         with pytest.raises(StopIteration):
             reverse_sde(path, denoise, x, t, t - h, **arguments)
+
+
+def test_rejected_steps_are_divided_by_brownian_bridges():
+    """The parts of a rejected step add up to it, also of one rejected among them; each is normal given the whole, with
+    the variance length (1 - share) (Rackauckas & Nie 2017, RSwM1). The other sample's steps are its own."""
+    steps, generator = BrownianSteps(torch.zeros(2, 3)), torch.Generator().manual_seed(0)
+
+    def draw(length, other, expected, known=None):
+        noise = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+        lengths, increments = steps.draw(torch.tensor([length, other], dtype=torch.float64), noise)
+        assert lengths.tolist() == pytest.approx([expected, other])
+        assert torch.allclose(increments[1], other**0.5 * noise[1])
+        if known is None:
+            assert torch.allclose(increments[0], expected**0.5 * noise[0])
+        else:
+            whole, end = known
+            share = expected / whole
+            assert torch.allclose(increments[0], share * end + (expected * (1 - share)) ** 0.5 * noise[0], atol=1e-7)
+        return lengths, increments
+
+    def reject(drawn):
+        steps.reject(torch.tensor([True, False]), *drawn)
+        return drawn[1][0]
+
+    whole = reject(draw(1.0, 0.2, 1.0))
+    part = reject(draw(0.4, 0.3, 0.4, (1.0, whole)))
+    first = draw(0.1, 0.1, 0.1, (0.4, part))[1][0]
+    second = draw(0.7, 0.2, 0.3, (0.3, part - first))[1][0]
+    assert torch.allclose(first + second, part)
+    rest = reject(draw(5.0, 0.4, 0.6, (0.6, whole - part)))
+    assert torch.allclose(part + rest, whole)
+    first = draw(0.5, 0.1, 0.5, (0.6, rest))[1][0]
+    draw(0.5, 0.1, 0.1, (0.1, rest - first))
+    draw(0.5, 0.1, 0.5)
 
 
 # --- the pipeline -------------------------------------------------------------------------------------------------

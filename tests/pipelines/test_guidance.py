@@ -11,8 +11,7 @@ from exact import MIXTURE, GaussianMixture
 from tiny import random_dit, tiny_pipeline
 
 from score_sde import DiTModel, NoiseConditionalClassifier, ScoreSDEScheduler
-from score_sde.schedulers.paths import PREDICTIONS
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 from score_sde.schedulers.solvers import PREDICTORS
 
 

@@ -69,6 +69,19 @@ def test_operators_are_what_they_say(name):
         assert values.max() <= operator.value_range[1] + 1e-6
 
 
+@pytest.mark.parametrize("std", [0.4, 0.8])
+def test_a_blur_by_its_standard_deviation_is_gaussian(std):
+    """The image of a point: exp(-distance^2 / (2 std^2)), of sum 1, so that even images stay what they are."""
+    point = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+    point[..., 4, 4] = 1
+    blurred = deblurring(std)(point)
+    assert blurred.sum() == pytest.approx(1)
+    for i, j in ((0, 1), (1, 1)):
+        expected = torch.exp(torch.tensor(-(i**2 + j**2) / (2 * std**2))).item()
+        assert blurred[0, 0, 4 + i, 4 - j] / blurred[0, 0, 4, 4] == pytest.approx(expected)
+    assert torch.allclose(deblurring(std)(torch.ones(1, 1, 9, 9)), torch.ones(1, 1, 9, 9))
+
+
 def test_conjugate_gradients_solve_every_sample_in_as_many_steps_as_dimensions():
     factor = torch.randn(3, 5, 5, generator=seeded(0), dtype=torch.float64)
     positive = factor @ factor.mT + 0.1 * torch.eye(5)
@@ -76,6 +89,22 @@ def test_conjugate_gradients_solve_every_sample_in_as_many_steps_as_dimensions()
     y[1] = 0
     solved = conjugate_gradients(lambda v: (positive @ v[..., None])[..., 0], y, iterations=10, tolerance=1e-12)
     assert (solved - torch.linalg.solve(positive, y)).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_conjugate_gradients_stop_where_the_relative_error_is_small(scale):
+    """Whatever the size of the right-hand side: as many steps as for any other."""
+    positive, y, calls = torch.diag(torch.linspace(1, 10, 12, dtype=torch.float64)), torch.ones(1, 12).double(), []
+
+    def apply(v):
+        calls[-1] += 1
+        return v @ positive
+
+    for right in (y, scale * y):
+        calls.append(0)
+        solved = conjugate_gradients(apply, right, tolerance=1e-3)
+        assert 0 < (solved @ positive - right).norm() / right.norm() <= 1e-3
+    assert 2 < calls[0] == calls[1] < 12
 
 
 @pytest.mark.parametrize(
@@ -301,6 +330,16 @@ def test_noise_in_the_measurement_is_not_fitted():
     for method in ("tmpd", "replacement"):
         assert solve(pipeline, everything, noisy, method=method, noise_std=0.0).residual < 0.01
         assert solve(pipeline, everything, noisy, method=method, noise_std=0.2).residual > 0.1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_measurement_reaches_beyond_its_range_by_its_noise(sign):
+    """Six standard deviations are noise, more is another range."""
+    pipeline, at = inverse_pipeline(), torch.zeros(1, 1, 4, 4)
+    at[0, 0, 0, 0] = sign
+    assert torch.isfinite(solve(pipeline, None, 1.55 * at, noise_std=0.1, num_inference_steps=1).residual).all()
+    with pytest.raises(ValueError, match=r"from -1 to 1, and noise_std is 0\.1"):
+        solve(pipeline, None, 1.65 * at, noise_std=0.1, num_inference_steps=1)
 
 
 def test_repaint_goes_back_and_forth():

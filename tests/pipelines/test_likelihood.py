@@ -108,6 +108,19 @@ def test_probes_stay_the_same_along_the_trajectory_and_come_from_the_generator()
     assert first.probe_error.isnan().all()
 
 
+def test_two_probes_are_the_mean_of_each_with_its_standard_error():
+    x = draw(MIXTURE, 1)
+    # the same numbers of the generator, as two probes of one sample or one of each of two
+    two, each = (
+        measure(MIXTURE, VPSDE(), copies, trace="gaussian", num_probes=probes, generator=seeded(0), steps=8)
+        for copies, probes in ((x, 2), (x.expand(2, -1), 1))
+    )
+    a, b = each.log_prob.tolist()
+    assert two.log_prob.item() == pytest.approx((a + b) / 2)
+    assert two.probe_error.item() == pytest.approx(abs(a - b) / 2)
+    assert abs(a - b) > 1e-3
+
+
 def test_bits_per_dim_of_uniform_noise_is_8():
     """Whole numbers 0 to 255 drawn uniformly have 8 bits each, whatever the range of the samples."""
     numbers = torch.randint(256, (4, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

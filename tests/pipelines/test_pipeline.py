@@ -230,6 +230,12 @@ def test_interrupted_calls_return_what_they_have():
         assert torch.equal(output.images, states[-1])
     # the next call begins anew
     assert pipeline(class_labels=[1], num_inference_steps=3, output_type="latent").nfe == 3
+    # before its first evaluation, it returns what it began with
+    pipeline.scheduler.set_timesteps(3)
+    pipeline._interrupt = True
+    noise = torch.randn(1, 1, 4, 4)
+    latents, nfe = pipeline.sample_in_steps(None, noise, None)
+    assert latents is noise and nfe == 0
 
 
 @pytest.mark.parametrize(
@@ -312,7 +318,7 @@ def test_networks_of_diffusers_fit():
 
 def test_a_network_without_a_size_or_none_at_all_is_named():
     pipeline = quiet(ScoreSDEPipeline(ScoreSDEScheduler(), unet=tiny_stock_unet(sample_size=None)))
-    with pytest.raises(ValueError, match="this UNet2DModel has no sample_size: .*register_to_config.sample_size=32"):
+    with pytest.raises(ValueError, match="this network has no sample_size: .*register_to_config.sample_size=32"):
         draw(pipeline)
     pipeline.denoiser.register_to_config(sample_size=8)
     assert draw(pipeline).shape == (1, 3, 8, 8)

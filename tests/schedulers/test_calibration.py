@@ -30,7 +30,7 @@ def calibrated(nfe, **arguments):
     return scheduler, errors
 
 
-@pytest.mark.parametrize("sde_type", ["discrete_vp", "ve", "linear"])
+@pytest.mark.parametrize("sde_type", ["vp", "linear"])
 def test_fitted_times_err_less_on_other_noise(sde_type):
     plain = ScoreSDEScheduler(sde_type=sde_type)
     fitted, errors = calibrated([5, 8], sde_type=sde_type)

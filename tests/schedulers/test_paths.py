@@ -8,7 +8,7 @@ import torch
 from every_path import CHAINS, PATHS, SCHEDULES, every_path
 
 from score_sde.schedulers import paths
-from score_sde.schedulers.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, DiscreteVPSDE, Path, SubVPSDE
+from score_sde.schedulers.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, DiscreteVPSDE, LinearSDE, Path, SubVPSDE
 
 
 TIMES = torch.tensor([1e-6, 1e-3, 0.0137, 0.1, 0.3333, 0.5, 0.71, 0.9, 0.999], dtype=torch.float64)
@@ -166,6 +166,25 @@ def test_gaussian_data_in_closed_form(path):
     assert close(added, (sigma**2 / alpha)[:, None] * x)
 
 
+@every_path
+@pytest.mark.parametrize("slope", [None, 0.0, 0.5, 1.0])
+def test_the_straight_coordinate_and_its_inverse(path, slope):
+    c, u = path.straight_coordinates(TIMES, slope)
+    k = path.straight if slope is None else slope
+    assert close(c, path.alpha(TIMES) + k * path.sigma(TIMES))
+    assert close(u * c, path.sigma(TIMES))
+    assert ((path.t_from_straight(u, slope) - TIMES).abs() / TIMES)[1:].max() < 1e-6
+
+
+def test_the_straight_coordinates_of_flow_matching_are_its_own():
+    c, u = LinearSDE().straight_coordinates(TIMES)
+    assert close(c, torch.ones_like(TIMES))
+    assert close(u, TIMES)
+    x0, noise = torch.randn(2, len(TIMES), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x_t = LinearSDE().sample(x0, noise, TIMES)
+    assert close(LinearSDE().straight_velocity(x_t, x0, TIMES), noise - x0, 1e-9)
+
+
 def test_times_that_fit_no_batch_are_refused():
     with pytest.raises(ValueError, match=r"times of shape \(3,\) do not fit a batch of shape \(2, 4\)"):
         VPSDE().sample(torch.zeros(2, 4), torch.zeros(2, 4), torch.rand(3))
@@ -241,7 +260,7 @@ def test_zero_terminal_snr_on_every_chain(schedule, n):
     assert torch.isfinite(path.half_log_snr(1.0))
 
 
-@pytest.mark.parametrize("scale", [0.5, 3.0])
+@pytest.mark.parametrize("scale", [0.5, 2.0, 3.0])
 def test_snr_shift_divides_the_ratio(scale):
     path = DiscreteVPSDE.from_beta_schedule(snr_shift_scale=scale)
     t = (torch.arange(1000, dtype=torch.float64) + 1) / 1000

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+from dataclasses import replace
 
 import diffusers
 import numpy as np
@@ -13,9 +14,9 @@ from exact import GAUSSIAN, TOLERANCE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from score_sde import ScoreSDEScheduler
-from score_sde.schedulers.paths import PREDICTIONS, TIME_GRIDS, time_grid
-from score_sde.schedulers.scheduling_score_sde import FLAGS, NUMBERS, SDE_TYPES
-from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, automatic
+from score_sde.schedulers.checks import FLAGS, NUMBERS
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, time_grid
+from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, Option, Predictor, automatic, euler
 
 
 def network(x, timestep):
@@ -52,9 +53,10 @@ def relative(a, b):
 
 # --- stock schedulers, step for step ------------------------------------------------------------------------------
 
+PREDICTED = ["epsilon", "v_prediction", "sample"]
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+
+@pytest.mark.parametrize(("schedule", "prediction_type"), [*zip(SCHEDULES, PREDICTED, strict=True)])
 def test_ddim_equals_diffusers(schedule, prediction_type):
     stock = diffusers.DDIMScheduler(beta_schedule=schedule, clip_sample=False, prediction_type=prediction_type)
     ours = ScoreSDEScheduler.from_config(stock.config, predictor="ddim")
@@ -85,11 +87,9 @@ def test_ddim_with_noise_equals_diffusers():
     assert difference(mine, states) < TOLERANCE
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+# not squaredcos_cap_v2 with epsilon: 1 / alpha is 20,000 at its first level, so diffusers' float32 levels decide
+@pytest.mark.parametrize(("schedule", "prediction_type"), [*zip(SCHEDULES, PREDICTED, strict=True)])
 def test_dpm_solver_equals_diffusers(schedule, prediction_type):
-    if (schedule, prediction_type) == ("squaredcos_cap_v2", "epsilon"):
-        pytest.skip("1 / alpha is 20,000 at the first level: diffusers' float32 levels decide the result")
     stock = diffusers.DPMSolverMultistepScheduler(
         beta_schedule=schedule, timestep_spacing="trailing", prediction_type=prediction_type
     )
@@ -99,9 +99,10 @@ def test_dpm_solver_equals_diffusers(schedule, prediction_type):
     assert torch.equal(stock.timesteps, ours.timesteps)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
+@pytest.mark.parametrize(
+    ("order", "prediction_type", "spacing"),
+    [(1, "epsilon", "leading"), (2, "epsilon", "linspace"), (3, "epsilon", "trailing"), (3, "v_prediction", "leading")],
+)
 def test_unipc_equals_diffusers(order, prediction_type, spacing):
     stock = diffusers.UniPCMultistepScheduler(
         solver_order=order, prediction_type=prediction_type, timestep_spacing=spacing, steps_offset=1
@@ -152,16 +153,17 @@ def test_a_learned_variance_needs_its_channels():
         scheduler.step(x, scheduler.timesteps[0], x)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+# not squaredcos_cap_v2 with Heun, whose first step from sigma = 20,000 multiplies the rounding of float32 levels
 @pytest.mark.parametrize(
-    ("stock_class", "predictor"),
-    [(diffusers.HeunDiscreteScheduler, "heun"), (diffusers.EulerDiscreteScheduler, "ddim")],
-    ids=["heun", "euler"],
+    ("schedule", "stock_class", "predictor"),
+    [
+        ("linear", diffusers.HeunDiscreteScheduler, "heun"),
+        ("scaled_linear", diffusers.HeunDiscreteScheduler, "heun"),
+        ("squaredcos_cap_v2", diffusers.EulerDiscreteScheduler, "ddim"),
+    ],
 )
 def test_heun_and_euler_equal_diffusers(schedule, stock_class, predictor):
     """Stock Heun and Euler carry x / alpha: compared as x_t. 28 steps of linspace fall on whole levels."""
-    if (schedule, predictor) == ("squaredcos_cap_v2", "heun"):
-        pytest.skip("Heun's first step, from sigma = 20,000, multiplies the rounding of diffusers' float32 levels")
     stock = stock_class(beta_schedule=schedule, prediction_type="v_prediction")
     ours = ScoreSDEScheduler.from_config(stock.config, predictor=predictor)
     stock.set_timesteps(28)
@@ -357,53 +359,50 @@ def correctors(predictor):
     return CORRECTORS if predictor == "none" else (None, *CORRECTORS)
 
 
-@pytest.mark.parametrize("sde_type", SDE_TYPES)
-@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def assert_runs(steps, **arguments):
+    """A trajectory on the exact score is finite and calls the network as often as it says."""
+    scheduler = ScoreSDEScheduler(**arguments)
+    perfect, calls = GAUSSIAN.network(scheduler), []
+
+    def count(x, timestep):
+        calls.append(timestep)
+        return perfect(x, timestep.double())
+
+    x = scheduler.init_noise_sigma * noise(16, 4)
+    x = run(scheduler, steps, x, torch.Generator().manual_seed(0), count)[-1]
+    assert torch.isfinite(x).all()
+    assert len(calls) == scheduler.nfe == len(scheduler.timesteps)
+    assert scheduler.num_inference_steps == steps
+
+
 @pytest.mark.parametrize("predictor", ALL_PREDICTORS)
-def test_every_combination_runs(sde_type, prediction_type, predictor):
-    for corrector in correctors(predictor):
-        for denoise_final in (True, False):
-            scheduler = ScoreSDEScheduler(
-                sde_type=sde_type,
-                prediction_type=prediction_type,
-                predictor=predictor,
-                corrector=corrector,
-                corrector_snr=0.1,
-                denoise_final=denoise_final,
-            )
-            x = scheduler.init_noise_sigma * noise(64, 4)
-            calls = 0
-            perfect = GAUSSIAN.network(scheduler)
-
-            def count(x, timestep, perfect=perfect):
-                nonlocal calls
-                calls += 1
-                return perfect(x, timestep.double())
-
-            x = run(scheduler, 6, x, torch.Generator().manual_seed(0), count)[-1]
-            assert torch.isfinite(x).all()
-            assert calls == scheduler.nfe == len(scheduler.timesteps)
-            assert scheduler.num_inference_steps == 6
+def test_every_predictor_runs_on_every_path(predictor):
+    """Whatever else there is to choose takes its turn."""
+    turn = ALL_PREDICTORS.index(predictor)
+    for i, sde_type in enumerate(SDE_TYPES, start=turn):
+        choices = list(correctors(predictor))
+        assert_runs(
+            6,
+            sde_type=sde_type,
+            predictor=predictor,
+            prediction_type=list(PREDICTIONS)[i % len(PREDICTIONS)],
+            corrector=choices[i % len(choices)],
+            corrector_position=("after", "before")[i // 3 % 2],
+            corrector_snr=0.1,
+            timestep_spacing=list(TIME_GRIDS)[i % len(TIME_GRIDS)],
+            denoise_final=bool(i % 2),
+        )
 
 
 @pytest.mark.parametrize("sde_type", SDE_TYPES)
-@pytest.mark.parametrize("spacing", TIME_GRIDS)
-def test_every_predictor_runs_on_every_grid(sde_type, spacing):
-    for predictor in ALL_PREDICTORS:
-        for position in ("after", "before"):
-            corrector = "langevin" if predictor == "none" or position == "before" else None
-            scheduler = ScoreSDEScheduler(
-                sde_type=sde_type,
-                predictor=predictor,
-                corrector=corrector,
-                corrector_position=position,
-                corrector_snr=0.1,
-                timestep_spacing=spacing,
-                prediction_type="sample",
-            )
-            x = scheduler.init_noise_sigma * noise(4, 4)
-            x = run(scheduler, 7, x, torch.Generator().manual_seed(0), GAUSSIAN.network(scheduler))[-1]
-            assert torch.isfinite(x).all()
+def test_every_prediction_and_every_grid_runs_on_every_path(sde_type):
+    for prediction_type in PREDICTIONS:
+        for predictor in ("auto", "euler_maruyama"):
+            assert_runs(6, sde_type=sde_type, prediction_type=prediction_type, predictor=predictor)
+    for spacing in TIME_GRIDS:
+        for denoise_final in (True, False):
+            given = {"timestep_spacing": spacing, "denoise_final": denoise_final, "prediction_type": "sample"}
+            assert_runs(7, sde_type=sde_type, predictor="ddim", **given)
 
 
 @pytest.mark.parametrize(
@@ -417,15 +416,12 @@ def test_every_predictor_runs_on_every_grid(sde_type, spacing):
         ("edm", {"time_scale": 0.25}),
     ],
 )
-@pytest.mark.parametrize("predictor", ALL_PREDICTORS)
-def test_every_predictor_tells_networks_the_time_their_way(sde_type, convention, predictor):
+@pytest.mark.parametrize("predictor", ["auto", "heun"])
+def test_networks_are_told_the_time_their_way(sde_type, convention, predictor):
     """However the network counts time, the samples are the same."""
     ends = []
     for chosen in ({}, convention):
-        corrector = "langevin" if predictor == "none" else None
-        scheduler = ScoreSDEScheduler(
-            sde_type=sde_type, predictor=predictor, corrector=corrector, timestep_spacing="log_snr", **chosen
-        )
+        scheduler = ScoreSDEScheduler(sde_type=sde_type, predictor=predictor, timestep_spacing="log_snr", **chosen)
         x = scheduler.init_noise_sigma * noise(4, 4)
         perfect = GAUSSIAN.network(scheduler)
         x = run(scheduler, 6, x, torch.Generator().manual_seed(0), lambda x, t, f=perfect: f(x, t.double()))[-1]
@@ -434,8 +430,12 @@ def test_every_predictor_tells_networks_the_time_their_way(sde_type, convention,
     assert (ends[0] - ends[1]).abs().max() < 2e-2 * ends[0].abs().max()
 
 
-@pytest.mark.parametrize("sde_type", SDE_TYPES)
-@pytest.mark.parametrize("predictor", [name for name in ALL_PREDICTORS if name != "none"])
+# a solver of each kind on every path, every solver on one
+MOMENTS = {("vp", name) for name in ALL_PREDICTORS if name != "none"}
+MOMENTS |= {(path, name) for path in SDE_TYPES for name in ("auto", "ancestral", "euler_maruyama", "heun")}
+
+
+@pytest.mark.parametrize(("sde_type", "predictor"), sorted(MOMENTS))
 def test_samples_have_the_moments_of_the_data(sde_type, predictor):
     scheduler = ScoreSDEScheduler(
         sde_type=sde_type,
@@ -481,6 +481,22 @@ def test_timesteps_of_a_discrete_path_are_integers():
     assert len(scheduler) == 1000
 
 
+@pytest.mark.parametrize("n", [500, 1000])
+def test_what_networks_are_told_by_default(n):
+    """t in training time steps, from 0 on a chain; noise levels themselves; of their logarithm 1000 times the c_noise
+    of Karras et al. 2022 (Table 1), log(sigma) / 4."""
+    t = torch.tensor([0.002, 0.3, 1.0], dtype=torch.float64)
+    for sde_type, time_input, expected in [
+        ("vp", None, n * t),
+        ("discrete_vp", None, n * t - 1),
+        ("edm", None, n * (80 * t).log() / 4),
+        ("ve", "log_sigma", n * (0.01 * 5000**t).log() / 4),
+        ("ve", "sigma", 0.01 * 5000**t),
+    ]:
+        scheduler = ScoreSDEScheduler(n, sde_type=sde_type, time_input=time_input)
+        assert scheduler.timestep(t) == pytest.approx(expected, rel=1e-5, abs=1e-3)
+
+
 def test_heun_and_correctors_count_in_order():
     scheduler = ScoreSDEScheduler(predictor="heun", corrector="langevin", corrector_steps=3)
     scheduler.set_timesteps(5)
@@ -488,7 +504,7 @@ def test_heun_and_correctors_count_in_order():
     assert scheduler.nfe == 4 * 5 + 1
 
 
-@pytest.mark.parametrize("predictor", [name for name in PREDICTORS if name != "none"])
+@pytest.mark.parametrize("predictor", ["heun", "ancestral", "dpmpp_3m", "unipc_2", "adams_4"])
 def test_image_to_image_begins_inside_the_plan(predictor):
     """Beginning at entry k is the trajectory whose grid begins there."""
     scheduler = ScoreSDEScheduler(sde_type="discrete_vp", predictor=predictor)
@@ -565,10 +581,9 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("predictor", ALL_PREDICTORS)
 @pytest.mark.parametrize("clipping", [{}, {"clip_sample": True}, {"thresholding": True}])
-def test_the_loop_never_waits_for_the_device(predictor, clipping):
-    for corrector in correctors(predictor):
+def test_the_loop_never_waits_for_the_device(clipping):
+    for predictor, corrector in (("auto", None), ("heun", "langevin"), ("ancestral", "annealed_langevin")):
         scheduler = ScoreSDEScheduler(predictor=predictor, corrector=corrector, **clipping)
         scheduler.set_timesteps(4)
         x, output = noise(2, 3, 4, 4), noise(2, 3, 4, 4, seed=1)
@@ -594,12 +609,33 @@ def test_step_has_no_eta_that_pipelines_would_set_to_zero():
     assert {"generator", "return_dict"} <= parameters.keys()
 
 
-def test_learned_variance_channels_are_left_out():
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4)])
+def test_learned_variance_channels_are_left_out(shape):
     scheduler = ScoreSDEScheduler()
     scheduler.set_timesteps(3)
-    x, output = noise(2, 3, 4, 4), noise(2, 6, 4, 4, seed=1)
+    x, output = noise(2, 3, *shape), noise(2, 6, *shape, seed=1)
     plain = copy.deepcopy(scheduler).step(output[:, :3], scheduler.timesteps[0], x).prev_sample
     assert torch.equal(scheduler.step(output, scheduler.timesteps[0], x).prev_sample, plain)
+
+
+def test_steering_sees_what_the_network_says():
+    """Not what clipping makes of it; and a learned variance stays."""
+    scheduler = ScoreSDEScheduler(prediction_type="sample", clip_sample=True)
+    output, timesteps = 3 * noise(2, 6, 4, 4), scheduler.timestep(torch.tensor([0.3, 0.7]))
+    steered = scheduler.steered(lambda x, timesteps: output, lambda x, t, denoise: denoise(x, t))
+    assert relative(steered(noise(2, 3, 4, 4, seed=1), timesteps), output) < 1e-12
+
+
+@pytest.mark.parametrize("sde_type", SDE_TYPES)
+@pytest.mark.parametrize("time_input", ["t", "log_sigma"])
+def test_a_trajectory_of_one_evaluation_may_begin_at_the_largest_timestep(sde_type, time_input):
+    """Given as the scheduler has it: in float32, whose rounding may lead beyond t = 1."""
+    scheduler = ScoreSDEScheduler(sde_type=sde_type, time_input=time_input, prediction_type="sample", t_max=1.0)
+    largest = scheduler.timestep(1.0)
+    if torch.isfinite(largest):
+        scheduler.set_timesteps(timesteps=[largest.item()])
+        assert scheduler.nfe == 1
+        assert scheduler.path_time(scheduler.timesteps[0]) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_add_noise_and_velocity_equal_ddpm():
@@ -653,9 +689,8 @@ def test_ddpm_pipeline_draws_the_same_with_our_scheduler(unet):
     assert (images[0] - images[1]).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("predictor", ALL_PREDICTORS)
-def test_ddpm_pipeline_runs_every_sampler(unet, predictor):
-    for corrector in correctors(predictor):
+def test_ddpm_pipeline_runs_every_kind_of_sampler(unet):
+    for predictor, corrector in (("auto", None), ("heun", "langevin"), ("none", "annealed_langevin")):
         scheduler = ScoreSDEScheduler(sde_type="discrete_vp", predictor=predictor, corrector=corrector)
         images = draw(diffusers.DDPMPipeline(unet, scheduler), batch_size=2)
         assert images.shape == (2, 8, 8, 3)
@@ -699,7 +734,21 @@ def test_dit_pipeline_draws_the_same_with_our_scheduler():
         ({"variance_type": "learned"}, "variance_type 'learned' is unknown; choose one of fixed_small, fixed_large"),
         ({"predictor": "ddim", "s_churn": 10}, "'ddim' takes no s_churn .got 10.; those that do: euler, heun, rk4"),
         ({"predictor": "heun", "s_churn": -1}, "s_churn -1 must be a number from 0 to"),
-        ({"s_tmin": 3.0, "s_tmax": 2.0}, "s_tmin 3.0 must be at most s_tmax 2.0"),
+        ({"predictor": "heun", "s_tmin": 3.0, "s_tmax": 2.0}, "s_tmin 3.0 must be at most s_tmax 2.0"),
+        ({"s_tmin": 3.0}, "'auto' takes no s_tmin .got 3.0.; those that do: euler, heun"),
+        ({"predictor": "deis_2", "s_noise": 1.1}, "'deis_2' takes no s_noise"),
+        ({"predictor": "heun", "predictor_kwargs": {"warp": 2}}, "'heun' takes no warp .got 2.; it takes eta, s_churn"),
+        ({"predictor_kwargs": {"warp": 2}}, "'auto' takes no warp .got 2.; it takes none"),
+        ({"predictor": "ddim", "predictor_kwargs": {"eta": "1"}}, "eta '1' must be a number from 0 to 1"),
+        ({"predictor": "ddim", "predictor_kwargs": [0.5]}, "predictor_kwargs .0.5. must be a dictionary, or None"),
+        (
+            {"predictor": "ancestral", "predictor_kwargs": {"variance_type": "large"}},
+            "variance_type 'large' is unknown; choose one of fixed_small",
+        ),
+        (
+            {"predictor": "ddim", "eta": 0.2, "predictor_kwargs": {"eta": 0.3}},
+            "eta is given twice: 0.2, and 0.3 in predictor_kwargs",
+        ),
         ({"time_scale": 0}, "time_scale 0 would tell the network nothing"),
         (
             {"thresholding": True, "dynamic_thresholding_ratio": 3},
@@ -722,13 +771,13 @@ def test_dit_pipeline_draws_the_same_with_our_scheduler():
         ({"calibration": {"2": None}}, "calibration '2' must hold a predictor and a list of times, not None"),
         ({"calibration": {"2": ["heun", ["a", "b"]]}}, "time of calibration '2' 'a' must be a number"),
         ({"calibration": {"0": ["heun", []]}}, "calibration '0' must hold as many times"),
-        ({"predictor": "heun", "s_churn": 10, "eta": 0.5}, "s_churn 10 goes with neither eta nor a corrector"),
-        ({"predictor": "heun", "s_churn": 10, "corrector": "langevin"}, "goes with neither eta nor a corrector"),
+        ({"predictor": "heun", "s_churn": 10, "eta": 0.5}, "s_churn 10 does not go with eta 0.5"),
+        ({"predictor": "heun", "s_churn": 10, "corrector": "langevin"}, "s_churn 10 does not go with a corrector"),
         ({"predictor": "none"}, "'none' needs a corrector; choose one of langevin, annealed_langevin"),
         ({"corrector_position": "between"}, "corrector_position 'between' is unknown; choose one of after, before"),
         ({"rho": 0.0}, "rho 0.0 must be a number from 0.1"),
         ({"predictor": "ancestral", "eta": 0.5}, "'ancestral' takes no eta"),
-        ({"predictor": "ddim", "eta": 1.5}, "eta 1.5 is out of range"),
+        ({"predictor": "ddim", "eta": 1.5}, "eta 1.5 must be a number from 0 to 1"),
         ({"sde_type": "ve", "beta_min": 0.1}, "'ve' has no parameter beta_min; it has sigma_min, sigma_max"),
         ({"sde_type": "vp", "trained_betas": [0.1, 0.2]}, "'vp' has no parameter trained_betas"),
         ({"sde_type": "discrete_vp", "trained_betas": [0.1, 0.2]}, "trained_betas holds 2 levels"),
@@ -758,10 +807,78 @@ def test_no_argument_takes_nonsense(name):
             ScoreSDEScheduler(**{name: value})
 
 
+OPTIONS = [(name, option) for name, row in PREDICTORS.items() for option in row.takes]
+
+
+@pytest.mark.parametrize(("predictor", "option"), OPTIONS, ids=["-".join(each) for each in OPTIONS])
+def test_no_option_takes_nonsense(predictor, option):
+    row = PREDICTORS[predictor].takes[option]
+    values = [math.nan, "1", [1], {}, True, None, -1] + [row.largest * 2] * (row.largest < math.inf)
+    for value in values:
+        with pytest.raises(ValueError, match=f"{option} .* (must be|is unknown)"):
+            ScoreSDEScheduler(predictor=predictor, predictor_kwargs={option: value})
+
+
 def test_every_argument_that_is_a_number_has_its_range():
     parameters = inspect.signature(ScoreSDEScheduler).parameters.values()
-    assert {each.name for each in parameters if each.annotation in (int, float, float | None)} == set(NUMBERS)
+    of_solvers = {option for _, option in OPTIONS}
+    assert {each.name for each in parameters if each.annotation in (int, float, float | None)} - of_solvers == set(
+        NUMBERS
+    )
     assert {each.name for each in parameters if each.annotation is bool} == set(FLAGS)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"predictor": "ddim", "eta": 0.5},
+        {"predictor": "heun", "s_churn": 5.0, "s_tmin": 0.1, "s_tmax": 10.0, "s_noise": 1.1},
+        {"predictor": "ancestral", "variance_type": "fixed_large"},
+    ],
+    ids=lambda given: given["predictor"],
+)
+def test_options_may_be_given_either_way(given, tmp_path):
+    options = {name: value for name, value in given.items() if name != "predictor"}
+    flat = ScoreSDEScheduler(**given)
+    ours = ScoreSDEScheduler(predictor=given["predictor"], predictor_kwargs=options)
+    ours.save_pretrained(tmp_path)
+    x, ends = noise(2, 3, 4, 4), []
+    for scheduler in (
+        flat,
+        ours,
+        ScoreSDEScheduler.from_pretrained(tmp_path),
+        ScoreSDEScheduler(predictor=given["predictor"]),
+    ):
+        ends.append(run(scheduler, 5, x, torch.Generator().manual_seed(1))[-1])
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+    assert not torch.equal(ends[0], ends[3])
+
+
+def test_a_solver_with_an_option_of_its_own_is_one_row(monkeypatch, tmp_path):
+    def damped(path, t, s, damping):
+        return [[replace(stage, samples=(damping * stage.samples[0],))] for [stage] in euler(path, t, s)]
+
+    monkeypatch.setitem(PREDICTORS, "damped", Predictor(damped, None, options={"damping": Option(1.0, 0.5, 1.0)}))
+    scheduler = ScoreSDEScheduler(predictor="damped", predictor_kwargs={"damping": 0.75})
+    scheduler.save_pretrained(tmp_path)
+    x = noise(2, 3, 4, 4)
+    for each, damping in (
+        (scheduler, 0.75),
+        (ScoreSDEScheduler.from_pretrained(tmp_path), 0.75),
+        (ScoreSDEScheduler.from_config(scheduler.config, predictor_kwargs=None), 1.0),
+    ):
+        plain = ScoreSDEScheduler(predictor="euler")
+        for one in (plain, each):
+            one.set_timesteps(4)
+        zero = torch.zeros_like(x)
+        expected = plain.step(zero, plain.timesteps[0], x)
+        found = each.step(zero, each.timesteps[0], x)
+        assert relative(found.prev_sample - expected.prev_sample, (damping - 1) * plain._plan[0].samples[0] * x) < 1e-12
+    with pytest.raises(ValueError, match="damping 0.25 must be a number from 0.5 to 1"):
+        ScoreSDEScheduler(predictor="damped", predictor_kwargs={"damping": 0.25})
+    # of another solver it is refused, not forgotten
+    with pytest.raises(ValueError, match="predictor 'ddim' takes no damping .got 0.75.; those that do: damped"):
+        ScoreSDEScheduler.from_config(scheduler.config, predictor="ddim")
 
 
 def test_the_ends_of_the_ranges_are_fine():

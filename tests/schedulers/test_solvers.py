@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from every_path import PATHS, every_path
+from every_path import PATHS
 from exact import GAUSSIAN, MIXTURE
 
 from score_sde.schedulers.paths import VPSDE, LinearSDE, time_grid
@@ -12,7 +12,6 @@ from score_sde.schedulers.solvers import (
     AUTOMATIC,
     CORRECTORS,
     PREDICTORS,
-    Churn,
     LangevinStage,
     Memory,
     automatic,
@@ -67,9 +66,14 @@ STOCHASTIC += [(name, 1.0) for name in ("dpmpp_2m", "dpmpp_3m", "dpmpp_2s", "dpm
 # --- deterministic ------------------------------------------------------------------------------------------------
 
 
-@every_path
-@pytest.mark.parametrize("predictor", ODE_PREDICTORS)
+# a solver of each kind meets every path, every solver meets one
+ON_EVERY_PATH = [("vp", name) for name in ODE_PREDICTORS]
+ON_EVERY_PATH += [(path, name) for path in PATHS for name in ("euler", "heun", "dpmpp_3s", "deis_2", "adams_4")]
+
+
+@pytest.mark.parametrize(("path", "predictor"), sorted(set(ON_EVERY_PATH)))
 def test_order_on_the_exact_flow_of_a_gaussian(path, predictor):
+    path = PATHS[path]
     (begin, end), sizes, declared = ends(path), (64, 256), PREDICTORS[predictor].order
     x = start(path, begin, GAUSSIAN, 16)
     exact = GAUSSIAN.flow(x, path, begin, end)
@@ -79,12 +83,19 @@ def test_order_on_the_exact_flow_of_a_gaussian(path, predictor):
     assert errors[-1] < 0.3**declared
 
 
-@pytest.mark.parametrize("path", [PATHS["vp"], PATHS["ve"], PATHS["linear"]], ids=["vp", "ve", "linear"])
-@pytest.mark.parametrize("predictor", ODE_PREDICTORS)
-def test_order_on_a_mixture(path, predictor):
-    (begin, end), sizes = ends(path), (32, 256)
+@pytest.fixture(scope="module")
+def mixture_flow():
+    """(path, samples at its begin, where the exact flow leads)."""
+    path = PATHS["linear"]
+    begin, end = ends(path)
     x = start(path, begin, MIXTURE, 64)
-    reference = solve(path, line(begin, end, 1024), MIXTURE, x, "rk4")
+    return path, x, solve(path, line(begin, end, 1024), MIXTURE, x, "rk4")
+
+
+@pytest.mark.parametrize("predictor", ODE_PREDICTORS)
+def test_order_on_a_mixture(mixture_flow, predictor):
+    path, x, reference = mixture_flow
+    (begin, end), sizes = ends(path), (32, 256)
     declared = PREDICTORS[predictor].order
     grids = [with_start(line(begin, end, n), declared) for n in sizes]
     # the median: single samples near the border of two modes converge late
@@ -115,15 +126,21 @@ def gaussian_moments(path, stages, begin):
     return x[0], x[1:].pow(2).sum(0)
 
 
-@every_path
-@pytest.mark.parametrize(("predictor", "eta"), STOCHASTIC)
-@pytest.mark.parametrize("corrector", [None, "annealed_langevin"])
+# a solver of each kind meets every path, every solver meets one; a corrector follows the simplest
+LIMITS = [("vp", name, eta, None) for name, eta in STOCHASTIC]
+LIMITS += [(path, *each) for path in PATHS for each in (("ddim", 0.5, None), ("dpmpp_2m", 1.0, None))]
+LIMITS += [(path, *each) for path in PATHS for each in (("heun", 1.0, None), ("euler_maruyama", None, None))]
+LIMITS += [(path, "reverse_diffusion", None, "annealed_langevin") for path in PATHS]
+
+
+@pytest.mark.parametrize(("path", "predictor", "eta", "corrector"), sorted(set(LIMITS), key=str))
 def test_exact_mean_and_covariance_in_the_limit(path, predictor, eta, corrector):
+    path = PATHS[path]
     (begin, end), sizes, errors = ends(path), (64, 256), []
     exact_mean, exact_variance = GAUSSIAN.noised(path, end)
     for n in sizes:
         # a corrector whose step shrinks with the grid leaves the limit alone
-        arguments = {"eta": eta, "corrector": corrector, "corrector_snr": n**-0.5}
+        arguments = {"options": {} if eta is None else {"eta": eta}, "corrector": corrector, "corrector_snr": n**-0.5}
         stages = plan(path, line(begin, end, n), predictor, to_data=False, **arguments)
         mean, variance = gaussian_moments(path, stages, begin)
         errors.append(max((mean - exact_mean).abs().max(), (variance / exact_variance - 1).abs().max()))
@@ -131,7 +148,7 @@ def test_exact_mean_and_covariance_in_the_limit(path, predictor, eta, corrector)
     assert errors[-1] < 1e-3 or slope(sizes, errors) > 0.6
 
 
-@pytest.mark.parametrize("path", [PATHS["vp"], PATHS["subvp"], PATHS["ve"]], ids=["vp", "subvp", "ve"])
+@pytest.mark.parametrize("path", [PATHS["subvp"], PATHS["ve"]], ids=["subvp", "ve"])
 def test_langevin_corrector_pulls_towards_the_marginal(path):
     """Song's corrector, on samples whose spread is wrong: many steps at fixed t bring it back.
 
@@ -203,7 +220,7 @@ def integral(function, begin, end, n=20001):
 def test_polynomials_of_the_denoised_sample_are_integrated_exactly(eta, to_data):
     """Where the denoised sample is a polynomial in the place, whatever x is, the step is the exact one."""
     path, bound, times = VPSDE(), 0.8, torch.tensor([0.9, 0.7, 0.6, 0.4, 0.15], dtype=torch.float64)
-    steps = multistep(path, times, eta, to_data, order=3, bound=bound)
+    steps = multistep(path, times, to_data, eta, order=3, bound=bound)
     levels = path.half_log_snr(times)
     place = torch.sigmoid(-levels - math.log(bound))
     for i in range(2, len(steps)):
@@ -226,7 +243,7 @@ def test_polynomials_of_the_denoised_sample_are_integrated_exactly(eta, to_data)
 @pytest.mark.parametrize("slope", [0.0, 1.0])
 def test_polynomials_of_the_slope_are_integrated_exactly(slope, bound):
     path, times = VPSDE(), torch.tensor([0.9, 0.7, 0.6, 0.4, 0.15], dtype=torch.float64)
-    steps = multistep(path, times, 0.0, False, order=3, slope=slope, bound=bound)
+    steps = multistep(path, times, False, order=3, slope=slope, bound=bound)
     levels, c, u = path.half_log_snr(times), *path.straight_coordinates(times, slope)
 
     def place(level):
@@ -250,7 +267,7 @@ def test_polynomials_of_the_slope_are_integrated_exactly(slope, bound):
 def test_the_corrector_adds_what_the_evaluation_at_the_end_of_a_step_tells():
     """Correcting with the polynomial through one more evaluation equals a step made with it from the start."""
     path, times = VPSDE(), torch.tensor([0.9, 0.7, 0.5, 0.3], dtype=torch.float64)
-    corrected = multistep(path, times, 0.0, False, order=2, corrected=True)
+    corrected = multistep(path, times, False, order=2, corrected=True)
     x = start(path, 0.9, MIXTURE, 8)
     memory = Memory([stage for step in corrected for stage in step])
     states = [x]
@@ -264,9 +281,26 @@ def test_the_corrector_adds_what_the_evaluation_at_the_end_of_a_step_tells():
     grows = (math.exp(-h) - 1 + h) / h
     trapezoid = scale * x + path.alpha(times[1]) * ((-math.expm1(-h) - grows) * first[0] + grows * first[1])
     # the second step of order 2 from there, by the rows without a corrector
-    plain = multistep(path, times, 0.0, False, order=2)[1][0]
+    plain = multistep(path, times, False, order=2)[1][0]
     expected = plain.samples[0] * trapezoid + plain.denoised[0] * first[1] + plain.denoised[1] * first[0]
     assert (states[2] - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_adams_is_exact_for_velocities_that_are_polynomials_of_u(order):
+    """In the coordinates of flow matching, y = x / (alpha + sigma) and u = sigma / (alpha + sigma), where dy/du is the
+    velocity noise - x0; down to clean data, once the steps of lower order that begin are corrected."""
+    path, times = VPSDE(), torch.tensor([0.9, 0.8, 0.75, 0.6, 0.55, 0.4, 0.3, 0.15], dtype=torch.float64)
+    scale = torch.cat([path.alpha(times) + path.sigma(times), torch.ones(1)])
+    u = torch.cat([path.sigma(times) / scale[:-1], torch.zeros(1)])
+    stages = plan(path, times, f"adams_{order}", to_data=True)
+    for power in range(order):
+        x, memory, off = torch.ones(1, 1, dtype=torch.float64), Memory(stages), []
+        for i, stage in enumerate(stages):
+            denoised = (x - path.sigma(times[i]) * u[i] ** power) / scale[i]
+            x = stage.update(x, denoised, memory, None)
+            off.append(float(x) / scale[i + 1] - u[i + 1] ** (power + 1) / (power + 1))
+        assert torch.stack(off[order:]).diff().abs().max() < 1e-9
 
 
 # --- churn --------------------------------------------------------------------------------------------------------
@@ -274,12 +308,12 @@ def test_the_corrector_adds_what_the_evaluation_at_the_end_of_a_step_tells():
 
 def test_churn_is_the_stochastic_sampler_of_karras():
     """Algorithm 2 of Karras et al. 2022, written as there, with the same noise."""
-    path, churn = PATHS["edm"], Churn(s_churn=6.0, s_tmin=0.1, s_tmax=20.0, s_noise=1.01)
+    path, churn = PATHS["edm"], {"s_churn": 6.0, "s_tmin": 0.1, "s_tmax": 20.0, "s_noise": 1.01}
     steps = 9
     times = time_grid(path, "karras", steps, 0.002 / 80, 1.0, levels=1000)
     x = 80 * torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
-    stages, memory, ours = plan(path, times, "heun", to_data=True, churn=churn), None, x
+    stages, memory, ours = plan(path, times, "heun", to_data=True, options=churn), None, x
     memory = Memory(stages)
     for stage in stages:
         denoised = MIXTURE.denoised(ours, path, torch.tensor(stage.t_eval, dtype=torch.float64))
@@ -305,12 +339,24 @@ def test_churn_is_the_stochastic_sampler_of_karras():
     assert (ours - x).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("to_data", [True, False])
+def test_churn_is_shared_among_the_steps(to_data):
+    """Every step but the first begins at a noise level (1 + s_churn / N) times as large, of N steps."""
+    path, times = PATHS["ve"], line(0.9, 0.1, 5)
+    begins = plan(path, times, "euler", to_data=to_data, options={"s_churn": 0.5})
+    steps = 6 if to_data else 5
+    levels = path.sigma(torch.tensor([stage.t_eval for stage in begins]))
+    assert len(levels) == steps
+    expected = path.sigma(times[:steps]) * torch.tensor([1.0] + [1 + 0.5 / steps] * (steps - 1))
+    assert levels == pytest.approx(expected)
+
+
 def test_churn_converges_to_the_exact_covariance():
     path, errors, sizes = PATHS["ve"], [], (128, 512)
     begin, end = ends(path)
     _, exact_variance = GAUSSIAN.noised(path, end)
     for n in sizes:
-        stages = plan(path, line(begin, end, n), "heun", to_data=False, churn=Churn(s_churn=20.0))
+        stages = plan(path, line(begin, end, n), "heun", to_data=False, options={"s_churn": 20.0})
         errors.append((gaussian_moments(path, stages, begin)[1] / exact_variance - 1).abs().max())
     assert errors[-1] < 1e-3
     assert slope(sizes, errors) > 1.5
@@ -347,6 +393,19 @@ def test_straight_solvers_are_exact_for_a_single_data_point(predictor):
         x = start(path, begin, point, 4)
         exact = point.flow(x, path, begin, end)
         assert (solve(path, line(begin, end, 3), point, x, predictor) - exact).abs().max() < 1e-9
+
+
+SINGULAR_AT_NOISE = ("euler", "dpmpp_2s", "dpmpp_3s", "deis_1", "deis_2", "deis_3")
+
+
+@pytest.mark.parametrize("path", [PATHS["linear"], PATHS["cosine_vp"]], ids=["linear", "cosine_vp"])
+@pytest.mark.parametrize("predictor", [name for name in ODE_PREDICTORS if name not in SINGULAR_AT_NOISE])
+def test_straight_solvers_begin_at_pure_noise(path, predictor):
+    """Where alpha = 0 and lambda is infinite, a single data point is still reached exactly."""
+    point = type(GAUSSIAN)([1.0], [[0.7, -0.3]], [[0.0, 0.0]])
+    x = start(path, 1.0, point, 4)
+    exact = point.flow(x, path, *torch.tensor([1.0, 0.1], dtype=torch.float64))
+    assert (solve(path, line(1.0, 0.1, 3), point, x, predictor) - exact).abs().max() < 1e-9
 
 
 def test_singular_plans_are_refused_with_the_remedy():

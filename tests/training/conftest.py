@@ -3,8 +3,8 @@
 import datasets
 import pytest
 from places import ROOT
-from runs import EMBEDDED_TRAIN, TINY_DATA, run
 
+from runs import EMBEDDED_TRAIN, TINY_DATA, run
 from score_sde.training import train_autoencoder
 
 

@@ -1,6 +1,5 @@
 """Options of the training scripts, as the command line and a YAML file give them."""
 
-import dataclasses
 import json
 import re
 import subprocess
@@ -9,12 +8,8 @@ import tomllib
 
 import pytest
 from places import ROOT, TRAINING
-from runs import CONFIG_CLASSES
 
-from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
-from score_sde.schedulers.paths import PREDICTIONS
-from score_sde.schedulers.scheduling_score_sde import SDE_TYPES
-from score_sde.schedulers.solvers import PREDICTORS
+from runs import CONFIG_CLASSES
 from score_sde.training import train
 from score_sde.training.parts.options import WORK_BEGUN, mapping, one_line_errors, parse
 
@@ -108,31 +103,6 @@ def test_errors_before_the_work_are_one_line_and_later_ones_keep_their_traceback
         raise ValueError("later")
     with pytest.raises(TypeError), one_line_errors():
         raise TypeError("a fault of the code")
-
-
-def test_help_and_readme_name_every_row_of_the_tables():
-    help_of = {each.name: each.metadata["help"] for each in dataclasses.fields(train.TrainConfig)}
-    readme = (ROOT / "README.md").read_text()
-    tables = {
-        "sde_type": SDE_TYPES,
-        "prediction_type": PREDICTIONS,
-        "time_density": TIME_DENSITIES,
-        "weighting": WEIGHTINGS,
-        "network": train.NETWORKS,
-    }
-    for name, table in tables.items():
-        assert set(table) <= set(re.findall(r"\w+", help_of[name]))
-        if name != "network":
-            listed = re.search(rf"--{name}\s+([\w|]+)", readme)[1]
-            assert set(listed.split("|")) == set(table)
-    rows = re.search(r"\| `sde_type` \|.*?\n\n", readme, re.DOTALL)[0]
-    assert set(re.findall(r"^\| `(\w+)`", rows, re.MULTILINE)) == {"sde_type", *SDE_TYPES}
-    # `unipc_1` to `_3` stands for all between
-    names = re.search(r"The whole family is there by name:.*?are in `help", readme, re.DOTALL)[0]
-    listed = set(re.findall(r"`(\w+)`", names))
-    for family, first, last in re.findall(r"`([a-z_]+_)(\d)` to `_(\d)`", names):
-        listed |= {f"{family}{order}" for order in range(int(first), int(last) + 1)}
-    assert set(PREDICTORS) - {"none"} <= listed
 
 
 @pytest.mark.slow

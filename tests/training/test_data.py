@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 from places import TRAINING
-from runs import TINY_DATA, data_config, encode, equal, run, tiny_dc, train_tiny
 from safetensors.torch import load_file
 from tars import ROWS, WEBDATASET, png, tar_shards
 
+from runs import TINY_DATA, data_config, encode, equal, run, tiny_dc, train_tiny
 from score_sde import ScoreSDEPipeline
 from score_sde.pipelines.latents import denormalize_latents, normalize_latents
 from score_sde.training import encode_latents, train_classifier

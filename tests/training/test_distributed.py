@@ -14,9 +14,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from places import CONFIGS, HELPERS, TRAINING
 from recording import recorded_run
-from runs import TINY_DIT, TINY_RUN, equal, run, train_tiny
 from safetensors.torch import load_file
 
+from runs import TINY_DIT, TINY_RUN, equal, run, train_tiny
 from score_sde import DiTModel, load_bundle
 from score_sde.training import train
 from score_sde.training.parts.cores import warn_of_busy_cores

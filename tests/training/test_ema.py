@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
-from runs import equal, train_tiny
 from safetensors.torch import load_file
 
+from runs import equal, train_tiny
 from score_sde import load_bundle
 from score_sde.ema import PowerFunctionEMA, gamma_of, inner_product, reconstruction_weights, sigma_rel_of
 from score_sde.training import reconstruct_ema

@@ -9,11 +9,11 @@ import diffusers.models.autoencoders
 import pytest
 import torch
 from PIL import Image
-from runs import TINY_DATA, encode, run
 from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
 from tiny import tiny_vae as random_vae
 
+from runs import TINY_DATA, encode, run
 from score_sde.pipelines.latents import AUTOENCODERS, REFUSED, autoencoder_of, encode_moments, spatial_factor
 from score_sde.training import encode_latents
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig

@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
-from runs import TINY_DIT, TINY_RUN, encode, equal, train_tiny
 from safetensors.torch import load_file
 
+from runs import TINY_DIT, TINY_RUN, encode, equal, train_tiny
 from score_sde.training import share_latents
 
 

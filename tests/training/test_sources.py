@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import data_config
 
+from runs import data_config
 from score_sde.training.parts import sources
 from score_sde.training.parts.config import DataConfig
 from score_sde.training.parts.data import ImageDataset, ImageStream

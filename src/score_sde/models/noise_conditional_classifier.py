@@ -5,6 +5,7 @@ says what it receives, which is the same on every path, so one classifier guides
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -29,7 +30,8 @@ class NoiseConditionalClassifierOutput(BaseOutput):
     logits: torch.Tensor
 
 
-class NoiseConditionalClassifier(ModelMixin, ConfigMixin):
+# diffusers' mixins contradict each other in `config_name`
+class NoiseConditionalClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Residual blocks at falling resolutions, told the noise level, then the mean over all positions: the way down of a
     diffusion U-Net.
 
@@ -44,6 +46,8 @@ class NoiseConditionalClassifier(ModelMixin, ConfigMixin):
         dropout: dropout probability inside the residual blocks and before the last layer.
     """
 
+    # whose entries are attributes, other than diffusers says
+    config: Any
     _supports_gradient_checkpointing = True
 
     @register_to_config

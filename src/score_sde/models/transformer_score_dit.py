@@ -6,6 +6,7 @@ a meaning; preconditioning, such as EDM's, belongs to the scheduler's prediction
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ class DiTAttnProcessor:
 class DiTAttention(nn.Module, AttentionModuleMixin):
     """Multi-head attention over the tokens, or from them to a context, with diffusers' names for the projections."""
 
-    _default_processor_cls = DiTAttnProcessor
+    _default_processor_cls = DiTAttnProcessor  # type: ignore[assignment]  # diffusers declares it as None
     _available_processors = [DiTAttnProcessor]
 
     def __init__(self, hidden_size, num_attention_heads, qk_norm=False, is_cross_attention=False):
@@ -230,11 +231,12 @@ def per_axis(value, dimensions, name):
     return values
 
 
-class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):
+# diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
+class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):  # type: ignore[misc]
     """Diffusion Transformer (Peebles & Xie 2023) for signals, images, or videos.
 
-    A freshly initialised model outputs exactly zero. In training mode each sample's label is replaced by the null
-    label, once for the whole network, with probability `class_dropout_prob`, so that classifier-free guidance works.
+    A freshly initialised model outputs exactly zero. Who trains it for classifier-free guidance replaces the conditions
+    of a share `class_dropout_prob` of the samples by those of `null_conditions`; the network itself drops nothing.
 
     Args:
         sample_size: size of the training samples in pixels or latent cells, a number or one for each axis. Other sizes
@@ -248,7 +250,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         num_attention_heads: heads per block.
         num_classes: number of class labels, or None for an unconditional model. The label `num_classes` itself is the
             null label.
-        class_dropout_prob: probability, in [0, 1], that a training sample's label is replaced by the null label.
+        class_dropout_prob: probability, in [0, 1], that a training sample's conditions are replaced by those that stand
+            for none; at 0 the model has none.
         learn_sigma: predict a variance beside the mean: the output then has twice the channels of the input.
         out_channels: channels of the output; derived from `learn_sigma` when None.
         mlp_ratio: hidden width of the MLP in units of `hidden_size`.
@@ -267,12 +270,12 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             as the original has it, 1 as diffusers does.
     """
 
-    # False where the labels come with null labels among them, as in training/train.py
-    drops_labels = True
+    # whose entries are attributes, other than diffusers says
+    config: Any
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock", "DiTTokenBlock"]
+    _no_split_modules = ["DiTBlock", "DiTTokenBlock"]  # type: ignore[assignment]
     _repeated_blocks = ["DiTBlock", "DiTTokenBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "adaln", "norm", "proj_out"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "adaln", "norm", "proj_out"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -443,6 +446,23 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             TransformerBlockRegistry.register(block_class, TransformerBlockMetadata(return_hidden_states_index=0))
         super().enable_cache(config)
 
+    def null_conditions(self, conditions):
+        """What stands for "none" of conditions, for classifier-free guidance (Ho & Salimans 2022).
+
+        Args:
+            conditions: {argument of `forward`: tensor (B, ...)}.
+
+        Returns {argument: tensor of the same shape} for those that have it: class_labels, the null label, and
+        encoder_hidden_states, zeros. Nothing with a class_dropout_prob of 0, where training showed neither.
+        """
+        null = {}
+        if self.config.class_dropout_prob > 0:
+            if self.config.num_classes is not None and "class_labels" in conditions:
+                null["class_labels"] = torch.full_like(conditions["class_labels"], self.config.num_classes)
+            if "encoder_hidden_states" in conditions:
+                null["encoder_hidden_states"] = torch.zeros_like(conditions["encoder_hidden_states"])
+        return null
+
     def forward(
         self,
         hidden_states,
@@ -573,14 +593,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")
             return embedding, None
 
-        null_label = self.config.num_classes
         if class_labels is None:
-            class_labels = torch.full((batch_size,), null_label, device=device)
+            class_labels = torch.full((batch_size,), self.config.num_classes, device=device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
-        if self.training and self.drops_labels and self.config.class_dropout_prob > 0:
-            dropped = torch.rand(batch_size, device=device) < self.config.class_dropout_prob
-            class_labels = class_labels.masked_fill(dropped, null_label)
         return embedding, self.class_embed(class_labels)
 
     def embed_context(self, encoder_hidden_states, mask, batch_size):

@@ -6,7 +6,7 @@ The network knows nothing of noise: it maps (sample, number, label) to a tensor,
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ ADM = {
 }
 # What each published model changes in the defaults: CIFAR-10, of VP and of VE (Song et al. 2021, appendix H), and
 # ImageNet with classes (Dhariwal & Nichol 2021, appendix I and the released checkpoints)
-UNETS = {
+UNETS: dict[str, dict[str, Any]] = {
     "DDPM++": {},
     "DDPM++ deep": {"layers_per_block": 8},
     "NCSN++": NCSNPP,
@@ -241,12 +241,13 @@ class UNetLevel(nn.Module):
         return zip(self.resnets, [None] * without + list(self.attentions), strict=True)
 
 
-class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
+# diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
+class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc]
     """The score U-Net: DDPM++ and NCSN++ (Song et al. 2021, appendix H) and ADM (Dhariwal & Nichol 2021). The defaults
     are the published CIFAR-10 model DDPM++; `from_name` knows the others.
 
-    In training mode each sample's label is replaced by the null label, once for the whole network, with probability
-    `class_dropout_prob`, so that classifier-free guidance works.
+    Who trains it for classifier-free guidance replaces the conditions of a share `class_dropout_prob` of the samples by
+    those of `null_conditions`; the network itself drops nothing.
 
     Args:
         sample_size: height and width of the training images; the network itself takes other sizes too.
@@ -258,7 +259,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
         dropout: dropout probability inside the residual blocks.
         num_classes: number of class labels, or None for an unconditional model. The label `num_classes` itself is the
             null label.
-        class_dropout_prob: probability, in [0, 1], that a training sample's label is replaced by the null label.
+        class_dropout_prob: probability, in [0, 1], that a training sample's label is replaced by the null label; at 0
+            the model has none.
         architecture: "ncsnpp" (DDPM++ and NCSN++: the sum of a residual branch and its input is divided by sqrt(2)) or
             "adm" (no division; zero instead of almost zero in the last layer of each residual branch; attention after
             every residual block on the way up too).
@@ -280,12 +282,15 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
             models were trained so; otherwise preconditioning belongs to the scheduler's prediction types.
     """
 
-    # False where the labels come with null labels among them, as in training/train.py
-    drops_labels = True
+    # whose entries are attributes, other than diffusers says
+    config: Any
+    # lists of `UNetLevel`
+    down_blocks: Any
+    up_blocks: Any
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ResnetBlock", "Attention"]
-    _skip_layerwise_casting_patterns = ["norm", "time_embed", "conv_in", "conv_out"]
-    _keep_in_fp32_modules = ["fourier"]
+    _no_split_modules = ["ResnetBlock", "Attention"]  # type: ignore[assignment]
+    _skip_layerwise_casting_patterns = ["norm", "time_embed", "conv_in", "conv_out"]  # type: ignore[assignment]
+    _keep_in_fp32_modules = ["fourier"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -360,10 +365,11 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
             )
         # the lowest resolution attends in any case, in the middle block
         attending = {c for c, attend in zip(block_out_channels, attends, strict=True) if attend}
-        for name, value in (("num_attention_heads", num_attention_heads), ("attention_head_dim", attention_head_dim)):
+        divisors = {"num_attention_heads": num_attention_heads, "attention_head_dim": attention_head_dim}
+        for name, divisor in divisors.items():
             for channels in attending | {block_out_channels[-1]}:
-                if value is not None and channels % value:
-                    raise ValueError(f"{name} {value} must divide the {channels} channels of a self-attention")
+                if divisor is not None and channels % divisor:
+                    raise ValueError(f"{name} {divisor} must divide the {channels} channels of a self-attention")
         if progressive_combine == "cat" and progressive_input != "input_skip":
             raise ValueError(
                 f"progressive_combine 'cat' needs progressive_input 'input_skip', not {progressive_input!r}"
@@ -411,7 +417,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
         self.down_blocks, skips, channels, pyramid_channels = nn.ModuleList(), [first], first, in_channels
         for level, out in enumerate(block_out_channels):
             inputs = [channels] + [out] * (layers_per_block - 1)
-            channels, resample, progressive = out, {}, None
+            progressive: nn.Module | None = None
+            channels, resample = out, {}
             skips += [out] * layers_per_block
             if level < levels - 1:
                 resample = {"down": True}
@@ -486,6 +493,19 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
         initialize_last(self.conv_out)
         if self.class_embed is not None and style.ddpm_init:
             nn.init.normal_(self.class_embed.weight, std=0.02)
+
+    def null_conditions(self, conditions):
+        """What stands for "none" of conditions, for classifier-free guidance (Ho & Salimans 2022).
+
+        Args:
+            conditions: {argument of `forward`: tensor (B, ...)}.
+
+        Returns {argument: tensor of the same shape} for those that have it: class_labels, the null label. Nothing with
+        a class_dropout_prob of 0, where training never showed it.
+        """
+        if self.config.class_dropout_prob == 0 or self.config.num_classes is None or "class_labels" not in conditions:
+            return {}
+        return {"class_labels": torch.full_like(conditions["class_labels"], self.config.num_classes)}
 
     def forward(self, sample, timestep, class_labels=None, return_dict: bool = True):
         """Run the network.
@@ -577,12 +597,9 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")
             return embedding
 
-        batch_size, null_label = timestep.shape[0], self.config.num_classes
+        batch_size = timestep.shape[0]
         if class_labels is None:
-            class_labels = torch.full((batch_size,), null_label, device=timestep.device)
+            class_labels = torch.full((batch_size,), self.config.num_classes, device=timestep.device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
-        if self.training and self.drops_labels and self.config.class_dropout_prob > 0:
-            dropped = torch.rand(batch_size, device=timestep.device) < self.config.class_dropout_prob
-            class_labels = class_labels.masked_fill(dropped, null_label)
         return embedding + self.class_embed(class_labels)

@@ -1,4 +1,4 @@
-"""A grid of times fitted to one model: the times at which a solver of few steps errs least.
+"""A grid of times fitted to one model: the times at which a solver of few steps errs least, with predictor "auto".
 
 The error is measured, on a few trajectories, against the same trajectories in many steps.
 """
@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers.utils import logging
 
-from .solvers import Memory
+from .checks import LARGEST_NFE, check_choice, check_number
+from .solvers import AUTOMATIC, PREDICTORS, Memory
 
 
 @dataclass
@@ -88,3 +90,71 @@ class Fit:
                 else:
                     reach[i - 1] = reach[i - 1] / 2
         return best
+
+
+def calibrate(
+    scheduler, model, nfe, noise, num_samples, class_labels, guidance_scale, generator, reference_steps, sweeps
+):
+    """Fit the times of a `ScoreSDEScheduler`: its method of this name says how."""
+    counts = list(nfe) if isinstance(nfe, (list, tuple)) else [nfe]
+    check_number("reference_steps", reference_steps, 3, LARGEST_NFE, whole=True)
+    for each in counts:
+        check_number("nfe", each, 2, reference_steps - 1, whole=True)
+    for name, value in (("num_samples", num_samples), ("sweeps", sweeps)):
+        check_number(name, value, 1, LARGEST_NFE, whole=True)
+    if scheduler.config.predictor != "auto" or scheduler.config.corrector or not scheduler.config.denoise_final:
+        raise ValueError(
+            f"times are fitted for predictor 'auto' with denoise_final and without a corrector; this scheduler has "
+            f"predictor={scheduler.config.predictor!r}, corrector={scheduler.config.corrector!r}, "
+            f"denoise_final={scheduler.config.denoise_final}"
+        )
+    if hasattr(model, "guided_network"):
+        network, noise = model.prepare_trajectories(num_samples, class_labels, guidance_scale, generator, noise)
+    elif noise is None:
+        raise ValueError("a model that is no ScoreSDEPipeline needs noise: pass a (B, C, ...) tensor")
+    else:
+        network = model
+    x = noise.to(torch.promote_types(noise.dtype, torch.float32)) * scheduler.init_noise_sigma
+    denoise = scheduler.denoiser(network)
+
+    stages = scheduler._build_plan(
+        scheduler._grid(reference_steps, scheduler.t_max), scheduler._solver(reference_steps)
+    )
+    target, memory = x, Memory(stages)
+    for stage in logging.tqdm(stages, desc="reference"):
+        target = stage.update(target, denoise(target, stage.t_eval), memory, None)
+    if not torch.isfinite(target).all():
+        raise ValueError("the model's output is not finite on the reference trajectory")
+
+    fit = Fit(scheduler.path, denoise, scheduler._build_plan, x, target, scheduler.t_min)
+    calibration, errors = dict(scheduler.config.calibration or {}), {}
+    for n in counts:
+        grid = scheduler._grid(n, scheduler.t_max)
+        before = fit.run(grid, scheduler._solver(n))
+        predictors = dict.fromkeys(rule.predictor for rule in AUTOMATIC)
+        found = [(fit.run(grid, predictor), predictor) for predictor in predictors]
+        best, predictor = min(found, key=lambda each: each[0].score)
+        with logging.tqdm(total=sweeps * (n - 1), desc=f"{n} evaluations") as bar:
+            best = fit.improve(best, predictor, sweeps, bar.update)
+        if best.score < before.score:
+            calibration[str(n)] = [predictor, best.times.tolist()]
+        errors[n] = (math.exp(before.score), math.exp(min(best.score, before.score)))
+    scheduler.register_to_config(calibration=calibration)
+    return errors
+
+
+def check_calibration(calibration):
+    """Raise ValueError unless `calibration` holds what `calibrate` writes: None, or {number of steps: [predictor,
+    times]}."""
+    if not isinstance(calibration, dict | None):
+        raise ValueError(f"calibration {calibration!r} must be a dictionary, as `calibrate` writes it, or None")
+    for n, entry in (calibration or {}).items():
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[1], (list, tuple)):
+            raise ValueError(f"calibration {n!r} must hold a predictor and a list of times, not {entry!r}")
+        predictor, times = entry
+        check_choice(f"predictor of calibration {n!r}", predictor, PREDICTORS)
+        for time in times:
+            check_number(f"time of calibration {n!r}", time, 0, 1)
+        falls = all(a > b for a, b in zip(times, times[1:], strict=False))
+        if str(len(times)) != n or not falls or not times or times[-1] <= 0:
+            raise ValueError(f"calibration {n!r} must hold as many times, falling strictly from at most 1: {times}")

@@ -39,10 +39,14 @@ Numbers: times are floats or tensors of any shape on any device; what a path ret
 (float32 where the device has no float64). States (images, latents) keep their own dtype.
 """
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+
+from .checks import check_choice
 
 
 # Apple's GPUs
@@ -85,6 +89,7 @@ class Path:
         prior_std: standard deviation of the distribution that sampling starts from, at t = 1.
         straight: k of the coordinates (9) in which multi-stage ODE solvers work.
         levels: number of discrete noise levels, at t = 1/levels, 2/levels, ..., 1; None for a continuous path.
+        betas: of the chain that these levels are of; None for a continuous path.
         time_input, time_offset: how a network of this path is told the time, unless configured: see `network_time`.
     """
 
@@ -92,7 +97,8 @@ class Path:
     t_max = 1.0
     prior_std = 1.0
     straight = 0.0
-    levels = None
+    levels: int | None = None
+    betas: torch.Tensor | None = None
     time_input = "t"
     time_offset = 0.0
 
@@ -280,6 +286,23 @@ class CosineVPSDE(_VariancePreserving):
         return (angle - self.angle_0) / self.rate
 
 
+def _linear_betas(n, start, end):
+    return torch.linspace(start, end, n, dtype=torch.float64)
+
+
+def _scaled_linear_betas(n, start, end):
+    return torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2
+
+
+def _cosine_betas(n, start, end):
+    alpha2 = CosineVPSDE().alpha(torch.arange(n + 1, dtype=torch.float64) / n) ** 2
+    return (1 - alpha2[1:] / alpha2[:-1]).clamp_max(0.999)
+
+
+# of the stock schedulers of diffusers: (number of levels, beta_start, beta_end) -> betas
+BETA_SCHEDULES = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "squaredcos_cap_v2": _cosine_betas}
+
+
 class DiscreteVPSDE(_VariancePreserving):
     """The DDPM chain of N betas (Ho et al. 2020) as a continuous path through its N noise levels: level n = 0..N-1 of
     the chain is t = (n + 1) / N, with alpha^2 = prod_{i <= n} (1 - beta_i), and t = 0 is clean data.
@@ -324,17 +347,9 @@ class DiscreteVPSDE(_VariancePreserving):
         n = num_train_timesteps
         if trained_betas is not None:
             betas = torch.as_tensor(trained_betas, dtype=torch.float64)
-        elif beta_schedule == "linear":
-            betas = torch.linspace(beta_start, beta_end, n, dtype=torch.float64)
-        elif beta_schedule == "scaled_linear":
-            betas = torch.linspace(beta_start**0.5, beta_end**0.5, n, dtype=torch.float64) ** 2
-        elif beta_schedule == "squaredcos_cap_v2":
-            alpha2 = CosineVPSDE().alpha(torch.arange(n + 1, dtype=torch.float64) / n) ** 2
-            betas = (1 - alpha2[1:] / alpha2[:-1]).clamp_max(0.999)
         else:
-            raise ValueError(
-                f"beta_schedule {beta_schedule!r} is unknown; choose one of linear, scaled_linear, squaredcos_cap_v2"
-            )
+            check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
+            betas = BETA_SCHEDULES[beta_schedule](n, beta_start, beta_end)
         if rescale_betas_zero_snr or snr_shift_scale != 1:
             alpha2 = (1 - betas).cumprod(0)
             alpha = (alpha2 / (snr_shift_scale + (1 - snr_shift_scale) * alpha2)).sqrt()
@@ -345,11 +360,7 @@ class DiscreteVPSDE(_VariancePreserving):
         return cls(betas)
 
     def log_alpha(self, t):
-        left, right, slope_left, slope_right, x = self._segment(as_time(t))
-        rise = right - left
-        return left + x * (
-            slope_left + x * (3 * rise - 2 * slope_left - slope_right + x * (slope_left + slope_right - 2 * rise))
-        )
+        return _cubic(*self._segment(as_time(t)))
 
     def log_alpha_prime(self, t):
         left, right, slope_left, slope_right, x = self._segment(as_time(t))
@@ -359,21 +370,32 @@ class DiscreteVPSDE(_VariancePreserving):
 
     def _segment(self, t):
         """Ends, end slopes (per segment) and position in [0, 1] of the segment that holds t."""
-        knots, slopes = self._knots.to(t.device, t.dtype), self._slopes.to(t.device, t.dtype)
         index = (t * self.levels).floor().clamp(0, self.levels - 1).long()
-        ends = knots[index], knots[index + 1], slopes[index] / self.levels, slopes[index + 1] / self.levels
-        return *ends, t * self.levels - index
+        return *self._ends(index, t.dtype), t * self.levels - index
+
+    def _ends(self, index, dtype):
+        knots, slopes = self._knots.to(index.device, dtype), self._slopes.to(index.device, dtype)
+        return knots[index], knots[index + 1], slopes[index] / self.levels, slopes[index + 1] / self.levels
 
     def _t_from_log_alpha(self, log_alpha):
         # bisection inside the segment: log_alpha(t) is monotone, and 60 halvings exhaust float64
         knots = self._knots.to(log_alpha.device, log_alpha.dtype)
         index = torch.searchsorted(-knots, -log_alpha.contiguous(), right=True) - 1
-        low = index.clamp(0, self.levels - 1).to(log_alpha.dtype) / self.levels
-        width = 1 / self.levels
+        index = index.clamp(0, self.levels - 1)
+        ends = self._ends(index, log_alpha.dtype)
+        low, width = torch.zeros_like(log_alpha), 1.0
         for _ in range(60):
             width /= 2
-            low = torch.where(self.log_alpha(low + width) > log_alpha, low + width, low)
-        return low
+            low = torch.where(_cubic(*ends, low + width) > log_alpha, low + width, low)
+        return (index + low) / self.levels
+
+
+def _cubic(left, right, slope_left, slope_right, x):
+    """The cubic from left to right, with these slopes there, at x in [0, 1]."""
+    rise = right - left
+    return left + x * (
+        slope_left + x * (3 * rise - 2 * slope_left - slope_right + x * (slope_left + slope_right - 2 * rise))
+    )
 
 
 def _monotone_slopes(values):
@@ -478,6 +500,44 @@ class LinearSDE(Path):
 
     def t_from_half_log_snr(self, half_log_snr):
         return torch.sigmoid(-as_time(half_log_snr))
+
+
+SDE_TYPES: dict[str, Callable[..., Path]] = {
+    "vp": VPSDE,
+    "subvp": SubVPSDE,
+    "ve": VESDE,
+    "cosine_vp": CosineVPSDE,
+    "discrete_vp": DiscreteVPSDE.from_beta_schedule,
+    "edm": EDMSDE,
+    "linear": LinearSDE,
+}
+
+
+def build_path(sde_type, config) -> Path:
+    """The path of this type with the parameters that `config` holds, a mapping that may hold others too; None and False
+    stand for the path's own defaults.
+
+    Raises ValueError for a parameter that only other paths have, and for values that fit no path.
+    """
+    build = SDE_TYPES[sde_type]
+    allowed = inspect.signature(build).parameters
+    of_paths = {name for other in SDE_TYPES.values() for name in inspect.signature(other).parameters}
+    given = {
+        name: config[name]
+        for name in of_paths & config.keys()
+        if config[name] is not None and config[name] is not False
+    }
+    unknown = given.keys() - allowed.keys() - {"num_train_timesteps"}
+    if unknown:
+        raise ValueError(
+            f"sde_type {sde_type!r} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(allowed)}"
+        )
+    path = build(**{name: value for name, value in given.items() if name in allowed})
+    if path.levels not in (None, config["num_train_timesteps"]):
+        raise ValueError(
+            f"trained_betas holds {path.levels} levels, num_train_timesteps is {config['num_train_timesteps']}"
+        )
+    return path
 
 
 # --- what a network predicts ------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """`ScoreSDEScheduler`: a diffusers scheduler over any noise path and a plan of solver stages.
 
-No formula stands here: the noise mathematics is in `paths`, the solvers are in `solvers`.
+This file is the interface that pipelines and training scripts meet. The noise mathematics is in `paths`, the solvers in
+`solvers`, what a network's numbers mean in `parameterization`, what stock configs mean in `stock_configs`, times fitted
+to a model in `calibration`, what arguments may be in `checks`.
 """
 
 import difflib
@@ -8,105 +10,31 @@ import inspect
 import math
 import numbers
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .calibration import Fit
+from .calibration import calibrate, check_calibration
+from .checks import LARGEST_NFE, as_list, check_arguments, check_choice, check_number
+from .parameterization import Parameterization, threshold
 from .paths import (
-    EDMSDE,
     PREDICTIONS,
+    SDE_TYPES,
     TIME_GRIDS,
     TIME_INPUTS,
-    VESDE,
-    VPSDE,
-    CosineVPSDE,
     DiscreteVPSDE,
     LinearSDE,
-    SubVPSDE,
-    as_time,
+    build_path,
     expand_to,
     moved,
-    network_time,
-    path_time,
-    prediction,
     time_grid,
 )
-from .solvers import AUTOMATIC, CORRECTORS, PREDICTORS, VARIANCES, Churn, Memory, automatic, plan
+from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
 from .stock_configs import SAME, VALUES, from_stock_config, refuse_unknown_meaning
-
-
-SDE_TYPES = {
-    "vp": VPSDE,
-    "subvp": SubVPSDE,
-    "ve": VESDE,
-    "cosine_vp": CosineVPSDE,
-    "discrete_vp": DiscreteVPSDE.from_beta_schedule,
-    "edm": EDMSDE,
-    "linear": LinearSDE,
-}
-
-
-# {argument: (least, largest, whole)} of every number; None stands for its default
-NUMBERS = {
-    "num_train_timesteps": (1, 10**5, True),
-    "corrector_steps": (1, 10**4, True),
-    "steps_offset": (0, 10**5, True),
-    "eta": (0, 1e3, False),
-    "s_churn": (0, 1e6, False),
-    "s_tmin": (0, 1e6, False),
-    "s_tmax": (0, 1e6, False),
-    "s_noise": (1e-3, 1e3, False),
-    "corrector_snr": (1e-6, 1e3, False),
-    "rho": (0.1, 1e3, False),
-    "t_min": (1e-9, 1, False),
-    "t_max": (1e-9, 1, False),
-    "beta_min": (0, 1e6, False),
-    "beta_max": (0, 1e6, False),
-    "sigma_min": (0, 1e6, False),
-    "sigma_max": (0, 1e6, False),
-    "beta_start": (0, 1, False),
-    "beta_end": (0, 1, False),
-    "snr_shift_scale": (1e-6, 1e6, False),
-    "sigma_data": (1e-6, 1e6, False),
-    "time_scale": (-1e6, 1e6, False),
-    "time_offset": (-1e6, 1e6, False),
-    "clip_sample_range": (1e-6, 1e6, False),
-    "dynamic_thresholding_ratio": (0, 1, False),
-    "sample_max_value": (1, 1e6, False),
-}
-FLAGS = ("open_end", "denoise_final", "rescale_betas_zero_snr", "clip_sample", "thresholding")
-# of one trajectory
-LARGEST_NFE = 10**5
-
-
-def check_number(name, value, least, largest, whole=False):
-    """Raise ValueError, naming the value and the range, unless `value` is a number from least to largest."""
-    kind = numbers.Integral if whole else numbers.Real
-    # nan is in no range
-    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= largest:
-        number = "a whole number" if whole else "a number"
-        raise ValueError(f"{name} {value!r} must be {number} from {least:g} to {largest:g}")
-
-
-def as_list(name, values):
-    """A list, array or tensor of numbers as a list of floats. Raises ValueError for anything else."""
-    try:
-        values = torch.as_tensor(values, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        values = torch.tensor(0.0)
-    if values.ndim != 1 or not 0 < len(values) <= LARGEST_NFE:
-        raise ValueError(f"{name} must be a list of 1 to {LARGEST_NFE:,} numbers")
-    return values.tolist()
-
-
-def check_choice(name, value, choices):
-    """Raise ValueError, naming the value and the choices, unless `value` is one of them."""
-    if value not in tuple(choices):
-        raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(map(str, choices))}")
 
 
 @dataclass
@@ -180,12 +108,16 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
         prediction_type: epsilon, sample, score, v_prediction, flow_prediction, or edm (preconditioned).
         predictor: see the table.
+        predictor_kwargs: options of the predictor, {name: number}, as its row in `solvers.PREDICTORS` names them:
+            eta and the s_... below, which may also be arguments of their own, and whatever a solver has for itself.
         eta: amount of noise: 0 to 1 for ddim, heun, rk4, dpmpp_2s and dpmpp_3s, 0 and above for euler_maruyama,
             dpmpp_2m, dpmpp_3m, dpmpp_3b and unipc; None for the predictor's own default, 1 for euler_maruyama, else 0.
-        variance_type: of the noise of ancestral: fixed_small (the posterior's), fixed_large (the transition's), or
-            learned_range (between them, from a network with twice the channels, such as DiT).
-        s_churn, s_tmin, s_tmax, s_noise: of euler, heun, rk4, dpmpp_2s and dpmpp_3s: noise added before the steps that
-            begin at noise levels sigma / alpha from s_tmin to s_tmax (None: no limit) (Karras et al. 2022).
+        variance_type: what the network learned of the noise, which ancestral uses: fixed_small (the posterior's),
+            fixed_large (the transition's), or learned_range (between them, from a network with twice the channels, such
+            as DiT).
+        s_churn, s_tmin, s_tmax, s_noise: of euler, heun, rk4, dpmpp_2s and dpmpp_3s, and refused elsewhere: noise
+            added before the steps that begin at noise levels sigma / alpha from s_tmin to s_tmax (None: no limit)
+            (Karras et al. 2022).
         corrector: None, langevin, or annealed_langevin.
         corrector_steps: Langevin steps with each predictor step.
         corrector_snr: signal-to-noise ratio r of the corrector's step size.
@@ -216,10 +148,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         thresholding: dynamic thresholding of the denoised sample (Saharia et al. 2022): the
             dynamic_thresholding_ratio-quantile of its magnitude, between 1 and sample_max_value, becomes 1.
 
-    Raises ValueError at construction for every unknown or contradictory value, and for every number out of its range
-    (`NUMBERS`), with what is allowed.
+    Raises ValueError at construction for every unknown or contradictory value, for every number out of its range
+    (`checks.NUMBERS`, and the rows of `solvers.PREDICTORS`), and for options that the predictor doesn't have, with what
+    is allowed.
     """
 
+    # two base classes declare it, as a string and as None
+    config_name: Any = SCHEDULER_CONFIG_NAME
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
 
     @register_to_config
@@ -266,6 +201,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
+        predictor_kwargs: dict | None = None,
     ):
         check_choice("sde_type", sde_type, SDE_TYPES)
         check_choice("prediction_type", prediction_type, PREDICTIONS)
@@ -277,21 +213,22 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if trained_betas is not None:
             # an array or tensor, as a list: what a config can hold
             self.register_to_config(trained_betas=as_list("trained_betas", trained_betas))
-        self._check_numbers()
-        self._check_noise()
-        self._check_calibration()
+        check_arguments(type(self), self.config)
+        self._check_solver()
+        check_calibration(self.config.calibration)
 
-        self.path = self._build_path()
+        self.path = build_path(sde_type, self.config)
         self.t_min = self.path.t_min if t_min is None else t_min
         if time_input is None:
             time_input = self.path.time_input
         check_choice("time_input", time_input, TIME_INPUTS)
         default_scale = {"t": num_train_timesteps, "log_sigma": num_train_timesteps / 4, "sigma": 1}[time_input]
         # what the network was trained on must stand in the saved config
-        self.register_to_config(
-            time_input=time_input,
-            time_scale=float(default_scale if time_scale is None else time_scale),
-            time_offset=float(self.path.time_offset if time_offset is None else time_offset),
+        time_scale = float(default_scale if time_scale is None else time_scale)
+        time_offset = float(self.path.time_offset if time_offset is None else time_offset)
+        self.register_to_config(time_input=time_input, time_scale=time_scale, time_offset=time_offset)
+        self.parameterization = Parameterization(
+            self.path, prediction_type, sigma_data, time_input, time_scale, time_offset, self._limit
         )
         if sde_type == "discrete_vp":
             chain = inspect.signature(DiscreteVPSDE.from_beta_schedule).parameters
@@ -309,88 +246,47 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         # entries of the plan per time step: where img2img pipelines may cut `timesteps`
         evaluations = 1 if predictor == "auto" else PREDICTORS[predictor].evaluations
         self.order = evaluations + (corrector_steps if corrector else 0)
-        self.timesteps = self.timestep(
+        self.timesteps: torch.Tensor = self.timestep(
             self.t_max + (self.t_min - self.t_max) * torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
         )
-        if self.path.levels:
+        if self.path.betas is not None:
             # what stock training scripts read, as the stock schedulers have it
             self.betas = self.path.betas.float()
             self.alphas_cumprod = (1 - self.path.betas).cumprod(0).float()
-        self.num_inference_steps = None
-        self._plan = None
-        self._begin_index = None
-        self._step_index = None
+        self.num_inference_steps: int | None = None
+        self._plan: list[Stage] | None = None
+        self._begin_index: int | None = None
+        self._step_index: int | None = None
 
-    def _check_numbers(self):
-        """Raise ValueError for numbers out of their range, and for flags that are not True or False."""
-        required = {name for name, each in inspect.signature(type(self)).parameters.items() if each.default is not None}
-        for name, (least, largest, whole) in NUMBERS.items():
-            if name in required or self.config[name] is not None:
-                check_number(name, self.config[name], least, largest, whole)
-        for name in FLAGS:
-            if not isinstance(self.config[name], bool):
-                raise ValueError(f"{name} {self.config[name]!r} must be True or False")
-        if self.config.time_scale == 0:
-            raise ValueError("time_scale 0 would tell the network nothing: pass another number, or None")
-        if self.config.s_tmax is not None and self.config.s_tmin > self.config.s_tmax:
-            raise ValueError(f"s_tmin {self.config.s_tmin} must be at most s_tmax {self.config.s_tmax}")
+    def _given_options(self):
+        """The options of the predictor that were given, by their own names or in `predictor_kwargs`.
 
-    def _check_noise(self):
-        """Raise ValueError for settings of the noise that the predictor doesn't have, or that contradict each other."""
-        predictor, eta, s_churn = self.config.predictor, self.config.eta, self.config.s_churn
-        row = PREDICTORS.get(predictor)
-        if eta is not None and (row is None or row.max_eta is None):
-            takes_eta = [name for name, row in PREDICTORS.items() if row.max_eta is not None]
-            raise ValueError(f"predictor {predictor!r} takes no eta (got {eta}); those that do: {', '.join(takes_eta)}")
-        if eta is not None and not 0 <= eta <= row.max_eta:
-            raise ValueError(f"eta {eta} is out of range: predictor {predictor!r} takes 0 to {row.max_eta}")
-        if s_churn and (row is None or not row.ode):
-            takes_churn = [name for name, row in PREDICTORS.items() if row.ode]
-            raise ValueError(
-                f"predictor {predictor!r} takes no s_churn (got {s_churn}); those that do: {', '.join(takes_churn)}"
-            )
-        if s_churn and (eta or self.config.corrector):
-            raise ValueError(f"s_churn {s_churn} goes with neither eta nor a corrector: leave out one of them")
-        if predictor == "none" and self.config.corrector is None:
-            raise ValueError(f"predictor 'none' needs a corrector; choose one of {', '.join(CORRECTORS)}")
-
-    def _check_calibration(self):
-        """Raise ValueError unless `calibration` holds what `calibrate` writes."""
-        calibration = {} if self.config.calibration is None else self.config.calibration
-        if not isinstance(calibration, dict):
-            raise ValueError(f"calibration {calibration!r} must be a dictionary, as `calibrate` writes it, or None")
-        for n, entry in calibration.items():
-            if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[1], (list, tuple)):
-                raise ValueError(f"calibration {n!r} must hold a predictor and a list of times, not {entry!r}")
-            predictor, times = entry
-            check_choice(f"predictor of calibration {n!r}", predictor, PREDICTORS)
-            for time in times:
-                check_number(f"time of calibration {n!r}", time, 0, 1)
-            falls = all(a > b for a, b in zip(times, times[1:], strict=False))
-            if str(len(times)) != n or not falls or not times or times[-1] <= 0:
-                raise ValueError(f"calibration {n!r} must hold as many times, falling strictly from at most 1: {times}")
-
-    def _build_path(self):
-        build = SDE_TYPES[self.config.sde_type]
-        allowed = inspect.signature(build).parameters
-        of_paths = {name for other in SDE_TYPES.values() for name in inspect.signature(other).parameters}
+        Raises ValueError for one that is given twice.
+        """
+        flat = {name: self.config[name] for name in ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")}
+        defaults = inspect.signature(type(self)).parameters
         given = {
-            name: self.config[name]
-            for name in of_paths & self.config.keys()
-            if self.config[name] is not None and self.config[name] is not False
+            name: value for name, value in flat.items() if value != defaults[name].default or isinstance(value, bool)
         }
-        unknown = given.keys() - allowed.keys() - {"num_train_timesteps"}
-        if unknown:
-            raise ValueError(
-                f"sde_type {self.config.sde_type!r} has no parameter {', '.join(sorted(unknown))}; "
-                f"it has {', '.join(allowed)}"
-            )
-        path = build(**{name: value for name, value in given.items() if name in allowed})
-        if path.levels not in (None, self.config.num_train_timesteps):
-            raise ValueError(
-                f"trained_betas holds {path.levels} levels, num_train_timesteps is {self.config.num_train_timesteps}"
-            )
-        return path
+        for name, value in (self.config.predictor_kwargs or {}).items():
+            if name in given and given[name] != value:
+                raise ValueError(f"{name} is given twice: {given[name]}, and {value} in predictor_kwargs")
+            given[name] = value
+        row = PREDICTORS.get(self.config.predictor)
+        # a fact of the trained network, told also where the predictor has no use for it
+        if row is not None and "variance_type" in row.takes:
+            given.setdefault("variance_type", self.config.variance_type)
+        return given
+
+    def _check_solver(self):
+        """Raise ValueError for options that the predictor doesn't have, or that contradict each other."""
+        if not isinstance(self.config.predictor_kwargs, dict | None):
+            raise ValueError(f"predictor_kwargs {self.config.predictor_kwargs!r} must be a dictionary, or None")
+        options = predictor_options(self.config.predictor, self._given_options())
+        if options.get("s_churn") and self.config.corrector:
+            raise ValueError(f"s_churn {options['s_churn']} does not go with a corrector: leave out one of them")
+        if self.config.predictor == "none" and self.config.corrector is None:
+            raise ValueError(f"predictor 'none' needs a corrector; choose one of {', '.join(CORRECTORS)}")
 
     def _largest_time(self):
         """1 where everything that this scheduler computes is finite there, the path's t_max otherwise."""
@@ -398,7 +294,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             self._build_plan(self._grid(2, 1.0), self._solver(2))
         except ValueError:
             return self.path.t_max
-        row = prediction(self.path, self.config.prediction_type, 1.0, self.config.sigma_data)
+        row = self.parameterization.row(1.0)
         return 1.0 if all(torch.isfinite(value) for value in row) else self.path.t_max
 
     @classmethod
@@ -425,6 +321,11 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 config = from_stock_config(config, own)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
+    @property
+    def config(self) -> Any:
+        """The arguments, as a mapping with attributes: `scheduler.config.sde_type`."""
+        return super().config
+
     # --- facts about the noise, for training scripts --------------------------------------------------------------
 
     def __len__(self):
@@ -432,13 +333,11 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def timestep(self, t):
         """The number that the network receives as time at path time t: float32, the shape of t."""
-        return network_time(self.path, t, self.config.time_input, self.config.time_scale, self.config.time_offset).to(
-            torch.float32
-        )
+        return self.parameterization.timestep(t)
 
     def path_time(self, timesteps):
         """Path time in [0, 1], float64, of the number(s) that the network receives: the inverse of `timestep`."""
-        return path_time(self.path, timesteps, self.config.time_input, self.config.time_scale, self.config.time_offset)
+        return self.parameterization.path_time(timesteps)
 
     def _time_inside(self, timesteps):
         """Path time in [0, 1] of timesteps as `add_noise` takes them."""
@@ -473,15 +372,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             limited: clip or threshold the denoised samples where configured, as in sampling; otherwise they are the
                 model's own, as its likelihood needs them.
         """
-
-        def denoise(x, t):
-            t = as_time(t)
-            row = prediction(self.path, self.config.prediction_type, t, self.config.sigma_data)
-            output = network(expand_to(row.input_scale, x) * x, moved(self.timestep(t), x.device).expand(len(x)))
-            denoised = expand_to(row.a, x) * x + expand_to(row.b, x) * output[:, : x.shape[1]]
-            return self._limit(denoised) if limited else denoised
-
-        return denoise
+        return self.parameterization.denoiser(network, limited)
 
     def steered(self, network, steer):
         """A network whose denoised samples are `steer(x, t, denoise)` instead of `denoise(x, t)`, the network's own:
@@ -493,23 +384,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
         Returns a function such as `network`; a learned variance stays what it was.
         """
-
-        def call(model_input, timesteps):
-            t, variance = self.path_time(timesteps), None
-            row = prediction(self.path, self.config.prediction_type, t, self.config.sigma_data)
-            x = model_input / expand_to(row.input_scale, model_input)
-
-            def remember_variance(model_input, timesteps):
-                nonlocal variance
-                output = network(model_input, timesteps)
-                variance = output[:, x.shape[1] :].detach()
-                return output
-
-            denoised = steer(x, t, self.denoiser(remember_variance, limited=False))
-            output = (denoised - expand_to(row.a, x) * x) / expand_to(row.b, x)
-            return torch.cat([output, variance], dim=1)
-
-        return call
+        return self.parameterization.steered(network, steer)
 
     def classifier_input(self, x, t):
         """(input, half_log_snr (B,)) of a `NoiseConditionalClassifier` for samples x (B, C, ...) at path times t, () or
@@ -587,7 +462,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._times, self._predictor = times, predictor
         self._plan = self._build_plan(times, predictor)
         evaluated = torch.tensor([stage.t_eval for stage in self._plan], dtype=torch.float64)
-        row = prediction(self.path, self.config.prediction_type, evaluated, self.config.sigma_data)
+        row = self.parameterization.row(evaluated)
         # states are float32
         if not all(torch.isfinite(values.float()).all() for values in row):
             raise ValueError(
@@ -595,10 +470,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 f"where alpha is {float(self.path.alpha(times[0])):g}: pass a smaller t_max, or a path with less noise"
             )
         self._rows = list(zip(*(values.tolist() for values in row), strict=True))
-        timesteps = self.timestep(evaluated)
-        if self.path.levels and torch.equal(timesteps, timesteps.round()):
-            timesteps = timesteps.long()
-        self.timesteps = timesteps.to(device)
+        received = self.timestep(evaluated)
+        if self.path.levels and torch.equal(received, received.round()):
+            received = received.long()
+        self.timesteps = received.to(device)
         self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
         self._memory = Memory(self._plan)
         self._step_index = None
@@ -647,15 +522,12 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         return automatic(n).predictor if self.config.predictor == "auto" else self.config.predictor
 
     def _build_plan(self, times, predictor):
-        s_tmax = math.inf if self.config.s_tmax is None else self.config.s_tmax
         return plan(
             self.path,
             times,
             predictor,
             to_data=self.config.denoise_final,
-            eta=self.config.eta,
-            churn=Churn(self.config.s_churn, self.config.s_tmin, s_tmax, self.config.s_noise),
-            variance=self.config.variance_type,
+            options=self._given_options(),
             corrector=self.config.corrector,
             corrector_steps=self.config.corrector_steps,
             corrector_snr=self.config.corrector_snr,
@@ -699,60 +571,20 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         Raises ValueError for another predictor than "auto", with a corrector, or without a final denoising; and for a
         model whose output is not finite.
         """
-        counts = list(nfe) if isinstance(nfe, (list, tuple)) else [nfe]
-        check_number("reference_steps", reference_steps, 3, LARGEST_NFE, whole=True)
-        for each in counts:
-            check_number("nfe", each, 2, reference_steps - 1, whole=True)
-        for name, value in (("num_samples", num_samples), ("sweeps", sweeps)):
-            check_number(name, value, 1, LARGEST_NFE, whole=True)
-        if self.config.predictor != "auto" or self.config.corrector or not self.config.denoise_final:
-            raise ValueError(
-                f"times are fitted for predictor 'auto' with denoise_final and without a corrector; this scheduler has "
-                f"predictor={self.config.predictor!r}, corrector={self.config.corrector!r}, "
-                f"denoise_final={self.config.denoise_final}"
-            )
-        if hasattr(model, "guided_network"):
-            network, noise = model.prepare_trajectories(num_samples, class_labels, guidance_scale, generator, noise)
-        elif noise is None:
-            raise ValueError("a model that is no ScoreSDEPipeline needs noise: pass a (B, C, ...) tensor")
-        else:
-            network = model
-        x = noise.to(torch.promote_types(noise.dtype, torch.float32)) * self.init_noise_sigma
-        denoise = self.denoiser(network)
+        return calibrate(
+            self, model, nfe, noise, num_samples, class_labels, guidance_scale, generator, reference_steps, sweeps
+        )
 
-        stages = self._build_plan(self._grid(reference_steps, self.t_max), self._solver(reference_steps))
-        target, memory = x, Memory(stages)
-        for stage in logging.tqdm(stages, desc="reference"):
-            target = stage.update(target, denoise(target, stage.t_eval), memory, None)
-        if not torch.isfinite(target).all():
-            raise ValueError("the model's output is not finite on the reference trajectory")
-
-        fit = Fit(self.path, denoise, self._build_plan, x, target, self.t_min)
-        calibration, errors = dict(self.config.calibration or {}), {}
-        for n in counts:
-            grid = self._grid(n, self.t_max)
-            before = fit.run(grid, self._solver(n))
-            predictors = dict.fromkeys(rule.predictor for rule in AUTOMATIC)
-            found = [(fit.run(grid, predictor), predictor) for predictor in predictors]
-            best, predictor = min(found, key=lambda each: each[0].score)
-            with logging.tqdm(total=sweeps * (n - 1), desc=f"{n} evaluations") as bar:
-                best = fit.improve(best, predictor, sweeps, bar.update)
-            if best.score < before.score:
-                calibration[str(n)] = [predictor, best.times.tolist()]
-            errors[n] = (math.exp(before.score), math.exp(min(best.score, before.score)))
-        self.register_to_config(calibration=calibration)
-        return errors
-
-    def _require_plan(self):
+    def _require_plan(self) -> list[Stage]:
         if self._plan is None:
             raise ValueError("no trajectory is planned: call scheduler.set_timesteps(num_inference_steps) first")
         return self._plan
 
-    def _enter(self, timestep):
-        """Find the entry of the plan at which a trajectory begins."""
-        self._require_plan()
+    def _enter(self, timestep) -> int:
+        """The entry of the plan that is next; before the first step, the one at which the trajectory begins."""
+        stages = self._require_plan()
         if self._step_index is not None:
-            return
+            return self._step_index
         start = self._position(timestep) if self._begin_index is None else self._begin_index
         if start:
             first_step, inside = divmod(start, self.order)
@@ -762,8 +594,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 )
             if PREDICTORS[self._predictor].multistep:
                 # it has no past here: it begins again
-                self._plan[start:] = self._build_plan(self._times[first_step:], self._predictor)
+                stages[start:] = self._build_plan(self._times[first_step:], self._predictor)
         self._step_index = start
+        return start
 
     def _position(self, timestep):
         """The first entry of `timesteps` that equals `timestep`."""
@@ -784,8 +617,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         variance."""
         if self.config.prediction_type != "edm":
             return sample
-        self._enter(timestep)
-        return sample * self._rows[self._step_index][2]
+        return sample * self._rows[self._enter(timestep)][2]
 
     def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True):
         """Run the next entry of the plan.
@@ -800,10 +632,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
         Raises ValueError before `set_timesteps`, past the end of the plan, and for shapes that don't fit.
         """
-        self._enter(timestep)
-        if self._step_index >= len(self._plan):
-            raise ValueError(f"all {len(self._plan)} entries of the plan have run: call set_timesteps again")
-        stage, variance = self._plan[self._step_index], None
+        stages, at = self._require_plan(), self._enter(timestep)
+        if at >= len(stages):
+            raise ValueError(f"all {len(stages)} entries of the plan have run: call set_timesteps again")
+        stage, variance = stages[at], None
         if sample.ndim > 1 and model_output.shape[1:2] == (2 * sample.shape[1],):
             model_output, variance = model_output.chunk(2, dim=1)
         elif stage.noise_range is not None and model_output.shape == sample.shape:
@@ -817,7 +649,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(dtype)
-        a, b, _ = self._rows[self._step_index]
+        a, b, _ = self._rows[at]
         denoised = self._limit(a * x + b * model_output.to(dtype))
 
         def draw_noise():
@@ -826,7 +658,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if variance is not None:
             variance = variance.to(dtype)
         prev_sample = stage.update(x, denoised, self._memory, draw_noise, variance).to(sample.dtype)
-        self._step_index += 1
+        self._step_index = at + 1
         if not return_dict:
             return (prev_sample,)
         return ScoreSDESchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised.to(sample.dtype))
@@ -837,7 +669,4 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             return denoised.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         if not self.config.thresholding:
             return denoised
-        # dynamic thresholding (Saharia et al. 2022, section 2.3)
-        magnitude = torch.quantile(denoised.flatten(1).abs(), self.config.dynamic_thresholding_ratio, dim=1)
-        limit = expand_to(magnitude.clamp(1, self.config.sample_max_value), denoised)
-        return torch.minimum(torch.maximum(denoised, -limit), limit) / limit
+        return threshold(denoised, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)

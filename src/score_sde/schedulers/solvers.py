@@ -4,9 +4,10 @@ A plan is a list of stages, one per network evaluation. Its numbers are worked o
 stage then only combines tensors. The equation numbers are those of `paths`; c, u are the straight coordinates (9) and
 kappa = sigma / alpha = exp(-lambda).
 
-A predictor is a row of PREDICTORS. Its stages come from one function, of one of two kinds:
-    single-step: (path, t, s, eta) -> for each start t and end s, the stages of that step;
-    multistep: (path, times, eta, to_data) -> for each of the falling times, the stages of the step that begins there.
+A predictor is a row of PREDICTORS. Its stages come from one function, of one of two kinds, which is also given the
+options that the row names (`eta` and the like), by name:
+    single-step: (path, t, s) -> for each start t and end s, the stages of that step;
+    multistep: (path, times, to_data) -> for each of the falling times, the stages of the step that begins there.
 A corrector is a function (path, times, snr) -> for each of the times, one stage that keeps its marginal.
 """
 
@@ -15,11 +16,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
+from .checks import check_choice, check_number
 from .paths import expand_to
+
+
+Stage: TypeAlias = "LinearStage | LangevinStage"
 
 
 class Memory:
@@ -62,12 +67,12 @@ class LinearStage:
             memory.samples.appendleft(x)
             memory.denoised.appendleft(denoised)
             past_samples, past_denoised = memory.samples, memory.denoised
-        out = None
-        for coefficients, past in ((self.samples, past_samples), (self.denoised, past_denoised)):
-            # a plan that begins here asks for no past
-            for coefficient, value in zip(coefficients, past, strict=False):
-                if coefficient:
-                    out = coefficient * value if out is None else torch.add(out, value, alpha=coefficient)
+        # a plan that begins here asks for no past
+        terms = [*zip(self.samples, past_samples, strict=False), *zip(self.denoised, past_denoised, strict=False)]
+        (first, value), *more = [term for term in terms if term[0]]
+        out = first * value
+        for coefficient, value in more:
+            out = torch.add(out, value, alpha=coefficient)
         if self.noise_range is not None:
             small, large = self.noise_range
             return out + (small + (variance + 1) / 2 * (large - small)).exp() * draw_noise()
@@ -108,12 +113,12 @@ def _rows(*columns):
 # --- single-step predictors -------------------------------------------------------------------------------------------
 
 
-def euler(path, t, s, eta):
+def euler(path, t, s):
     """Euler in t on the probability-flow ODE: x + (s - t) velocity, Eq. (8)."""
     return euler_maruyama(path, t, s, 0.0)
 
 
-def euler_maruyama(path, t, s, eta):
+def euler_maruyama(path, t, s, eta=1.0):
     """Euler-Maruyama on the reverse SDE with noise eta g, Eq. (8): the step is the grid's own."""
     step, (of_x, of_x0) = s - t, path.reverse_coefficients(t, eta)
     noise = eta * path.diffusion(t) * (-step).sqrt() if eta else torch.zeros_like(t)
@@ -121,7 +126,7 @@ def euler_maruyama(path, t, s, eta):
     return [[LinearStage(time, (sample,), (denoised,), std)] for time, sample, denoised, std in rows]
 
 
-def reverse_diffusion(path, t, s, eta):
+def reverse_diffusion(path, t, s):
     """The forward SDE's own discretisation, reversed: (2 - A) x + B^2 score + B z (Song et al. 2021, Eq. 46), with the
     exact transition (A, B) of Eq. (4): DDPM's sqrt(1 - beta_i), sqrt(beta_i) on a discrete path."""
     scale, std = path.transition(s, t)
@@ -130,7 +135,7 @@ def reverse_diffusion(path, t, s, eta):
     return [[LinearStage(time, (sample,), (denoised,), std)] for time, sample, denoised, std in rows]
 
 
-def ddim(path, t, s, eta):
+def ddim(path, t, s, eta=0.0):
     """The posterior with x0 replaced by the denoised sample, Eq. (5): DDIM for eta = 0, DDPM's ancestral step for 1."""
     rows = _rows(t, *path.posterior(t, s, eta))
     return [[LinearStage(time, (c_x,), (c_0,), std)] for time, c_x, c_0, std in rows]
@@ -139,7 +144,7 @@ def ddim(path, t, s, eta):
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
-def ancestral(path, t, s, eta, variance="fixed_small"):
+def ancestral(path, t, s, variance_type="fixed_small"):
     """Draw from the posterior with x0 replaced by the denoised sample: `ddim` with eta = 1 (Ho et al. 2020).
 
     The noise has the posterior's standard deviation (fixed_small), the transition's (fixed_large), or one between them
@@ -147,15 +152,15 @@ def ancestral(path, t, s, eta, variance="fixed_small"):
     """
     _, large = path.transition(s, t)
     steps = ddim(path, t, s, 1.0)
-    if variance == "fixed_large":
+    if variance_type == "fixed_large":
         return [[replace(stage, noise=std)] for [stage], std in zip(steps, large.tolist(), strict=True)]
-    if variance == "learned_range":
+    if variance_type == "learned_range":
         ranges = [(math.log(stage.noise), math.log(std)) for [stage], std in zip(steps, large.tolist(), strict=True)]
         return [[replace(stage, noise_range=both)] for [stage], both in zip(steps, ranges, strict=True)]
     return steps
 
 
-def runge_kutta(path, t, s, eta, *, tableau):
+def runge_kutta(path, t, s, *, tableau):
     """An explicit Runge-Kutta method in the straight coordinates, Eq. (9).
 
     `tableau` holds after each evaluation the weights of the slopes so far; their sum is the fraction of the step at
@@ -184,7 +189,7 @@ HEUN = ((1.0,), (1 / 2, 1 / 2))
 RK4 = ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
 
-def dpmpp_single(path, t, s, eta, *, order):
+def dpmpp_single(path, t, s, *, order):
     """DPM-Solver++, single-step: evaluations at equal parts of the step in lambda, each stage an exponential integrator
     through the start and the newest evaluation (Lu et al. 2022b, algorithm 1; 2022a, algorithm 2, for order 3)."""
     begin, end = path.half_log_snr(t), path.half_log_snr(s)
@@ -209,7 +214,7 @@ def dpmpp_single(path, t, s, eta, *, order):
 
 
 def multistep(
-    path, times, eta, to_data, *, order, slope=None, bound=None, corrected=False, halves=False, lower_final=False
+    path, times, to_data, eta=0.0, *, order, slope=None, bound=None, corrected=False, halves=False, lower_final=False
 ):
     """Exponential integrators through past evaluations: the linear term is exact, the rest a polynomial.
 
@@ -353,46 +358,84 @@ def _integrate(measure, points, places):
 # --- predictors -------------------------------------------------------------------------------------------------------
 
 
+class Option(NamedTuple):
+    """An option of a predictor: its default, and the numbers from `least` to `largest`, or the `choices`, that it may
+    be instead."""
+
+    default: Any
+    least: float = 0.0
+    largest: float = math.inf
+    choices: tuple[str, ...] = ()
+
+    def check(self, name, value):
+        """Raise ValueError, naming the value and what is allowed, unless it is allowed."""
+        if self.choices:
+            check_choice(name, value, self.choices)
+        else:
+            check_number(name, value, self.least, self.largest)
+
+
 class Predictor(NamedTuple):
     """A row of PREDICTORS.
 
     stages: the function, of one of the two kinds.
     order: of convergence; None for the stochastic ones, whose mean and covariance converge.
     evaluations: of the network, per time step.
-    eta, max_eta: where the noise can be chosen, the one used unless told otherwise and the largest one allowed.
+    options: {name: Option} that `stages` takes by name.
+    around: {name: Option} of the noise that is added around a single-step ODE solver, which knows none itself.
     multistep: the kind of the function.
-    ode: a single-step solver that knows no noise itself: eta and churn are added around it.
     """
 
-    stages: Callable | None
+    stages: Callable
     order: int | None
     evaluations: int = 1
-    eta: float | None = None
-    max_eta: float | None = None
+    options: dict[str, Option] = {}
+    around: dict[str, Option] = {}
     multistep: bool = False
-    ode: bool = False
+
+    @property
+    def takes(self):
+        """{name: Option} of all of them."""
+        return self.options | self.around
 
 
-def _multistep(order, **options):
-    takes_eta = options.get("slope") is None
+# amount of noise, in units of what keeps the marginals (Song et al. 2021b, Eq. 16)
+UP_TO_ALL = {"eta": Option(0.0, largest=1.0)}
+# in units of the reverse SDE's
+ANY_AMOUNT = {"eta": Option(0.0, largest=1e3)}
+# The noise that Karras et al. 2022 (algorithm 2) add before a step, in the noise levels kappa of x / alpha. Of N steps,
+# those that begin between s_tmin and s_tmax begin at kappa (1 + min(s_churn / N, sqrt(2) - 1)) instead; the noise that
+# leads there is s_noise times as large as it should be.
+CHURN = {
+    "s_churn": Option(0.0, largest=1e6),
+    "s_tmin": Option(0.0, largest=1e6),
+    "s_tmax": Option(math.inf),
+    "s_noise": Option(1.0, least=1e-3, largest=1e3),
+}
+
+
+def _multistep(order, **fixed):
     return Predictor(
-        partial(multistep, order=order, **options),
-        order + options.get("corrected", False),
-        eta=0.0 if takes_eta else None,
-        max_eta=math.inf if takes_eta else None,
+        partial(multistep, order=order, **fixed),
+        order + fixed.get("corrected", False),
+        options=ANY_AMOUNT if fixed.get("slope") is None else {},
         multistep=True,
     )
 
 
 def _ode(stages, order, evaluations):
-    return Predictor(stages, order, evaluations, eta=0.0, max_eta=1.0, ode=True)
+    return Predictor(stages, order, evaluations, around=UP_TO_ALL | CHURN)
+
+
+def _nothing(path, t, s):
+    return [[] for _ in t]
 
 
 PREDICTORS = {
-    "euler": Predictor(euler, 1, ode=True),
+    "euler": Predictor(euler, 1, around=CHURN),
     "heun": _ode(partial(runge_kutta, tableau=HEUN), 2, 2),
     "rk4": _ode(partial(runge_kutta, tableau=RK4), 4, 4),
-    "ddim": Predictor(ddim, 1, eta=0.0, max_eta=1.0),
+    "ddim": Predictor(ddim, 1, options=UP_TO_ALL),
     "dpmpp_2m": _multistep(2, halves=True),
     "dpmpp_3m": _multistep(3),
     "dpmpp_2s": _ode(partial(dpmpp_single, order=2), 2, 2),
@@ -407,11 +450,32 @@ PREDICTORS = {
     "adams_2": _multistep(2, slope=1.0, bound=1.0, corrected=True),
     "adams_3": _multistep(3, slope=1.0, bound=1.0, corrected=True),
     "adams_4": _multistep(4, slope=1.0, bound=1.0, corrected=True),
-    "ancestral": Predictor(ancestral, None),
-    "euler_maruyama": Predictor(euler_maruyama, None, eta=1.0, max_eta=math.inf),
+    "ancestral": Predictor(ancestral, None, options={"variance_type": Option("fixed_small", choices=VARIANCES)}),
+    "euler_maruyama": Predictor(euler_maruyama, None, options={"eta": Option(1.0, largest=1e3)}),
     "reverse_diffusion": Predictor(reverse_diffusion, None),
-    "none": Predictor(None, None, evaluations=0),
+    "none": Predictor(_nothing, None, evaluations=0),
 }
+
+
+def predictor_options(predictor, given):
+    """All options of a predictor, {name: value}: those given, the defaults for the rest.
+
+    Raises ValueError, naming what is allowed, for an option that the predictor doesn't have ("auto" has none), for a
+    value that it can not take, and for options that contradict each other.
+    """
+    takes = PREDICTORS[predictor].takes if predictor in PREDICTORS else {}
+    for name, value in given.items():
+        if name not in takes:
+            others = [other for other, row in PREDICTORS.items() if name in row.takes]
+            known = f"those that do: {', '.join(others)}" if others else f"it takes {', '.join(takes) or 'none'}"
+            raise ValueError(f"predictor {predictor!r} takes no {name} (got {value!r}); {known}")
+        takes[name].check(name, value)
+    options = {name: option.default for name, option in takes.items()} | given
+    if options.get("s_tmin", 0.0) > options.get("s_tmax", math.inf):
+        raise ValueError(f"s_tmin {options['s_tmin']} must be at most s_tmax {options['s_tmax']}")
+    if options.get("s_churn") and options.get("eta"):
+        raise ValueError(f"s_churn {options['s_churn']} does not go with eta {options['eta']}: leave out one of them")
+    return options
 
 
 class Rule(NamedTuple):
@@ -460,49 +524,36 @@ CORRECTORS = {"langevin": langevin, "annealed_langevin": annealed_langevin}
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
-class Churn(NamedTuple):
-    """The noise that Karras et al. 2022 (algorithm 2) add before a step, in the noise levels kappa of x / alpha.
-
-    Of N steps, those that begin between s_tmin and s_tmax begin at kappa (1 + min(s_churn / N, sqrt(2) - 1)) instead;
-    the noise that leads there is s_noise times as large as it should be.
-    """
-
-    s_churn: float = 0.0
-    s_tmin: float = 0.0
-    s_tmax: float = math.inf
-    s_noise: float = 1.0
-
-
-def _raised(path, times, churn, steps):
-    """The times at which the steps begin with churn. The first step begins where the trajectory does."""
+def _raised(path, times, steps, s_churn, s_tmin, s_tmax):
+    """The times at which the steps begin with CHURN. The first step begins where the trajectory does."""
     half_log_snr = path.half_log_snr(times)
     kappa = torch.exp(-half_log_snr)
-    inside = (churn.s_tmin <= kappa) & (kappa <= churn.s_tmax) & (torch.arange(len(times)) > 0)
-    gamma = min(churn.s_churn / steps, math.sqrt(2) - 1)
+    inside = (s_tmin <= kappa) & (kappa <= s_tmax) & (torch.arange(len(times)) > 0)
+    gamma = min(s_churn / steps, math.sqrt(2) - 1)
     return torch.where(inside, path.t_from_half_log_snr(half_log_snr - math.log1p(gamma)), times).clamp_max(times[0])
 
 
-def _single_steps(row, path, times, eta, churn, to_data):
-    """The steps of a single-step predictor along the times, with the noise that is added around an ODE solver."""
+def _single_steps(row, path, times, to_data, own, eta=0.0, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0):
+    """The steps of a single-step predictor along the times, with its own options, and the noise around an ODE solver
+    as UP_TO_ALL and CHURN have it."""
     t, s = times, times[1:]
-    if churn is not None and churn.s_churn > 0:
-        t = _raised(path, times, churn, len(times) if to_data else len(times) - 1)
+    if s_churn:
+        t = _raised(path, times, len(times) if to_data else len(times) - 1, s_churn, s_tmin, s_tmax)
         if not to_data:
             t[-1] = times[-1]
-    reached, target, loudness = s, t[1:], churn.s_noise if churn is not None else 1.0
-    if row.ode and eta:
+    reached, target = s, t[1:]
+    if eta:
         # down to a level from which noise of the posterior's standard deviation leads to s (k-diffusion's ancestral)
         *_, std = path.posterior(t[:-1], s, eta)
         level = -((path.sigma(s) ** 2 - std**2) / path.alpha(s) ** 2).log() / 2
         reached, target = torch.where(std > 0, path.t_from_half_log_snr(level), s).clamp_min(times[-1]), s
-    steps = row.stages(path, t[:-1], reached, 0.0 if row.ode else eta)
-    if row.ode:
-        scale, std = path.transition(reached, target)
-        for step, factor, noise in zip(steps, scale.tolist(), (std * loudness).tolist(), strict=True):
+    steps = row.stages(path, t[:-1], reached, **own)
+    scale, std = path.transition(reached, target)
+    for step, factor, noise in zip(steps, scale.tolist(), (std * s_noise).tolist(), strict=True):
+        if noise:
             last = step[-1]
-            if noise:
-                samples, denoised = (tuple(factor * each for each in part) for part in (last.samples, last.denoised))
-                step[-1] = replace(last, samples=samples, denoised=denoised, noise=noise)
+            samples, denoised = (tuple(factor * each for each in part) for part in (last.samples, last.denoised))
+            step[-1] = replace(last, samples=samples, denoised=denoised, noise=noise)
     if to_data:
         steps.append([LinearStage(float(t[-1]), (0.0,), (1.0,))])
     return steps
@@ -514,14 +565,12 @@ def plan(
     predictor,
     *,
     to_data,
-    eta=None,
-    churn=None,
-    variance="fixed_small",
+    options=None,
     corrector=None,
     corrector_steps=1,
     corrector_snr=0.16,
     corrector_position="after",
-):
+) -> list[Stage]:
     """The stages that carry a sample along `times`, a list with one entry per network evaluation.
 
     Args:
@@ -529,26 +578,19 @@ def plan(
         predictor: a key of PREDICTORS.
         to_data: a last step leads from the last of the times to clean data. Otherwise the trajectory stops at the last
             of the times, with its noise in it.
-        eta: amount of the predictor's noise, None for its own default.
-        churn: a `Churn` around a deterministic single-step predictor, or None.
-        variance: of the noise of ancestral sampling, see `ancestral`.
+        options: of the predictor, {name: value}; its defaults for the rest.
         corrector: a key of CORRECTORS or None; `corrector_steps` of it follow each predictor step but the one to clean
             data (corrector_position "after"), or come before each step ("before").
 
     Raises ValueError when a coefficient is not finite, which happens where the predictor divides by alpha(1) = 0.
     """
-    row = PREDICTORS[predictor]
-    eta = (row.eta or 0.0) if eta is None else eta
-    if predictor == "none":
-        steps = [[] for _ in times[1:]]
-        if to_data:
-            steps.append([LinearStage(float(times[-1]), (0.0,), (1.0,))])
-    elif row.multistep:
-        steps = row.stages(path, times, eta, to_data)
+    row, options = PREDICTORS[predictor], predictor_options(predictor, options or {})
+    own = {name: value for name, value in options.items() if name in row.options}
+    if row.multistep:
+        steps = row.stages(path, times, to_data, **own)
     else:
-        if predictor == "ancestral":
-            row = row._replace(stages=partial(ancestral, variance=variance))
-        steps = _single_steps(row, path, times, eta, churn, to_data)
+        around = {name: value for name, value in options.items() if name in row.around}
+        steps = _single_steps(row, path, times, to_data, own, **around)
     if corrector is not None:
         before = corrector_position == "before"
         corrections = CORRECTORS[corrector](path, times if before else times[1:], corrector_snr)

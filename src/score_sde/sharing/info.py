@@ -11,7 +11,7 @@ from safetensors import safe_open
 from .. import __version__
 from ..pipelines.bundle_files import read_index, saved_class_name
 from ..pipelines.wording import few
-from ..schedulers.scheduling_score_sde import SDE_TYPES
+from ..schedulers.paths import SDE_TYPES
 from .bundle_code import known_class
 from .downloading import fetch, hub_errors
 from .facts import read_facts, read_json

@@ -1,0 +1,338 @@
+"""The components of a pipeline and what it is told: data in and out, conditions, guidance. How it comes from noise to
+samples stands in `trajectory_pipeline.py`."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from .bundling import BundleMixin
+from .conditions import check_conditions, expand, label_ids, null_conditions, number_of_classes
+from .guidance import guided, steered_by_classifier
+from .kinds import Kind, kind_of
+from .latents import denormalize_latents, encode_moments, normalize_latents
+from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
+
+
+@dataclass
+class ScoreSDEPipelineOutput(BaseOutput):
+    """Output of a pipeline.
+
+    images: what it made, whatever the kind: images as a list of PIL images, an array or a tensor, as asked for by
+        output_type; signals as an array or a tensor (B, C, length).
+    nfe: number of network evaluations that every sample took (with guidance, of two samples each).
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    nfe: int | None = None
+
+
+class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  # a bundle has fewer options
+    """A score-based diffusion model: scheduler, network, and an autoencoder where there is one.
+
+    Args:
+        scheduler: a `ScoreSDEScheduler`, or a stock diffusers scheduler of the same noise path.
+        transformer: a `DiTModel` or diffusers' `DiTTransformer2DModel`; or
+        unet: a `ScoreUNetModel` or diffusers' `UNet2DModel`: exactly one of the two.
+        vae: an autoencoder of diffusers whose latents the network was trained on; None for a model of pixels.
+        id2label: {label: class name}, so that classes can be asked for by name.
+    """
+
+    model_cpu_offload_seq = "transformer->unet->vae"  # type: ignore[assignment]  # declared as None
+    _optional_components = ["transformer", "unet", "vae"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
+
+    scheduler: Scheduler
+    transformer: Network | None
+    unet: Network | None
+
+    def __init__(self, scheduler, transformer=None, unet=None, vae=None, id2label: dict | None = None):
+        super().__init__()
+        if (transformer is None) == (unet is None):
+            raise ValueError("a ScoreSDEPipeline needs exactly one network: either transformer or unet")
+        self.register_modules(scheduler=scheduler, transformer=transformer, unet=unet, vae=vae)
+        # JSON keys are strings
+        self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
+        # of one call, on its own view: see `_for_one_call`
+        self._called: DenoisingPipeline | None = None
+        self._guidance_scale: float = 1.0
+        self._conditions: Conditions = {}
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    def __setattr__(self, name, value):
+        # diffusers would leave out of the saved index what was None before
+        if name in self._optional_components and value is not None and name in self.__dict__:
+            self.register_to_config(**{name: ("diffusers", type(value).__name__)})
+        super().__setattr__(name, value)
+
+    def _for_one_call(self):
+        """This pipeline as one call sees it: the same networks, with a scheduler and a state of its own, so that calls
+        in several threads don't disturb each other."""
+        if self._called is not None:
+            return self
+        call = copy.copy(self)
+        call._called, call.scheduler = self, copy.deepcopy(self.scheduler)
+        return call
+
+    @property
+    def denoiser(self) -> Network:
+        """The network, whichever component holds it. Raises ValueError where none does."""
+        network = self.unet if self.transformer is None else self.transformer
+        if network is None:
+            raise ValueError("this pipeline holds no network: set its transformer or its unet")
+        return network
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of data that it makes, which owns their shape, noise and output: see `kinds.py`."""
+        return kind_of(self.denoiser.config, None if self.vae is None else self.vae.config)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of class labels of the network, None for an unconditional one."""
+        return number_of_classes(self.denoiser.config)
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for "no class", None for a network that has none or never saw it in training."""
+        null = null_conditions(self.denoiser, {"class_labels": torch.zeros(1, dtype=torch.long)})
+        return int(null["class_labels"]) if "class_labels" in null else None
+
+    @property
+    def image_channels(self) -> int:
+        """Number of channels of the images that the pipeline makes and takes."""
+        return (self.denoiser if self.vae is None else self.vae).config.in_channels
+
+    def sample_shape(self, batch_size: int) -> tuple[int, ...]:
+        """Shape of what the network generates: (batch, channels, height, width), of signals (batch, channels,
+        length)."""
+        return self.kind.sample_shape(batch_size)
+
+    @property
+    def guidance_scale(self):
+        """For callbacks: of the call. They may set `_guidance_scale` for the evaluations that follow."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self):
+        """For callbacks: whether guidance_scale is other than 1."""
+        return self._guidance_scale != 1
+
+    @property
+    def num_timesteps(self):
+        """For callbacks: number of network evaluations of the call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self):
+        """Whether the call shall end before its next network evaluation: a callback sets `_interrupt` of the pipeline
+        that it is given, for that call, anyone that of the pipeline itself, for all of its calls, until the next."""
+        return self._interrupt or (self._called is not None and self._called._interrupt)
+
+    def label_ids(self, class_labels, num_classes=None):
+        """Class labels given as a number, a name, a tensor or array of them or a list, as a list of numbers from 0 to
+        num_classes - 1, by default the network's.
+
+        Raises ValueError for a name or number that the model doesn't know, and for what is neither.
+        """
+        num_classes = self.num_classes if num_classes is None else num_classes
+        return label_ids(class_labels, num_classes, self.config.id2label)
+
+    def prepare_labels(self, class_labels, batch_size=None, classifier=None):
+        """Class labels as `__call__` takes them, as a list of one number per sample: by default as many samples as
+        labels. None for no class.
+
+        Raises ValueError where the network has no classes, or needs one, or for another number of labels than samples.
+        """
+        num_classes = self.num_classes if classifier is None else classifier.config.num_classes
+        if class_labels is None:
+            if self.num_classes is not None and self.null_label is None:
+                raise ValueError("this network knows no null label: pass class_labels")
+            return None
+        if num_classes is None:
+            raise ValueError("class_labels were given, but the network is unconditional (it has no class table)")
+        if self.num_classes not in (None, num_classes):
+            raise ValueError(f"the classifier has {num_classes} classes, the network {self.num_classes}")
+        labels = self.label_ids(class_labels, num_classes)
+        if batch_size is not None and len(labels) == 1:
+            labels = labels * batch_size
+        if batch_size not in (None, len(labels)):
+            raise ValueError(f"{len(labels)} class_labels were given for {batch_size} samples")
+        return labels
+
+    def prepare_conditions(
+        self, class_labels=None, conditions: dict | None = None, batch_size: int | None = None, classifier=None
+    ) -> Conditions:
+        """All conditions as {argument of the network's forward: tensor (B, ...)} on the pipeline's device, class labels
+        as numbers first; without a batch_size as many as each is given for. Those that were given already may be given
+        again.
+
+        Args: as for `__call__`.
+
+        Raises ValueError for what the network doesn't have, or has another number of elements than there are samples.
+        """
+        others = dict(conditions or {})
+        own = others.pop("class_labels", None)
+        if own is not None and class_labels is not None:
+            raise ValueError("class_labels were given twice: as such, and among the conditions")
+        labels = self.prepare_labels(own if class_labels is None else class_labels, batch_size, classifier)
+        check_conditions(self.denoiser, others, batch_size)
+        found = {} if labels is None else {"class_labels": torch.tensor(labels)}
+        found |= {name: value if batch_size is None else expand(value, batch_size) for name, value in others.items()}
+        return {name: value.to(self._execution_device) for name, value in found.items()}
+
+    def guided_network(
+        self,
+        batch_size: int,
+        class_labels=None,
+        guidance_scale=1.0,
+        guider=None,
+        weaker_network=None,
+        classifier=None,
+        classifier_scale=1.0,
+        conditions=None,
+    ) -> GuidedNetwork:
+        """The network with its conditions and guidance applied: f(input (B, C, ...), timesteps (B,)) -> output,
+        float32.
+
+        Args: as for `__call__`.
+
+        Raises ValueError for conditions that the network doesn't have, and guidance that it can't follow.
+        """
+        given = self.prepare_conditions(class_labels, conditions, batch_size, classifier)
+        classes = given.get("class_labels")
+        if classifier is not None and classes is None:
+            raise ValueError("a classifier needs class_labels to lead to")
+        if classifier is not None:
+            self.check_own_scheduler("a classifier needs")
+        for name, scale in (("guidance_scale", guidance_scale), ("classifier_scale", classifier_scale)):
+            if not math.isfinite(scale):
+                raise ValueError(f"{name} {scale} must be a finite number")
+        if guider is not None and guidance_scale != 1:
+            raise ValueError(f"guidance_scale {guidance_scale} and a guider were given: the guider has its own scale")
+        if weaker_network is not None and guider is None and guidance_scale == 1:
+            raise ValueError("weaker_network needs a guidance_scale other than 1, or a guider")
+
+        # what the network is told, and what guidance leads away from
+        own = dict(given)
+        if self.num_classes is None:
+            own.pop("class_labels", None)
+        elif classes is None:
+            # any label, for the null label of its shape
+            anything = {"class_labels": torch.zeros(batch_size, dtype=torch.long, device=self._execution_device)}
+            own = null_conditions(self.denoiser, anything) | own
+        null = null_conditions(self.denoiser, own)
+        if (guidance_scale != 1 or guider is not None) and weaker_network is None:
+            if not null:
+                raise ValueError(
+                    f"guidance_scale {guidance_scale} needs a class-conditional network with a null label; pass 1"
+                )
+            if not given:
+                raise ValueError(f"guidance_scale {guidance_scale} needs class_labels")
+        away = own if weaker_network is not None else own | null
+        rows = [away, own] if null or weaker_network is not None else [own]
+
+        call = self._for_one_call()
+        call._guidance_scale = guidance_scale
+        call._conditions = {name: torch.stack([row[name] for row in rows]) for name in own}
+        origin = self.denoiser if weaker_network is None else weaker_network
+        network = guided(call, (origin, self.denoiser), guider)
+        if classifier is None:
+            return network
+        return steered_by_classifier(call.scheduler, network, classifier, classes, classifier_scale)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a
+        model of pixels the same."""
+        if self.vae is not None:
+            latents = self.vae.decode(denormalize_latents(latents, self.vae.config).to(self.vae.dtype)).sample
+        return latents.float()
+
+    def to_latents(self, images: torch.Tensor) -> torch.Tensor:
+        """What the network works on for images (B, channels, height, width) in [-1, 1], the inverse of `decode`: the
+        autoencoder's mean latents, or for a model of pixels the same. Float32.
+
+        Raises ValueError for another shape, number of channels or range.
+        """
+        self.kind.check(images)
+        images = images.to(self._execution_device)
+        if self.vae is not None:
+            moments, _ = encode_moments(self.vae, images.to(self.vae.dtype))
+            images = normalize_latents(moments, self.vae.config)
+        return images.float()
+
+    def prepare_image(self, image) -> torch.Tensor:
+        """What `__call__` takes as `image`, as data (B, channels, ...) in the units of `decode`: see the kind of data.
+        Raises ValueError for other types, shapes, numbers of channels and ranges."""
+        return self.kind.prepare(image)
+
+    def check_data(self, images, samples) -> torch.Tensor:
+        """Clean samples (B, C, ...) of what the network generates, of the one that is given: data, or samples. Raises
+        ValueError for both, neither, and another shape than the network's."""
+        if (images is None) == (samples is None):
+            raise ValueError("pass either images or samples")
+        samples = self.to_latents(images) if samples is None else samples.to(self._execution_device)
+        kind, shape = self.kind, self.sample_shape(len(samples))
+        if samples.shape != shape:
+            remedy = ""
+            if images is not None and samples.ndim == len(shape):
+                sides = zip(images.shape[2:], shape[2:], samples.shape[2:], strict=True)
+                wanted = " x ".join(str(side * own // given) for side, own, given in sides)
+                found = " x ".join(map(str, images.shape[2:]))
+                remedy = f": resize the {kind.name}s from {found} to {wanted} {kind.unit}"
+            raise ValueError(f"the model works on samples of shape {shape}, not {tuple(samples.shape)}{remedy}")
+        return samples
+
+    def prepare_noise(self, batch_size: int, generator: Generators, latents: torch.Tensor | None) -> torch.Tensor:
+        """The noise that sampling starts from: the latents given, or drawn from the generator."""
+        shape = self.sample_shape(batch_size)
+        if latents is None:
+            return self.kind.noise(batch_size, generator, self._execution_device)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}")
+        if not torch.isfinite(latents).all():
+            raise ValueError("latents holds values that are not finite (nan, infinite)")
+        return latents.to(self._execution_device)
+
+    def finish(self, samples: torch.Tensor, output_type: str | None = None):
+        """What `__call__` returns as images."""
+        images = samples if output_type == "latent" else self.kind.output(self.decode(samples), output_type)
+        self.maybe_free_model_hooks()
+        return images
+
+    def check_own_scheduler(self, who_needs):
+        """Raise ValueError for a stock scheduler; `who_needs` begins the sentence."""
+        if not hasattr(self.scheduler, "denoiser"):
+            raise ValueError(
+                f"{who_needs} a ScoreSDEScheduler, not a {type(self.scheduler).__name__}: "
+                f"pipe.scheduler = ScoreSDEScheduler.from_config(pipe.scheduler.config)"
+            )
+
+    def check_inputs(self, batch_size, generator, output_type, callback_inputs, conditions):
+        """Raise ValueError for arguments that contradict each other, before any work."""
+        self.kind.check_output_type(output_type)
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} must be at least 1")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"{len(generator)} generators were given for {batch_size} images: pass one, or one per image"
+            )
+        known = [*self._callback_tensor_inputs, *conditions]
+        unknown = [name for name in callback_inputs if name not in known]
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are unknown; choose from {known}")
+        if "prompt_embeds" in callback_inputs and not conditions and self.num_classes is None:
+            raise ValueError("callback_on_step_end_tensor_inputs: prompt_embeds are class labels, which it hasn't")
+
+    @staticmethod
+    def callback_inputs(callback, names):
+        """The tensors that a callback asks for: those of its own where it is one of diffusers' classes."""
+        own = isinstance(callback, (PipelineCallback, MultiPipelineCallbacks))
+        return callback.tensor_inputs if own else names

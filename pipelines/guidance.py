@@ -1,0 +1,82 @@
+"""The network of a call under guidance: by a scale, a guider of diffusers, a weaker network, and a classifier."""
+
+import copy
+from contextlib import nullcontext
+
+import torch
+
+
+def run(name, network, conditions, model_input, timesteps):
+    """The network's output in float32. diffusers' feature caches keep what was computed under one name apart from what
+    was under another."""
+    # whole numbers, such as labels and masks, stay what they are
+    conditions = {
+        key: value.to(network.dtype) if value.is_floating_point() else value for key, value in conditions.items()
+    }
+    with network.cache_context(name) if hasattr(network, "cache_context") else nullcontext():
+        return network(model_input.to(network.dtype), timesteps, **conditions).sample.float()
+
+
+def guided(call, networks, guider=None):
+    """The network under guidance, which leads from what one network predicts for one set of conditions to what another,
+    or the same one, predicts for another.
+
+    Args:
+        call: what may change between evaluations, by callbacks: its `_guidance_scale`, and its `_conditions` {name:
+            (2, B, ...)}, those that guidance leads away from first; one with the last alone, (1, B, ...), ends it.
+        networks: those that guidance leads away from and to; the same one twice runs once on a doubled batch.
+        guider: one of `diffusers.guiders`, instead of the scale.
+
+    Returns f(model_input (B, C, ...), timesteps (B,)) -> output, float32.
+    """
+    origin, target = networks
+    guider, evaluations = copy.deepcopy(guider), 0
+
+    def network(model_input, timesteps):
+        scale, conditions = call._guidance_scale, call._conditions
+        away, to = ({name: value[row] for name, value in conditions.items()} for row in (0, -1))
+        alone = any(len(value) == 1 for value in conditions.values())
+        if guider is not None and not alone:
+            return by_guider(model_input, timesteps, (to, away))
+        if scale == 1 or alone:
+            return run("with a class", target, to, model_input, timesteps)
+        if scale == 0:
+            return run("without a class", origin, away, model_input, timesteps)
+        if origin is target:
+            both = {name: torch.cat([to[name], away[name]]) for name in to}
+            output = run("with a class", target, both, torch.cat([model_input] * 2), torch.cat([timesteps] * 2))
+            towards, start = output.chunk(2)
+        else:
+            towards = run("with a class", target, to, model_input, timesteps)
+            start = run("without a class", origin, away, model_input, timesteps)
+        return start + scale * (towards - start)
+
+    def by_guider(model_input, timesteps, conditions):
+        nonlocal evaluations
+        guider.set_state(evaluations, len(call.scheduler.timesteps), timesteps[0])
+        evaluations += 1
+        names = "with a class", "without a class"
+        batches = guider.prepare_inputs({"name": names, "network": (target, origin), "conditions": conditions})
+        for batch in batches:
+            guider.prepare_models(batch.network)
+            batch.noise_pred = run(batch.name, batch.network, batch.conditions, model_input, timesteps)
+            guider.cleanup_models(batch.network)
+        return guider(batches).pred
+
+    return network
+
+
+def steered_by_classifier(scheduler, network, classifier, classes, scale):
+    """The network with `scale` times the gradient of the classifier's log p(class | x_t) added to its score (Song et
+    al. 2021, section 5), for `classes` (B,)."""
+
+    def towards_class(x, t, denoise):
+        with torch.enable_grad():
+            noisy = x.detach().requires_grad_()
+            model_input, half_log_snr = scheduler.classifier_input(noisy, t)
+            logits = classifier(model_input.to(classifier.dtype), half_log_snr).logits
+            chosen = torch.log_softmax(logits, dim=1)[range(len(classes)), classes]
+            [gradient] = torch.autograd.grad(chosen.sum(), noisy)
+        return scheduler.path.add_to_score(denoise(x, t), scale * gradient, t)
+
+    return scheduler.steered(network, towards_class)

@@ -1,0 +1,220 @@
+"""Kinds of data: what shape samples have, the noise that they begin as, what goes in, and what comes out."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image as PIL_Image
+from PIL import ImageDraw
+
+from .images import to_mode
+from .writing import whole_file
+
+
+def kind_of(network_config, vae_config=None):
+    """The kind of data that a network generates, with an autoencoder or without.
+
+    Args:
+        network_config, vae_config: their configs, as diffusers has them or as in config.json.
+
+    Raises ValueError for a network without sample_size, and an autoencoder, which is one of images, where the network
+    generates something else.
+    """
+    sample_size = network_config.get("sample_size")
+    if sample_size is None:
+        raise ValueError(
+            "this network has no sample_size: set the height and width that it was trained on, "
+            "pipe.denoiser.register_to_config(sample_size=32)"
+        )
+    # of a DiT either may say how many axes there are
+    several = [each for each in (network_config.get("patch_size"), sample_size) if isinstance(each, (list, tuple))]
+    axes = len(several[0]) if several else 2
+    size = (sample_size,) * axes if isinstance(sample_size, int) else tuple(sample_size)
+    if vae_config is not None and axes != 2:
+        raise ValueError(f"an autoencoder of images does not fit a network whose samples have {axes} axes, not 2")
+    channels = network_config["in_channels"]
+    kind = {1: Signal, 2: Image}.get(axes, Kind)
+    return kind(channels, size, channels if vae_config is None else vae_config["in_channels"])
+
+
+@dataclass
+class Kind:
+    """Data of any number of axes (B, C, *size), which go in and out as they are; what has more to it is a subclass.
+
+    channels, size: of what the network generates.
+    data_channels: of the data, which with an autoencoder are other than what the network generates.
+    """
+
+    channels: int
+    size: tuple[int, ...]
+    data_channels: int
+
+    name: ClassVar[str] = "sample"
+    unit: ClassVar[str] = "values"
+    # the first is the default
+    output_types: ClassVar[tuple[str, ...]] = ("np", "pt", "latent")
+
+    def sample_shape(self, batch_size: int) -> tuple[int, ...]:
+        """Shape (batch, channels, *size) of what the network generates."""
+        return (batch_size, self.channels, *self.size)
+
+    def noise(self, batch_size: int, generator, device: torch.device) -> torch.Tensor:
+        """Standard normal noise of the shape of samples, float32: half precision is for the network only. With a list
+        of one generator per sample, each draws its own."""
+        return randn_tensor(self.sample_shape(batch_size), generator=generator, device=device, dtype=torch.float32)
+
+    def check(self, data) -> None:
+        """Raise ValueError for what are no data (B, C, *size), in the units that `decode` of a pipeline returns."""
+        self._check_shape(data)
+        if not torch.is_floating_point(data) or not torch.isfinite(data).all():
+            raise ValueError(f"{self.name}s must be finite floating-point numbers; got {data.dtype}")
+
+    def _check_shape(self, data):
+        axes = 2 + len(self.size)
+        if not torch.is_tensor(data) or data.ndim != axes or data.shape[1] != self.data_channels:
+            what = f"shape {tuple(data.shape)}" if torch.is_tensor(data) else f"a {type(data).__name__}"
+            raise ValueError(f"{self.name}s must be a tensor {self._shape_in_words('batch')}; got {what}")
+
+    def prepare(self, given) -> torch.Tensor:
+        """What `__call__` takes as `image`, a tensor or array (C, *size), a batch or a list of them, as data (B, C,
+        *size). Raises ValueError for other types and shapes."""
+        prepared: list[torch.Tensor] = []
+        for each in given if isinstance(given, (list, tuple)) else [given]:
+            each = torch.from_numpy(each) if isinstance(each, np.ndarray) else each
+            if torch.is_tensor(each) and each.ndim == 1 + len(self.size):
+                each = each[None]
+            self.check(each)
+            prepared.append(each.float())
+        if not prepared:
+            raise ValueError("image is an empty list")
+        return torch.cat(prepared)
+
+    def output(self, data: torch.Tensor, output_type: str | None = None):
+        """What a user gets of decoded samples (B, C, *size): "np", an array, or "pt", a tensor, of the same shape and
+        values."""
+        self.check_output_type(output_type)
+        return data.cpu().numpy() if output_type in (None, "np") else data
+
+    def check_output_type(self, output_type: str | None) -> None:
+        """Raise ValueError for a type of output that this kind doesn't have; None is its default."""
+        if output_type is not None and output_type not in self.output_types:
+            raise ValueError(
+                f"output_type {output_type!r} is unknown; choose one of {', '.join(self.output_types)}"
+                + (f": this model makes no images but {self.name}s" if output_type == "pil" else "")
+            )
+
+    def _shape_in_words(self, *before):
+        words = {1: ("length",), 2: ("height", "width")}.get(len(self.size), ("size",) * len(self.size))
+        return f"({', '.join([*before, str(self.data_channels), *words])})"
+
+
+class Signal(Kind):
+    """Sequences of values, such as sound (B, C, length), in and out in the units of the training data."""
+
+    name = "signal"
+
+    def save_grid(self, outputs, path, columns: int | None = None) -> None:
+        """Write signals, an array or tensor (B, C, length), as a PNG of curves, one colour for each channel, all on one
+        scale, with a line at 0."""
+        signals, (width, height) = np.asarray(outputs, dtype=np.float64), (256, 96)
+        largest = np.abs(signals[np.isfinite(signals)]).max(initial=1e-12)
+        across = np.linspace(0, width - 1, signals.shape[-1])
+        pictures = []
+        for signal in signals:
+            picture = PIL_Image.new("RGB", (width, height), "white")
+            draw = ImageDraw.Draw(picture)
+            draw.line([(0, height / 2), (width, height / 2)], fill="lightgrey")
+            for channel, colour in zip(signal, _colours(len(signal)), strict=True):
+                down = height / 2 - np.nan_to_num(channel) / largest * (height / 2 - 4)
+                draw.line(list(zip(across, down, strict=True)), fill=colour)
+            pictures.append(picture)
+        _save_grid(pictures, path, columns)
+
+
+class Image(Kind):
+    """Images (B, C, height, width): around [-1, 1] inside, in [0, 1] or as PIL images outside."""
+
+    name = "image"
+    unit = "pixels"
+    output_types = ("pil", "np", "pt", "latent")
+
+    def check(self, data) -> None:
+        """Raise ValueError for what are no images (B, C, height, width) in [-1, 1]."""
+        self._check_shape(data)
+        self._check_range("images", data, -1)
+
+    def _check_range(self, what, data, lowest):
+        low, high = float(data.min()), float(data.max())
+        if not torch.is_floating_point(data) or not lowest - 0.001 <= low <= high <= 1.001:
+            raise ValueError(
+                f"{what} must be floating-point in [{lowest}, 1]; got {data.dtype} from {low:g} to {high:g}"
+            )
+
+    def prepare(self, given) -> torch.Tensor:
+        """What `__call__` takes as `image`, as images (B, channels, height, width) in [-1, 1]. A PIL image of any mode
+        becomes grey or RGB, as the model has it, on white where it is transparent.
+
+        Raises ValueError for other types, shapes, numbers of channels and ranges.
+        """
+        channels = self.data_channels
+        prepared: list[torch.Tensor] = []
+        for each in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(each, PIL_Image.Image):
+                if channels not in (1, 3):
+                    raise ValueError(f"a PIL image has no {channels} channels, as this model has: pass a tensor")
+                each = np.asarray(to_mode(each, "L" if channels == 1 else "RGB"), dtype=np.float32) / 255
+                each = each.reshape(*each.shape[:2], channels)
+            if isinstance(each, np.ndarray):
+                each = torch.from_numpy(each).movedim(-1, -3) if each.ndim > 2 else torch.from_numpy(each)
+            if not torch.is_tensor(each):
+                raise ValueError(
+                    f"image must be a PIL image, an array or tensor in [0, 1], or a list of them; got a "
+                    f"{type(each).__name__}"
+                )
+            each = each[None] if each.ndim == 3 else each
+            if each.ndim != 4 or each.shape[1] != channels or each.shape[2:] != (prepared or [each])[0].shape[2:]:
+                raise ValueError(
+                    f"image has shape {tuple(each.shape)}; this model takes tensors ({channels}, height, width) and "
+                    f"arrays (height, width, {channels}), or batches of them, all of one size"
+                )
+            self._check_range("image", each, 0)
+            prepared.append(each.float())
+        if not prepared:
+            raise ValueError("image is an empty list")
+        return 2 * torch.cat(prepared) - 1
+
+    def output(self, data: torch.Tensor, output_type: str | None = None):
+        """What a user gets of decoded images (B, C, height, width) around [-1, 1]: "pil", a list of PIL images; "np",
+        an array (B, height, width, C) in [0, 1]; "pt", a tensor (B, C, height, width) in [0, 1]."""
+        self.check_output_type(output_type)
+        processor = VaeImageProcessor(do_resize=False)
+        return processor.postprocess(data, output_type=output_type or self.output_types[0])
+
+    def save_grid(self, outputs, path, columns: int | None = None) -> None:
+        """Write PIL images as a PNG grid, small ones enlarged."""
+        zoom = max(1, 64 // outputs[0].width)
+        size = (zoom * outputs[0].width, zoom * outputs[0].height)
+        nearest = PIL_Image.Resampling.NEAREST
+        _save_grid([image.resize(size, nearest).convert("RGB") for image in outputs], path, columns)
+
+
+def _colours(count):
+    return [f"hsl({210 + 360 * i // count}, 70%, 40%)" for i in range(count)]
+
+
+def _save_grid(pictures, path, columns):
+    """Write RGB pictures of one size as a PNG grid, black where there is none; by default, or for more than 16 columns,
+    as many rows as columns."""
+    if columns is None or columns > 16:
+        columns = max(1, math.isqrt(len(pictures)))
+    columns = min(columns, len(pictures))
+    (width, height), rows = pictures[0].size, -(-len(pictures) // columns)
+    grid = PIL_Image.new("RGB", (columns * width, rows * height))
+    for i, picture in enumerate(pictures):
+        grid.paste(picture, (i % columns * width, i // columns * height))
+    with whole_file(path) as temporary:
+        grid.save(temporary, format="PNG")

@@ -1,0 +1,79 @@
+"""What the numbers that go into a network and come out of it mean: the time it is told, the input it is given, and the
+denoised sample that its output stands for. The rows are in `paths`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .paths import Path, as_time, expand_to, moved, network_time, path_time, prediction
+
+
+@dataclass(frozen=True)
+class Parameterization:
+    """A network's convention on a path.
+
+    prediction_type, sigma_data: see `paths.prediction`.
+    time_input, time_scale, time_offset: see `paths.network_time`.
+    limit: f(denoised) -> denoised, which clips or thresholds where configured.
+    """
+
+    path: Path
+    prediction_type: str
+    sigma_data: float
+    time_input: str
+    time_scale: float
+    time_offset: float
+    limit: Callable[[torch.Tensor], torch.Tensor]
+
+    def row(self, t):
+        """The `Prediction` at path times t."""
+        return prediction(self.path, self.prediction_type, t, self.sigma_data)
+
+    def timestep(self, t):
+        """The number that the network receives as time at path time t: float32, the shape of t."""
+        return network_time(self.path, t, self.time_input, self.time_scale, self.time_offset).to(torch.float32)
+
+    def path_time(self, timesteps):
+        """Path time in [0, 1], float64, of the number(s) that the network receives."""
+        return path_time(self.path, timesteps, self.time_input, self.time_scale, self.time_offset)
+
+    def denoiser(self, network, limited=True):
+        """The network as a function f(x, t) -> denoised samples: see `ScoreSDEScheduler.denoiser`."""
+
+        def denoise(x, t):
+            t = as_time(t)
+            row = self.row(t)
+            output = network(expand_to(row.input_scale, x) * x, moved(self.timestep(t), x.device).expand(len(x)))
+            denoised = expand_to(row.a, x) * x + expand_to(row.b, x) * output[:, : x.shape[1]]
+            return self.limit(denoised) if limited else denoised
+
+        return denoise
+
+    def steered(self, network, steer):
+        """A network whose denoised samples are `steer(x, t, denoise)`: see `ScoreSDEScheduler.steered`."""
+
+        def call(model_input, timesteps):
+            t, variance = self.path_time(timesteps), None
+            row = self.row(t)
+            x = model_input / expand_to(row.input_scale, model_input)
+
+            def remember_variance(model_input, timesteps):
+                nonlocal variance
+                output = network(model_input, timesteps)
+                variance = output[:, x.shape[1] :].detach()
+                return output
+
+            denoised = steer(x, t, self.denoiser(remember_variance, limited=False))
+            output = (denoised - expand_to(row.a, x) * x) / expand_to(row.b, x)
+            return torch.cat([output, variance], dim=1)
+
+        return call
+
+
+def threshold(denoised, ratio, largest):
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): the `ratio`-quantile of a sample's magnitude, between 1
+    and `largest`, becomes 1."""
+    magnitude = torch.quantile(denoised.flatten(1).abs(), ratio, dim=1)
+    limit = expand_to(magnitude.clamp(1, largest), denoised)
+    return torch.minimum(torch.maximum(denoised, -limit), limit) / limit
