@@ -136,7 +136,6 @@ def sample(
     import torch
 
     from score_sde import ScoreSDEScheduler
-    from score_sde.training.parts.loop import save_grid
 
     check_folder_of("--output", output)
     if dtype not in ("float32", "bfloat16", "float16"):
@@ -157,7 +156,7 @@ def sample(
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
         ).images
-    save_grid(images, output, columns=len(asked) or None)
+    pipeline.kind.save_grid(images, output, columns=len(asked) or None)
     print(f"{count} images: {output}")
 
 
