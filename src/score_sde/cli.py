@@ -102,7 +102,7 @@ def open_pipeline(folder_or_repo, device, **arguments):
 
 def class_numbers(classes, pipeline):
     """The classes that a command line names, by name or number, as numbers. Raises ValueError for others."""
-    from difflib import get_close_matches
+    from score_sde.training.parts.options import nearest
 
     if pipeline.num_classes is None:
         raise ValueError("--classes: this model has no classes")
@@ -110,10 +110,8 @@ def class_numbers(classes, pipeline):
     numbers = {str(number): number for number in range(pipeline.num_classes)}
     for each in classes:
         if each not in names | numbers:
-            near = get_close_matches(each.lower(), [name.lower() for name in names], n=1)
-            near = next((f", did you mean {name}?" for name in names if [name.lower()] == near), ";")
-            known = f"{', '.join(names)}, or " if names else ""
-            raise ValueError(f"class {each!r} is unknown{near} this model knows {known}0 to {len(numbers) - 1}")
+            known = ", ".join([*names, f"0 to {len(numbers) - 1}"])
+            raise ValueError(f"class {each!r} is unknown; this model knows {known}{nearest(each, list(names))}")
     return [(numbers | names)[each] for each in classes]
 
 
@@ -202,6 +200,18 @@ def calibrate(
     save_scheduler(pipeline.scheduler, folder)
     for n, (before, after) in errors.items():
         print(f"{n} network evaluations: error {before:.3g} before, {after:.3g} after")
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The output_dir of each training run.")],
+    output: Annotated[str, typer.Option(help="The PNG that is written.")] = "plot.png",
+):
+    """Draw loss, gradient norm, speed and evaluation of runs."""
+    from score_sde.training.parts.plots import plot_runs
+
+    check_folder_of("--output", output)
+    print(plot_runs(runs, output))
 
 
 # --- sharing ------------------------------------------------------------------------------------------------------

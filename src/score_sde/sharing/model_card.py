@@ -11,10 +11,10 @@ import re
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..pipelines.bundle_files import read_config, read_index, saved_class_name
-from ..pipelines.wording import quoted
+from ..pipelines.wording import one_line, quoted
 from ..pipelines.writing import whole_file
 from .facts import check_metrics, check_repo_id, dataset_name, read_facts, read_json, without_local_paths, writable
-from .markdown import Written, as_python, one_line, render
+from .markdown import Written, as_python, render
 
 
 TASK = "unconditional-image-generation"
