@@ -113,7 +113,7 @@ def test_sigterm_saves_and_says_resume_me(tmp_path):
     assert process.returncode == loop.EXIT_RESUME
     newest = checkpoints.list_checkpoints(tmp_path)[-1]
     step = int(newest[-8:])
-    assert f"told to stop: step {step}; go on by --resume_from_checkpoint latest" in out
+    assert f"told to stop: step {step}; go on by `" in out and "--resume_from_checkpoint latest`" in out
     state = json.loads((Path(newest) / "state.json").read_text())
     assert state["progress"]["step"] == step
 
