@@ -27,19 +27,18 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
-from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde.pipelines import kinds
 
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
 from score_sde.training import train  # noqa: E402
 from score_sde.training.parts.config import DataConfig  # noqa: E402
 from score_sde.training.parts.data import ImageDataset  # noqa: E402
-from score_sde.training.parts.loop import save_grid  # noqa: E402
 from score_sde.training.parts.metrics import Features, features_of, frechet_distance, moments  # noqa: E402
 from score_sde.training.parts.options import parse  # noqa: E402
 from score_sde.training.parts.samples import quantized  # noqa: E402
@@ -207,8 +206,9 @@ def main():
     document = {key: vars(options)[key] for key in ("images", "recipe_learning_rate", "samples", "steps", "seed")}
     document |= {"features": network.name, "threads": torch.get_num_threads(), "rows": rows}
     Path(f"{options.output}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    pixels = ((torch.cat(grids) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    save_grid([Image.fromarray(image) for image in pixels], f"{options.output}.png", columns=16)
+    images = torch.cat(grids)
+    kind = kinds.Image(images.shape[1], tuple(images.shape[2:]), images.shape[1])
+    kind.save_grid(kind.output(images), f"{options.output}.png", columns=16)
 
 
 @torch.no_grad()

@@ -17,10 +17,11 @@ import torch
 
 from score_sde import DiTModel, ScoreSDEScheduler
 from score_sde.losses import Objective
-from score_sde.training.parts.averages import Averages  # noqa: E402
-from score_sde.training.parts.loop import fit, make_accelerator  # noqa: E402
-from score_sde.training.parts.run_folder import open_run  # noqa: E402
-from score_sde.training.train import TrainConfig  # noqa: E402
+from score_sde.training.parts.averages import Averages
+from score_sde.training.parts.loop import fit, make_accelerator
+from score_sde.training.parts.run_folder import open_run
+from score_sde.training.parts.tasks import Task
+from score_sde.training.train import TrainConfig
 
 
 class Latents(torch.utils.data.Dataset):
@@ -48,10 +49,12 @@ def seconds_of_fit(objective, data, options):
     """The time from each step to the next."""
     begun = []
 
-    def compute_loss(model, batch, draws):
-        begun.append(time.process_time())
-        x0, t = batch["latents"], objective.times(draws.stratified())
-        return objective(model, x0, draws.normal(x0.shape[1:]), t, batch["labels"]).mean(), {}
+    class Denoising(Task):
+        def compute_loss(self, state, batch, draws):
+            begun.append(time.process_time())
+            x0, t = batch["latents"], objective.times(draws.stratified())
+            conditions = {"class_labels": batch["labels"]}
+            return objective(state.model, x0, draws.normal(x0.shape[1:]), t, conditions).mean(), {}
 
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
@@ -59,7 +62,7 @@ def seconds_of_fit(objective, data, options):
         )
         accelerator = make_accelerator(config)
         with open_run(config, accelerator) as run:
-            fit(config, accelerator, run, make_model(), data, compute_loss)
+            fit(config, accelerator, run, Denoising(make_model(), data))
     return [later - earlier for earlier, later in zip(begun, begun[1:], strict=False)]
 
 
@@ -72,7 +75,7 @@ def seconds_of_bare_loop(objective, data, options):
         rows = torch.arange(step * options.batch_size, (step + 1) * options.batch_size) % len(data)
         x0, labels = data.values[rows], data.labels[rows]
         t = objective.times(torch.rand(options.batch_size, dtype=torch.float64).clamp_min(2**-53))
-        objective(model, x0, torch.randn_like(x0), t, labels).mean().backward()
+        objective(model, x0, torch.randn_like(x0), t, {"class_labels": labels}).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return [later - earlier for earlier, later in zip(begun, begun[1:], strict=False)]

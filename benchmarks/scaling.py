@@ -77,7 +77,9 @@ def test_loss(pipeline, latents, labels):
         noise = torch.randn(x0.shape, generator=generator)
         times = (torch.randperm(len(x0), generator=generator) + 0.5).double() / len(x0)
         t = uniform_times(pipeline.scheduler, times)
-        total += float(denoising_loss(pipeline.denoiser, pipeline.scheduler, x0, noise, t, label).sum())
+        total += float(
+            denoising_loss(pipeline.denoiser, pipeline.scheduler, x0, noise, t, {"class_labels": label}).sum()
+        )
     return total / len(latents)
 
 

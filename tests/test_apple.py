@@ -18,6 +18,7 @@ from score_sde.training.parts import latents, metrics
 from score_sde.training.parts.flops import FlopCounter
 from score_sde.training.parts.loop import Draws, Window, fit, make_accelerator
 from score_sde.training.parts.run_folder import open_run
+from score_sde.training.parts.tasks import Task
 
 
 def on_both(compute):
@@ -79,7 +80,7 @@ def test_objectives(density, weighting):
         objective = Objective(scheduler, density, weighting)
         t, (x0, noise) = objective.times(uniform_numbers()), samples(device, 4, 3, 8, 8, count=2)
         labels = torch.arange(4, device=device)
-        objective(model, x0, noise, t, labels).mean().backward()
+        objective(model, x0, noise, t, {"class_labels": labels}).mean().backward()
         return model.proj_out.weight.grad
 
     expected, found = on_both(step)
@@ -104,7 +105,7 @@ def test_sliced_score_matching():
         t = TIME_DENSITIES["uniform"](scheduler, uniform_numbers())
         weight = torch.full((1, 3, 1, 1), -0.5, device=device, requires_grad=True)
 
-        def network(x, timestep, class_labels):
+        def network(x, timestep):
             return SimpleNamespace(sample=weight * x)
 
         sliced_score_matching(network, scheduler, x, t, probes).mean().backward()
@@ -220,14 +221,16 @@ def test_a_training_loop(tmp_path, monkeypatch):
         monkeypatch.setattr(Accelerator, "device", device)
         objective = Objective(ScoreSDEScheduler())
 
-        def loss(model, batch, draws):
-            t = draws.times = objective.times(uniform_numbers())
-            losses = objective(model, batch["images"], batch["images"].flip(0), t, batch["labels"])
-            return losses.mean(), train.loss_by_time(losses.detach(), t, objective.scheduler)
+        class Denoising(Task):
+            def compute_loss(self, state, batch, draws):
+                x0, t = batch["images"], objective.times(uniform_numbers())
+                draws.times = t
+                losses = objective(state.model, x0, x0.flip(0), t, {"class_labels": batch["labels"]})
+                return losses.mean(), train.loss_by_time(losses.detach(), t, objective.scheduler)
 
         config.on_existing_run = "set_aside"
         with open_run(config, accelerator) as run:
-            model, facts = fit(config, accelerator, run, small_dit(class_dropout_prob=0.0).to(device), rows, loss)
+            model, _ = fit(config, accelerator, run, Denoising(small_dit(class_dropout_prob=0.0).to(device), rows))
         return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
     expected, found = on_both(trained)

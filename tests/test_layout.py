@@ -23,8 +23,8 @@ ALLOWED = {
     "src/score_sde/sharing/convert": OURS - {"score_sde.losses", "score_sde.ema"},
     "pipelines": {"torchdiffeq"},
     "model_cards": set(),
-    "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "onnxruntime", "psutil", "pyarrow", "score_sde"}
-    | {"torchdiffeq", "torchmetrics", "tqdm", "transformers", "yaml"}
+    "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "matplotlib", "onnxruntime", "psutil", "pyarrow"}
+    | {"score_sde", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers", "yaml"}
     | OURS,
 }
 ALLOWED["training"] = ALLOWED["training/parts"] | {"score_sde.training"}

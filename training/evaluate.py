@@ -35,7 +35,7 @@ from score_sde.pipelines.likelihood import dequantize
 from score_sde.sharing.bundles import add_metrics, load_bundle
 from score_sde.sharing.facts import dataset_name
 from score_sde.training.parts.classifier import EPOCHS, recognises, trained_classifier
-from score_sde.training.parts.config import DataConfig, option
+from score_sde.training.parts.config import DataConfig, LoaderConfig, option
 from score_sde.training.parts.cores import warn_of_busy_cores
 from score_sde.training.parts.figures import (
     averaging_facts,
@@ -61,10 +61,12 @@ from score_sde.training.parts.sources import on_hub
 
 
 @dataclass
-class EvaluateConfig(DataConfig):
+class EvaluateConfig(LoaderConfig):
     """Measure a pipeline: how well it follows the classes that it is asked for, and the likelihood of real images."""
 
     configs = "evaluation"
+
+    # those of a DataConfig; `complete` finds what isn't given
 
     dataset: str | None = option(
         None,
@@ -92,6 +94,9 @@ class EvaluateConfig(DataConfig):
     )
     background: str | None = option(
         None, "Colour behind transparent images; by default as in training, else white.", "data"
+    )
+    num_classes: int | None = option(
+        None, "Number of classes, where the data don't say; by default as in training.", "data"
     )
     skip_corrupt_images: bool = option(
         False,

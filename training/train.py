@@ -9,28 +9,30 @@ on with a stopped run, add `--resume_from_checkpoint latest`.
 
 import os
 import sys
-import threading
 from dataclasses import dataclass
+from functools import partial
 
 import diffusers
 import torch
 from huggingface_hub.utils import validate_repo_id
 
-from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
-from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss
+from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, drop_conditions, hybrid_loss
+from score_sde.pipelines.conditions import null_conditions
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, moved
 from score_sde.sharing.bundles import save_bundle
 from score_sde.sharing.facts import check_license
-from score_sde.sharing.hub import push_to_hub
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import LoopConfig, one_of, option
-from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_grid
+from score_sde.training.parts.loop import fit, make_accelerator, sample_path, show_pictures
+from score_sde.training.parts.networks import NETWORKS, check_conditions, make_network, network_class
 from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
+from score_sde.training.parts.publishing import Uploads
 from score_sde.training.parts.run_folder import open_run, surviving
-from score_sde.training.parts.validation import ValidationConfig, make_validation
-
-
-NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
+from score_sde.training.parts.samples import sample_grid
+from score_sde.training.parts.tasks import Task
+from score_sde.training.parts.trackers import main_process_goes_on
+from score_sde.training.parts.validation import Validation, ValidationConfig
 
 
 @dataclass
@@ -41,7 +43,8 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
 
     network: str = option(
         "dit",
-        f"{' or '.join(f'{name} ({kind.__name__})' for name, (_, kind) in NETWORKS.items())}.",
+        f"{', '.join(f'{name} ({kind.__name__})' for name, (_, kind) in NETWORKS.items())}, or a class of your own, "
+        f"which is imported: package.module:Class, a ModelMixin of diffusers.",
         "network",
         common=True,
     )
@@ -100,8 +103,6 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         yield from CleanDataConfig.problems(self)
         yield from LoopConfig.problems(self)
         yield from ValidationConfig.problems(self)
-        if self.network not in NETWORKS:
-            yield f"network {self.network!r} is unknown; choose one of {', '.join(NETWORKS)}"
         try:
             check_license(self.license)
         except ValueError as error:
@@ -130,10 +131,9 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
                     f"sample_guidance_scale {self.sample_guidance_scale:g} needs a network that is trained with a "
                     f"class_dropout_prob above 0, not {options['class_dropout_prob']}: or sample with 1"
                 )
-            if self.network in NETWORKS:
-                _, network_class = NETWORKS[self.network]
-                arguments_of(network_class, "network_kwargs", self.network_kwargs)
-            if self.network in NETWORKS and not (self.latents or self.vae):
+            _, found = network_class(self.network)
+            arguments_of(found, "network_kwargs", self.network_kwargs)
+            if not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
                     make_network(self, (self.image_channels, self.resolution, self.resolution), num_classes=1)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -157,25 +157,6 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         )
 
 
-def make_network(config, shape, num_classes):
-    """The network for samples of this shape (channels, size, size). Raises ValueError for options that don't fit."""
-    _, network_class = NETWORKS[config.network]
-    build = network_class
-    if config.network_name:
-
-        def build(**kwargs):
-            return network_class.from_name(config.network_name, **kwargs)
-
-    from_data = {"sample_size": shape[1], "in_channels": shape[0], "num_classes": num_classes}
-    if config.vlb_weight > 0 or config.network_name:
-        from_data["learn_sigma"] = config.vlb_weight > 0
-    options = mapping("network_kwargs", config.network_kwargs)
-    try:
-        return build(**(from_data | options))
-    except (TypeError, RuntimeError) as error:  # of values of other types
-        raise ValueError(f"network_kwargs {config.network_kwargs!r}: {error}") from error
-
-
 def loss_by_time(losses, t, scheduler, parts=4):
     """{name: (sum, count)} of the losses in equal parts of the time."""
     part = ((t - scheduler.t_min) / (scheduler.t_max - scheduler.t_min) * parts).long().clamp(0, parts - 1)
@@ -184,76 +165,62 @@ def loss_by_time(losses, t, scheduler, parts=4):
     return {f"loss_in_quarter_{i + 1}": torch.stack([sums[i], counts[i]]) for i in range(parts)}
 
 
-@torch.compiler.set_stance("force_eager")
-def sample_grid(pipeline, config, path, seed=0):
-    """Draw images, the classes in turn, one seed per image, and write them as a PNG grid; return the number of network
-    evaluations."""
-    count = config.sample_num_images
-    labels = None if pipeline.num_classes is None else [i % pipeline.num_classes for i in range(count)]
-    pipeline.set_progress_bar_config(desc="sampling", leave=False)
-    output = pipeline(
-        batch_size=count,
-        class_labels=labels,
-        guidance_scale=1.0 if labels is None else config.sample_guidance_scale,
-        num_inference_steps=config.sample_num_inference_steps,
-        generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
-    )
-    save_grid(output.images, path, columns=pipeline.num_classes if labels is not None else None)
-    return output.nfe
+class DiffusionTask(Task):
+    """A score-based diffusion model on the data, scheduler and network of a `TrainConfig`."""
 
+    def __init__(self, config, accelerator):
+        self.config, self.scheduler, self.data = config, config.make_scheduler(), CleanData(config, accelerator)
+        self.objective = config.make_objective(self.scheduler)
+        num_classes = self.data.num_classes if config.class_conditional else None
+        super().__init__(make_network(config, self.data.shape, num_classes), self.data.dataset, self.data.fingerprint())
+        self.component, _ = network_class(config.network)
+        self.conditions = list(self.data.columns) if config.class_conditional else []
+        check_conditions(self.model, self.conditions)
+        self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
+        self.push_steps, self.uploads = config.push_steps, Uploads(config)
+        self.evaluation_steps, self.validation = config.evaluation_steps, None
+        if config.evaluation_steps:
+            self.validation = Validation(config, accelerator, self)
 
-def main(argv=None):
-    config = parse(TrainConfig, sys.argv[1:] if argv is None else argv)
-    accelerator = make_accelerator(config)
-    with open_run(config, accelerator) as run:
-        train(config, accelerator, run)
+    def losses(self, network, batch, draws, dropout_prob=0.0):
+        """The loss of each sample of a batch (B,), whose times are then draws.times; `dropout_prob` is the chance that
+        a sample's conditions are left out."""
+        x0 = self.data.draw(batch, draws)
+        t = draws.times = self.objective.times(draws.stratified())
+        noise, given = draws.normal(x0.shape[1:]), self.data.conditions(batch)
+        conditions = {name: given[name] for name in self.conditions}
+        if dropout_prob > 0:  # for guidance
+            null_of = partial(null_conditions, self.model)
+            conditions = drop_conditions(conditions, null_of, draws.chance(dropout_prob))
+        weight, pixels = self.config.vlb_weight, self.data.vae is None
+        if weight > 0:
+            return hybrid_loss(network, self.scheduler, x0, noise, t, conditions, weight, discretized=pixels)
+        return self.objective(network, x0, noise, t, conditions)
 
+    def compute_loss(self, state, batch, draws):
+        losses = self.losses(state.model, batch, draws, self.dropout_prob)
+        return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
 
-def train(config, accelerator, run):
-    scheduler = config.make_scheduler()
-    data = CleanData(config, accelerator)
-    num_classes = data.num_classes if config.class_conditional else None
-    model = make_network(config, data.shape, num_classes)
-    id2label = data.id2label if num_classes else None
-    component, _ = NETWORKS[config.network]
+    def make_pipeline(self, network):
+        id2label = self.data.id2label if self.conditions else None
+        return ScoreSDEPipeline(
+            scheduler=self.scheduler, vae=self.data.vae, id2label=id2label, **{self.component: network}
+        )
 
-    objective = config.make_objective(scheduler)
+    def sample(self, network, path):
+        sample_grid(self.make_pipeline(network), self.config, path)
 
-    # labels are dropped here, by numbers that are drawn for the whole step
-    model.drops_labels = False
+    def evaluate(self, network):
+        return self.validation.measure(network)
 
-    def losses_of(model, batch, draws, class_dropout_prob=0.0):
-        """The loss of each sample of a batch, and its time."""
-        x0 = data.draw(batch, draws)
-        t = draws.times = objective.times(draws.stratified())
-        noise, labels = draws.normal(x0.shape[1:]), batch["labels"] if num_classes else None
-        if num_classes and class_dropout_prob > 0:  # for guidance
-            labels = labels.masked_fill(draws.chance(class_dropout_prob), num_classes)
-        if config.vlb_weight > 0:
-            pixels = data.vae is None
-            losses = hybrid_loss(model, scheduler, x0, noise, t, labels, config.vlb_weight, discretized=pixels)
-        else:
-            losses = objective(model, x0, noise, t, labels)
-        return losses, t
-
-    class_dropout_prob = model.config.class_dropout_prob
-
-    def compute_loss(model, batch, draws):
-        losses, t = losses_of(model, batch, draws, class_dropout_prob)
-        return losses.mean(), loss_by_time(losses.detach(), t, scheduler)
-
-    def make_pipeline(network):
-        return ScoreSDEPipeline(scheduler=scheduler, vae=data.vae, id2label=id2label, **{component: network})
-
-    def on_sample(network, path):
-        sample_grid(make_pipeline(network), config, path)
-
-    def make_bundle(network, facts, name):
-        pipeline, grid = make_pipeline(network), None
-        facts |= data.facts(config) | {
+    def make_bundle(self, network, facts, name):
+        """Save the pipeline with its facts and a sample grid as a folder of output_dir; (folder, grid or None)."""
+        config, pipeline, grid = self.config, self.make_pipeline(network), None
+        facts |= self.data.facts(config) | {
             "model_name": config.model_name,
             "license": config.license,
             "repo_id": config.push_to_hub,
+            "conditions": self.conditions,
             "diffusers": diffusers.__version__,
         }
         with surviving("the sample grid"):
@@ -267,55 +234,35 @@ def train(config, accelerator, run):
             }
         return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
-    def push(folder, steps):
-        message = f"{config.model_name}, {steps:,} steps"
-        try:
-            address = push_to_hub(
-                folder, config.push_to_hub, private=config.hub_private or None, commit_message=message
-            )
-            print(f"pushed: {address}")
-        except (OSError, ValueError) as error:  # the bundle is saved: no reason to fail
-            print(f"{error}; nothing is lost: `score-sde push {folder} {config.push_to_hub}` pushes it")
-
-    uploads = []
-
-    def on_push(network, facts):
-        if uploads and uploads[-1].is_alive():
+    def push(self, network, facts):
+        if self.uploads.is_busy():
             print(f"step {facts['steps']}: not pushed, the upload before still runs")
             return
-        folder, _ = make_bundle(network, facts, "pushed")
-        # a daemon: what doesn't answer keeps no run from ending
-        uploads.append(threading.Thread(target=push, args=(folder, facts["steps"]), daemon=True))
-        uploads[-1].start()
+        folder, _ = self.make_bundle(network, facts, "pushed")
+        self.uploads.begin(folder, facts["steps"])
 
-    on_evaluation = None
-    if config.evaluation_steps:
-        on_evaluation = make_validation(config, accelerator, data, losses_of, make_pipeline)
-    network, facts = fit(
-        config,
-        accelerator,
-        run,
-        model,
-        data.dataset,
-        compute_loss,
-        on_sample,
-        on_evaluation,
-        on_push,
-        config.push_steps,
-        data.fingerprint(),
-    )
+
+def main(argv=None):
+    config = parse(TrainConfig, sys.argv[1:] if argv is None else argv)
+    accelerator = make_accelerator(config)
+    with open_run(config, accelerator) as run:
+        train(config, accelerator, run)
+
+
+def train(config, accelerator, run):
+    task = DiffusionTask(config, accelerator)
+    network, facts = fit(config, accelerator, run, task)
 
     # the result: a folder that from_pretrained opens, with its card
-    with surviving("the log"):
-        accelerator.end_training()
-    # no other process waits for what follows
-    if accelerator.is_main_process:
-        folder, grid = make_bundle(network, facts, "pipeline")
-        print(f"samples: {grid or 'none'}\npipeline: {folder}")
-        if uploads:
-            uploads[-1].join()
-        if config.push_to_hub:
-            push(folder, facts["steps"])
+    with main_process_goes_on(accelerator):
+        if accelerator.is_main_process:
+            folder, grid = task.make_bundle(network, facts, "pipeline")
+            if grid:
+                with surviving("the log"):
+                    show_pictures(accelerator, run, task, grid, facts["steps"])
+            print(f"samples: {grid or 'none'}\npipeline: {folder}")
+            if config.push_to_hub:
+                task.uploads.finish(folder, facts["steps"])
 
 
 if __name__ == "__main__":

@@ -14,17 +14,19 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
-from diffusers.image_processor import VaeImageProcessor
 from torch import nn
 from tqdm.auto import tqdm
 
+from score_sde.pipelines.kinds import Image
 from score_sde.pipelines.latents import encode_moments
 from score_sde.training.parts.config import DataConfig, LoopConfig, option
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.latents import latent_statistics
-from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_grid, save_model
+from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_model, show_pictures
 from score_sde.training.parts.options import one_line_errors, parse
 from score_sde.training.parts.run_folder import open_run, surviving
+from score_sde.training.parts.tasks import Task
+from score_sde.training.parts.trackers import main_process_goes_on
 
 
 @dataclass
@@ -89,10 +91,10 @@ def reconstruction_grid(vae, dataset, count, path, device):
     mean, _ = encode_moments(vae, images.to(device))
     decoded = vae.decode(mean).sample.clamp(-1, 1).cpu()
     error = ((decoded - images) / 2).square().flatten(1).mean(1)
-    processor, rows = VaeImageProcessor(), []
+    kind, rows = Image(images.shape[1], tuple(images.shape[2:]), images.shape[1]), []
     for start in range(0, len(images), 8):
         rows += [images[start : start + 8], decoded[start : start + 8]]
-    save_grid(processor.postprocess(torch.cat(rows), output_type="pil"), path, columns=min(8, len(images)))
+    kind.save_grid(kind.output(torch.cat(rows)), path, columns=min(8, len(images)))
     return float((-10 * error.log10()).mean())
 
 
@@ -104,61 +106,66 @@ def main(argv=None):
         train(config, accelerator, run)
 
 
+class AutoencoderTask(Task):
+    """An AutoencoderKL on the images of an `AutoencoderConfig`."""
+
+    pictures = "reconstructions"
+
+    def __init__(self, config, dataset, device):
+        self.config, self.device, levels = config, device, len(config.block_out_channels)
+        vae = AutoencoderKL(
+            in_channels=config.image_channels,
+            out_channels=config.image_channels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
+            latent_channels=config.latent_channels,
+            norm_num_groups=config.norm_num_groups,
+            sample_size=config.resolution,
+            scaling_factor=1.0,
+        )
+        super().__init__(Reconstruction(vae), dataset, dataset.fingerprint())
+        size = config.resolution // 2 ** (levels - 1)
+        self.latent_shape = (config.latent_channels, size, size)
+
+    def compute_loss(self, state, batch, draws):
+        images = batch["images"]
+        if self.config.random_flip:
+            images = torch.where(draws.chance(0.5).reshape(-1, 1, 1, 1), images.flip(-1), images)
+        reconstructed, kl = state.model(images, draws.normal(self.latent_shape))
+        error, kl = (reconstructed.float() - images).abs().mean(), kl.mean()
+        return error + self.config.kl_weight * kl, {"reconstruction_error": error, "kl": kl}
+
+    def sample(self, network, path):
+        """A grid of reconstructions; return their mean PSNR in dB."""
+        return reconstruction_grid(network.vae, self.dataset, self.config.sample_num_images, path, self.device)
+
+
 def train(config, accelerator, run):
     with accelerator.main_process_first():
         dataset = ImageDataset(config, crop_seed=config.crop_seed)
     accelerator.print(dataset.describe())
-    levels = len(config.block_out_channels)
-    vae = AutoencoderKL(
-        in_channels=config.image_channels,
-        out_channels=config.image_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        latent_channels=config.latent_channels,
-        norm_num_groups=config.norm_num_groups,
-        sample_size=config.resolution,
-        scaling_factor=1.0,
-    )
-    latent_size = config.resolution // 2 ** (levels - 1)
+    task = AutoencoderTask(config, dataset, accelerator.device)
+    model, facts = fit(config, accelerator, run, task)
 
-    def compute_loss(model, batch, draws):
-        images = batch["images"]
-        if config.random_flip:
-            images = torch.where(draws.chance(0.5).reshape(-1, 1, 1, 1), images.flip(-1), images)
-        noise = draws.normal((config.latent_channels, latent_size, latent_size))
-        reconstructed, kl = model(images, noise)
-        error, kl = (reconstructed.float() - images).abs().mean(), kl.mean()
-        return error + config.kl_weight * kl, {"reconstruction_error": error, "kl": kl}
-
-    def on_sample(model, path):
-        reconstruction_grid(model.vae, dataset, config.sample_num_images, path, accelerator.device)
-
-    data = dataset.fingerprint()
-    model = Reconstruction(vae)
-    model, facts = fit(config, accelerator, run, model, dataset, compute_loss, on_sample, data_fingerprint=data)
-
-    with surviving("the log"):
-        accelerator.end_training()
-    # no other process waits for what follows
-    if accelerator.is_main_process:
-        vae = model.vae
-        rows = torch.utils.data.Subset(dataset, range(min(config.statistics_images, len(dataset))))
-        loader = torch.utils.data.DataLoader(rows, batch_size=128, num_workers=config.num_workers)
-        with torch.no_grad():
-            statistics = latent_statistics(
-                encode_moments(vae, batch["images"].to(accelerator.device))
-                for batch in tqdm(loader, desc="latent statistics")
-            )
-        vae.register_to_config(latents_mean=statistics["mean"], latents_std=statistics["std"])
-        with surviving("the grid of reconstructions"):
-            grid = sample_path(config.output_dir, facts["steps"])
-            facts["training_psnr_db"] = reconstruction_grid(
-                vae, dataset, config.sample_num_images, grid, accelerator.device
-            )
-            print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}")
-        print(f"autoencoder: {save_model(vae, os.path.join(config.output_dir, 'vae'), facts)}")
+    with main_process_goes_on(accelerator):
+        if accelerator.is_main_process:
+            vae = model.vae
+            rows = torch.utils.data.Subset(dataset, range(min(config.statistics_images, len(dataset))))
+            loader = torch.utils.data.DataLoader(rows, batch_size=128, num_workers=config.num_workers)
+            with torch.no_grad():
+                statistics = latent_statistics(
+                    encode_moments(vae, batch["images"].to(accelerator.device))
+                    for batch in tqdm(loader, desc="latent statistics")
+                )
+            vae.register_to_config(latents_mean=statistics["mean"], latents_std=statistics["std"])
+            with surviving("the grid of reconstructions"):
+                grid = sample_path(config.output_dir, facts["steps"])
+                facts["training_psnr_db"] = task.sample(model, grid)
+                print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}")
+                show_pictures(accelerator, run, task, grid, facts["steps"])
+            print(f"autoencoder: {save_model(vae, os.path.join(config.output_dir, 'vae'), facts)}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.loop import fit, make_accelerator, save_model
 from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
 from score_sde.training.parts.run_folder import open_run, surviving
+from score_sde.training.parts.tasks import Task
 
 
 @dataclass
@@ -55,6 +56,8 @@ class ClassifierConfig(LoopConfig, CleanDataConfig):
             yield "label_column is missing: a classifier needs labels"
         if self.time_density not in TIME_DENSITIES:
             yield f"time_density {self.time_density!r} is unknown; choose one of {', '.join(TIME_DENSITIES)}"
+        if self.sample_steps:
+            yield f"sample_steps {self.sample_steps}: a classifier draws no samples; leave it out"
         if self.test_images < 1:
             yield f"test_images {self.test_images} must be at least 1"
         try:
@@ -83,6 +86,24 @@ def measure_accuracy(classifier, pipeline, test, config, shares=(0.0, 0.2, 0.4, 
         )
         found.append({"t": float(t), "accuracy": round(float(right.float().mean()), 4), "n": len(rows)})
     return found
+
+
+class ClassifierTask(Task):
+    """A classifier of clean data, noised by the scheduler of a pipeline."""
+
+    def __init__(self, config, data, scheduler):
+        self.config, self.data, self.scheduler = config, data, scheduler
+        from_data = {"sample_size": data.shape[1], "in_channels": data.shape[0], "num_classes": data.num_classes}
+        model = NoiseConditionalClassifier(**(from_data | mapping("network_kwargs", config.network_kwargs)))
+        noise = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+        super().__init__(model, data.dataset, data.fingerprint() | {"noise": noise})
+
+    def compute_loss(self, state, batch, draws):
+        x0, labels = self.data.draw(batch, draws), self.data.conditions(batch)["class_labels"]
+        t = TIME_DENSITIES[self.config.time_density](self.scheduler, draws.stratified())
+        x = self.scheduler.path.sample(x0, draws.normal(x0.shape[1:]), t)
+        logits = state.model(*self.scheduler.classifier_input(x, t)).logits
+        return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
 
 def main(argv=None):
@@ -117,21 +138,7 @@ def train(config, accelerator, run):
         )
     if config.resolution != (own := data.facts(config)["resolution"]):
         raise ValueError(f"resolution {config.resolution}: the latents are of images of {own} pixels; pass {own}")
-    from_data = {"sample_size": data.shape[1], "in_channels": data.shape[0], "num_classes": data.num_classes}
-    model = NoiseConditionalClassifier(**(from_data | mapping("network_kwargs", config.network_kwargs)))
-
-    def compute_loss(model, batch, draws):
-        x0, labels = data.draw(batch, draws), batch["labels"]
-        t = TIME_DENSITIES[config.time_density](scheduler, draws.stratified())
-        x = scheduler.path.sample(x0, draws.normal(x0.shape[1:]), t)
-        logits = model(*scheduler.classifier_input(x, t)).logits
-        return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
-
-    noise = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    data_fingerprint = data.fingerprint() | {"noise": noise}
-    classifier, facts = fit(
-        config, accelerator, run, model, data.dataset, compute_loss, data_fingerprint=data_fingerprint
-    )
+    classifier, facts = fit(config, accelerator, run, ClassifierTask(config, data, scheduler))
 
     with surviving("the log"):
         accelerator.end_training()

@@ -13,7 +13,9 @@ from score_sde.losses import (
     TIME_DENSITIES,
     WEIGHTINGS,
     Objective,
+    denoising_loss,
     discretized_log_likelihood,
+    drop_conditions,
     hybrid_loss,
     sliced_score_matching,
     vlb_terms,
@@ -254,7 +256,7 @@ def test_the_hybrid_counts_the_bound_of_the_whole_chain_in_bits():
     output = torch.randn(32, 4, 4, 4, generator=seeded(1), dtype=torch.float64)
 
     def loss(weight):
-        return hybrid_loss(lambda x, t, class_labels: Output(output), scheduler, x0, noise, t, vlb_weight=weight)
+        return hybrid_loss(lambda x, t: Output(output), scheduler, x0, noise, t, vlb_weight=weight)
 
     x_t = scheduler.path.sample(x0, noise, t)
     alpha, sigma = (expand_to(value, x0) for value in (scheduler.path.alpha(t), scheduler.path.sigma(t)))
@@ -288,18 +290,16 @@ def test_the_bound_of_the_hybrid_trains_the_variance_alone():
     gradients = {}
     for weight in (0.0, 0.001):
         output = torch.zeros(32, 4, 4, 4, dtype=torch.float64).requires_grad_()
-        losses = hybrid_loss(
-            lambda x, t, class_labels, output=output: Output(output), scheduler, x0, noise, t, vlb_weight=weight
-        )
+        losses = hybrid_loss(lambda x, t, output=output: Output(output), scheduler, x0, noise, t, vlb_weight=weight)
         losses.sum().backward()
         gradients[weight] = output.grad
     assert torch.equal(gradients[0.0][:, :2], gradients[0.001][:, :2])
     assert gradients[0.0][:, 2:].abs().max() == 0
     assert gradients[0.001][:, 2:].abs().amax((1, 2, 3)).min() > 0
     with pytest.raises(ValueError, match="returns 2 channels; a learned variance needs 4"):
-        hybrid_loss(lambda x, t, class_labels: Output(x), scheduler, x0, noise, t)
+        hybrid_loss(lambda x, t: Output(x), scheduler, x0, noise, t)
     with pytest.raises(ValueError, match="needs a chain: sde_type 'discrete_vp', not 'vp'"):
-        hybrid_loss(lambda x, t, class_labels: Output(x), ScoreSDEScheduler(), x0, noise, t)
+        hybrid_loss(lambda x, t: Output(x), ScoreSDEScheduler(), x0, noise, t)
 
 
 def test_sliced_score_matching_is_least_at_the_exact_score():
@@ -310,8 +310,83 @@ def test_sliced_score_matching_is_least_at_the_exact_score():
     x, probes, _ = draw(n, shape=(2,))
     std = 1.3
     for c in (0.3, 1 / std**2, 1.5):
-        losses = sliced_score_matching(
-            lambda x, t, class_labels, c=c: Output(-c * x), scheduler, std * x, t, probes.sign()
-        )
+        losses = sliced_score_matching(lambda x, t, c=c: Output(-c * x), scheduler, std * x, t, probes.sign())
         expected = float(scheduler.path.sigma(t[0])) ** 2 * (c**2 * std**2 / 2 - c)
         assert float(losses.mean()) == pytest.approx(expected, abs=0.02)
+
+
+# --- conditions and masks -----------------------------------------------------------------------------------------
+
+
+def test_conditions_reach_the_network_by_their_names():
+    scheduler, seen = ScoreSDEScheduler(), {}
+    x0, noise, t = draw(4)
+    told = {"class_labels": torch.arange(4), "encoder_hidden_states": torch.randn(4, 2, 3)}
+
+    def network(x, timestep, **conditions):
+        seen.update(conditions)
+        return Output(x)
+
+    for evaluate in (Objective(scheduler), lambda *given: denoising_loss(network, scheduler, *given[1:])):
+        seen.clear()
+        evaluate(network, x0, noise, t, told)
+        assert seen == told
+    sliced_score_matching(network, scheduler, x0, t, noise, told)
+    assert seen == told
+
+
+def test_dropped_conditions_are_what_the_network_says():
+    conditions = {
+        "class_labels": torch.arange(3),
+        "encoder_hidden_states": torch.ones(3, 2, 4),
+        "size": torch.tensor([[8.0], [9.0], [10.0]]),
+    }
+
+    def null_conditions(conditions):
+        """The size has none."""
+        return {
+            "class_labels": torch.full_like(conditions["class_labels"], 7),
+            "encoder_hidden_states": torch.zeros_like(conditions["encoder_hidden_states"]),
+        }
+
+    found = drop_conditions(conditions, null_conditions, torch.tensor([True, False, True]))
+    assert found["class_labels"].tolist() == [7, 1, 7] and found["class_labels"].dtype == torch.int64
+    assert found["encoder_hidden_states"][:, 0, 0].tolist() == [0, 1, 0]
+    assert torch.equal(found["size"], conditions["size"])
+
+
+MASKED_LOSSES = {
+    "denoising": lambda network, given, mask: Objective(ScoreSDEScheduler())(network, *given, mask=mask),
+    "hybrid": lambda network, given, mask: hybrid_loss(
+        network, ScoreSDEScheduler(sde_type="discrete_vp", num_train_timesteps=4), *given, vlb_weight=0.1, mask=mask
+    ),
+    "sliced": lambda network, given, mask: sliced_score_matching(
+        network, ScoreSDEScheduler(prediction_type="score"), given[0], given[2], given[1], mask=mask
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKED_LOSSES)
+def test_a_mask_leaves_the_loss_of_the_rest(name):
+    """Of a network that acts on every element alone, the loss of padded samples is that of the samples."""
+    lengths = [5, 3, 0]
+    mask = torch.tensor([[i < length for i in range(5)] for length in lengths])[:, None]  # (B, 1, L)
+    x0, noise, _ = draw(3, shape=(2, 5))
+    t = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def network(x, timestep):
+        output = weight * (x - 0.3 * x**2)
+        return Output(torch.cat([output, output.tanh()], dim=1) if name == "hybrid" else output)
+
+    loss = MASKED_LOSSES[name]
+    garbage = torch.where(mask, x0, torch.full_like(x0, 1e3))
+    masked = loss(network, (garbage, noise, t), mask)
+    for i, length in enumerate(lengths[:2]):
+        given = (x0[i : i + 1, :, :length], noise[i : i + 1, :, :length], t[i : i + 1])
+        assert masked[i].item() == pytest.approx(loss(network, given, None).item(), rel=1e-5)
+    assert masked[2] == 0
+    (slope,) = torch.autograd.grad(masked[2], weight)
+    assert slope == 0
+    with pytest.raises(ValueError, match=r"mask of shape \(3, 5\) doesn't fit samples of shape \(3, 2, 5\)"):
+        loss(network, (x0, noise, t), mask[:, 0])

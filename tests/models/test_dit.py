@@ -197,6 +197,17 @@ def test_the_largest_frequency_shift_is_taken():
     assert call(small_dit(frequency_shift=127.0)).isfinite().all()
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_time_is_told_by_cosines_and_sines(shift):
+    """In this order, as the original has it, of 128 frequencies from 1 down."""
+    model, seen = small_dit(frequency_shift=shift), []
+    model.time_embed.register_forward_hook(lambda _, given, output: seen.append(given[0]))
+    timestep = torch.tensor([0.5, 40.0])
+    call(model, timestep=timestep)
+    angles = timestep[:, None] * 10000 ** (-torch.arange(128) / (128 - shift))
+    assert (seen[0] - torch.cat([angles.cos(), angles.sin()], dim=1)).abs().max() < 1e-4
+
+
 def test_the_positions_of_an_image_are_the_ones_of_the_original():
     """Columns in the first half of the channels, then rows, each as sines, then cosines."""
     table = sincos_position_embedding((3, 5), (3, 5), "resize", 16)

@@ -400,6 +400,17 @@ def test_wrong_input_shapes_are_refused_by_name(build, shape):
         build()(torch.zeros(shape), 1)
 
 
+@pytest.mark.parametrize(("options", "heads"), [({"num_attention_heads": 2}, 2), ({"attention_head_dim": 8}, 4)])
+def test_attention_heads_of_a_unet_by_their_number_or_size(options, heads):
+    assert tiny_unet(**options).mid_block.attentions[0].heads == heads
+
+
+@pytest.mark.parametrize(("options", "channels"), [({}, 3), ({"learn_sigma": True}, 6), ({"out_channels": 5}, 5)])
+def test_output_channels_of_a_unet(options, channels):
+    x, t, _ = inputs()
+    assert tiny_unet(**options)(x, t).sample.shape[1] == channels
+
+
 @every_model
 def test_wrong_label_shapes_are_refused_by_name(build):
     x, t, _ = inputs()

@@ -8,8 +8,8 @@ import tomllib
 
 import pytest
 from places import ROOT, TRAINING
-from runs import CONFIG_CLASSES
 
+from runs import CONFIG_CLASSES
 from score_sde.training import train
 from score_sde.training.parts.options import WORK_BEGUN, mapping, one_line_errors, parse
 

@@ -85,7 +85,7 @@ def test_evaluation_during_training(small_data, tmp_path):
         draws = validation.RowDraws(0, [row], 20, torch.device("cpu"))
         t = TIME_DENSITIES["uniform"](scheduler, draws.stratified())
         with torch.no_grad():
-            losses.append(denoising_loss(network, scheduler, x0, draws.normal((1, 8, 8)), t, labels))
+            losses.append(denoising_loss(network, scheduler, x0, draws.normal((1, 8, 8)), t, {"class_labels": labels}))
     assert lines[1]["held_out_loss"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
     assert lines[0]["held_out_loss"] != lines[1]["held_out_loss"]
 

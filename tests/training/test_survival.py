@@ -176,8 +176,8 @@ def test_a_checkpoint_without_room_loses_nothing(tmp_path, monkeypatch, capsys):
     listed = []
 
     def save(config, *rest):
-        *_, progress, _ = rest
-        with no_room() if progress["step"] == 2 else nullcontext():
+        _, _, state, *_ = rest
+        with no_room() if state.progress["step"] == 2 else nullcontext():
             saved = checkpoints.save_checkpoint(config, *rest)
         listed.append([os.path.basename(path) for path in checkpoints.list_checkpoints(config.output_dir)])
         return saved
@@ -347,7 +347,7 @@ def test_a_used_folder_is_refused_or_set_aside(tmp_path, capsys):
     train_tiny(tmp_path, *RECORDED, "--max_train_steps", 3)
     [first] = identities(tmp_path)
     with pytest.raises(
-        ValueError, match="holds a run .checkpoints, ema_snapshots, samples, evaluation.jsonl, pipeline"
+        ValueError, match="holds a run .checkpoints, ema_snapshots, samples, log.jsonl, evaluation.jsonl, pipeline"
     ):
         train_tiny(tmp_path, "--dataset", "nowhere.parquet")
     (tmp_path / "notes.txt").touch()
@@ -362,7 +362,7 @@ def test_latest_without_a_checkpoint_begins_anew_and_mixes_nothing(tmp_path):
     arguments = ["--max_train_steps", 2, "--ema_snapshot_steps", 1, "--checkpointing_steps", 0]
     train_tiny(tmp_path, *arguments, "--resume_from_checkpoint", "latest")
     train_tiny(tmp_path, *arguments, "--resume_from_checkpoint", "latest", "--ema_snapshot_steps", 2)
-    assert sorted(os.listdir(tmp_path / "set_aside-1")) == ["ema_snapshots", "pipeline", "samples"]
+    assert sorted(os.listdir(tmp_path / "set_aside-1")) == ["ema_snapshots", "log.jsonl", "pipeline", "samples"]
     assert [step for step, _, _ in averages.list_snapshots(tmp_path)] == [2, 2]
 
 

@@ -47,6 +47,7 @@ from score_sde.training.parts.data import GlobalBatchSampler, ImageDataset, resi
 from score_sde.training.parts.loop import Draws, fit, make_accelerator
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.run_folder import open_run
+from score_sde.training.parts.tasks import Task
 
 
 # --- objectives ---------------------------------------------------------------------------------------------------
@@ -138,9 +139,9 @@ def test_the_loss_is_zero_at_the_target_and_the_network_sees_what_the_sampler_sh
 
     error = 0.0
     scale = target_by_hand(prediction_type, scheduler.path, t, x0, noise).square().mean()
-    assert (denoising_loss(network, scheduler, x0, noise, t, "labels") < 1e-10 * scale).all()
+    assert (denoising_loss(network, scheduler, x0, noise, t, {"class_labels": "labels"}) < 1e-10 * scale).all()
     error = 0.5
-    assert (denoising_loss(network, scheduler, x0, noise, t, "labels") - 0.25).abs().max() < 1e-3
+    assert (denoising_loss(network, scheduler, x0, noise, t, {"class_labels": "labels"}) - 0.25).abs().max() < 1e-3
     shown = scheduler.scale_model_input(scheduler.path.sample(x0, noise, t), timestep)
     assert (seen["x"] - shown).abs().max() < 1e-6 * shown.abs().max()
     assert (seen["timestep"] - timestep).abs().max() < 1e-5 * abs(timestep)
@@ -274,7 +275,7 @@ def test_unknown_keys_of_a_yaml_file_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize("config_class", CONFIG_CLASSES)
 def test_help_explains_every_option(config_class, capsys):
     with pytest.raises(SystemExit):
-        parse(config_class, ["--help"])
+        parse(config_class, ["--help_all"])
     text = " ".join(capsys.readouterr().out.split())
     for each in dataclasses.fields(config_class):
         assert f"--{each.name}" in text
@@ -735,13 +736,14 @@ def fit_linear(folder, rows, data_fingerprint=None, **options):
     config = LoopConfig(output_dir=str(folder), batch_size=2, lr_warmup_steps=0, **options)
     accelerator, seen = make_accelerator(config), []
 
-    def compute_loss(model, batch, draws):
-        seen.append(batch["x"][:, 0].tolist())
-        return model(batch["x"]).square().mean(), {}
+    class Linear(Task):
+        def compute_loss(self, state, batch, draws):
+            seen.append(batch["x"][:, 0].tolist())
+            return state.model(batch["x"]).square().mean(), {}
 
     torch.manual_seed(0)
     with open_run(config, accelerator) as run:
-        fit(config, accelerator, run, torch.nn.Linear(3, 1), rows, compute_loss, data_fingerprint=data_fingerprint)
+        fit(config, accelerator, run, Linear(torch.nn.Linear(3, 1), rows, data_fingerprint))
     return seen
 
 

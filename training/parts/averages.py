@@ -1,5 +1,6 @@
 """The averaged weights of a run: averages of several decays, and power-function averages with their snapshots."""
 
+import copy
 import os
 import re
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ class Averages:
     """
 
     def __init__(self, config, network, whole=None):
-        self.network, self.whole, self.widths = network, whole, {}
+        self.network, self.whole, self.widths, self._teacher = network, whole, {}, None
         parameters = list(network.parameters())
         self.sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
         # file in a checkpoint -> average
@@ -83,6 +84,23 @@ class Averages:
             change = torch._foreach_sub(weights, averages)
             torch._foreach_mul_(change, share * (1 - ema.cur_decay_value))
             torch._foreach_add_(averages, change)
+
+    @property
+    def teacher(self):
+        """The network with the main average, in evaluation mode, without gradients. Its parameters are the average
+        itself, and its buffers those of the network: it follows every step, and nothing is copied for it.
+
+        Raises ValueError for a sharded network.
+        """
+        if self.sharded:
+            raise ValueError("the average of a sharded network is no teacher: train this task without FSDP")
+        if self._teacher is None:
+            self._teacher = copy.deepcopy(self.network).eval().requires_grad_(False)
+            for own, average in zip(self._teacher.parameters(), self.emas[MAIN].shadow_params, strict=True):
+                own.data, own.grad = average, None
+            for own, module in zip(self._teacher.modules(), self.network.modules(), strict=True):
+                own._buffers.update(module._buffers)
+        return self._teacher
 
     def tensors(self, file, wanted=True):
         """One of the averages in one piece, {name of the parameter: tensor}, on the host if it was sharded. Every
@@ -113,6 +131,7 @@ class Averages:
         return {file: {k: v for k, v in state.items() if k != "shadow_params"} for file, state in states.items()}
 
     def load(self, folder, states):
+        self._teacher = None
         for file, ema in self.emas.items():
             stored = load_file(os.path.join(folder, file))
             averages = [placed_like(stored[name], parameter) for name, parameter in self.network.named_parameters()]

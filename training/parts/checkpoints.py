@@ -100,13 +100,14 @@ def read_state(folder):
     return state
 
 
-def save_checkpoint(config, accelerator, run, ema, lr_scheduler, progress, data_fingerprint=None):
-    """Model, optimizer, loss scale, random state, EMA, learning rate and position in the data, as one folder.
+def save_checkpoint(config, accelerator, run, state, lr_scheduler, data_fingerprint=None):
+    """Networks, optimizer, loss scale, random state, EMA, learning rate and position in the data, as one folder, of a
+    `TrainingState`.
 
     Where it cannot be written (a full disk), says so, leaves no half of it behind, and keeps the older ones. Returns
     whether it was written, the same in every process.
     """
-    final = os.path.join(config.output_dir, "checkpoints", f"step-{progress['step']:08d}")
+    final = os.path.join(config.output_dir, "checkpoints", f"step-{state.progress['step']:08d}")
     partial = problem = None
     try:
         with ExitStack() as stack:
@@ -117,7 +118,7 @@ def save_checkpoint(config, accelerator, run, ema, lr_scheduler, progress, data_
                     problem = error
             [partial] = broadcast_object_list([partial])
             if partial is not None:
-                problem = ema.save(partial, accelerator)
+                problem = state.averages.save(partial, accelerator)
                 try:
                     accelerator.save_state(partial)
                 except Exception as error:  # torch and safetensors have their own for a full disk
@@ -125,15 +126,16 @@ def save_checkpoint(config, accelerator, run, ema, lr_scheduler, progress, data_
             if any_process(problem, accelerator):
                 raise problem or OSError("another process could not write its part")
             if accelerator.is_main_process:
-                state = {
+                written = {
                     "run_id": run.id,
-                    "progress": progress,
-                    "ema": ema.state(),
+                    "progress": state.progress,
+                    "modules": list(state.modules),
+                    "ema": state.averages.state(),
                     "lr_scheduler": lr_scheduler.state_dict(),
                     "config": asdict(config),
                     "data": data_fingerprint,
                 }
-                write_state(partial, state)
+                write_state(partial, written)
     except Exception as error:  # those above, and of the folder's last step, its renaming
         problem = error
     saved = not any_process(problem, accelerator)
@@ -170,9 +172,9 @@ def options_of(config):
     return json.loads(json.dumps(asdict(config)))
 
 
-def check_same_run(folder, state, config, data_fingerprint):
-    """Raises ValueError where a checkpoint is of another configuration, of other data, or of a step that this run does
-    not reach. Returns what else changed."""
+def check_same_run(folder, state, config, modules, data_fingerprint):
+    """Raises ValueError where a checkpoint is of another configuration, of a task with other modules, of other data, or
+    of a step that this run does not reach. Returns what else changed."""
     # an option that is newer than the checkpoint was at its default
     before, now = options_of(type(config)()) | state["config"], options_of(config)
     for options in (before, now):
@@ -180,6 +182,7 @@ def check_same_run(folder, state, config, data_fingerprint):
     known = state["data"] is not None and data_fingerprint is not None
     names = FIXED if known or config.allow_other_data else FIXED | PLACES
     changed = differences(*({name: options[name] for name in now if name in names} for options in (before, now)))
+    changed += differences(state.get("modules", []), list(modules), "modules")
     if changed:
         raise ValueError(
             f"checkpoint {folder!r} is of a different run: {', '.join(changed)}. Pass the same values, or start anew"
@@ -199,9 +202,9 @@ def check_same_run(folder, state, config, data_fingerprint):
     return said + [f"data: {each}" for each in other[:5]]
 
 
-def resume(config, accelerator, run, ema, lr_scheduler, data_fingerprint=None):
+def resume(config, accelerator, run, averages, modules, lr_scheduler, data_fingerprint=None):
     """Put everything back that `save_checkpoint` wrote, from the checkpoint that the config names or, for "latest", the
-    newest that can be read; return its progress, or None to start afresh.
+    newest that can be read; return its progress, or None to start afresh. `modules`: those of the task, by name.
 
     Raises ValueError for a folder that is no whole checkpoint, and for one of a different configuration or other data.
     """
@@ -220,8 +223,8 @@ def resume(config, accelerator, run, ema, lr_scheduler, data_fingerprint=None):
                 problem = str(error)
         state, problem = broadcast_object_list([state, problem])
         if problem is None:
-            changed = check_same_run(folder, state, config, data_fingerprint)
-            problem = load(folder, state, accelerator, ema, lr_scheduler)
+            changed = check_same_run(folder, state, config, modules, data_fingerprint)
+            problem = load(folder, state, accelerator, averages, lr_scheduler)
         if problem is not None:
             if folder == folders[-1]:
                 anew = "; no older one is left: leave --resume_from_checkpoint out and begin anew" if latest else ""
@@ -239,7 +242,7 @@ def resume(config, accelerator, run, ema, lr_scheduler, data_fingerprint=None):
     return None
 
 
-def load(folder, state, accelerator, ema, lr_scheduler):
+def load(folder, state, accelerator, averages, lr_scheduler):
     """Read a checkpoint whole. Returns what went wrong in any process, or None; then nothing is as it was, until
     another one is read."""
     problem, scaler = None, accelerator.scaler
@@ -247,7 +250,7 @@ def load(folder, state, accelerator, ema, lr_scheduler):
         accelerator.scaler = None
     try:
         accelerator.load_state(folder)
-        ema.load(folder, state["ema"])
+        averages.load(folder, state["ema"])
         lr_scheduler.load_state_dict(state["lr_scheduler"])
     except Exception as error:  # torch, accelerate and safetensors have their own
         problem = error

@@ -70,7 +70,8 @@ class CleanData:
     """The clean samples of a `CleanDataConfig`.
 
     Attributes: `dataset`, its rows; `vae`, None for pixels; `shape` (channels, height, width) of a sample;
-    `num_classes` and `id2label`, None without labels.
+    `num_classes` and `id2label`, None without labels; `columns` of a batch that are conditions, {keyword of a network's
+    forward: key of a batch}.
     """
 
     def __init__(self, config, accelerator):
@@ -101,6 +102,7 @@ class CleanData:
                 self.vae = load_vae(config.vae).to(accelerator.device)
                 self.shape = latent_shape(self.vae, self.shape)
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
+        self.columns = {} if self.num_classes is None else {"class_labels": "labels"}
         accelerator.print(self.dataset.describe())
 
     def fingerprint(self):
@@ -122,6 +124,10 @@ class CleanData:
         unread = {field.name for field in fields(DataConfig)} - {"num_workers"} if config.latents else set()
         options = {name: value for name, value in asdict(config).items() if name not in unread}
         return self.dataset.row_facts() | facts | {"config": options}
+
+    def conditions(self, batch):
+        """What a network may be told of the samples of a batch, {keyword of its forward: tensor (B, ...)}."""
+        return {name: batch[column] for name, column in self.columns.items()}
 
     def draw(self, batch, draws):
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised

@@ -1,6 +1,7 @@
 """How much of a device's arithmetic training uses: operations per sample, and the speed that the device reaches."""
 
 import copy
+import math
 import time
 
 import torch
@@ -11,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 class FlopCounter:
     """Counts the operations of a network's forward and backward pass for one sample, at the first call; multiply and
     add are two. Nothing is computed for it. Recomputed activations, frozen autoencoders and the optimizer don't count.
+    `flops` is nan of a network that cannot be called without computing anything.
     """
 
     def __init__(self, network):
-        self.skeleton, self.flops = copy.deepcopy(network).to("meta"), None
+        # one sample has no statistics of a batch
+        self.skeleton, self.flops = copy.deepcopy(network).to("meta").eval(), None
 
     def watching(self, model):
         """The model as a function, looked at when it is first called."""
@@ -27,9 +30,14 @@ class FlopCounter:
         return call
 
     def count(self, args, kwargs):
-        with FlopCounterMode(display=False) as counter, torch.enable_grad():
-            sum(tensor.sum() for tensor in tree_leaves(self.skeleton(*args, **kwargs))).backward()
-        self.flops, self.skeleton = counter.get_total_flops(), None
+        try:
+            with FlopCounterMode(display=False) as counter, torch.enable_grad():
+                sum(tensor.sum() for tensor in tree_leaves(self.skeleton(*args, **kwargs))).backward()
+            self.flops = counter.get_total_flops()
+        except Exception as error:  # whatever a network of others does
+            print(f"the operations of {type(self.skeleton).__name__} cannot be counted: {error}")
+            self.flops = math.nan
+        self.skeleton = None
 
 
 def first_sample(value):

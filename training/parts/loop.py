@@ -1,4 +1,4 @@
-"""The training loop that every script shares: resume, batch, loss, backward, step, EMA, log, sample, save.
+"""The training loop that every task shares: resume, batch, loss, backward, step, EMA, log, sample, save.
 
 Progress is counted in optimizer steps and images seen. What is random in a step is a function of (seed, images seen),
 so a run that was stopped and resumed repeats, bit for bit on CPU, what it would have done. Nor does it depend on how
@@ -8,6 +8,8 @@ SIGTERM, or Ctrl-C, ends a run after the current step, with a checkpoint and the
 `--resume_from_checkpoint latest`. A step whose loss or gradient is not finite changes nothing; it is written down in
 nonfinite.jsonl, and the run stops after `max_skipped_steps` of them in a row. What cannot be written while training
 goes on, for want of room or any other reason, is lost, and training goes on.
+
+What is logged is a line of log.jsonl, too, and pictures are PNG files, too: trackers are another way to see them.
 """
 
 import copy
@@ -32,12 +34,10 @@ from accelerate.utils import (
     convert_outputs_to_fp32,
 )
 from diffusers.optimization import get_scheduler
-from diffusers.utils import make_image_grid
-from PIL import Image
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm.auto import tqdm
 
-from score_sde.pipelines.writing import whole_file, whole_folder, write_json
+from score_sde.pipelines.writing import whole_folder, write_json
 from score_sde.schedulers.paths import moved
 
 from .averages import Averages, gathered
@@ -46,8 +46,11 @@ from .cores import warn_of_busy_cores
 from .data import mix_seeds, training_batches
 from .flops import FlopCounter, measured_peak
 from .options import WORK_BEGUN
+from .plots import plot_runs
 from .provenance import provenance, typed_command
 from .run_folder import surviving
+from .tasks import TrainingState
+from .trackers import show_picture, start_trackers
 
 
 # the exit status of a run that was told to stop and saved itself: run it again with --resume_from_checkpoint latest
@@ -121,45 +124,28 @@ class Draws:
         return moved(self.uniform() < probability, self.device)
 
 
-def fit(
-    config,
-    accelerator,
-    run,
-    model,
-    dataset,
-    compute_loss,
-    on_sample=None,
-    on_evaluation=None,
-    on_push=None,
-    push_steps=0,
-    data_fingerprint=None,
-):
-    """Train `model` and leave its averaged weights in it.
-
-    Args:
-        run: the `Run` that holds config.output_dir.
-        dataset: of a map style, whose items are dicts of tensors, or an `ImageStream`.
-        compute_loss: f(model, batch, draws) -> (scalar loss, details to log beside it: {name: scalar tensor}, or a
-            tensor (sum, count) whose mean is logged).
-        on_sample: f(model, path of a PNG), called with the averaged weights every `sample_steps`.
-        on_evaluation: f(model) -> {name: value}, called by every process with the averaged weights every
-            `evaluation_steps`; the values are logged and added to evaluation.jsonl.
-        on_push: f(model, facts of the run so far), called with the averaged weights every `push_steps`, if not 0.
-        data_fingerprint: what tells the data from others, JSON-able; a checkpoint of other data is refused.
+def fit(config, accelerator, run, task):
+    """Train the network of a `Task` and leave its averaged weights in it; `run` is the `Run` of config.output_dir.
 
     Returns:
-        The unwrapped model, of a sharded one a whole copy in the main process (None in others), and the facts of the
+        The unwrapped network, of a sharded one a whole copy in the main process (None in others), and the facts of the
         run: identity, steps, images seen, loss, seconds, processes, machine.
 
-    Raises FloatingPointError when too many steps in a row were not finite, SystemExit(EXIT_RESUME) after SIGTERM or
-    Ctrl-C; checkpoints stay as they were.
+    Raises ValueError for what cannot be trained or resumed so, FloatingPointError when too many steps in a row were not
+    finite, SystemExit(EXIT_RESUME) after SIGTERM or Ctrl-C; checkpoints stay as they were.
     """
+    model, modules = task.model, task.modules_to_save()
+    if modules and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"this task trains {', '.join(modules)} beside its network, which {accelerator.distributed_type.value} "
+            f"cannot: use plain processes (MULTI_GPU)"
+        )
     model.train()
     counter = FlopCounter(model)
     whole = None
     if accelerator.is_fsdp2:
         # on the host, where it is sampled or saved: in the main process, and in all where all evaluate
-        if accelerator.is_main_process or on_evaluation:
+        if accelerator.is_main_process or task.evaluation_steps:
             whole = copy.deepcopy(model)
         prepare_to_shard(model, accelerator)
     if config.gradient_checkpointing:
@@ -172,7 +158,7 @@ def fit(
         else:
             model.compile(**options)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [parameter for module in (model, *modules.values()) for parameter in module.parameters()],
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
@@ -184,21 +170,19 @@ def fit(
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.max_train_steps,
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    network = accelerator.unwrap_model(model)
-    ema = Averages(config, network, whole)
+    model, optimizer, *prepared = accelerator.prepare(model, optimizer, *modules.values())
+    network, modules = accelerator.unwrap_model(model), dict(zip(modules, prepared, strict=True))
+    averages = Averages(config, network, whole)
 
-    progress = resume(config, accelerator, run, ema, lr_scheduler, data_fingerprint)
+    progress = resume(config, accelerator, run, averages, modules, lr_scheduler, task.data_fingerprint)
     if progress is None:
         # skipped: how many steps up to now were not finite, in a row
         progress = {"step": 0, "images_seen": 0, "seconds": 0.0, "loss": None, "skipped": 0}
 
     micro_batch = config.batch_size * accelerator.num_processes
-    loader = batches(training_batches(dataset, config, accelerator, progress))
+    loader = batches(training_batches(task.dataset, config, accelerator, progress))
     if config.log_with:
-        # trackers take plain values only
-        options = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
-        accelerator.init_trackers(os.path.basename(os.path.normpath(config.output_dir)), options)
+        start_trackers(config, accelerator)
 
     WORK_BEGUN.set()
     bar = tqdm(
@@ -210,7 +194,8 @@ def fit(
     )
     dtype = DTYPES[accelerator.mixed_precision]
     peak = 1e12 * config.peak_tflops if config.peak_tflops else measured_peak(accelerator.device, dtype)
-    watched = counter.watching(model)
+    state = TrainingState(counter.watching(model), network, modules, averages, progress)
+    trained = [model, *modules.values()]
     started = time.monotonic() - progress["seconds"]
     window, stop = Window(), StopSignal(accelerator)
     run.closing.callback(stop.restore)
@@ -219,7 +204,7 @@ def fit(
         window.begin_step(progress)
         step_began = progress["images_seen"]
         for i in range(config.gradient_accumulation_steps):
-            with accelerator.accumulate(model):
+            with accelerator.accumulate(*trained):
                 with window.waiting():
                     batch = {name: moved(x, accelerator.device) for name, x in next(loader).items()}
                 # train mode: dropout draws from the global generator
@@ -227,10 +212,11 @@ def fit(
                 draws = Draws(
                     config.seed, step_began, accelerator, config.batch_size, i, config.gradient_accumulation_steps
                 )
-                value, details = compute_loss(watched, batch, draws)
+                value, details = task.compute_loss(state, batch, draws)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
-                    norm = gathered(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+                    parameters = [parameter for module in trained for parameter in module.parameters()]
+                    norm = gathered(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
                     norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
                     skipped = (~torch.isfinite(norm)).float()
                     if accelerator.scaler is None:
@@ -241,8 +227,9 @@ def fit(
             progress["images_seen"] += micro_batch
             window.add({"loss": value, **details}, draws.times)
         lr_scheduler.step()
-        ema.step(skipped)
+        averages.step(skipped)
         progress["step"] += 1
+        task.after_step(state)
         bar.update()
 
         # log; before a checkpoint, too: none is written after a step that was not finite, but in the end
@@ -255,15 +242,19 @@ def fit(
             if math.isfinite(values["loss"]):
                 progress["loss"] = values["loss"]
             speed = window.steps * micro_batch * config.gradient_accumulation_steps / window.seconds()
-            bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{speed:.0f}")
+            waiting = window.seconds_of_waiting / window.seconds()
+            bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{speed:.0f}", waiting=f"{waiting:.0%}")
             values |= {
                 "learning_rate": lr_scheduler.get_last_lr()[0],
                 "images_per_second": speed,
                 "tflops_per_second": speed * counter.flops / accelerator.num_processes / 1e12,
                 "mfu": speed * counter.flops / accelerator.num_processes / peak,
-                "waiting_for_data": window.seconds_of_waiting / window.seconds(),
+                "waiting_for_data": waiting,
                 "images_seen": progress["images_seen"],
             }
+            if accelerator.is_main_process:
+                line = {name: value if math.isfinite(value) else None for name, value in values.items()}
+                run.write_line("log.jsonl", {"step": progress["step"]} | line)
             with surviving("the log"):
                 accelerator.log(values, step=progress["step"])
             if progress["skipped"] > config.max_skipped_steps or (done and progress["loss"] is None):
@@ -278,30 +269,32 @@ def fit(
         # sample and save
         progress["seconds"] = time.monotonic() - started
         samples = config.sample_steps and progress["step"] % config.sample_steps == 0
-        if on_sample and samples and not done and not stopped:
-            with ema.averaged_network() as averaged:
+        if samples and not done and not stopped:
+            with averages.averaged_network() as averaged:
                 if accelerator.is_main_process:
                     with surviving(f"samples of step {progress['step']}"):
-                        on_sample(averaged, sample_path(config.output_dir, progress["step"]))
+                        path = sample_path(config.output_dir, progress["step"])
+                        task.sample(averaged, path)
+                        show_pictures(accelerator, run, task, path, progress["step"])
             accelerator.wait_for_everyone()
-        if push_steps and progress["step"] % push_steps == 0 and not done and not progress["skipped"]:
-            with ema.averaged_network() as averaged:
+        if task.push_steps and progress["step"] % task.push_steps == 0 and not done and not progress["skipped"]:
+            with averages.averaged_network() as averaged:
                 if accelerator.is_main_process:
                     with surviving(f"the bundle of step {progress['step']}"):
-                        on_push(averaged, run_facts(config, accelerator, run, network, progress))
+                        task.push(averaged, run_facts(config, accelerator, run, network, progress))
             accelerator.wait_for_everyone()
-        if on_evaluation and progress["step"] % config.evaluation_steps == 0 and not stopped:
-            with ema.averaged_network() as averaged:
-                values = on_evaluation(averaged)
+        if task.evaluation_steps and progress["step"] % task.evaluation_steps == 0 and not stopped:
+            with averages.averaged_network() as averaged:
+                values = task.evaluate(averaged)
             with surviving("the log"):
                 accelerator.log(values, step=progress["step"])
             if accelerator.is_main_process:
                 run.write_line("evaluation.jsonl", {key: progress[key] for key in ("step", "images_seen")} | values)
         if config.ema_snapshot_steps and progress["step"] % config.ema_snapshot_steps == 0:
-            ema.save_snapshots(config, accelerator, run, progress["step"])
+            averages.save_snapshots(config, accelerator, run, progress["step"])
         saved = False
         if saves and (done or stopped or not progress["skipped"]):
-            saved = save_checkpoint(config, accelerator, run, ema, lr_scheduler, progress, data_fingerprint)
+            saved = save_checkpoint(config, accelerator, run, state, lr_scheduler, task.data_fingerprint)
         if stopped and not done:
             bar.close()
             command = typed_command()
@@ -320,7 +313,7 @@ def fit(
 
     if progress["skipped"]:
         accelerator.print(f"the last {progress['skipped']} steps were not finite and changed nothing: nonfinite.jsonl")
-    return ema.publish(), run_facts(config, accelerator, run, network, progress)
+    return averages.publish(), run_facts(config, accelerator, run, network, progress)
 
 
 def prepare_to_shard(model, accelerator):
@@ -469,23 +462,17 @@ class Window:
         return count
 
 
+def show_pictures(accelerator, run, task, path, step):
+    """Show trackers the picture that a task has written, and the curves of the run up to now."""
+    if accelerator.trackers and os.path.isfile(path):
+        show_picture(accelerator, task.pictures, path, step)
+        curves = plot_runs([run.folder], os.path.join(run.folder, "samples", "curves.png"))
+        show_picture(accelerator, "curves", curves, step)
+
+
 def sample_path(output_dir, step):
     os.makedirs(os.path.join(output_dir, "samples"), exist_ok=True)
     return os.path.join(output_dir, "samples", f"step-{step:08d}.png")
-
-
-def save_grid(images, path, columns=None):
-    """Write PIL images as a PNG grid, small ones enlarged."""
-    if columns is None or columns > 16:
-        columns = max(1, int(len(images) ** 0.5))
-    columns = min(columns, len(images))
-    zoom = max(1, 64 // images[0].width)
-    size = (zoom * images[0].width, zoom * images[0].height)
-    images = [image.resize(size, Image.Resampling.NEAREST).convert("RGB") for image in images]
-    rows = -(-len(images) // columns)
-    images += [Image.new("RGB", size)] * (rows * columns - len(images))
-    with whole_file(path) as temporary:
-        make_image_grid(images, rows, columns).save(temporary, format="PNG")
 
 
 def save_model(model, folder, facts):

@@ -23,7 +23,7 @@ from score_sde.pipelines.writing import whole_file
 # what is written step by step, under the names step-00001000...
 BY_STEP = ("checkpoints", "ema_snapshots", "samples")
 # lines of JSON, each with its step
-RECORDS = ("evaluation.jsonl", "nonfinite.jsonl")
+RECORDS = ("log.jsonl", "evaluation.jsonl", "nonfinite.jsonl")
 RESULTS = ("pipeline", "pushed", "vae", "classifier")
 
 
@@ -121,6 +121,24 @@ def set_aside(folder, names):
     return aside
 
 
+def read_record(line):
+    """A line of a record as a dict with its "step", None for what is none: half of one, of a run that was killed as it
+    wrote."""
+    with suppress(ValueError, RecursionError):
+        record = json.loads(line)
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            return record
+    return None
+
+
+def read_records(path):
+    """The lines of a record, [] where there is none."""
+    if not os.path.isfile(path):
+        return []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return [record for line in file if (record := read_record(line)) is not None]
+
+
 class Run:
     """A run and its folder.
 
@@ -164,11 +182,7 @@ class Run:
             return
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = file.readlines()
-        kept = []
-        for line in lines:
-            with suppress(ValueError, KeyError, TypeError):  # half a line, of a run that was killed as it wrote
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
+        kept = [line for line in lines if (record := read_record(line)) is not None and record["step"] <= step]
         if kept != lines:
             with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 file.writelines(kept)

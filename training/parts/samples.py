@@ -41,6 +41,24 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps):
     return output.images * 2 - 1, output.nfe
 
 
+@torch.compiler.set_stance("force_eager")
+def sample_grid(pipeline, config, path, seed=0):
+    """Draw samples as a `TrainConfig` says, the classes in turn, one seed per sample, and write them as a PNG grid;
+    return the number of network evaluations."""
+    count = config.sample_num_images
+    labels = labels_of(range(count), pipeline)
+    pipeline.set_progress_bar_config(desc="sampling", leave=False)
+    output = pipeline(
+        batch_size=count,
+        class_labels=labels,
+        guidance_scale=1.0 if labels is None else config.sample_guidance_scale,
+        num_inference_steps=config.sample_num_inference_steps,
+        generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
+    )
+    pipeline.kind.save_grid(output.images, path, columns=pipeline.num_classes)
+    return output.nfe
+
+
 def labels_of(numbers, pipeline):
     """The class that each image is asked to be, the classes in turn."""
     return None if pipeline.num_classes is None else [i % pipeline.num_classes for i in numbers]

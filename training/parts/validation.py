@@ -65,23 +65,35 @@ class RowDraws(Draws):
         return ((self.parts + self.uniform()) / self.count).clamp(2**-53, 1 - 2**-53)
 
 
-def make_validation(config, accelerator, data, losses_of, make_pipeline):
-    """f(network) -> {name: value}, for `fit`. Opens all that it needs, so that what is missing is known at once.
+class Validation:
+    """What a task of diffusion measures on the way. It opens all that it needs, so that what is missing is known at
+    once.
 
     Args:
-        data: the `CleanData` that is trained on.
-        losses_of: f(network, batch, draws) -> losses (B,), and more.
-        make_pipeline: f(network) -> pipeline.
+        task: with `data`, the `CleanData` that is trained on, `losses`(network, batch, draws) -> (B,), and
+            `make_pipeline`(network).
     """
-    image_config = DataConfig(**{each.name: getattr(config, each.name) for each in fields(DataConfig)})
-    if config.latents:  # which images they are of is not for the config to say
-        for name in ("dataset", "split", "resolution", "background"):
-            setattr(image_config, name, data.dataset.facts.get(name, getattr(image_config, name)))
-        image_config.image_channels = data.vae.config.in_channels
-    held_out = ImageDataset(image_config, split=config.evaluation_split)
-    count = min(config.evaluation_images, len(held_out))
-    if config.evaluation_features:
-        real = ImageDataset(image_config)
+
+    def __init__(self, config, accelerator, task):
+        self.config, self.accelerator, self.task = config, accelerator, task
+        self.held_out = ImageDataset(self.image_config(), split=config.evaluation_split)
+        self.count = min(config.evaluation_images, len(self.held_out))
+        if config.evaluation_features:
+            self.features, self.of_real = self.measure_real(ImageDataset(self.image_config()))
+
+    def image_config(self):
+        """How the images are read that are trained on, in latents or not."""
+        config, data = self.config, self.task.data
+        images = DataConfig(**{each.name: getattr(config, each.name) for each in fields(DataConfig)})
+        if config.latents:  # which images they are of is not for the config to say
+            for name in ("dataset", "split", "resolution", "background"):
+                setattr(images, name, data.dataset.facts.get(name, getattr(images, name)))
+            images.image_channels = data.vae.config.in_channels
+        return images
+
+    def measure_real(self, real):
+        """(the network of the features, their mean and covariance over real images)."""
+        config, accelerator, moments = self.config, self.accelerator, Moments()
         if config.evaluation_features == "classifier":
             if real.num_classes is None:
                 raise ValueError("evaluation_features classifier needs labels: pass --label_column, or other features")
@@ -89,33 +101,30 @@ def make_validation(config, accelerator, data, losses_of, make_pipeline):
             features = ClassifierFeatures(judge)
         else:
             features = open_features(config.evaluation_features, accelerator.device)
-        of_real = Moments()
         for _, batch, size in real_batches(real, min(10_000, len(real)), config, accelerator, "real images"):
-            add_features(of_real, features, batch["images"], size, accelerator)
-        of_real = of_real.result()
+            self.add_features(moments, features, batch["images"], size)
+        return features, moments.result()
 
     @torch.no_grad()
-    def validate(network):
-        losses = []
-        for own, batch, size in real_batches(held_out, count, config, accelerator):
-            found, _ = losses_of(network, batch, RowDraws(config.seed, own, count, accelerator.device))
-            losses.append(gathered(found.float(), size, accelerator))
+    def measure(self, network):
+        """{"held_out_loss": ..., and where it is asked for "frechet_distance": ...}."""
+        config, accelerator, losses = self.config, self.accelerator, []
+        for own, batch, size in real_batches(self.held_out, self.count, config, accelerator):
+            draws = RowDraws(config.seed, own, self.count, accelerator.device)
+            losses.append(gathered(self.task.losses(network, batch, draws).float(), size, accelerator))
         values = {"held_out_loss": float(torch.cat(losses).double().mean())}
         if config.evaluation_features:
-            pipeline, found = make_pipeline(network).to(accelerator.device), Moments()
+            pipeline, found = self.task.make_pipeline(network).to(accelerator.device), Moments()
             pipeline.set_progress_bar_config(disable=True)
             for own, size in rounds(config.evaluation_images, config.batch_size, accelerator):
                 settings = config.seed, config.sample_guidance_scale, config.sample_num_inference_steps
                 images, _ = draw(pipeline, own, *settings)
-                add_features(found, features, quantized(images), size, accelerator)
-            values["frechet_distance"] = frechet_distance(*found.result(), *of_real)
+                self.add_features(found, self.features, quantized(images), size)
+            values["frechet_distance"] = frechet_distance(*found.result(), *self.of_real)
         return values
 
-    return validate
-
-
-@torch.no_grad()
-def add_features(moments, network, images, count, accelerator):
-    """Let the moments of features take in a round of images, of every process a part."""
-    features, _ = network(images)
-    moments.add(gathered(features, count, accelerator))
+    @torch.no_grad()
+    def add_features(self, moments, network, images, count):
+        """Let the moments of features take in a round of images, of every process a part."""
+        features, _ = network(images)
+        moments.add(gathered(features, count, self.accelerator))

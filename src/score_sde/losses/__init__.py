@@ -18,8 +18,12 @@ The published ones, by the names that `score-sde train` takes:
 On a variance-preserving or linear path with the prediction of the last column, the weighting "output" is the same as
 simple, edm and velocity: the plain mean squared error of the network's output; "sample" is that of the denoised sample.
 `sliced_score_matching` needs no noise of its own.
+
+All take `conditions`, {keyword of the network's forward: tensor (B, ...)}, of which `drop_conditions` leaves some out
+for guidance, and a `mask` of the elements that count.
 """
 
+from .conditions import drop_conditions
 from .denoising import (
     INVERSE_DENSITIES,
     TIME_DENSITIES,
@@ -41,6 +45,7 @@ __all__ = [
     "Objective",
     "denoising_loss",
     "discretized_log_likelihood",
+    "drop_conditions",
     "hybrid_loss",
     "sliced_score_matching",
     "uniform_times",

@@ -184,51 +184,77 @@ class Objective:
             weight = weight * INVERSE_DENSITIES[self.time_density](self.scheduler, t)
         return weight
 
-    def __call__(self, network, x0, noise, t, class_labels=None):
+    def __call__(self, network, x0, noise, t, conditions=None, mask=None):
         """The weighted squared error, (B,) float32, mean over the dimensions: see `denoising_loss`."""
-        return denoising_loss(network, self.scheduler, x0, noise, t, class_labels, weight=self.weight(t))
+        return denoising_loss(network, self.scheduler, x0, noise, t, conditions, self.weight(t), mask)
 
 
-def denoising_loss(network, scheduler, x0, noise, t, class_labels=None, weight=None):
+def denoising_loss(network, scheduler, x0, noise, t, conditions=None, weight=None, mask=None):
     """Denoising score matching: the weighted squared error of the denoised sample, mean over its dimensions.
 
     Args:
-        network: called as network(x, timestep, class_labels=...).sample; a second half of channels is not trained.
+        network: called as network(x, timestep, **conditions).sample; a second half of channels is not trained.
         scheduler: the `ScoreSDEScheduler` that will sample; it owns the path and what the output means.
         x0: clean samples (B, C, ...). noise: standard normal, the same shape. t: path times (B,), best on the CPU, in
             float64.
+        conditions: {keyword of the network's forward: tensor (B, ...)}; None for none.
         weight: of the squared error of x0, float64 (B,); None for that which makes it the squared error of the
             network's output.
+        mask: which elements of x0 count, bool, of as many axes as x0 and of a shape that broadcasts to its; the mean is
+            over those, 0 for a sample without any. None: all of them.
 
     Returns:
         (B,) float32 losses.
+
+    Raises ValueError for a mask of another number of axes.
     """
-    _, error_of_output, row = _evaluate(network, scheduler, x0, noise, t, class_labels)
-    losses = error_of_output.square().flatten(1).mean(1)
+    _, error_of_output, row = _evaluate(network, scheduler, x0, noise, t, conditions, mask)
+    losses = _mean(error_of_output.square(), mask)
     # an error in the output is b times as large in x0
     return losses if weight is None else moved(weight * row.b**2, losses.device, losses.dtype) * losses
 
 
-def _evaluate(network, scheduler, x0, noise, t, class_labels):
-    """(the network's output, the error of what it predicts, the row of the prediction type) at x_t."""
+def _mean(values, mask):
+    """The mean of each sample's elements, those that the mask counts; (B, ...) to (B,)."""
+    if mask is None:
+        return values.flatten(1).mean(1)
+    counted = _masked(torch.ones_like(values), mask).flatten(1).sum(1)
+    return _masked(values, mask).flatten(1).sum(1) / counted.clamp_min(1)
+
+
+def _masked(values, mask):
+    """0 where the mask doesn't count, which no gradient reaches."""
+    if mask is None:
+        return values
+    if mask.ndim != values.ndim:
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)} doesn't fit samples of shape {tuple(values.shape)}: give it as many "
+            f"axes, of length 1 where it is the same for all"
+        )
+    return values.masked_fill(~mask, 0)
+
+
+def _evaluate(network, scheduler, x0, noise, t, conditions, mask):
+    """(the network's output, the error of what it predicts, 0 where the mask doesn't count, the row of the prediction
+    type) at x_t."""
     path, config = scheduler.path, scheduler.config
     x_t = path.sample(x0, noise, t)
     row = prediction(path, config.prediction_type, t, config.sigma_data)
     target = training_target(path, config.prediction_type, x0, noise, t, config.sigma_data)
     timestep = moved(scheduler.timestep(t), x_t.device)
-    output = network(expand_to(row.input_scale, x_t) * x_t, timestep, class_labels=class_labels).sample
-    return output, output[:, : x0.shape[1]].float() - target.float(), row
+    output = network(expand_to(row.input_scale, x_t) * x_t, timestep, **conditions or {}).sample
+    return output, _masked(output[:, : x0.shape[1]].float() - target.float(), mask), row
 
 
 # --- learned variance ---------------------------------------------------------------------------------------------
 
 
-def hybrid_loss(network, scheduler, x0, noise, t, class_labels=None, vlb_weight=0.001, discretized=True):
+def hybrid_loss(network, scheduler, x0, noise, t, conditions=None, vlb_weight=0.001, discretized=True, mask=None):
     """The loss of iDDPM and DiT: the squared error of the output, plus `vlb_weight` times the variational bound of the
     whole chain (Nichol & Dhariwal 2021, Eq. 16), which trains the variance alone: the mean in it takes no gradient.
 
     Args:
-        network, scheduler, x0, noise, class_labels: as for `denoising_loss`; the scheduler's path is a chain
+        network, scheduler, x0, noise, conditions, mask: as for `denoising_loss`; the scheduler's path is a chain
             (discrete_vp) and the network's output has twice the channels of x0, the second half being the place of
             the log-variance between its bounds ("learned_range").
         t: levels of the chain, (n + 1) / N.
@@ -243,17 +269,17 @@ def hybrid_loss(network, scheduler, x0, noise, t, class_labels=None, vlb_weight=
     """
     if not scheduler.path.levels:
         raise ValueError(f"hybrid_loss needs a chain: sde_type 'discrete_vp', not {scheduler.config.sde_type!r}")
-    output, error, row = _evaluate(network, scheduler, x0, noise, t, class_labels)
+    output, error, row = _evaluate(network, scheduler, x0, noise, t, conditions, mask)
     channels = x0.shape[1]
     if output.shape[1] != 2 * channels:
         raise ValueError(f"the network returns {output.shape[1]} channels; a learned variance needs {2 * channels}")
     denoised = x0.float() + expand_to(row.b, error) * error.detach()
     x_t = scheduler.path.sample(x0, noise, t)
-    bound = vlb_terms(scheduler.path, x0, x_t, denoised, output[:, channels:], t, discretized)
-    return error.square().flatten(1).mean(1) + vlb_weight * scheduler.path.levels * bound / math.log(2)
+    bound = vlb_terms(scheduler.path, x0, x_t, denoised, output[:, channels:], t, discretized, mask)
+    return _mean(error.square(), mask) + vlb_weight * scheduler.path.levels * bound / math.log(2)
 
 
-def vlb_terms(path, x0, x_t, denoised, variance, t, discretized=True):
+def vlb_terms(path, x0, x_t, denoised, variance, t, discretized=True, mask=None):
     """The term of level t of the variational bound on -log p(x0) (Ho et al. 2020, Eq. 5), in nats per dimension: for
     t = (n + 1) / N with n > 0 the divergence of the chain's posterior from the model's step, for n = 0 the negative
     log-likelihood of x0 by its last step.
@@ -261,6 +287,7 @@ def vlb_terms(path, x0, x_t, denoised, variance, t, discretized=True):
     Args:
         path: a `DiscreteVPSDE`. x0, x_t, denoised: (B, C, ...). t: (B,).
         variance: (B, C, ...), -1 for the posterior's log-variance, 1 for the transition's ("learned_range").
+        mask: as for `denoising_loss`.
 
     Returns:
         (B,) float32.
@@ -287,7 +314,7 @@ def vlb_terms(path, x0, x_t, denoised, variance, t, discretized=True):
         likelihood = (
             -((x0.float() - mean).square() * torch.exp(-log_variance) + log_variance + math.log(2 * math.pi)) / 2
         )
-    return torch.where(moved(first, x0.device), -likelihood.flatten(1).mean(1), divergence.flatten(1).mean(1))
+    return torch.where(moved(first, x0.device), -_mean(likelihood, mask), _mean(divergence, mask))
 
 
 def discretized_log_likelihood(x, mean, log_std):
@@ -306,12 +333,12 @@ def discretized_log_likelihood(x, mean, log_std):
 # --- without the conditional score --------------------------------------------------------------------------------
 
 
-def sliced_score_matching(network, scheduler, x_t, t, probes, class_labels=None):
+def sliced_score_matching(network, scheduler, x_t, t, probes, conditions=None, mask=None):
     """Sliced score matching (Song et al. 2020, Eq. 8) of the network's score at x_t, with the exact norm (SSM-VR): it
     doesn't need to know the noise in x_t.
 
     Args:
-        network, scheduler, class_labels: as for `denoising_loss`.
+        network, scheduler, conditions, mask: as for `denoising_loss`.
         x_t: noisy samples (B, C, ...). t: their times (B,). probes: random directions of unit covariance, (B, C, ...).
 
     Returns:
@@ -321,10 +348,11 @@ def sliced_score_matching(network, scheduler, x_t, t, probes, class_labels=None)
     x_t = x_t.detach().requires_grad_()
     row = prediction(path, scheduler.config.prediction_type, t, scheduler.config.sigma_data)
     timestep = moved(scheduler.timestep(t), x_t.device)
-    output = network(expand_to(row.input_scale, x_t) * x_t, timestep, class_labels=class_labels).sample
+    output = network(expand_to(row.input_scale, x_t) * x_t, timestep, **conditions or {}).sample
     denoised = expand_to(row.a, x_t) * x_t + expand_to(row.b, x_t) * output[:, : x_t.shape[1]]
     # score = (alpha x0 - x_t) / sigma^2
     score = (expand_to(path.alpha(t), x_t) * denoised - x_t) / expand_to(path.sigma(t) ** 2, x_t)
+    probes = _masked(probes, mask)
     (slope,) = torch.autograd.grad((score * probes).sum(), x_t, create_graph=True)
-    losses = (slope * probes + score.square() / 2).flatten(1).mean(1)
+    losses = _mean(slope * probes + score.square() / 2, mask)
     return moved(path.sigma(t) ** 2, losses.device, losses.dtype) * losses

@@ -1,0 +1,209 @@
+"""Tasks beyond those of the commands: what the loop offers them, and what a checkpoint holds of them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from places import HELPERS
+from safetensors.torch import load_file
+
+from runs import equal, forget_accelerate_state
+from score_sde.training.parts.config import LoopConfig
+from score_sde.training.parts.loop import fit, make_accelerator
+from score_sde.training.parts.run_folder import open_run
+from score_sde.training.parts.tasks import Task
+
+
+class Denoiser(torch.nn.Module):
+    """x_t (B, 4) and its noise level (B, 1) to x0, with an average over batches in its buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.BatchNorm1d(16), torch.nn.Linear(16, 4))
+
+    def forward(self, x, sigma):
+        return self.layers(torch.cat([x, sigma], dim=1))
+
+
+class Consistency(Task):
+    """A consistency objective: at a noise level the network is to return what its average returns at the next lower
+    one, weighed by a learned head (Karras et al. 2024, section 3.1); a module beside them counts the steps."""
+
+    def __init__(self, rows):
+        super().__init__(Denoiser(), rows)
+        self.head, self.counter, self.teachers = torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1), []
+
+    def modules_to_save(self):
+        return {"head": self.head, "counter": self.counter}
+
+    def compute_loss(self, state, batch, draws):
+        x0, noise = batch["x"], draws.normal((4,))
+        sigma = draws.stratified().float()[:, None] + 0.1
+        teacher = state.averages.teacher
+        self.teachers.append(teacher)
+        target = teacher(x0 + 0.5 * sigma * noise, 0.5 * sigma)
+        error = (state.model(x0 + sigma * noise, sigma) - target).square().mean(1, keepdim=True)
+        uncertainty = state.modules["head"](sigma)
+        return (error / uncertainty.exp() + uncertainty).mean(), {"error": error.mean()}
+
+    def after_step(self, state):
+        with torch.no_grad():
+            self.counter.running_mean += state.progress["step"]
+
+
+ROWS = [{"x": torch.randn(4, generator=torch.Generator().manual_seed(i))} for i in range(12)]
+
+
+def fit_task(folder, make_task=Consistency, **options):
+    forget_accelerate_state()
+    options = {"batch_size": 4, "lr_warmup_steps": 0, "learning_rate": 0.05, "ema_decay": 0.9} | options
+    config = LoopConfig(output_dir=str(folder), **options)
+    accelerator = make_accelerator(config)
+    task = make_task(ROWS)
+    with open_run(config, accelerator) as run:
+        network, facts = fit(config, accelerator, run, task)
+    return task, network, facts
+
+
+def test_a_task_with_a_teacher_and_a_learned_module_goes_on_bit_for_bit(tmp_path):
+    options = {"checkpointing_steps": 3, "gradient_accumulation_steps": 2}
+    whole, network, _ = fit_task(tmp_path / "whole", max_train_steps=6, **options)
+    fit_task(tmp_path / "parts", max_train_steps=3, **options)
+    parts, resumed, facts = fit_task(tmp_path / "parts", max_train_steps=6, resume_from_checkpoint="latest", **options)
+    assert facts["steps"] == 6
+    for one, other in ((network, resumed), (whole.head, parts.head), (whole.counter, parts.counter)):
+        assert equal(one.state_dict(), other.state_dict())
+    checkpoints = [tmp_path / name / "checkpoints" / "step-00000006" for name in ("whole", "parts")]
+    for name in ("model", "model_1", "model_2", "ema"):
+        assert equal(*(load_file(folder / f"{name}.safetensors") for folder in checkpoints))
+    # all of it moved: the head learned, the hook was called once a step
+    assert float(whole.counter.running_mean) == 1 + 2 + 3 + 4 + 5 + 6
+    before = load_file(tmp_path / "whole" / "checkpoints" / "step-00000003" / "model_1.safetensors")
+    assert not equal(before, whole.head.state_dict())
+
+
+def test_the_teacher_is_the_average_of_the_steps_before(tmp_path):
+    """It is one module, whose weights are the average that is written into checkpoints, and whose buffers are the
+    network's."""
+    found = []
+
+    class Watching(Consistency):
+        def after_step(self, state):
+            teacher = state.averages.teacher
+            found.append({name: value.clone() for name, value in teacher.named_parameters()})
+            assert not teacher.training and state.network.training
+            assert not any(parameter.requires_grad for parameter in teacher.parameters())
+            assert equal(dict(teacher.named_buffers()), dict(state.network.named_buffers()))
+
+    options = {"checkpointing_steps": 1, "checkpoints_total_limit": 9}
+    task, network, _ = fit_task(tmp_path, Watching, max_train_steps=4, **options)
+    assert len({id(teacher) for teacher in task.teachers}) == 1
+    for step, weights in enumerate(found, start=1):
+        assert equal(weights, load_file(tmp_path / "checkpoints" / f"step-{step:08d}" / "ema.safetensors"))
+    assert not equal(found[0], found[3])
+    assert equal(found[3], dict(network.named_parameters()))
+
+
+def test_a_checkpoint_of_a_task_with_other_modules_is_refused(tmp_path):
+    class Without(Consistency):
+        def modules_to_save(self):
+            return {"counter": self.counter}
+
+        def compute_loss(self, state, batch, draws):
+            state.modules["head"] = self.head
+            return super().compute_loss(state, batch, draws)
+
+    fit_task(tmp_path, max_train_steps=1)
+    with pytest.raises(ValueError, match="of a different run: modules 0 was 'head', is 'counter', modules 1 was"):
+        fit_task(tmp_path, Without, max_train_steps=2, resume_from_checkpoint="latest")
+
+
+def test_modules_beside_the_network_are_refused_where_it_is_sharded(tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+    with pytest.raises(ValueError, match="this task trains head, counter beside its network, which FSDP cannot"):
+        fit_task(tmp_path, max_train_steps=1)
+
+
+SHARED_RUN = """
+import sys
+import torch
+from test_tasks import Consistency, LoopConfig, ROWS, fit, make_accelerator, open_run
+
+class Smooth(Consistency):
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.model.layers[1] = torch.nn.SiLU()  # whose output is not one of the batch
+
+folder, processes, steps, resumed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+options = {"lr_warmup_steps": 0, "learning_rate": 0.05, "ema_decay": 0.9, "checkpointing_steps": 2}
+options |= {"resume_from_checkpoint": "latest"} if resumed else {}
+config = LoopConfig(output_dir=folder, batch_size=4 // processes, max_train_steps=steps, **options)
+accelerator, task = make_accelerator(config), Smooth(ROWS)
+with open_run(config, accelerator) as run:
+    network, _ = fit(config, accelerator, run, task)
+if accelerator.is_main_process:
+    torch.save(network.state_dict() | {f"head {k}": v for k, v in task.head.state_dict().items()}, folder + "/end.pt")
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_task_with_modules(tmp_path):
+    """They train as one, and go on bit for bit."""
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED_RUN)
+    here = os.pathsep.join([str(HELPERS), os.path.dirname(__file__)])
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=here)
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
+
+    def end_of(name, processes, *steps):
+        for number, each in enumerate(steps):
+            command = [sys.executable, *(launcher if processes > 1 else []), script, tmp_path / name, processes, each]
+            command += ["resumed"] * bool(number)
+            subprocess.run([str(part) for part in command], check=True, env=environment, capture_output=True)
+        return torch.load(tmp_path / name / "end.pt", weights_only=True)
+
+    one, two, parts = end_of("one", 1, 4), end_of("two", 2, 4), end_of("parts", 2, 2, 4)
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5
+    assert equal(two, parts)
+
+
+# --- records ------------------------------------------------------------------------------------------------------
+
+
+def records(folder, name="log.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_every_logged_step_has_a_line_and_no_step_two(tmp_path):
+    """Over a run that went beyond its last checkpoint, was killed there as it wrote a line, and went on."""
+    options = {"logging_steps": 2, "checkpointing_steps": 4}
+    fit_task(tmp_path / "whole", max_train_steps=8, **options)
+    fit_task(tmp_path / "parts", max_train_steps=4, **options)
+    line = records(tmp_path / "parts")[-1]
+    with open(tmp_path / "parts" / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line | {"step": 6, "loss": -1.0}) + "\n" + json.dumps(line)[:20])
+    fit_task(tmp_path / "parts", max_train_steps=8, resume_from_checkpoint="latest", **options)
+    lines, others = records(tmp_path / "whole"), records(tmp_path / "parts")
+    assert [line["step"] for line in others] == [2, 4, 6, 8]
+    for name in ("step", "images_seen", "loss", "error", "gradient_norm", "learning_rate"):
+        assert [line[name] for line in lines] == [line[name] for line in others]
+    assert {"images_per_second", "waiting_for_data"} <= others[0].keys()
+
+
+def test_what_is_not_finite_is_null_in_the_log(tmp_path):
+    class Broken(Consistency):
+        def compute_loss(self, state, batch, draws):
+            value, details = super().compute_loss(state, batch, draws)
+            return value * (float("nan") if state.progress["step"] == 1 else 1), details
+
+    fit_task(tmp_path, Broken, max_train_steps=3, logging_steps=1)
+    assert [line["loss"] is None for line in records(tmp_path)] == [False, True, False]

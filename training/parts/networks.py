@@ -1,0 +1,89 @@
+"""Networks that are trained: those of this package by short names, others by the module that they are in."""
+
+import importlib
+import inspect
+import os
+import sys
+
+from diffusers import ModelMixin
+
+from score_sde import DiTModel, ScoreUNetModel
+
+from .options import mapping
+
+
+# name -> (component of the pipeline, class)
+NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
+
+
+def network_class(name):
+    """(component of the pipeline, class) of a name in `NETWORKS`, or of a class from outside, "package.module:Class",
+    in a module that is installed or lies in the working folder.
+
+    Raises ValueError for an unknown name, a module that cannot be imported, and a class that is no `ModelMixin` or
+    whose forward cannot be called with (sample, timestep) alone.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"network {name!r} is unknown; choose one of {', '.join(NETWORKS)}, or a class of your own by "
+            f"package.module:Class"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: what lies there shadows nothing
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"network {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
+        raise ValueError(f"network {name!r} is no model of diffusers: let the class inherit ModelMixin and ConfigMixin")
+    signature = inspect.signature(found.forward)
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"network {name!r}: its forward must take (sample, timestep), and more only by name; it takes {signature}"
+        ) from error
+    return "transformer", found
+
+
+def check_conditions(model, conditions):
+    """Raise ValueError for conditions, names, that the forward of a network doesn't take."""
+    parameters = inspect.signature(model.forward).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return
+    unknown = [name for name in conditions if name not in parameters]
+    if unknown:
+        raise ValueError(
+            f"the data have {', '.join(unknown)}, which the forward of {type(model).__name__} doesn't take: pass "
+            f"--class_conditional false to train without"
+        )
+
+
+def make_network(config, shape, num_classes):
+    """The network of a `TrainConfig` for samples of this shape (channels, size, ...); a class from outside is told of
+    sample_size, in_channels and num_classes what its constructor takes. Raises ValueError for options that don't fit.
+    """
+    _, found = network_class(config.network)
+    build = found
+    if config.network_name:
+        if not hasattr(found, "from_name"):
+            raise ValueError(f"network_name {config.network_name!r}: {found.__name__} has no published configurations")
+
+        def build(**kwargs):
+            return found.from_name(config.network_name, **kwargs)
+
+    size = shape[1] if len(set(shape[1:])) == 1 else tuple(shape[1:])
+    from_data = {"sample_size": size, "in_channels": shape[0], "num_classes": num_classes}
+    if config.vlb_weight > 0 or config.network_name:
+        from_data["learn_sigma"] = config.vlb_weight > 0
+    if config.network not in NETWORKS:
+        taken = inspect.signature(found).parameters
+        from_data = {name: value for name, value in from_data.items() if name in taken}
+    options = mapping("network_kwargs", config.network_kwargs)
+    try:
+        return build(**(from_data | options))
+    except (TypeError, RuntimeError) as error:  # of values of other types
+        raise ValueError(f"network_kwargs {config.network_kwargs!r}: {error}") from error

@@ -1,0 +1,75 @@
+"""What the training loop is told of what it trains, and what a task is told of the training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .averages import Averages
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands, for the methods of its task.
+
+    Attributes:
+        model: the network to call in the loss.
+        network: the same as a bare module, for its config and parameters.
+        modules: {name: module} as the task named them in `modules_to_save`, to call in the loss: of several processes
+            wrapped, so that their gradients are shared. The task's own are the bare ones.
+        averages: the averages of the network's weights; `averages.teacher` is a network that has them.
+        progress: {"step": optimizer steps that are done, "images_seen": images up to now, ...}.
+    """
+
+    model: Callable
+    network: torch.nn.Module
+    modules: dict[str, torch.nn.Module]
+    averages: Averages
+    progress: dict[str, Any]
+
+
+class Task:
+    """What `fit` trains: a network, on which rows, by which loss, and what is done on the way. A subclass states
+    `compute_loss`; what else it leaves out does nothing.
+
+    Args:
+        model: the network. Its averaged weights are sampled, evaluated and published.
+        dataset: of a map style, whose items are dicts of tensors, or an `ImageStream`.
+        data_fingerprint: what tells the data from others, JSON-able; a checkpoint of other data is refused.
+    """
+
+    # optimizer steps between calls of `evaluate` and `push`, 0 for none; those of `sample` are config.sample_steps
+    evaluation_steps = push_steps = 0
+    # what trackers call the pictures of `sample`
+    pictures = "samples"
+
+    def __init__(self, model, dataset, data_fingerprint=None):
+        self.model, self.dataset, self.data_fingerprint = model, dataset, data_fingerprint
+
+    def modules_to_save(self):
+        """{name: module} beside the network: a discriminator, the head of a learned weighting. Their parameters are
+        further ones of the network's optimizer; checkpoints hold them, and a resumed run puts them back. They are not
+        averaged."""
+        return {}
+
+    def compute_loss(self, state, batch, draws):
+        """(scalar loss, details to log beside it: {name: scalar tensor, or a tensor (sum, count) whose mean is logged})
+        of a micro-batch on the device; `draws` are its random numbers."""
+        raise NotImplementedError
+
+    def after_step(self, state):
+        """Called after each optimizer step, when the averages have taken it in. A step that was not finite has changed
+        nothing."""
+
+    def sample(self, network, path):
+        """Write a picture, a PNG, of what the network with the averaged weights does; called in the main process."""
+
+    def evaluate(self, network):
+        """{name: value} of the network with the averaged weights, logged and added to evaluation.jsonl; called in every
+        process."""
+        return {}
+
+    def push(self, network, facts):
+        """Publish the network with the averaged weights, with the facts of the run so far; called in the main
+        process."""
