@@ -15,10 +15,10 @@ import pytest
 from bundles import LOAD_BY_REMOTE_CODE, METRIC, edit
 from commands import SCORE_SDE, score_sde
 from places import FIXTURES, HELPERS, files_of
-from runs import TINY_DIT, TINY_RUN
 from safetensors.torch import load_file, save_file
 from tiny import draw, latent_pipeline, tiny_pipeline
 
+from runs import TINY_DIT, TINY_RUN
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.sharing import hub
 from score_sde.sharing.hub import verify

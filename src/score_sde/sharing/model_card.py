@@ -13,11 +13,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..pipelines.bundle_files import read_config, read_index, saved_class_name
 from ..pipelines.conditions import number_of_classes
 from ..pipelines.kinds import kind_of
-from ..pipelines.wording import quoted
+from ..pipelines.wording import one_line, quoted
 from ..pipelines.writing import whole_file
 from .config_checks import naming
 from .facts import check_metrics, check_repo_id, dataset_name, read_facts, read_json, without_local_paths, writable
-from .markdown import Written, as_python, one_line, render
+from .markdown import Written, as_python, render
 
 
 # what the Hub calls the task of a kind of data; of others it knows none
