@@ -7,6 +7,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from .adaptive import check_finite, in_float64, integrate
+from .wording import check_choice
 
 
 TRACES = ("rademacher", "gaussian", "exact")
@@ -81,8 +82,7 @@ def log_likelihood(
     Raises ValueError for an unknown trace or a number below 1, and FloatingPointError where the network's output is not
     finite.
     """
-    if trace not in TRACES:
-        raise ValueError(f"trace {trace!r} is unknown; choose one of {', '.join(TRACES)}")
+    check_choice("trace", trace, TRACES)
     if num_probes < 1 or (steps is not None and steps < 1):
         raise ValueError(f"num_probes {num_probes} and steps {steps} must be at least 1")
     dimensions, nfe = x[0].numel(), 0

@@ -21,7 +21,7 @@ from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
 from .protocols import Generators
 from .trajectory_pipeline import TrajectoryPipeline
-from .wording import quoted  # noqa: F401
+from .wording import check_choice
 from .writing import whole_file  # noqa: F401
 
 
@@ -121,8 +121,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         adjoint is wrong, a measurement of another shape, range or with NaN, all before any work; FloatingPointError
         where the network's output is not finite.
         """
-        if method not in METHODS:
-            raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+        check_choice("method", method, METHODS)
         self._interrupt = False
         call = self._for_one_call()
         scheduler = call.scheduler
