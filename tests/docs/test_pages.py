@@ -241,7 +241,7 @@ def test_the_citation_is_of_this_version():
 
 def test_the_site_builds_without_a_warning(tmp_path):
     """Pages left out of the navigation, links, anchors and names of the reference that don't exist are warnings."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     ended = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     )
