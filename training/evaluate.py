@@ -45,6 +45,7 @@ from score_sde.training.parts.figures import (
     sampling_facts,
 )
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
+from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
 from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.real_images import (
@@ -104,6 +105,11 @@ class EvaluateConfig(LoaderConfig):
         "data",
     )
     pipeline: str | None = option(None, "The pipeline to measure: a folder.", "what is measured", common=True)
+    network: str | None = option(
+        None,
+        "Class of its network, where it was trained as one from outside: package.module:Class, which is imported.",
+        "what is measured",
+    )
     samples: str | None = option(
         None,
         "Images to measure instead: a folder of them, or an .npz file with uint8 (N, H, W, C), as ADM has it.",
@@ -169,6 +175,10 @@ class EvaluateConfig(LoaderConfig):
         for name in ("seed", "reference_images"):
             if getattr(self, name) < 0:
                 yield f"{name} {getattr(self, name)} must be at least 0"
+        try:
+            outside_classes(self.network)
+        except ValueError as error:
+            yield str(error)
         if self.num_images < 0 or self.likelihood < 0 or self.num_images + self.likelihood == 0:
             yield f"num_images {self.num_images} and likelihood {self.likelihood}: one of them must be positive"
         if self.features and 0 < self.num_images < LEAST_IMAGES:
@@ -183,7 +193,7 @@ class EvaluateConfig(LoaderConfig):
 
 def open_pipeline(config, device):
     """The pipeline, ready to draw. Raises ValueError for one that cannot do what the config asks."""
-    pipeline = load_bundle(config.pipeline)
+    pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
     if not hasattr(pipeline, "log_likelihood"):
         raise ValueError(f"pipeline {config.pipeline!r} is a {type(pipeline).__name__}, which draws no images")
     if config.num_images and config.guidance_scale != 1 and pipeline.null_label is None:

@@ -22,6 +22,7 @@ from score_sde.ema import reconstruction_weights
 from score_sde.sharing.bundles import load_bundle, save_bundle
 from score_sde.training.parts.averages import file_of_decay, list_snapshots
 from score_sde.training.parts.checkpoints import list_checkpoints, read_state
+from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.options import OneLineParser
 
 
@@ -71,9 +72,11 @@ def main(argv=None):
     kind.add_argument("--decay", type=float, help="one of the run's further_ema_decays")
     parser.add_argument("--step", type=int, help="with --sigma_rel: as if training had ended there (default: the last)")
     parser.add_argument("--output", required=True, help="folder for the new pipeline")
+    parser.add_argument("--network", help="its class, where the run named one from outside: package.module:Class")
     options = parser.parse_args(argv)
     folder = os.path.join(options.run, "pipeline")
     try:
+        classes = outside_classes(options.network)
         if not os.path.isfile(os.path.join(folder, "model_index.json")):
             raise ValueError(f"{options.run!r} holds no pipeline folder: the run must have come to its end")
         with open(os.path.join(folder, "training.json"), encoding="utf-8") as file:
@@ -98,7 +101,7 @@ def main(argv=None):
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
-    pipeline = load_bundle(folder)
+    pipeline = load_bundle(folder, classes=classes)
     with torch.no_grad():
         for name, parameter in pipeline.denoiser.named_parameters():
             parameter.copy_(weights[name])

@@ -1,5 +1,6 @@
 """Networks from outside the package: trained by the name of their class, resumed, saved with their code."""
 
+import json
 import sys
 
 import pytest
@@ -8,7 +9,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from runs import TINY_RUN, equal, run
-from score_sde.training import train
+from score_sde import load_bundle
+from score_sde.training import evaluate, reconstruct_ema, train
 from score_sde.training.parts.networks import network_class
 
 
@@ -97,12 +99,28 @@ def test_a_network_from_outside_is_trained_resumed_and_opened_again(outside, tmp
     )
     changed = (first != last).any(1)
     assert changed[:10].any() and not changed[10]
+    pipeline = load_bundle(tmp_path / "whole" / "pipeline", classes=[found])
+    assert type(pipeline.transformer) is found and equal(dict(pipeline.transformer.named_parameters()), whole)
     # and the folder has its code
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "whole" / "pipeline", trust_remote_code=True)
     pipeline.set_progress_bar_config(disable=True)
     assert type(pipeline.transformer).__name__ == "Convolution"
     generator = torch.Generator().manual_seed(0)
     assert pipeline(class_labels=[3], num_inference_steps=2, generator=generator).images[0].size == (8, 8)
+
+
+def test_what_comes_after_training_opens_it_by_its_name(outside, small_data, tmp_path):
+    network = f"{outside}:Convolution"
+    options = ["--further_ema_decays", 0.5, "--checkpointing_steps", 2, "--max_train_steps", 2]
+    train_outside(tmp_path / "run", network, "--dataset", small_data, *options)
+    folder, other = tmp_path / "run" / "pipeline", tmp_path / "other"
+    run(reconstruct_ema.main, tmp_path / "run", "--decay", 0.5, "--network", network, "--output", other)
+    stored = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "ema-decay-0.5.safetensors")
+    assert equal(load_file(other / "transformer" / "diffusion_pytorch_model.safetensors"), stored)
+    measured = ["--num_images", 0, "--likelihood", 2, "--tolerance", 0.1, "--test_split", "train"]
+    run(evaluate.main, "--pipeline", folder, "--network", network, *measured)
+    [metric] = json.loads((folder / "metrics.json").read_text())
+    assert metric["n"] == 2
 
 
 @pytest.mark.parametrize(

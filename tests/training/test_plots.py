@@ -1,6 +1,8 @@
 """What a person sees of a run: curves from its records, pictures in its trackers."""
 
+import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -80,8 +82,6 @@ def pictures(folder):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     [events] = [path for path in folder.rglob("events.out.tfevents*") if path.parent.name == folder.name]
     log = accumulator.EventAccumulator(str(events.parent), {accumulator.IMAGES: 0}).Reload()
-    import io
-
     return {
         name: {each.step: np.asarray(Image.open(io.BytesIO(each.encoded_image_string))) for each in log.Images(name)}
         for name in log.Tags()["images"]
@@ -89,20 +89,27 @@ def pictures(folder):
 
 
 def test_grids_and_curves_reach_a_tracker(tmp_path):
-    arguments = ["--max_train_steps", 4, "--sample_steps", 2, "--logging_steps", 1, "--log_with", "tensorboard"]
+    arguments = ["--max_train_steps", 2, "--sample_steps", 1, "--logging_steps", 1, "--log_with", "tensorboard"]
     train_tiny(tmp_path / "run", *arguments)
     found = pictures(tmp_path / "run")
-    assert {name: list(steps) for name, steps in found.items()} == {"samples": [2, 4], "curves": [2, 4]}
+    assert {name: list(steps) for name, steps in found.items()} == {"samples": [1, 2], "curves": [1, 2]}
     for step, picture in found["samples"].items():
         grid = Image.open(tmp_path / "run" / "samples" / f"step-{step:08d}.png")
         assert np.array_equal(picture, np.asarray(grid.convert("RGB")))
     last = np.asarray(Image.open(tmp_path / "run" / "samples" / "curves.png").convert("RGB"))
-    assert np.array_equal(found["curves"][4], last)
+    assert np.array_equal(found["curves"][2], last)
 
 
 def test_reconstructions_reach_a_tracker(tmp_path, small_data):
     arguments = ["--resolution", 8, "--image_channels", 1, "--block_out_channels", 8, 8, "--norm_num_groups", 4]
-    arguments += ["--dataset", small_data, "--batch_size", 4, "--max_train_steps", 2, "--sample_steps", 1]
-    arguments += ["--log_with", "tensorboard", "--logging_steps", 1]
+    arguments += ["--dataset", small_data, "--batch_size", 4, "--max_train_steps", 1, "--log_with", "tensorboard"]
     run(train_autoencoder.main, *arguments, "--output_dir", tmp_path / "run")
-    assert list(pictures(tmp_path / "run")["reconstructions"]) == [1, 2]
+    assert list(pictures(tmp_path / "run")["reconstructions"]) == [1]
+
+
+def test_the_bar_says_how_it_goes(tmp_path, capfd):
+    """The step, the time that is left, the loss, the speed, and the share of the time that data are waited for."""
+    train_tiny(tmp_path, "--max_train_steps", 2, "--logging_steps", 1, "--checkpointing_steps", 0)
+    bars = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if line.startswith("DiTModel")]
+    pattern = r"2/2 \[\S+<\S+, .*images_per_s=\d+, loss=\d\.\d{4}, waiting=\d+%\]"
+    assert re.search(pattern, bars[-1]), bars[-1]

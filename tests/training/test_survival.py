@@ -113,7 +113,7 @@ def test_sigterm_saves_and_says_resume_me(tmp_path):
     assert process.returncode == loop.EXIT_RESUME
     newest = checkpoints.list_checkpoints(tmp_path)[-1]
     step = int(newest[-8:])
-    assert f"told to stop: step {step}; go on by --resume_from_checkpoint latest" in out
+    assert re.search(rf"told to stop: step {step}; go on by `.*--resume_from_checkpoint latest`\n", out)
     state = json.loads((Path(newest) / "state.json").read_text())
     assert state["progress"]["step"] == step
 
@@ -228,12 +228,12 @@ def test_a_full_disk_keeps_the_checkpoints_and_a_larger_one_goes_on(small_disk, 
 
 
 def ext4(tmp_path):
-    """A file system of 2 MB with 64 files, mounted at the folder that is returned."""
+    """A file system of 2 MB with 96 files, mounted at the folder that is returned."""
     folder, image = tmp_path / "disk", tmp_path / "image"
     folder.mkdir()
     with open(image, "wb") as file:
         file.truncate(2 << 20)
-    make = ["mkfs.ext4", "-q", "-m", "0", "-N", "64", "-O", "^has_journal", str(image)]
+    make = ["mkfs.ext4", "-q", "-m", "0", "-N", "96", "-O", "^has_journal", str(image)]
     for command in (make, ["mount", "-o", "loop", str(image), str(folder)]):
         if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode:
             pytest.skip("only root may mount file systems")
@@ -250,7 +250,7 @@ def fill(folder):
 def use_up_inodes(folder):
     (folder / "rest").mkdir()
     with suppress(OSError):
-        for number in range(64):
+        for number in range(96):
             (folder / "rest" / str(number)).touch()
 
 

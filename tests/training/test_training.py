@@ -464,6 +464,7 @@ def test_a_run_ends_in_a_pipeline_with_samples_and_card(arguments, component, tm
         assert grid.size == ((3 if "none" in arguments else 10) * 64, (4 if "none" in arguments else 1) * 64)
     facts = json.loads((tmp_path / "pipeline" / "training.json").read_text())
     assert (facts["steps"], facts["images_seen"], facts["rows"]) == (2, 8, 10_000)
+    assert facts["conditions"] == ([] if "none" in arguments else ["class_labels"])
     assert "## Training" in (tmp_path / "pipeline" / "README.md").read_text()
 
 

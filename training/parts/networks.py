@@ -49,6 +49,12 @@ def network_class(name):
     return "transformer", found
 
 
+def outside_classes(name):
+    """`classes` of `load_bundle` for a pipeline whose network is from outside, by the name that it was trained with;
+    none for None. Raises ValueError as `network_class` does."""
+    return [] if name is None else [network_class(name)[1]]
+
+
 def check_conditions(model, conditions):
     """Raise ValueError for conditions, names, that the forward of a network doesn't take."""
     parameters = inspect.signature(model.forward).parameters

@@ -101,6 +101,8 @@ class Path:
     betas: torch.Tensor | None = None
     time_input = "t"
     time_offset = 0.0
+    # for code that has a path and cannot import this file, such as pipelines in a bundle
+    expand_to = staticmethod(expand_to)
 
     def alpha(self, t):
         raise NotImplementedError
