@@ -205,6 +205,16 @@ def test_what_a_page_links_to_in_the_project_is_there(page):
             assert (page.parent / target.split("#")[0]).exists(), target
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_the_files_that_a_page_names_are_there(page):
+    named = re.findall(
+        r"`((?:src|tests|training|pipelines|benchmarks|docs)/[\w/.-]+)`", page.read_text(encoding="utf-8")
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_the_reference_has_every_public_name():
     listed = re.findall(r"^::: score_sde\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
     assert set(score_sde.__all__) <= set(listed)
