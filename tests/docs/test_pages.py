@@ -205,6 +205,16 @@ def test_what_a_page_links_to_in_the_project_is_there(page):
             assert (page.parent / target.split("#")[0]).exists(), target
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_the_files_that_a_page_names_are_there(page):
+    named = re.findall(
+        r"`((?:src|tests|training|pipelines|benchmarks|docs)/[\w/.-]+)`", page.read_text(encoding="utf-8")
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_the_reference_has_every_public_name():
     listed = re.findall(r"^::: score_sde\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
     assert set(score_sde.__all__) <= set(listed)
@@ -241,7 +251,7 @@ def test_the_citation_is_of_this_version():
 
 def test_the_site_builds_without_a_warning(tmp_path):
     """Pages left out of the navigation, links, anchors and names of the reference that don't exist are warnings."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     ended = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     )
