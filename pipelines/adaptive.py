@@ -26,12 +26,6 @@ def rms(x):
     return x.flatten(1).pow(2).mean(1).sqrt()
 
 
-def per_sample(value, like):
-    """One value per sample (B,), to go with states (B, ...)."""
-    value = value if value.dtype == torch.bool else value.to(like.dtype)
-    return value.reshape(-1, *[1] * (like.ndim - 1))
-
-
 def check_finite(output, t):
     """Raise FloatingPointError where a network's output at time t is not finite."""
     if not torch.isfinite(output).all():
@@ -101,9 +95,14 @@ class BrownianSteps:
 
     The increment of a step that was rejected is not forgotten, which would favour some noise and bias the samples: the
     shorter steps that follow are drawn given it (Rackauckas & Nie 2017, RSwM1).
+
+    Args:
+        like: states (B, ...).
+        expand_to: f(value (B,), states) -> the value shaped to go with states: a path's.
     """
 
-    def __init__(self, like):
+    def __init__(self, like, expand_to):
+        self.expand_to = expand_to
         self.lengths, self.increments = [], []
         self.depth = torch.zeros(len(like), dtype=torch.long, device=like.device)
 
@@ -114,16 +113,17 @@ class BrownianSteps:
         for k, (length, increment) in enumerate(zip(self.lengths, self.increments, strict=True)):
             top = self.depth == k + 1
             known_length = torch.where(top, length, known_length)
-            known = torch.where(per_sample(top, noise), increment, known)
+            known = torch.where(self.expand_to(top, noise).bool(), increment, known)
         lengths = torch.minimum(lengths, known_length)
         # Brownian bridge; without an end that is known, 1 - share is 1
         share = lengths / known_length
-        drawn = per_sample(share, noise) * known + per_sample((lengths * (1 - share)).sqrt(), noise) * noise
+        std = (lengths * (1 - share)).sqrt()
+        drawn = self.expand_to(share, noise) * known + self.expand_to(std, noise) * noise
         rest = known_length - lengths
         for k in range(len(self.lengths)):
             top = self.depth == k + 1
             self.lengths[k] = torch.where(top, rest, self.lengths[k])
-            self.increments[k] = torch.where(per_sample(top, noise), known - drawn, self.increments[k])
+            self.increments[k] = torch.where(self.expand_to(top, noise).bool(), known - drawn, self.increments[k])
         self.depth = self.depth - ((self.depth > 0) & (rest <= 1e-12)).long()
         return lengths, drawn
 
@@ -135,7 +135,7 @@ class BrownianSteps:
         for k in range(len(self.lengths)):
             here = rejected & (self.depth == k)
             self.lengths[k] = torch.where(here, lengths, self.lengths[k])
-            self.increments[k] = torch.where(per_sample(here, increments), increments, self.increments[k])
+            self.increments[k] = torch.where(self.expand_to(here, increments).bool(), increments, self.increments[k])
         self.depth = self.depth + rejected.long()
 
 
@@ -154,11 +154,11 @@ def reverse_sde(path, denoise, x, t, s, rtol, atol, generator=None, first_step=0
 
     def change(at, times, lengths, increments):
         drift = path.reverse_drift(at, denoise(at, times), times, eta=1.0)
-        return per_sample(path.diffusion(times), x) * increments - per_sample(lengths, x) * drift
+        return path.expand_to(path.diffusion(times), x) * increments - path.expand_to(lengths, x) * drift
 
     times = torch.full((len(x),), float(t), dtype=widest(x.device), device=x.device)
     lengths = torch.full_like(times, first_step)
-    before, steps = x, BrownianSteps(x)
+    before, steps = x, BrownianSteps(x, path.expand_to)
     while bool((times > s).any()):
         # samples that have arrived stand still
         noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -170,8 +170,8 @@ def reverse_sde(path, denoise, x, t, s, rtol, atol, generator=None, first_step=0
         check_finite(error, times)
         accepted = error <= 1
         steps.reject(~accepted, lengths, increments)
-        x = torch.where(per_sample(accepted, x), improved, x)
-        before = torch.where(per_sample(accepted, x), euler, before)
+        moves = path.expand_to(accepted, x).bool()
+        x, before = torch.where(moves, improved, x), torch.where(moves, euler, before)
         times = torch.where(accepted, times - lengths, times)
         # what rounding leaves of the last step is none
         times = torch.where(times - s < 1e-9, torch.full_like(times, float(s)), times)

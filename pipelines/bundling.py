@@ -208,7 +208,8 @@ class BundleMixin:
         saved = saved_class_name(index)
         saved_class = getattr(package, saved) if saved in package.__all__ else object
         # pipelines of one constructor have the same components
-        if saved_class.__init__ is not cls.__init__:
+        related = issubclass(cls, saved_class) or saved_class.__init__ is cls.__init__
+        if saved_class is object or not related:
             raise ValueError(
                 f"this folder holds a {shortened(saved)}: open it with that class, not with {cls.__name__}"
             )

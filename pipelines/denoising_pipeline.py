@@ -78,8 +78,13 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
         if self._called is not None:
             return self
         call = copy.copy(self)
-        call._called, call.scheduler = self, copy.deepcopy(self.scheduler)
+        call._called, call.scheduler, call._num_timesteps = self, copy.deepcopy(self.scheduler), 0
         return call
+
+    def _end_call(self):
+        """Let the pipeline itself know what its properties for callbacks were in the end, as diffusers' own do."""
+        if self._called is not None:
+            self._called._guidance_scale, self._called._num_timesteps = self._guidance_scale, self._num_timesteps
 
     @property
     def denoiser(self) -> Network:
@@ -117,7 +122,8 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
 
     @property
     def guidance_scale(self):
-        """For callbacks: of the call. They may set `_guidance_scale` for the evaluations that follow."""
+        """For callbacks: of the call, and after it of the last one. They may set `_guidance_scale` for the evaluations
+        that follow."""
         return self._guidance_scale
 
     @property
@@ -127,7 +133,7 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
 
     @property
     def num_timesteps(self):
-        """For callbacks: number of network evaluations of the call."""
+        """For callbacks: number of network evaluations of the call, and after it of the last one."""
         return self._num_timesteps
 
     @property

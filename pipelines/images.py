@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image, ImageOps
 
+from .wording import check_choice
+
 
 def to_mode(image, mode, background="white"):
     """A PIL image of any mode in mode "L" or "RGB".
@@ -14,8 +16,7 @@ def to_mode(image, mode, background="white"):
     Raises ValueError, with the range found, for "I" outside 0 to 65535 and "F" outside [0, 1]: nothing says what is
     black and white there.
     """
-    if mode not in ("L", "RGB"):
-        raise ValueError(f"mode {mode!r} is unknown; choose one of L, RGB")
+    check_choice("mode", mode, ("L", "RGB"))
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
         image = _to_8_bits(image)

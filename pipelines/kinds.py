@@ -38,7 +38,7 @@ def kind_of(network_config, vae_config=None):
         raise ValueError(f"an autoencoder of images does not fit a network whose samples have {axes} axes, not 2")
     channels = network_config["in_channels"]
     kind = {1: Signal, 2: Image}.get(axes, Kind)
-    return kind(channels, size, channels if vae_config is None else vae_config["in_channels"])
+    return kind(channels, size, channels if vae_config is None else vae_config.get("in_channels"))
 
 
 @dataclass
@@ -46,12 +46,13 @@ class Kind:
     """Data of any number of axes (B, C, *size), which go in and out as they are; what has more to it is a subclass.
 
     channels, size: of what the network generates.
-    data_channels: of the data, which with an autoencoder are other than what the network generates.
+    data_channels: of the data, which with an autoencoder are other than what the network generates; None where its
+        config doesn't say.
     """
 
     channels: int
     size: tuple[int, ...]
-    data_channels: int
+    data_channels: int | None
 
     name: ClassVar[str] = "sample"
     unit: ClassVar[str] = "values"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .adaptive import check_finite, in_float64, integrate, per_sample
+from .adaptive import check_finite, in_float64, integrate
+from .wording import check_choice
 
 
 TRACES = ("rademacher", "gaussian", "exact")
@@ -53,10 +54,10 @@ def slerp(a, b, share):
     """Spherical interpolation between codes (B, ...): a at share 0, b at share 1. Every sample keeps the length between
     those of its two ends, as Gaussian noise does."""
     flat_a, flat_b = a.flatten(1), b.flatten(1)
-    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
+    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b)[:, None].clamp(-1, 1)
     angle = cosine.acos().clamp_min(1e-6)
     weight_a, weight_b = ((part * angle).sin() / angle.sin() for part in (1 - share, share))
-    return per_sample(weight_a, a) * a + per_sample(weight_b, b) * b
+    return (weight_a * flat_a + weight_b * flat_b).reshape(a.shape)
 
 
 def log_likelihood(
@@ -81,8 +82,7 @@ def log_likelihood(
     Raises ValueError for an unknown trace or a number below 1, and FloatingPointError where the network's output is not
     finite.
     """
-    if trace not in TRACES:
-        raise ValueError(f"trace {trace!r} is unknown; choose one of {', '.join(TRACES)}")
+    check_choice("trace", trace, TRACES)
     if num_probes < 1 or (steps is not None and steps < 1):
         raise ValueError(f"num_probes {num_probes} and steps {steps} must be at least 1")
     dimensions, nfe = x[0].numel(), 0

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
 
-from .adaptive import in_float64, per_sample
+from .adaptive import in_float64
 
 
 class LinearOperator:
@@ -37,12 +37,17 @@ class LinearOperator:
     def solve(self, y, shape, prior_variance, noise_variance):
         """(prior_variance A A^T + noise_variance)^-1 y, for y that A can return; the variances are numbers or one per
         sample (B,)."""
-        prior_variance = torch.as_tensor(prior_variance, device=y.device).expand(len(y))
+        # (B, 1) each, for samples as rows
+        prior, noise = (
+            torch.as_tensor(variance, device=y.device, dtype=y.dtype).expand(len(y))[:, None]
+            for variance in (prior_variance, noise_variance)
+        )
         if self.gram is not None:
-            return y / per_sample(prior_variance * self.gram + noise_variance, y)
+            return (y.flatten(1) / (prior * self.gram + noise)).reshape(y.shape)
 
         def apply(v):
-            return per_sample(prior_variance, v) * self.forward(self.adjoint(v, shape)) + noise_variance * v
+            there_and_back = self.forward(self.adjoint(v, shape))
+            return (prior * there_and_back.flatten(1) + noise * v.flatten(1)).reshape(v.shape)
 
         return conjugate_gradients(apply, y)
 
@@ -85,7 +90,7 @@ def conjugate_gradients(apply, y, iterations=50, tolerance=1e-5):
     stops where all residuals are below the tolerance times |y|."""
 
     def dot(a, b):
-        return (a * b).flatten(1).sum(1)
+        return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (y.ndim - 1))  # (B, 1, ...)
 
     solution, residual = torch.zeros_like(y), y
     direction, square = residual, dot(residual, residual)
@@ -96,10 +101,10 @@ def conjugate_gradients(apply, y, iterations=50, tolerance=1e-5):
         image = apply(direction)
         curvature = dot(direction, image)
         step = torch.where((square > target) & (curvature > 0), square / curvature, 0.0)
-        solution = solution + per_sample(step, y) * direction
-        residual = residual - per_sample(step, y) * image
+        solution = solution + step * direction
+        residual = residual - step * image
         square, before = dot(residual, residual), square
-        direction = residual + per_sample(torch.where(before > 0, square / before, 0.0), y) * direction
+        direction = residual + torch.where(before > 0, square / before, 0.0) * direction
     return solution
 
 

@@ -162,5 +162,6 @@ class ScoreSDEPipeline(TrajectoryPipeline):
                 latents = scheduler.add_noise(image, noise, scheduler.timesteps[:1])
             latents, nfe = call.sample_in_steps(network, latents, generator, callback_on_step_end, callback_inputs)
 
+        call._end_call()
         images = self.finish(latents, output_type)
         return ScoreSDEPipelineOutput(images=images, nfe=nfe) if return_dict else (images,)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .adaptive import check_finite, per_sample, rms
+from .adaptive import check_finite, rms
 from .bundle_files import read_config  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .bundling import BundleMixin  # noqa: F401
 from .carried_code import write_code  # noqa: F401
@@ -21,7 +21,7 @@ from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
 from .protocols import Generators
 from .trajectory_pipeline import TrajectoryPipeline
-from .wording import quoted  # noqa: F401
+from .wording import check_choice
 from .writing import whole_file  # noqa: F401
 
 
@@ -121,8 +121,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         adjoint is wrong, a measurement of another shape, range or with NaN, all before any work; FloatingPointError
         where the network's output is not finite.
         """
-        if method not in METHODS:
-            raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+        check_choice("method", method, METHODS)
         self._interrupt = False
         call = self._for_one_call()
         scheduler = call.scheduler
@@ -187,6 +186,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
                 after_step,
             )
         residual = rms(y - operator(call.decode(x)))
+        call._end_call()
         images = self.finish(x, output_type)
         if not return_dict:
             return (images,)
@@ -265,7 +265,7 @@ class _Problem:
 
                 gradient = back(solve(self.y - self.operator(denoised.detach()), t, covariance))
             if weigh is not None:
-                gradient = per_sample(weigh(t), x) * gradient
+                gradient = self.path.expand_to(weigh(t), x) * gradient
             return self.path.add_to_score(denoised.detach(), gradient, t)
 
         return steer
@@ -329,7 +329,7 @@ class _Problem:
             if sigma > 0:
                 here = self.scheduler.path_time(self.scheduler.timesteps[entry + 1])
                 scale, std = self.path.transition(here, back_to)
-                x = per_sample(scale, x) * x + per_sample(std, x) * self._noise(x)
+                x = scale.to(x) * x + std.to(x) * self._noise(x)
             else:
                 x = self.path.sample(x, self._noise(x), back_to)
             self.scheduler.rewind(following)

@@ -11,6 +11,7 @@ from .adaptive import probability_flow, reverse_sde
 from .denoising_pipeline import DenoisingPipeline
 from .likelihood import Likelihood, log_likelihood
 from .protocols import Denoiser, GuidedNetwork
+from .wording import check_choice
 
 
 # solver, rtol and atol of every adaptive_solver
@@ -91,8 +92,7 @@ class TrajectoryPipeline(DenoisingPipeline):
 
     def check_adaptive(self, rtol, atol, adaptive_solver):
         """Raise ValueError for what an adaptive solver can't do."""
-        if adaptive_solver not in ADAPTIVE:
-            raise ValueError(f"adaptive_solver {adaptive_solver!r} is unknown; choose one of {', '.join(ADAPTIVE)}")
+        check_choice("adaptive_solver", adaptive_solver, ADAPTIVE)
         self.check_own_scheduler("adaptive solvers need")
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")

@@ -31,7 +31,9 @@ TESTS = {
     "src/score_sde/schedulers/calibration.py": "calibration scheduler",
     "src/score_sde/schedulers/checks.py": "scheduler",
     "src/score_sde/schedulers/parameterization.py": "scheduler",
-    "src/score_sde/schedulers/scheduling_score_sde.py": "calibration stock_configs scheduler stable_diffusion",
+    "src/score_sde/schedulers/scheduling_score_sde.py": "calibration flow_matching stock_configs scheduler "
+    "stable_diffusion",
+    "src/score_sde/schedulers/stock_configs.py": "flow_matching stock_configs",
     "src/score_sde/losses/conditions.py": "losses training",
     "src/score_sde/losses/denoising.py": "losses training",
     "src/score_sde/ema.py": "ema",

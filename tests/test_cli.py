@@ -25,7 +25,7 @@ from score_sde.training.parts.options import WORK_BEGUN, installed_configs
 
 COMMANDS = [
     *("quick-start", "train", "train-autoencoder", "train-classifier", "encode-latents", "evaluate"),
-    *("reconstruct-ema", "share-latents", "sample", "info", "calibrate"),
+    *("reconstruct-ema", "share-latents", "sample", "info", "calibrate", "plot"),
     *("push", "verify", "card", "convert", "space", "env"),
 ]
 TINY = [
@@ -158,6 +158,13 @@ def test_times_are_calibrated_in_the_folder(pipeline, tmp_path, capsys):
     assert "3 network evaluations: error" in capsys.readouterr().out
 
 
+def test_runs_are_plotted(pipeline, tmp_path, capsys):
+    run("plot", pipeline.parent, pipeline.parent, "--output", tmp_path / "runs.png")
+    assert Image.open(tmp_path / "runs.png").format == "PNG" and str(tmp_path / "runs.png") in capsys.readouterr().out
+    run("plot", tmp_path, "--output", tmp_path / "none.png", status=2)
+    assert "score-sde plot: error: " in capsys.readouterr().err
+
+
 def test_verify_and_card(pipeline, capsys):
     run("verify", pipeline)
     assert "files are those of score-sde" in capsys.readouterr().out
@@ -187,9 +194,12 @@ def test_the_report_of_the_environment_names_versions_and_no_place(capsys):
         (["sample", "a/b/c"], "score-sde sample: error: 'a/b/c' is neither a folder nor the id of a repo"),
         (
             ["sample", "PIPELINE", "--classes", "dres"],
-            "score-sde sample: error: class 'dres' is unknown, did you mean Dress?",
+            "Bag, Ankle boot, 0 to 9, did you mean Dress?",
         ),
-        (["sample", "PIPELINE", "--classes", "10"], "Ankle boot, or 0 to 9"),
+        (
+            ["sample", "PIPELINE", "--classes", "10"],
+            "score-sde sample: error: class '10' is unknown; this",
+        ),
         (["sample", "PIPELINE", "--output", "no/such/x.png"], "--output 'no/such/x.png': there is no such folder"),
         (["sample", "PIPELINE", "--device", "gpu"], "--device gpu: "),
         (["sample", "PIPELINE", "--dtype", "int8"], "--dtype 'int8' is unknown; choose one of float32, "),

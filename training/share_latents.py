@@ -14,11 +14,12 @@ import tempfile
 
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi
 
+from score_sde.pipelines.wording import one_line
 from score_sde.pipelines.writing import write_json
 from score_sde.sharing.downloading import hub_errors
 from score_sde.sharing.facts import check_license, check_repo_id, dataset_name, writable
 from score_sde.sharing.hub import repo_to_push_to
-from score_sde.sharing.markdown import one_line, render
+from score_sde.sharing.markdown import render
 from score_sde.sharing.pushed_files import published
 from score_sde.training.parts.data import LatentDataset, check_shard, shard_path
 from score_sde.training.parts.latents import fingerprint, load_vae

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from score_sde import NoiseConditionalClassifier
 from score_sde.losses import TIME_DENSITIES
 from score_sde.pipelines.latents import shift_and_scale
+from score_sde.pipelines.wording import unknown
 from score_sde.sharing.bundles import load_bundle
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import LoopConfig, option
@@ -55,7 +56,7 @@ class ClassifierConfig(LoopConfig, CleanDataConfig):
         if self.label_column is None:
             yield "label_column is missing: a classifier needs labels"
         if self.time_density not in TIME_DENSITIES:
-            yield f"time_density {self.time_density!r} is unknown; choose one of {', '.join(TIME_DENSITIES)}"
+            yield unknown("time_density", self.time_density, TIME_DENSITIES)
         if self.sample_steps:
             yield f"sample_steps {self.sample_steps}: a classifier draws no samples; leave it out"
         if self.test_images < 1:

@@ -53,7 +53,7 @@ HELP = {
 
 def run_script(context: typer.Context):
     """A script of score_sde.training, with the rest of the command line."""
-    command, arguments = context.command.name, context.args
+    command, arguments = str(context.command.name), context.args
     # what a script knows of its name and of the command that was typed
     sys.argv = [f"{PROGRAM} {command}", *arguments]
     if command not in LAUNCHED:
@@ -102,7 +102,7 @@ def open_pipeline(folder_or_repo, device, **arguments):
 
 def class_numbers(classes, pipeline):
     """The classes that a command line names, by name or number, as numbers. Raises ValueError for others."""
-    from difflib import get_close_matches
+    from score_sde.training.parts.options import nearest
 
     if pipeline.num_classes is None:
         raise ValueError("--classes: this model has no classes")
@@ -110,17 +110,15 @@ def class_numbers(classes, pipeline):
     numbers = {str(number): number for number in range(pipeline.num_classes)}
     for each in classes:
         if each not in names | numbers:
-            near = get_close_matches(each.lower(), [name.lower() for name in names], n=1)
-            near = next((f", did you mean {name}?" for name in names if [name.lower()] == near), ";")
-            known = f"{', '.join(names)}, or " if names else ""
-            raise ValueError(f"class {each!r} is unknown{near} this model knows {known}0 to {len(numbers) - 1}")
+            known = ", ".join([*names, f"0 to {len(numbers) - 1}"])
+            raise ValueError(f"class {each!r} is unknown; this model knows {known}{nearest(each, list(names))}")
     return [(numbers | names)[each] for each in classes]
 
 
 @app.command()
 def sample(
     bundle: Bundle,
-    classes: Annotated[list[str], typer.Option(metavar="NAME ...", help="Names or numbers, in turn.")] = (),
+    classes: Annotated[list[str] | None, typer.Option(metavar="NAME ...", help="Names or numbers, in turn.")] = None,
     num_images: Annotated[int | None, typer.Option("--num_images", min=1, show_default="one per class, or 16")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Time steps.")] = 50,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance: 1 is none.")] = 1.0,
@@ -144,7 +142,7 @@ def sample(
     if predictor is not None:
         pipeline.scheduler = ScoreSDEScheduler.from_config(pipeline.scheduler.config, predictor=predictor)
     asked = class_numbers(classes, pipeline) if classes else range(pipeline.num_classes or 0)
-    count = num_images or len(classes) or min(16, len(asked) or 16)
+    count = num_images or len(classes or ()) or min(16, len(asked) or 16)
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     images = []
     for first in range(0, count, batch_size):
@@ -168,7 +166,8 @@ def info(
 ):
     """Path, network, data, figures and code of a pipeline.
 
-    No model is built, no weights are downloaded."""
+    No model is built, no weights are downloaded.
+    """
     from score_sde.sharing.info import as_text, describe
 
     facts = describe(bundle, **given(revision=revision))
@@ -178,7 +177,9 @@ def info(
 @app.command()
 def calibrate(
     folder: Folder,
-    nfe: Annotated[list[int], typer.Option(metavar="N ...", min=2, help="Numbers of network evaluations.")] = (5, 8),
+    nfe: Annotated[
+        list[int] | None, typer.Option(metavar="N ...", min=2, show_default="5 8", help="Network evaluations.")
+    ] = None,
     guidance: Annotated[float, typer.Option(help="The guidance that will be used.")] = 1.0,
     num_samples: Annotated[int, typer.Option("--num_samples", min=1, help="Trajectories that are compared.")] = 16,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -194,11 +195,23 @@ def calibrate(
     pipeline = open_pipeline(folder, device)
     generator = torch.Generator("cpu").manual_seed(seed)
     errors = pipeline.scheduler.calibrate(
-        pipeline, nfe=list(nfe), num_samples=num_samples, guidance_scale=guidance, generator=generator
+        pipeline, nfe=nfe or [5, 8], num_samples=num_samples, guidance_scale=guidance, generator=generator
     )
     save_scheduler(pipeline.scheduler, folder)
     for n, (before, after) in errors.items():
         print(f"{n} network evaluations: error {before:.3g} before, {after:.3g} after")
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The output_dir of each training run.")],
+    output: Annotated[str, typer.Option(help="The PNG that is written.")] = "plot.png",
+):
+    """Draw loss, gradient norm, speed and evaluation of runs."""
+    from score_sde.training.parts.plots import plot_runs
+
+    check_folder_of("--output", output)
+    print(plot_runs(runs, output))
 
 
 # --- sharing ------------------------------------------------------------------------------------------------------
@@ -238,7 +251,8 @@ def push(
 def verify(bundle: Bundle, revision: Revision = None):
     """Compare the code in a pipeline with this release's.
 
-    Exit status 1 where a file differs."""
+    Exit status 1 where a file differs.
+    """
     from score_sde.sharing.hub import verify
 
     verdicts = verify(bundle, **given(revision=revision))
@@ -327,7 +341,10 @@ def convert_dit(
     ] = None,
     license: License = None,
 ):
-    """A checkpoint of facebookresearch/DiT."""
+    """A checkpoint of facebookresearch/DiT.
+
+    score-sde convert dit DiT-XL-2-256x256.pt converted --vae stabilityai/sd-vae-ft-ema
+    """
     heads = {"num_attention_heads": num_attention_heads, "num_classes": num_classes}
     write_converted("dit", source, output, vae=vae, weights=weights, license=license, **heads)
 
@@ -345,7 +362,10 @@ def convert_score_sde(
     ] = None,
     license: License = None,
 ):
-    """A checkpoint of score_sde_pytorch, with continuous times."""
+    """A checkpoint of score_sde_pytorch (continuous).
+
+    score-sde convert score-sde checkpoint_24.pth converted --sde_type ve
+    """
     options = {"sde_type": sde_type, "network": network, "weights": weights, "centered": centered, "license": license}
     write_converted("score-sde", source, output, network_kwargs, **options)
 
@@ -361,7 +381,10 @@ def convert_guided_diffusion(
     ] = None,
     license: License = None,
 ):
-    """A checkpoint of openai/guided-diffusion."""
+    """A checkpoint of openai/guided-diffusion.
+
+    score-sde convert guided-diffusion 256x256_diffusion.pt converted --network ADM-256
+    """
     options = {"network": network, "beta_schedule": beta_schedule, "license": license}
     write_converted("guided-diffusion", source, output, network_kwargs, **options)
 
@@ -375,13 +398,19 @@ def convert_from_diffusers(
     ] = None,
     license: License = None,
 ):
-    """A DiTPipeline, or a pipeline around a UNet2DModel."""
+    """A DiTPipeline, or a pipeline around a UNet2DModel.
+
+    score-sde convert from-diffusers google/ddpm-cifar10-32 converted
+    """
     write_converted("from-diffusers", source, output, frequency_shift=frequency_shift, license=license)
 
 
 @convert.command("to-diffusers")
 def convert_to_diffusers(source: Pipeline, output: Converted):
-    """A pipeline of this package with a DiT, as a stock DiTPipeline."""
+    """A DiT of this package as a stock DiTPipeline.
+
+    score-sde convert to-diffusers runs/dit/pipeline converted
+    """
     write_converted("to-diffusers", source, output)
 
 

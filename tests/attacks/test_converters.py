@@ -1,7 +1,6 @@
 """Attacks on converters: no code of a folder or a checkpoint runs, nothing is asked, and what is odd is named."""
 
 import io
-import json
 import os
 import pickle
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundles import edit
 from commands import score_sde
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
@@ -47,10 +47,6 @@ def copy_of(folder, target):
     return target
 
 
-def update(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 @pytest.mark.parametrize(
     ("file", "change"),
     [
@@ -75,7 +71,7 @@ def test_a_folder_that_leads_to_code_is_refused(stock, tmp_path, trap, file, cha
     for place in (".", "unet"):
         for name in ("evil.py", "pipeline.py", "tokenization_evil.py"):
             (folder / place / name).write_text(trap)
-    update(folder / file, **change)
+    edit(folder / file, **change)
     with pytest.raises(ValueError) as error:
         convert.pipeline_from_diffusers(folder)
     assert len(str(error.value)) < 1000
@@ -209,7 +205,7 @@ def test_a_checkpoint_of_score_sde_of_something_else_is_named(tmp_path, content,
 def test_an_autoencoder_that_is_none_is_refused(tmp_path, trap, change):
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
     vae.save_pretrained(tmp_path / "vae")
-    update(tmp_path / "vae" / "config.json", **change)
+    edit(tmp_path / "vae" / "config.json", **change)
     (tmp_path / "vae" / "b.py").write_text(trap)
     with pytest.raises(ValueError):
         open_autoencoder(str(tmp_path / "vae"))

@@ -214,7 +214,9 @@ def test_a_damaged_shard_is_named(damage, tmp_path):
     dataset = LatentDataset(folder)
     assert [item["mean"].mean() for item in (dataset[i] for i in range(3))] == [0, 0, 1]
     damage(folder / "moments-00000.safetensors")
-    with pytest.raises(ValueError, match="moments-00000.safetensors' is missing or damaged .*encode_latents.py again"):
+    with pytest.raises(
+        ValueError, match="moments-00000.safetensors' is missing or damaged .*`score-sde encode-latents` again"
+    ):
         _ = LatentDataset(folder)[1]
     assert dataset[2]["mean"].eq(1).all()  # read before
 

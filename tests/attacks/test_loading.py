@@ -12,9 +12,10 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from bundles import WEIGHTS, edit, retensor
 from diffusers.models import autoencoders
 from safetensors.torch import load_file, save_file
-from tiny import draw, random_dit, tiny_pipeline, tiny_vae
+from tiny import draw, latent_pipeline, random_dit, tiny_pipeline
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.pipelines.bundle_files import LARGEST_CONFIG
@@ -23,14 +24,12 @@ from score_sde.sharing.bundle_checks import AUTOENCODERS, NETWORKS
 from score_sde.sharing.opening import open_autoencoder
 
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
 
 @pytest.fixture(scope="session")
 def sound_bundle(tmp_path_factory):
-    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), vae=tiny_vae(), transformer=random_dit(in_channels=3))
-    return Path(save_bundle(pipeline, tmp_path_factory.mktemp("sound") / "bundle"))
+    return Path(save_bundle(latent_pipeline(), tmp_path_factory.mktemp("sound") / "bundle"))
 
 
 @pytest.fixture
@@ -59,11 +58,6 @@ def canary(monkeypatch, tmp_path):
     assert not any(str(tmp_path) in home or "diffusers_modules" in home for home in homes)
 
 
-def edit(folder, file, **changes):
-    path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def leave_trace(folder, file):
     """Code, or a pickle that is code, that leaves a trace where it is run."""
     path, trace = folder / file, str(folder.parent / "trace")
@@ -87,18 +81,11 @@ def replace(folder, file, make):
     make(path)
 
 
-def retensor(folder, change, part="transformer"):
-    path = folder / part / WEIGHTS
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path)
-
-
 def name_as_component(part, library, class_name, **config):
     """A component that is a class of transformers, with code of its own."""
 
     def attack(folder):
-        edit(folder, "model_index.json", **{part: [library, class_name]})
+        edit(folder / "model_index.json", **{part: [library, class_name]})
         leave_trace(folder, f"{part}/evil.py")
         code = {"AutoTokenizer": ["evil.Evil", None], "AutoProcessor": "evil.Evil", "AutoConfig": "evil.Evil"}
         for file in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
@@ -123,7 +110,7 @@ def shard_to(file):
 
 
 def edits(file, **changes):
-    return lambda folder: edit(folder, file, **changes)
+    return lambda folder: edit(folder / file, **changes)
 
 
 def first(weights):
@@ -226,12 +213,18 @@ ATTACKS = {
         "does not list what is in",
     ),
     # weights
-    "a tensor missing": (lambda folder: retensor(folder, lambda w: w.pop(BIAS)), f"missing: {BIAS}"),
+    "a tensor missing": (
+        lambda folder: retensor(folder, lambda w: w.pop(BIAS)),
+        f"missing: {BIAS}",
+    ),
     "a tensor renamed": (
         lambda folder: retensor(folder, lambda w: w.update(other=w.pop(BIAS))),
         f"missing: {BIAS}; unexpected: other",
     ),
-    "a tensor too many": (lambda folder: retensor(folder, lambda w: w.update(x=torch.ones(2))), "unexpected: x"),
+    "a tensor too many": (
+        lambda folder: retensor(folder, lambda w: w.update(x=torch.ones(2))),
+        "unexpected: x",
+    ),
     "a tensor misshapen": (
         lambda folder: retensor(folder, lambda w: w.update({BIAS: torch.zeros(13)})),
         rf"of another shape: {BIAS} \(13,\) for \(12,\)",
@@ -248,7 +241,10 @@ ATTACKS = {
         lambda folder: retensor(folder, lambda w: w[BIAS].fill_(float("nan"))),
         f"{BIAS} holds values that are not",
     ),
-    "infinite": (lambda folder: retensor(folder, lambda w: w[BIAS][3].fill_(-float("inf"))), f"{BIAS} holds values"),
+    "infinite": (
+        lambda folder: retensor(folder, lambda w: w[BIAS][3].fill_(-float("inf"))),
+        f"{BIAS} holds values",
+    ),
     "NaN in the vae": (
         lambda folder: retensor(folder, lambda w: w[first(w)].fill_(float("nan")), "vae"),
         f"vae/{WEIGHTS}: .* not finite",
@@ -267,9 +263,18 @@ ATTACKS = {
         lambda folder: retensor(folder, lambda w: w.update({BIAS: torch.full((12,), 1e300, dtype=torch.float64)})),
         f"{BIAS} holds values that are not finite",
     ),
-    "whole numbers": (lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS].long()})), "holds torch.int64"),
-    "complex": (lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS] + 0j})), "holds torch.complex64, wh"),
-    "true and false": (lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS] > 0})), "holds torch.bool"),
+    "whole numbers": (
+        lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS].long()})),
+        "holds torch.int64",
+    ),
+    "complex": (
+        lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS] + 0j})),
+        "holds torch.complex64, wh",
+    ),
+    "true and false": (
+        lambda folder: retensor(folder, lambda w: w.update({BIAS: w[BIAS] > 0})),
+        "holds torch.bool",
+    ),
     "no weights": (lambda folder: (folder / "vae" / WEIGHTS).write_bytes(b""), f"{WEIGHTS} is damaged"),
     "header of terabytes": (
         lambda folder: (folder / "vae" / WEIGHTS).write_bytes((2**40).to_bytes(8, "little") + b"{}"),
@@ -370,7 +375,7 @@ def test_carried_code_is_not_run(bundle):
         leave_trace(path.parent, path.name)
     leave_trace(bundle.parent, "evil.py")
     edit(
-        bundle, "model_index.json", _class_name=["../evil", "ScoreSDEPipeline"], transformer=["../../evil", "DiTModel"]
+        bundle / "model_index.json", _class_name=["../evil", "ScoreSDEPipeline"], transformer=["../../evil", "DiTModel"]
     )
     load_bundle(bundle, trust_remote_code=False, use_safetensors=True)
 
@@ -501,7 +506,10 @@ def test_weights_as_diffusers_wrote_them_before_open(bundle):
 
     expected = draw(load_bundle(bundle))
     retensor(bundle, old_names, "vae")
-    retensor(bundle, lambda weights: weights.update({name: weights[name].double() for name in list(weights)}))
+    retensor(
+        bundle,
+        lambda weights: weights.update({name: weights[name].double() for name in list(weights)}),
+    )
     shard(bundle)
     assert (draw(load_bundle(bundle)) - expected).abs().max() < 1e-6
 

@@ -7,14 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from bundles import METRIC
 from tiny import tiny_pipeline
 
 from score_sde import save_bundle
 from score_sde.sharing import hub
 from score_sde.sharing.pushed_files import files_to_push, left_out, published
-
-
-METRIC = {"name": "accuracy", "value": 0.9, "n": 10, "seed": 0, "dataset": "d", "split": "test", "command": "measure"}
 
 
 @pytest.fixture(scope="module")

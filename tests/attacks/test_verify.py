@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from bundles import edit
 from commands import score_sde
 from places import ROOT
 from tiny import tiny_pipeline
@@ -18,6 +19,7 @@ from score_sde.sharing.hub import verify
 
 
 EVIL = "class DiTModel:\n    pass\n"
+INDEX = "model_index.json"
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +31,6 @@ def sound_bundle(tmp_path_factory):
 def bundle(sound_bundle, tmp_path):
     (tmp_path / "evil.py").write_text(EVIL)
     return Path(shutil.copytree(sound_bundle, tmp_path / "bundle"))
-
-
-def edit(folder, **changes):
-    path = folder / "model_index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def carried(folder, pattern):
@@ -75,25 +72,31 @@ def config(folder, file, **changes):
 
 
 def component(library, class_name, name="transformer"):
-    return lambda folder: edit(folder, **{name: [library, class_name]})
+    return lambda folder: edit(folder / INDEX, **{name: [library, class_name]})
 
 
 # attack -> {what is named: verdict}; names without their stamps
 ATTACKS = {
     "pipeline outside": (
-        lambda folder: edit(folder, _class_name=["../evil", "ScoreSDEPipeline"]),
+        lambda folder: edit(folder / INDEX, _class_name=["../evil", "ScoreSDEPipeline"]),
         {".": "outside"},
     ),
     "pipeline at an absolute path": (
-        lambda folder: edit(folder, _class_name=[str(folder.parent / "evil"), "ScoreSDEPipeline"]),
+        lambda folder: edit(folder / INDEX, _class_name=[str(folder.parent / "evil"), "ScoreSDEPipeline"]),
         {".": "outside"},
     ),
     "pipeline in a subfolder": (
-        lambda folder: (write(folder, "x/evil.py"), edit(folder, _class_name=["x/evil", "ScoreSDEPipeline"])),
+        lambda folder: (
+            write(folder, "x/evil.py"),
+            edit(folder / INDEX, _class_name=["x/evil", "ScoreSDEPipeline"]),
+        ),
         {".": "outside", "x/evil.py": "unknown"},
     ),
     "pipeline of another file": (
-        lambda folder: (write(folder, "evil.py"), edit(folder, _class_name=["evil", "ScoreSDEPipeline"])),
+        lambda folder: (
+            write(folder, "evil.py"),
+            edit(folder / INDEX, _class_name=["evil", "ScoreSDEPipeline"]),
+        ),
         {"evil.py": "unknown"},
     ),
     "network outside": (component("../../evil", "DiTModel"), {"transformer": "outside"}),
@@ -112,8 +115,11 @@ ATTACKS = {
     ),
     "a tokenizer": (component("transformers", "LlamaTokenizer", "tokenizer"), {"tokenizer": "unknown"}),
     "a processor as vae": (component("transformers", "LayoutLMv2Processor", "vae"), {"vae": "unknown"}),
-    "a component of three": (lambda folder: edit(folder, vae=["a", "b", "c"]), {"vae/a.py": "unknown"}),
-    "a component of numbers": (lambda folder: edit(folder, vae=[1, 2]), {"vae": "outside"}),
+    "a component of three": (
+        lambda folder: edit(folder / INDEX, vae=["a", "b", "c"]),
+        {"vae/a.py": "unknown"},
+    ),
+    "a component of numbers": (lambda folder: edit(folder / INDEX, vae=[1, 2]), {"vae": "outside"}),
     "auto_map of the network": (
         lambda folder: config(folder, "transformer/config.json", auto_map={"AutoModel": "you/other--evil.DiTModel"}),
         {"transformer/config.json": "unknown"},

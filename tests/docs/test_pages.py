@@ -24,6 +24,7 @@ from markdown_it import MarkdownIt
 from places import ROOT
 from typer.core import TyperCommand
 
+import score_sde
 from score_sde import __version__, cli
 from score_sde.losses.denoising import TIME_DENSITIES, WEIGHTINGS
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
@@ -204,6 +205,21 @@ def test_what_a_page_links_to_in_the_project_is_there(page):
             assert (page.parent / target.split("#")[0]).exists(), target
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_the_files_that_a_page_names_are_there(page):
+    named = re.findall(
+        r"`((?:src|tests|training|pipelines|benchmarks|docs)/[\w/.-]+)`", page.read_text(encoding="utf-8")
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_reference_has_every_public_name():
+    listed = re.findall(r"^::: score_sde\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert set(score_sde.__all__) <= set(listed)
+
+
 def test_the_address_of_the_project_is_one():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["repository-code"] == REPOSITORY
     assert re.search(r"^repo_url: (.*)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)[1] == REPOSITORY
@@ -226,7 +242,7 @@ def test_the_citation_is_of_this_version():
     assert citation["version"] == __version__ and citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors", "license"} <= citation.keys()
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
-    [of_hook] = re.findall(r"rev: v(.*)", (ROOT / ".pre-commit-config.yaml").read_text())
+    [of_hook] = re.findall(r"rev: v(\S+)", (ROOT / ".pre-commit-config.yaml").read_text())
     assert f"ruff=={of_hook}\n" in (ROOT / "constraints.txt").read_text()
 
 
@@ -235,11 +251,11 @@ def test_the_citation_is_of_this_version():
 
 def test_the_site_builds_without_a_warning(tmp_path):
     """Pages left out of the navigation, links, anchors and names of the reference that don't exist are warnings."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     ended = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     )
     assert ended.returncode == 0, ended.stderr + ended.stdout
     shown = {path.relative_to(tmp_path / "site").as_posix() for path in Path(tmp_path / "site").rglob("*.png")}
     assert {"model_cards/quick_start/samples.png", "benchmarks/samplers_network.png"} <= shown
-    assert "set_timesteps" in (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert "log_likelihood" in (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")

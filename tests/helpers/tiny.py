@@ -47,6 +47,11 @@ def tiny_pipeline(pipeline_class=ScoreSDEPipeline, network=None, **scheduler):
     return pipeline
 
 
+def latent_pipeline():
+    """Of two models, a network in the latent space of an autoencoder."""
+    return ScoreSDEPipeline(ScoreSDEScheduler(), vae=tiny_vae(), transformer=random_dit(in_channels=3))
+
+
 def draw(pipeline):
     """One image of class 1 in 3 steps, as a tensor; the same from the same weights."""
     pipeline.set_progress_bar_config(disable=True)

@@ -130,7 +130,7 @@ def test_a_step_of_the_sde_is_held_to_the_larger_tolerance(before, euler, rtol, 
 def test_rejected_steps_are_divided_by_brownian_bridges():
     """The parts of a rejected step add up to it, also of one rejected among them; each is normal given the whole, with
     the variance length (1 - share) (Rackauckas & Nie 2017, RSwM1). The other sample's steps are its own."""
-    steps, generator = BrownianSteps(torch.zeros(2, 3)), torch.Generator().manual_seed(0)
+    steps, generator = BrownianSteps(torch.zeros(2, 3), VPSDE.expand_to), torch.Generator().manual_seed(0)
 
     def draw(length, other, expected, known=None):
         noise = torch.randn(2, 3, generator=generator, dtype=torch.float64)

@@ -5,16 +5,14 @@ import os
 
 import pytest
 import torch
+from bundles import WEIGHTS
 from peft import LoraConfig
 from safetensors.torch import load_file
-from tiny import draw, random_dit, tiny_pipeline, tiny_vae
+from tiny import draw, latent_pipeline, random_dit, tiny_pipeline, tiny_vae
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.pipelines import bundling
 from score_sde.sharing import convert
-
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def compiled_inside(network):
@@ -45,7 +43,7 @@ def truncated(network):
 
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel], ids=["compiled", "parallel"])
 def test_what_is_wrapped_around_a_component_is_not_saved(tmp_path, wrap):
-    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), vae=tiny_vae(), transformer=random_dit(in_channels=3))
+    pipeline = latent_pipeline()
     expected = draw(pipeline)
     pipeline.transformer, pipeline.vae = wrap(pipeline.transformer), wrap(pipeline.vae)
     wrapped = pipeline.transformer

@@ -68,7 +68,7 @@ STOCHASTIC += [(name, 1.0) for name in ("dpmpp_2m", "dpmpp_3m", "dpmpp_2s", "dpm
 
 # a solver of each kind meets every path, every solver meets one
 ON_EVERY_PATH = [("vp", name) for name in ODE_PREDICTORS]
-ON_EVERY_PATH += [(path, name) for path in PATHS for name in ("euler", "heun", "dpmpp_3s", "deis_2", "adams_4")]
+ON_EVERY_PATH += [(path, name) for path in PATHS for name in ("heun", "dpmpp_2s", "adams_4")]
 
 
 @pytest.mark.parametrize(("path", "predictor"), sorted(set(ON_EVERY_PATH)))
@@ -89,13 +89,13 @@ def mixture_flow():
     path = PATHS["linear"]
     begin, end = ends(path)
     x = start(path, begin, MIXTURE, 64)
-    return path, x, solve(path, line(begin, end, 1024), MIXTURE, x, "rk4")
+    return path, x, solve(path, line(begin, end, 512), MIXTURE, x, "rk4")
 
 
 @pytest.mark.parametrize("predictor", ODE_PREDICTORS)
 def test_order_on_a_mixture(mixture_flow, predictor):
     path, x, reference = mixture_flow
-    (begin, end), sizes = ends(path), (32, 256)
+    (begin, end), sizes = ends(path), (32, 128)
     declared = PREDICTORS[predictor].order
     grids = [with_start(line(begin, end, n), declared) for n in sizes]
     # the median: single samples near the border of two modes converge late
@@ -128,8 +128,8 @@ def gaussian_moments(path, stages, begin):
 
 # a solver of each kind meets every path, every solver meets one; a corrector follows the simplest
 LIMITS = [("vp", name, eta, None) for name, eta in STOCHASTIC]
-LIMITS += [(path, *each) for path in PATHS for each in (("ddim", 0.5, None), ("dpmpp_2m", 1.0, None))]
-LIMITS += [(path, *each) for path in PATHS for each in (("heun", 1.0, None), ("euler_maruyama", None, None))]
+LIMITS += [(path, *each) for path in PATHS for each in (("ddim", 0.5, None), ("euler_maruyama", None, None))]
+LIMITS += [(path, *each) for path in ("ve", "linear") for each in (("dpmpp_2m", 1.0, None), ("heun", 1.0, None))]
 LIMITS += [(path, "reverse_diffusion", None, "annealed_langevin") for path in PATHS]
 
 

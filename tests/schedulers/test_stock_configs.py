@@ -11,7 +11,19 @@ import torch
 from diffusers import schedulers
 
 from score_sde import ScoreSDEScheduler
-from score_sde.schedulers.stock_configs import ACCEPTED, GRIDS, NEUTRAL, REFUSED, SAME, SCORE_SDE, SOLVER, VALUES
+from score_sde.schedulers.stock_configs import (
+    ACCEPTED,
+    FLOW,
+    FLOW_MATCHING,
+    GRIDS,
+    NEUTRAL,
+    READ_BY_PIPELINES,
+    REFUSED,
+    SAME,
+    SCORE_SDE,
+    SOLVER,
+    VALUES,
+)
 
 
 def signatures():
@@ -35,16 +47,18 @@ INSTALLED = [name for name in ACCEPTED if "args" not in inspect.signature(getatt
 def test_every_class_on_a_chain_of_betas_has_its_row():
     """A new class with the keys of the accepted ones may mean something else by them: read it, and give it a row."""
     chains = {name for name, keys in SIGNATURES.items() if {"beta_schedule", "trained_betas"} & set(keys)}
-    assert chains - {"IPNDMScheduler"} == {*ACCEPTED, *REFUSED}
+    assert chains - {"IPNDMScheduler"} == {*ACCEPTED, *REFUSED} - {"FlowMatchLCMScheduler"}
     # no beta_schedule: a chain of its own
     assert "beta_schedule" not in SIGNATURES["IPNDMScheduler"]
 
 
-@pytest.mark.parametrize("name", [*ACCEPTED, *SCORE_SDE])
+@pytest.mark.parametrize("name", [*ACCEPTED, *SCORE_SDE, *FLOW_MATCHING])
 def test_every_key_has_its_row(name):
     """A key that a newer diffusers brings: find out what it changes, and give it a row."""
     if name in SCORE_SDE:
         assert set(SIGNATURES[name]) == set(SCORE_SDE[name][1])
+    elif name in FLOW_MATCHING:
+        assert set(SIGNATURES[name]) <= {*FLOW, *READ_BY_PIPELINES, *GRIDS, *NEUTRAL, *SOLVER}
     else:
         rows = [*SAME, *VALUES, *GRIDS, *NEUTRAL, *SOLVER]
         assert len(set(rows)) == len(rows)
@@ -128,11 +142,14 @@ OTHER = {
 }
 
 
+LEVELS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "snr_shift_scale")
+LEVELS += ("rescale_betas_zero_snr",)
 TIMES = ("num_train_timesteps", "steps_offset", "timestep_spacing", *GRIDS)
 
 
 def test_every_key_that_counts_is_tried():
-    assert set(OTHER) == {*SAME, *VALUES, *GRIDS, *NEUTRAL}
+    # Mochi's key is of a class of flow matching
+    assert set(OTHER) == {*SAME, *VALUES, *GRIDS, *NEUTRAL} - {"invert_sigmas"}
 
 
 @pytest.mark.parametrize("key", OTHER)
@@ -154,13 +171,18 @@ def test_other_values_are_honoured_or_refused_by_name(key):
                 assert key in str(error) or key == "shift_terminal"
                 continue
             honoured += 1
-            assert_same_levels(stock, ours)
+            if stock.config.get("use_flow_sigmas"):
+                assert ours.config.sde_type == "linear"
+                continue
+            if key in LEVELS:
+                assert_same_levels(stock, ours)
             if key in TIMES:
                 assert_same_times(stock, ours)
             elif key in ours.config and key != "clip_sample":
                 assert ours.config[key] == value
     assert tried
-    assert bool(honoured) == (key not in NEUTRAL)
+    # the straight path: test_flow_matching
+    assert bool(honoured) == (key not in NEUTRAL or key in ("use_flow_sigmas", "shift_terminal"))
 
 
 def test_grids_of_sigma_reach_as_far_as_the_stock_ones():
@@ -224,7 +246,7 @@ def test_no_value_is_not_our_default(key):
 @pytest.mark.parametrize(
     ("name", "message"),
     [(name, reason.split(";")[0]) for name, reason in REFUSED.items()]
-    + [(name, "no noise path is known") for name in ("IPNDMScheduler", "FlowMatchEulerDiscreteScheduler")]
+    + [("IPNDMScheduler", "no noise path is known")]
     + [
         (name, "no noise path is known")
         for name in ("EDMEulerScheduler", "KarrasVeScheduler", "DDPMWuerstchenScheduler")

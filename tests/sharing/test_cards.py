@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,21 @@ def test_the_card_says_the_conditions_that_the_facts_do(tmp_path):
     for odd in ("class_labels", [3]):
         with pytest.raises(ValueError, match="training.json: conditions"):
             save_bundle(tiny_pipeline(), tmp_path / "odd", {"conditions": odd})
+
+
+def test_a_card_of_signals_speaks_of_signals(tmp_path):
+    """Its example asks for no images, and the Hub knows no such task."""
+    network = DiTModel((8,), 2, 1, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=None)
+    facts = {"rows": 5, "resolution": 8, "images_seen": 7, "class_counts": {"a": 1}, "conditions": []}
+    metrics = [METRIC | {"name": "error", "dataset": "me/sounds"}]
+    folder = save_bundle(tiny_pipeline(network=network), tmp_path / "bundle", facts, metrics)
+    card = ModelCard.load(os.path.join(folder, "README.md"))
+    text = card.text.replace("diffusion", "")
+    assert "\nsignals = pipe(batch_size=4, num_inference_steps=7).images\n" in text and ".save(" not in text
+    assert "| training signals | 5 |" in text and "| resolution | 8 values |" in text and "| signals seen | 7 |" in text
+    assert "Drawing signals like" in text and "trained on signals of 8 values alone" in text
+    assert re.findall("image", text) == ["image"]  # in `.images`
+    assert card.data.pipeline_tag is None and card.data.eval_results[0].task_type == "other"
 
 
 def test_limits_are_those_of_the_model(tmp_path):

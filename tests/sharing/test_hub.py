@@ -12,24 +12,17 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from bundles import LOAD_BY_REMOTE_CODE, METRIC, edit
 from commands import SCORE_SDE, score_sde
 from places import FIXTURES, HELPERS, files_of
 from safetensors.torch import load_file, save_file
-from tiny import draw, tiny_pipeline, tiny_vae
+from tiny import draw, latent_pipeline, tiny_pipeline
 
 from runs import TINY_DIT, TINY_RUN
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.sharing import hub
 from score_sde.sharing.hub import verify
 from score_sde.training import train
-
-
-METRIC = {"name": "accuracy", "value": 0.9, "n": 10, "seed": 0, "dataset": "d", "split": "test", "command": "measure"}
-
-
-def latent_pipeline():
-    """With two models, whose weights are two large files."""
-    return ScoreSDEPipeline(ScoreSDEScheduler(), vae=tiny_vae(), transformer=tiny_pipeline().transformer)
 
 
 def run(local_hub, code, *arguments, **kwargs):
@@ -238,26 +231,6 @@ image, loads = load_file(sys.argv[1])["image"], json.loads(sys.argv[2])
 loaders = [load_bundle, ScoreSDEPipeline.from_pretrained]
 print(json.dumps([float((draw(load(*a, **k)) - image).abs().max()) for a, k in loads for load in loaders]))
 """
-# forgets this package, as if it were not installed, and opens the repo by the code that it carries
-LOAD_BY_REMOTE_CODE = """
-import json, sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "score_sde":
-            raise ImportError(name)
-for name in [name for name in sys.modules if name.split(".")[0] == "score_sde"]:
-    del sys.modules[name]
-sys.meta_path.insert(0, Blocked())
-import torch
-from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[2], trust_remote_code=True)
-pipeline.set_progress_bar_config(disable=True)
-arguments = dict(class_labels=[1], num_inference_steps=3, output_type="pt")
-image = pipeline(**arguments, generator=torch.Generator().manual_seed(3)).images
-difference = (image - load_file(sys.argv[1])["image"]).abs().max()
-print(json.dumps([float(difference), type(pipeline).__module__.split(".")[0]]))
-"""
 
 
 def test_loading_from_the_hub_and_offline(local_hub, tmp_path):
@@ -283,7 +256,9 @@ def test_loading_from_the_hub_and_offline(local_hub, tmp_path):
     differences = run(local_hub, LOAD, tmp_path / "image.safetensors", json.dumps(loads), token="hf_reader")
     assert 0 < max(differences) < 0.1
 
-    difference, package = run(local_hub, LOAD_BY_REMOTE_CODE, arguments[0], "me/model", token="hf_reader")
+    difference, package = run(
+        local_hub, LOAD_BY_REMOTE_CODE, arguments[0], "me/model", '{"class_labels": [1]}', token="hf_reader"
+    )
     assert difference == 0
     assert package == "diffusers_modules"
 
@@ -340,21 +315,17 @@ def test_a_bundle_of_the_first_format_opens(local_hub, tmp_path):
         archive.extractall(tmp_path)
     image = load_file(tmp_path / "image.safetensors")["image"]
     assert (draw(load_bundle(tmp_path / "bundle")) - image).abs().max() < 1e-5
-    found = run(local_hub, LOAD_BY_REMOTE_CODE, tmp_path / "image.safetensors", tmp_path / "bundle")
+    found = run(
+        local_hub, LOAD_BY_REMOTE_CODE, tmp_path / "image.safetensors", tmp_path / "bundle", '{"class_labels": [1]}'
+    )
     assert found[0] < 1e-5
 
 
 # --- what a folder from the Hub may hold ----------------------------------------------------------------------------
 
 
-def edit(path, change):
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
 def sharded(value):
-    return lambda index: index["weight_map"].update(dict.fromkeys(index["weight_map"], value))
+    return lambda index: {"weight_map": dict.fromkeys(index["weight_map"], value)}
 
 
 @pytest.mark.parametrize(
@@ -386,8 +357,8 @@ def sharded(value):
         ("transformer/config.json", {"_class_name": "ScoreUNetModel"}, "'ScoreUNetModel' is not DiTModel"),
         ("transformer/config.json", {"hidden_size": 10**9}, "hidden_size 1,000,000,000 is more than"),
         ("transformer/config.json", {"num_layers": 10**9}, "num_layers 1,000,000,000 is more than"),
-        ("transformer/config.json", {"hidden_size": 120_000}, "larger than its weights, which hold 9,988"),
-        ("transformer/config.json", {"num_layers": 900_000}, "larger than its weights, which hold 9,988"),
+        ("transformer/config.json", {"hidden_size": 120_000}, "larger than its weights, which hold 10,252"),
+        ("transformer/config.json", {"num_layers": 900_000}, "larger than its weights, which hold 10,252"),
         ("transformer/config.json", {"sample_size": 40_000}, "400,000,000 tokens, more than"),
         ("transformer/config.json", {"num_layers": 2}, "not those of its config: missing: blocks.1.*and [0-9]+ more"),
         ("transformer/config.json", {"hidden_size": "16"}, "hidden_size '16' must be of type int"),
@@ -418,7 +389,8 @@ def sharded(value):
 )
 def test_hostile_configs_are_refused_before_anything_is_built(tmp_path, file, change, message):
     save_bundle(latent_pipeline(), tmp_path / "bundle", max_shard_size="20KB")
-    edit(tmp_path / "bundle" / file, change if callable(change) else lambda value: value.update(change))
+    path = tmp_path / "bundle" / file
+    edit(path, **(change(json.loads(path.read_text())) if callable(change) else change))
     tracemalloc.start()
     with pytest.raises(ValueError, match=message) as error:
         load_bundle(tmp_path / "bundle")

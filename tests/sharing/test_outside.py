@@ -4,25 +4,20 @@ holds; of the folder nothing is imported, and all its checks apply."""
 import json
 import os
 import shutil
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from bundles import LOAD_BY_REMOTE_CODE, WEIGHTS, edit, retensor
 from outside_network import OutsideNetwork, drawn
-from places import HELPERS
 from safetensors.torch import load_file, save_file
-from test_hub import LOAD_BY_REMOTE_CODE
 from tiny import tiny_pipeline
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.sharing.hub import verify
 from score_sde.sharing.pushed_files import files_to_push
-
-
-WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +30,6 @@ def saved_bundle(tmp_path_factory):
 @pytest.fixture
 def bundle(saved_bundle, tmp_path):
     return Path(shutil.copytree(saved_bundle, tmp_path / "bundle"))
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 LOAD = """
@@ -66,12 +57,11 @@ print(json.dumps([errors, unknown, verify(folder, classes=[OutsideNetwork]), ima
 """
 
 
-def test_a_fresh_process_opens_it_by_the_class_and_says_how_without(bundle):
+def test_a_fresh_process_opens_it_by_the_class_and_says_how_without(local_hub, bundle):
     expected = drawn(load_bundle(bundle, classes=[OutsideNetwork]))
-    command, environment = [sys.executable, "-c", LOAD, str(bundle)], os.environ | {"PYTHONPATH": str(HELPERS)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = local_hub.run(LOAD, bundle)
     assert result.returncode == 0, result.stderr
-    errors, unknown, known, images = json.loads(result.stdout)
+    errors, unknown, known, images = json.loads(result.stdout.splitlines()[-1])
     for error in errors:
         assert "'transformer' is a OutsideNetwork of 'outside_network_" in error
         assert "classes=[OutsideNetwork]" in error and "trust_remote_code=True" in error
@@ -87,8 +77,7 @@ def test_its_code_is_pushed_and_opens_where_neither_it_nor_the_package_is(local_
     names = files_to_push(bundle)
     assert any(name.startswith("transformer/outside_network_") for name in names)
     local_hub.put("me/model", {name: (bundle / name).read_bytes() for name in names})
-    remote = LOAD_BY_REMOTE_CODE.replace("class_labels=[1], ", "")
-    result = local_hub.run(remote, tmp_path / "image.safetensors", "me/model")
+    result = local_hub.run(LOAD_BY_REMOTE_CODE, tmp_path / "image.safetensors", "me/model", "{}")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]) == [0, "diffusers_modules"]
 
@@ -102,7 +91,7 @@ def test_a_pipeline_that_was_opened_by_a_class_is_saved_again(bundle, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float64, {"default": torch.float64}, {"transformer": torch.float64}])
 def test_precision_and_variant_are_those_asked_for(bundle, dtype):
     loaded = load_bundle(bundle, classes=[OutsideNetwork], dtype=dtype, variant="fp16")
-    narrow = load_file(bundle / WEIGHTS.replace(".s", ".fp16.s"))
+    narrow = load_file(bundle / "transformer" / WEIGHTS.replace(".s", ".fp16.s"))
     assert torch.equal(loaded.transformer.conv_in.weight, narrow["conv_in.weight"].double())
 
 
@@ -120,13 +109,8 @@ def test_changed_code_is_seen_and_not_run(bundle):
     assert torch.equal(drawn(load_bundle(bundle, classes=[OutsideNetwork])), before)
 
 
-def retensor(change):
-    def attack(folder):
-        weights = load_file(folder / WEIGHTS)
-        change(weights)
-        save_file(weights, folder / WEIGHTS)
-
-    return attack
+def weights(change):
+    return lambda folder: retensor(folder, change)
 
 
 def reconfigure(**changes):
@@ -140,10 +124,10 @@ def index(**changes):
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
-        (retensor(lambda weights: weights.pop("conv_in.bias")), "missing: conv_in.bias"),
-        (retensor(lambda weights: weights.update(x=torch.ones(1))), "unexpected: x"),
-        (retensor(lambda weights: weights["conv_in.bias"].fill_(torch.nan)), "not finite"),
-        (lambda folder: (folder / WEIGHTS).unlink(), "weights are opened as safetensors only"),
+        (weights(lambda each: each.pop("conv_in.bias")), "missing: conv_in.bias"),
+        (weights(lambda each: each.update(x=torch.ones(1))), "unexpected: x"),
+        (weights(lambda each: each["conv_in.bias"].fill_(torch.nan)), "not finite"),
+        (lambda folder: (folder / "transformer" / WEIGHTS).unlink(), "weights are opened as safetensors only"),
         (reconfigure(width=10**9), "width 1,000,000,000 is more than"),
         (reconfigure(width=900_000), "larger than its weights"),
         (reconfigure(width="8"), "width '8' must be of type int"),

@@ -340,7 +340,7 @@ def test_damaged_shards_are_named_and_mended(tiny_vae, small_data, tmp_path):
         path = folder / f"moments-0000{shard}.safetensors"
         path.write_bytes(damage)
         with pytest.raises(
-            ValueError, match=f"moments-0000{shard}.safetensors' is missing or damaged .*encode_latents.py"
+            ValueError, match=f"moments-0000{shard}.safetensors' is missing or damaged .*encode-latents"
         ):
             LatentDataset(folder)
         encode(small_data, tiny_vae, folder)

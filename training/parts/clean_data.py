@@ -16,7 +16,7 @@ from .sources import on_hub
 class CleanDataConfig(DataConfig):
     latents: str | None = option(
         None,
-        "Folder written by score-sde encode-latents, or dataset on the Hub that holds one, somebody/latents: train "
+        "Folder written by `score-sde encode-latents`, or dataset on the Hub that holds one, somebody/latents: train "
         "on these latents instead of images.",
         "data",
         common=True,
@@ -49,7 +49,7 @@ class CleanDataConfig(DataConfig):
         if self.latents and (self.crop != "centre" or self.streaming):
             yield "crop random and streaming need images: latents are read as they were encoded"
         if self.normalize_latents and not self.latents:
-            yield "normalize_latents needs the statistics of latents: encode them by score-sde encode-latents"
+            yield "normalize_latents needs the statistics of latents: encode them by `score-sde encode-latents`"
         if self.shuffle_buffer < 1:
             yield f"shuffle_buffer {self.shuffle_buffer} must be at least 1"
 
@@ -58,7 +58,7 @@ def normalize_by(vae, statistics, folder):
     """Let the config of an autoencoder give its latents mean 0 and standard deviation 1, by the statistics of latents
     in a folder. Raises ValueError where there are none, or of channels that are constant."""
     if statistics is None:
-        raise ValueError(f"latents.json of {folder!r} has no statistics: run score-sde encode-latents to its end")
+        raise ValueError(f"latents.json of {folder!r} has no statistics: run `score-sde encode-latents` to its end")
     if not min(statistics["std"]) > 0:
         raise ValueError(f"latents in {folder!r} are constant in a channel: standard deviations {statistics['std']}")
     vae.register_to_config(

@@ -11,6 +11,7 @@ from diffusers.optimization import SchedulerType
 from PIL import ImageColor
 
 from score_sde.ema import gamma_of
+from score_sde.pipelines.wording import unknown
 
 
 # all of diffusers' but the one that needs rules of its own
@@ -215,19 +216,19 @@ class LoopConfig(LoaderConfig):
             yield f"peak_tflops {self.peak_tflops} must be positive"
         for tracker in self.log_with.split(",") if self.log_with else []:
             if tracker not in LOGGER_TYPE_TO_CLASS:
-                yield f"log_with {tracker!r} is unknown; choose one of {', '.join(LOGGER_TYPE_TO_CLASS)}"
+                yield unknown("log_with", tracker, LOGGER_TYPE_TO_CLASS)
             elif tracker not in map(str, get_available_trackers()):
                 yield f"log_with {tracker!r} is not installed: pip install {tracker}"
         if self.lr_scheduler not in LR_SCHEDULERS:
-            yield f"lr_scheduler {self.lr_scheduler!r} is unknown; choose one of {', '.join(LR_SCHEDULERS)}"
+            yield unknown("lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
         if self.on_existing_run not in ("refuse", "set_aside"):
-            yield f"on_existing_run {self.on_existing_run!r} is unknown; choose one of refuse, set_aside"
+            yield unknown("on_existing_run", self.on_existing_run, ("refuse", "set_aside"))
         if self.crop not in ("centre", "random"):
-            yield f"crop {self.crop!r} is unknown; choose one of centre, random"
+            yield unknown("crop", self.crop, ("centre", "random"))
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
         self.mixed_precision = self.mixed_precision or launched
         if self.mixed_precision not in MIXED_PRECISIONS:
-            yield f"mixed_precision {self.mixed_precision!r} is unknown; choose one of {', '.join(MIXED_PRECISIONS)}"
+            yield unknown("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
         # "no" is what the launcher says unasked, too
         elif launched not in ("no", self.mixed_precision):
             yield (

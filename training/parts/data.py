@@ -22,7 +22,7 @@ from score_sde.pipelines.images import to_mode
 from score_sde.pipelines.wording import few
 
 from .hashes import hash_of, hash_of_file
-from .sources import FORMATS, as_stream, nearest, open_split
+from .sources import FORMATS, as_stream, nearest_path, open_split
 
 
 # a side of 1 pixel would be made as long as the resolution, and the other as many times longer
@@ -374,7 +374,7 @@ def check_shard(folder, shard, facts, content=True):
                 raise ValueError(f"it is not what was written: {found}")
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path!r} is missing or damaged ({error}): run score-sde encode-latents again with the same options, it "
+            f"{path!r} is missing or damaged ({error}): run `score-sde encode-latents` again with the same options, it "
             f"writes what is not whole"
         ) from error
 
@@ -390,7 +390,8 @@ def read_latents_json(folder):
     index = os.path.join(folder, "latents.json")
     if not os.path.isfile(index):
         raise ValueError(
-            f"{folder!r} holds no latents.json: encode a dataset into it by score-sde encode-latents{nearest(folder)}"
+            f"{folder!r} holds no latents.json: encode a dataset into it by `score-sde encode-latents`"
+            f"{nearest_path(folder)}"
         )
     try:
         with open(index, encoding="utf-8") as file:
@@ -418,7 +419,7 @@ class LatentDataset(torch.utils.data.Dataset):
         if flips and not self.facts.get("both_flips"):
             raise ValueError(
                 f"random_flip needs the mirror images, which {folder!r} lacks: encode the dataset into another folder "
-                f"by score-sde encode-latents --both_flips"
+                f"by `score-sde encode-latents --both_flips`"
             )
         for shard in range(self.facts["num_shards"]):
             check_shard(folder, shard, self.facts, content=False)

@@ -7,11 +7,11 @@ import torch
 from huggingface_hub import snapshot_download
 
 from score_sde.pipelines.latents import encode_moments, spatial_factor
+from score_sde.pipelines.wording import one_line
 from score_sde.sharing.downloading import hub_errors
 from score_sde.sharing.opening import open_autoencoder
 
-from .options import one_line
-from .sources import nearest
+from .sources import nearest_path
 
 
 def load_vae(path):
@@ -24,7 +24,7 @@ def load_vae(path):
     except ValueError as error:
         raise ValueError(
             f"autoencoder {path!r} cannot be opened: {one_line(error)}. Give a folder in diffusers' format, of an "
-            f"autoencoder or of a pipeline with one, or the id of one on the Hub{nearest(path)}"
+            f"autoencoder or of a pipeline with one, or the id of one on the Hub{nearest_path(path)}"
         ) from error
     return vae.eval().requires_grad_(False)
 
@@ -80,6 +80,6 @@ def fetch_latents(folder_or_repo):
     if os.path.isdir(folder_or_repo) or folder_or_repo.count("/") != 1:
         return folder_or_repo
     wanted = ["latents.json", "moments-*.safetensors", "vae/*.json", "vae/*.safetensors"]
-    what = f"latents {folder_or_repo!r} are no folder here and cannot be had from the Hub{nearest(folder_or_repo)}"
+    what = f"latents {folder_or_repo!r} are no folder here and cannot be had from the Hub{nearest_path(folder_or_repo)}"
     with hub_errors(ValueError, what):
         return snapshot_download(folder_or_repo, repo_type="dataset", allow_patterns=wanted)

@@ -21,6 +21,8 @@ from typing import get_args
 
 import yaml
 
+from score_sde.pipelines.wording import one_line
+
 
 # headings of --help, in their order; a script may have others, which follow
 GROUPS = (
@@ -276,9 +278,5 @@ def one_line_errors():
     except (ValueError, OSError) as error:
         if WORK_BEGUN.is_set():
             raise
-        print(f"{os.path.basename(sys.argv[0])}: error: {one_line(error)}", file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: error: {one_line(error) or type(error).__name__}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__

@@ -25,10 +25,8 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Split, load
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from score_sde.pipelines.wording import few
+from score_sde.pipelines.wording import few, one_line
 from score_sde.sharing.downloading import check_token
-
-from .options import one_line
 
 
 EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
@@ -86,14 +84,14 @@ def open_split(name, split, streaming=False):
         raise ValueError(
             f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give one of {embedded}, "
             f"parquet or tar files, a folder of them or of images, or the id of a dataset on the Hub that can be "
-            f"reached{nearest(name, EMBEDDED)}"
+            f"reached{nearest_path(name, EMBEDDED)}"
         ) from None
     if not streaming and len(data) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
     return data, origin
 
 
-def nearest(path, names=()):
+def nearest_path(path, names=()):
     """The end of a sentence on a path that doesn't exist: "; is it ...?", with what is called almost so, one of some
     names, or a file or folder beside it. Empty without any, or where the path exists."""
     folder, name = os.path.split(path.rstrip("/"))

@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from ..schedulers.checks import check_choice
 from ..schedulers.paths import expand_to, moved, prediction, training_target
 
 
@@ -158,8 +159,7 @@ class Objective:
             ("time_density", time_density, TIME_DENSITIES, density_options or {}),
             ("weighting", weighting, WEIGHTINGS, weighting_options or {}),
         ):
-            if name not in known:
-                raise ValueError(f"{kind} {name!r} is unknown; choose one of {', '.join(known)}")
+            check_choice(kind, name, known)
             parameters = inspect.signature(known[name]).parameters.values()
             allowed = [each.name for each in parameters if each.default is not inspect.Parameter.empty]
             if unknown := sorted(set(options) - set(allowed)):

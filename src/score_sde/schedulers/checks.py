@@ -29,8 +29,13 @@ NUMBERS = {
     "clip_sample_range": (1e-6, 1e6, False),
     "dynamic_thresholding_ratio": (0, 1, False),
     "sample_max_value": (1, 1e6, False),
+    "shift": (1e-3, 1e3, False),
+    "shift_terminal": (1e-6, 0.999, False),
 }
-FLAGS = ("open_end", "denoise_final", "rescale_betas_zero_snr", "clip_sample", "thresholding")
+FLAGS = (
+    *("open_end", "denoise_final", "rescale_betas_zero_snr", "clip_sample", "thresholding", "use_dynamic_shifting"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"),
+)
 # of one trajectory
 LARGEST_NFE = 10**5
 

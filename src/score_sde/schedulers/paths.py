@@ -101,6 +101,8 @@ class Path:
     betas: torch.Tensor | None = None
     time_input = "t"
     time_offset = 0.0
+    # for code that has a path and cannot import this file, such as pipelines in a bundle
+    expand_to = staticmethod(expand_to)
 
     def alpha(self, t):
         raise NotImplementedError
@@ -725,6 +727,15 @@ TIME_GRIDS = {
     "logistic": _logistic,
     "beta": _beta,
 }
+
+
+def shifted(path, times, shift):
+    """The times at which lambda is lower by log(shift), on the linear path shift sigma / (1 + (shift - 1) sigma) (Esser
+    et al. 2024, Eq. 23). With shift > 1 a grid has more times at much noise; the path stays what it is."""
+    if shift == 1:
+        return times
+    moved_times = path.t_from_half_log_snr(path.half_log_snr(times) - math.log(shift))
+    return torch.where(times >= 1, times, moved_times)
 
 
 def time_grid(path, spacing, n, t_min, t_max, *, levels, **options):

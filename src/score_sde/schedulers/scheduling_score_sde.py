@@ -19,7 +19,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from .calibration import calibrate, check_calibration
-from .checks import LARGEST_NFE, as_list, check_arguments, check_choice, check_number
+from .checks import LARGEST_NFE, NUMBERS, as_list, check_arguments, check_choice, check_number
 from .parameterization import Parameterization, threshold
 from .paths import (
     PREDICTIONS,
@@ -31,10 +31,11 @@ from .paths import (
     build_path,
     expand_to,
     moved,
+    shifted,
     time_grid,
 )
 from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
-from .stock_configs import SAME, VALUES, from_stock_config, refuse_unknown_meaning
+from .stock_configs import FLOW, GRIDS, SAME, VALUES, from_stock_config, refuse_unknown_meaning
 
 
 @dataclass
@@ -147,6 +148,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         clip_sample: clip the denoised sample to [-clip_sample_range, clip_sample_range]: for pixels only.
         thresholding: dynamic thresholding of the denoised sample (Saharia et al. 2022): the
             dynamic_thresholding_ratio-quantile of its magnitude, between 1 and sample_max_value, becomes 1.
+        use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas: diffusers' names of timestep_spacing "karras",
+            "log_snr" and "log_snr", before which they go; at most one of them.
+        shift: of the grids, see `paths.shifted`: what SD3, FLUX and Wan call shift or flow_shift. The grid of auto
+            moves as much.
+        use_dynamic_shifting: the shift comes with each trajectory, as `mu` of `set_timesteps`: e^mu, or mu itself with
+            time_shift_type "linear" instead of "exponential".
+        shift_terminal: on the linear path, the time of the last evaluation, to which grids are stretched (LTX-Video).
+            Not used by auto.
 
     Raises ValueError at construction for every unknown or contradictory value, for every number out of its range
     (`checks.NUMBERS`, and the rows of `solvers.PREDICTORS`), and for options that the predictor doesn't have, with what
@@ -202,6 +211,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
         predictor_kwargs: dict | None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
     ):
         check_choice("sde_type", sde_type, SDE_TYPES)
         check_choice("prediction_type", prediction_type, PREDICTIONS)
@@ -213,7 +229,12 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if trained_betas is not None:
             # an array or tensor, as a list: what a config can hold
             self.register_to_config(trained_betas=as_list("trained_betas", trained_betas))
+        check_choice("time_shift_type", time_shift_type, ("exponential", "linear"))
         check_arguments(type(self), self.config)
+        if use_karras_sigmas + use_exponential_sigmas + use_lu_lambdas > 1:
+            raise ValueError("at most one of use_karras_sigmas, use_exponential_sigmas and use_lu_lambdas can be True")
+        if shift_terminal is not None and sde_type != "linear":
+            raise ValueError(f"shift_terminal {shift_terminal} is for sde_type 'linear', not for {sde_type!r}")
         self._check_solver()
         check_calibration(self.config.calibration)
 
@@ -235,7 +256,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             self.register_to_config(**{name: chain[name].default for name in chain if self.config[name] is None})
         # and is handed to stock schedulers: diffusers leaves out what it thinks was left at a default
         left_out = self.config.get("_use_default_values", ())
-        handed_on = {name for name in (*SAME, *VALUES, "sde_type") if self.config.get(name) is not None}
+        handed_on = {name for name in (*SAME, *VALUES, *GRIDS, *FLOW, "sde_type") if self.config.get(name) is not None}
         self.register_to_config(_use_default_values=sorted(set(left_out) - handed_on))
         self.t_max = self._largest_time() if t_max is None else t_max
         if not 0 < self.t_min < self.t_max <= 1:
@@ -246,7 +267,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         # entries of the plan per time step: where img2img pipelines may cut `timesteps`
         evaluations = 1 if predictor == "auto" else PREDICTORS[predictor].evaluations
         self.order = evaluations + (corrector_steps if corrector else 0)
-        self.timesteps: torch.Tensor = self.timestep(
+        self._shift = float(shift)
+        self._tell(
             self.t_max + (self.t_min - self.t_max) * torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
         )
         if self.path.betas is not None:
@@ -357,6 +379,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """
         return self.path.sample(original_samples, noise, self._time_inside(timesteps))
 
+    def scale_noise(self, sample, timestep, noise):
+        """`add_noise` as pipelines of flow matching call it."""
+        return self.add_noise(sample, noise, timestep)
+
     def get_velocity(self, sample, noise, timesteps):
         """alpha noise - sigma x0, the target of v_prediction, for clean samples, noise and timesteps as in
         `add_noise`."""
@@ -425,39 +451,51 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         timesteps: list | None = None,
         sigmas: list | None = None,
         t_start: float | None = None,
+        mu: float | None = None,
     ):
         """Plan a trajectory. Call it before `step`, and again before every new trajectory.
 
         Args:
-            num_inference_steps: number of time steps, at least 1; the network is called `nfe` times.
+            num_inference_steps: number of time steps, at least 1; the network is called `nfe` times. It may be left out
+                where times are given, and is their number otherwise.
             device: where `timesteps` shall be.
-            timesteps: instead of a number, the falling numbers (as the network receives them) at which to evaluate.
+            timesteps: the falling numbers (as the network receives them) at which to evaluate.
             sigmas: instead, the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
-                sigma itself on the linear path.
+                sigma itself on the linear path, before they are shifted. A last 0 is where every trajectory leads, and
+                is left out; a first one of all noise is the largest that the predictor can begin at, where that is
+                less. The levels from 1 to 1 / n that flow pipelines pass are for `auto` nothing but their number.
             t_start: path time in (0, 1] at which the num_inference_steps begin, instead of t_max: from an image with
                 its noise (image-to-image). The leading grid, which does not begin at t_max either, doesn't know it.
+            mu: of use_dynamic_shifting; without, it is not used.
 
-        Raises ValueError unless exactly one of the first three is given, or when no falling grid of this size exists.
+        Raises ValueError unless exactly one of number, timesteps and sigmas is given, or when no falling grid of this
+        size exists.
         """
-        if sum(each is not None for each in (num_inference_steps, timesteps, sigmas)) != 1:
+        if timesteps is not None and sigmas is not None or num_inference_steps is timesteps is sigmas is None:
             raise ValueError("pass either num_inference_steps or timesteps or sigmas")
         if num_inference_steps is not None:
             check_number("num_inference_steps", num_inference_steps, 1, LARGEST_NFE // self.order, whole=True)
+        shift = self._shift_of(mu)
+        n = num_inference_steps if timesteps is sigmas is None else None
+        times = torch.ones(0) if n is not None else self._explicit_times(timesteps, sigmas, shift)
+        if n is None and num_inference_steps not in (None, len(times)):
+            raise ValueError(f"num_inference_steps {num_inference_steps} does not go with the {len(times)} times given")
+        if sigmas is not None and self.config.predictor == "auto" and self._is_of_flow_pipelines(sigmas):
+            n = len(times)
         inside = isinstance(t_start, numbers.Real) and self.t_min < t_start <= self.t_max
-        if t_start is not None and (num_inference_steps is None or not inside):
+        if t_start is not None and (n is None or not inside):
             raise ValueError(
                 f"t_start {t_start} must lie above {self.t_min:g} and at most at {self.t_max:g}, and goes with "
                 f"num_inference_steps"
             )
-        if num_inference_steps is None:
-            times = self._explicit_times(timesteps, sigmas)
+        if n is None:
             predictor = self._solver(len(times))
-        elif t_start is None and self._is_calibrated(num_inference_steps):
-            predictor, times = self.config.calibration[str(num_inference_steps)]
+        elif t_start is None and self._is_calibrated(n):
+            predictor, times = self.config.calibration[str(n)]
             times = torch.tensor(times, dtype=torch.float64)
         else:
-            times = self._grid(num_inference_steps, self.t_max if t_start is None else t_start)
-            predictor = self._solver(num_inference_steps)
+            times = self._grid(n, self.t_max if t_start is None else t_start, shift)
+            predictor = self._solver(n)
 
         self._times, self._predictor = times, predictor
         self._plan = self._build_plan(times, predictor)
@@ -470,41 +508,87 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 f"where alpha is {float(self.path.alpha(times[0])):g}: pass a smaller t_max, or a path with less noise"
             )
         self._rows = list(zip(*(values.tolist() for values in row), strict=True))
-        received = self.timestep(evaluated)
-        if self.path.levels and torch.equal(received, received.round()):
-            received = received.long()
-        self.timesteps = received.to(device)
+        self._tell(evaluated, device)
         self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
         self._memory = Memory(self._plan)
         self._step_index = None
         self._begin_index = None
 
+    def _tell(self, times, device=None):
+        """Set what users and pipelines read of these times of evaluation."""
+        received = self.timestep(times)
+        if self.path.levels and torch.equal(received, received.round()):
+            received = received.long()
+        self.timesteps = received.to(device)
+        levels = times if isinstance(self.path, LinearSDE) else torch.exp(-self.path.half_log_snr(times))
+        # on the CPU, as the stock schedulers have them
+        self.sigmas = torch.cat([levels, torch.zeros(1).to(levels)]).float()
+
+    @property
+    def shift(self):
+        """The shift of the grids, unless it is dynamic."""
+        return self._shift
+
+    def set_shift(self, shift: float):
+        """Set the shift of the grids of `set_timesteps` from now on; it is not saved."""
+        check_number("shift", shift, *NUMBERS["shift"])
+        self._shift = float(shift)
+
+    def _shift_of(self, mu):
+        """The shift of a trajectory with this `mu`."""
+        if not self.config.use_dynamic_shifting:
+            return self._shift
+        if mu is None:
+            raise ValueError("use_dynamic_shifting needs the shift of this trajectory: pass mu to set_timesteps")
+        shift = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
+        check_number(f"the shift of mu {mu},", shift, *NUMBERS["shift"])
+        return shift
+
     def _is_calibrated(self, n):
         return self.config.predictor == "auto" and str(n) in (self.config.calibration or {})
 
-    def _explicit_times(self, timesteps, sigmas):
+    def _explicit_times(self, timesteps, sigmas, shift):
         """The times of given numbers, as `set_timesteps` takes them."""
         given, name = (sigmas, "sigmas") if timesteps is None else (timesteps, "timesteps")
         values = torch.tensor(as_list(name, given), dtype=torch.float64)
         if timesteps is not None:
-            times, largest = self.path_time(values), float(self.timestep(1.0))
-        elif isinstance(self.path, LinearSDE):
-            times, largest = values, 1.0
+            times, largest, rounding = self.path_time(values), float(self.timestep(1.0)), 1e-6
         else:
-            times = self.path.t_from_half_log_snr(-values.log())
-            largest = float(torch.exp(-self.path.half_log_snr(1.0)))
-        falls = bool((times.diff() < 0).all())
-        if not falls or not 0 < times[-1] <= times[0] <= 1 + 1e-6 or values[0] > largest + 1e-6 * abs(largest):
+            if values[-1] == 0 and len(values) > 1 and self.config.denoise_final:
+                values = values[:-1]
+            is_flow = isinstance(self.path, LinearSDE)
+            times = values if is_flow else self.path.t_from_half_log_snr(-values.log())
+            # published tables are rounded
+            largest, rounding = (1.0, 1e-6) if is_flow else (float(torch.exp(-self.path.half_log_snr(1.0))), 1e-3)
+        small = values[0] <= largest + rounding * abs(largest) and times[0] <= 1 + rounding
+        times = times.clamp_max(1.0)
+        if sigmas is not None:
+            times = self._stretched(shifted(self.path, times, shift)).clamp_max(self.t_max)
+        if not small or not (times.diff() < 0).all() or not times[-1] > 0:
             raise ValueError(f"{name} {values.tolist()} must fall strictly, from at most {largest:g}")
-        return times.clamp_max(1.0)
+        return times
 
-    def _grid(self, n, t_max):
+    def _is_of_flow_pipelines(self, sigmas):
+        n = len(sigmas)
+        own = torch.linspace(1, 1 / n, n, dtype=torch.float64)
+        is_even = bool((torch.tensor(as_list("sigmas", sigmas), dtype=torch.float64) - own).abs().max() < 1e-6)
+        return isinstance(self.path, LinearSDE) and is_even
+
+    def _stretched(self, times):
+        """The times of the linear path, with the last at shift_terminal."""
+        if self.config.shift_terminal is None:
+            return times
+        return 1 - (1 - times) * (1 - self.config.shift_terminal) / (1 - times[-1])
+
+    def _grid(self, n, t_max, shift=1.0):
         """The times of n steps up to t_max."""
         spacing, options = self.config.timestep_spacing, {"rho": self.config.rho}
+        spacing = next((grid for flag, grid in GRIDS.items() if self.config[flag]), spacing)
         if self.config.predictor == "auto":
             rule = automatic(n)
-            spacing, options = "logistic", {"center": rule.center, "width": rule.width, "tail": rule.tail}
-        return time_grid(
+            center = rule.center - math.log(shift)
+            spacing, options = "logistic", {"center": center, "width": rule.width, "tail": rule.tail}
+        times = time_grid(
             self.path,
             spacing,
             # a trajectory that stops early takes n steps without an evaluation at its end
@@ -516,6 +600,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             open_end=self.config.open_end,
             **options,
         )
+        return times if self.config.predictor == "auto" else self._stretched(shifted(self.path, times, shift))
 
     def _solver(self, n):
         """The predictor of a trajectory of n steps, as `plan` takes it."""

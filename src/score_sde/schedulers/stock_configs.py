@@ -43,12 +43,22 @@ SCORE_SDE = {
         | {"sampling_eps": "t_min"},
     ),
 }
+# those of flow matching on the straight path, and what each fixes
+FLOW_MATCHING: dict[str, dict] = {
+    "FlowMatchEulerDiscreteScheduler": {},
+    "FlowMatchHeunDiscreteScheduler": {},
+}
+# of flow matching, honoured under the same name
+FLOW = ("num_train_timesteps", "shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal")
+# what only pipelines read, to work out the shift of an image's size
+READ_BY_PIPELINES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 # those with the same keys that mean something else
 REFUSED = {
     "LCMScheduler": "its network is a consistency model, which no solver can sample",
     "TCDScheduler": "its network is a consistency model, which no solver can sample",
     "DDIMInverseScheduler": "it runs from data to noise; take the config of the scheduler that samples",
     "DPMSolverMultistepInverseScheduler": "it runs from data to noise; take the config of the scheduler that samples",
+    "FlowMatchLCMScheduler": "its network is a consistency model, which no solver can sample",
     "RePaintScheduler": "it fills masks; take the config of the network's training, and ScoreSDEInversePipeline",
 }
 
@@ -71,8 +81,8 @@ VALUES = {
 }
 # honoured, as this timestep_spacing
 GRIDS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "log_snr", "use_lu_lambdas": "log_snr"}
-# refused, but for one value; and what to do instead
-_FLOW = "of flow matching: build ScoreSDEScheduler(sde_type='linear', prediction_type='flow_prediction')"
+# refused, but for one value; and what to do instead. Those of flow matching are honoured with use_flow_sigmas.
+_FLOW = "of flow matching: set use_flow_sigmas, or build ScoreSDEScheduler(sde_type='linear', ...)"
 NEUTRAL = {
     "use_flow_sigmas": (False, _FLOW),
     "use_dynamic_shifting": (False, _FLOW),
@@ -81,6 +91,7 @@ NEUTRAL = {
     "use_beta_sigmas": (False, "a grid of sigma; timestep_spacing='beta' is one of t"),
     "interpolation_type": ("linear", "timestep_spacing='log_snr' is a grid of log sigma"),
     "timestep_type": ("discrete", "build ScoreSDEScheduler(sde_type='edm', time_input='log_sigma', time_scale=0.25)"),
+    "invert_sigmas": (False, "its network's time and output run the other way round"),
     "lambda_min_clipped": (-float("inf"), "pass t_max instead"),
     "sigma_min": (None, "pass t_min instead"),
     "sigma_max": (None, "pass t_max instead"),
@@ -90,7 +101,7 @@ NEUTRAL = {
 SOLVER = (
     ("solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "predict_x0", "solver_p")
     + ("disable_corrector", "predictor_order", "corrector_order", "tau_func", "skip_prk_steps", "noise_sampler_seed")
-    + ("set_alpha_to_one", "final_sigmas_type", "time_shift_type")
+    + ("set_alpha_to_one", "final_sigmas_type", "time_shift_type", "stochastic_sampling")
 )
 
 
@@ -105,10 +116,11 @@ def from_stock_config(config, own):
     name = _class_name(stock)
     if name in REFUSED:
         raise ValueError(f"a {name} can not become a ScoreSDEScheduler: {REFUSED[name]}")
-    if name not in ACCEPTED and name not in SCORE_SDE:
+    if name not in ACCEPTED and name not in SCORE_SDE and name not in FLOW_MATCHING:
+        known = ", ".join((*ACCEPTED, *SCORE_SDE, *FLOW_MATCHING))
         raise ValueError(
-            f"no noise path is known for the config of {name or 'this scheduler'}: from_config takes those of "
-            f"{', '.join((*ACCEPTED, *SCORE_SDE))}; build others as ScoreSDEScheduler(sde_type=..., ...)"
+            f"no noise path is known for the config of {name or 'this scheduler'}: from_config takes those of {known}; "
+            f"build others as ScoreSDEScheduler(sde_type=..., ...)"
         )
     defaults = _defaults(name)
     if not defaults:
@@ -118,11 +130,13 @@ def from_stock_config(config, own):
         fixed, names = SCORE_SDE[name]
         return fixed | {ours: given[key] for key, ours in names.items()}
 
+    if name in FLOW_MATCHING or given.get("use_flow_sigmas"):
+        return _of_flow_matching(name, given, {key: value for key, value in stock.items() if key not in own})
     refuse_unknown_meaning(stock)
-    known = {*SAME, *VALUES, *GRIDS, *NEUTRAL, *SOLVER}
+    keys = {*SAME, *VALUES, *GRIDS, *NEUTRAL, *SOLVER}
     # a config in memory may also hold keys of another class, from which it was made
     for key in sorted(given if "_class_name" in stock else given.keys() | stock.keys()):
-        if key not in known and not key.startswith("_"):
+        if key not in keys and not key.startswith("_"):
             raise ValueError(
                 f"{key}={(given | stock)[key]!r} of {name} has no known meaning: leave it out if it changes "
                 f"neither the path nor the times nor the prediction"
@@ -140,20 +154,46 @@ def from_stock_config(config, own):
                 raise ValueError(f"{key} {given[key]!r} of {name} has no counterpart here; those that have: {allowed}")
             ours[key] = values[given[key]]
     ours |= ACCEPTED[name]
-    flags = [flag for flag in GRIDS if given.get(flag)]
-    if flags:
-        if "open_end" not in ours and ours["timestep_spacing"] != "linspace":
-            raise ValueError(
-                f"{flags[0]} of {name} reaches as far as its timestep_spacing {ours['timestep_spacing']!r} does, which "
-                f"has no counterpart here: set timestep_spacing to 'linspace'"
-            )
-        ours["timestep_spacing"] = GRIDS[flags[0]]
+    ours |= {flag: bool(given.get(flag)) for flag in GRIDS}
+    flags = [flag for flag in GRIDS if ours[flag]]
+    if flags and "open_end" not in ours and ours["timestep_spacing"] != "linspace":
+        raise ValueError(
+            f"{flags[0]} of {name} reaches as far as its timestep_spacing {ours['timestep_spacing']!r} does, which "
+            f"has no counterpart here: set timestep_spacing to 'linspace'"
+        )
     # by its name diffusers tells whose the other keys are
     return {key: value for key, value in stock.items() if key not in own} | {"_class_name": name} | ours
 
 
+def _of_flow_matching(name, given, hidden):
+    """The config of the straight path for a stock scheduler of flow matching, or with use_flow_sigmas; `hidden` is what
+    goes along for the way back and for pipelines."""
+    for key in (*GRIDS, "use_beta_sigmas", "invert_sigmas"):
+        if given.get(key):
+            remedy = NEUTRAL[key][1] if key in NEUTRAL else "a grid of sigma, not of sigma / alpha; leave it out"
+            raise ValueError(f"{key}={given[key]!r} of {name} has no counterpart here: {remedy}")
+    prediction = "flow_prediction" if name in FLOW_MATCHING else given["prediction_type"]
+    if prediction not in ("flow_prediction", *VALUES["prediction_type"]):
+        raise ValueError(f"prediction_type {prediction!r} of {name} has no counterpart here")
+    ours = {"sde_type": "linear", "prediction_type": VALUES["prediction_type"].get(prediction, prediction)}
+    honoured = (*FLOW, "thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+    ours |= {key: given[key] for key in honoured if key in given} | {"timestep_spacing": "linspace"}
+    levels = given["num_train_timesteps"]
+    # where their grids end: those of DPM-Solver at 0, but for the step that leads there
+    if name in FLOW_MATCHING:
+        least = 1 / levels
+        shift = 1 if given.get("use_dynamic_shifting") else given["shift"]
+        # twice shifted, as there: by the class and by set_timesteps
+        return hidden | {"_class_name": name} | ours | {"t_min": shift * least / (1 + (shift - 1) * least)}
+    ours |= {"shift": given["flow_shift"], "open_end": True}
+    ours |= {"t_min": 1 / levels} if name == "UniPCMultistepScheduler" else {"t_min": 1e-6, "t_max": 1 - 1 / levels}
+    return hidden | {"_class_name": name} | ours
+
+
 def refuse_unknown_meaning(config, but=()):
     """Raise ValueError where a key of NEUTRAL, but for those named in `but`, has a value with no counterpart here."""
+    if config.get("sde_type") == "linear":
+        but = (*but, "use_flow_sigmas", "flow_shift")
     for key, (neutral, remedy) in NEUTRAL.items():
         if key not in but and config.get(key) not in (None, neutral):
             raise ValueError(
@@ -168,7 +208,7 @@ def _class_name(config):
     # in memory it does not say: the class with the most keys, all of which it has
     sizes = {
         name: len(_defaults(name))
-        for name in (*ACCEPTED, *SCORE_SDE, *REFUSED)
+        for name in (*ACCEPTED, *SCORE_SDE, *FLOW_MATCHING, *REFUSED)
         if _defaults(name).keys() <= config.keys()
     }
     return max((name for name in sizes if sizes[name]), key=sizes.get, default=None)

@@ -10,13 +10,12 @@ from safetensors import safe_open
 
 from .. import __version__
 from ..pipelines.bundle_files import read_index, saved_class_name
-from ..pipelines.wording import few
+from ..pipelines.wording import few, one_line
 from ..schedulers.paths import SDE_TYPES
 from .bundle_code import known_class
 from .downloading import fetch, hub_errors
 from .facts import read_facts, read_json
 from .hub import verify
-from .markdown import one_line
 from .model_card import training_rows
 
 

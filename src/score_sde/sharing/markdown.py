@@ -7,20 +7,15 @@ from importlib.resources import files
 import jinja2
 
 from .. import __version__
+from ..pipelines.wording import one_line
 
 
-# what cannot be written, or would turn the direction of writing
-_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # an underscore inside a word is one
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 class Written(str):
     """A text that stands in a card as it is."""
-
-
-def one_line(value):
-    return _UNWRITABLE.sub("\ufffd", " ".join(str(value).split()))
 
 
 def as_text(value):

@@ -11,34 +11,38 @@ import re
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..pipelines.bundle_files import read_config, read_index, saved_class_name
-from ..pipelines.wording import quoted
+from ..pipelines.conditions import number_of_classes
+from ..pipelines.kinds import kind_of
+from ..pipelines.wording import one_line, quoted
 from ..pipelines.writing import whole_file
+from .config_checks import naming
 from .facts import check_metrics, check_repo_id, dataset_name, read_facts, read_json, without_local_paths, writable
-from .markdown import Written, as_python, one_line, render
+from .markdown import Written, as_python, render
 
 
-TASK = "unconditional-image-generation"
+# what the Hub calls the task of a kind of data; of others it knows none
+TASKS = {"image": "unconditional-image-generation"}
 # what a measurement may say beside, as it goes into the model index
 ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "guidance_scale", "ema_decay", "features")
 
 
-def training_rows(training):
-    """What is known of the training run, as (name, value) rows."""
+def training_rows(training, kind="image", unit="px"):
+    """What is known of the training run, as (name, value) rows; `kind` is of data, with the unit of their size."""
     config = training.get("config") or {}
     counts = {name: count for name, count in (training.get("class_counts") or {}).items() if isinstance(count, int)}
     classes = ", ".join(f"{name} {count:,}" for name, count in counts.items()) if len(counts) <= 20 else ""
     if counts and not classes:
-        classes = f"{len(counts):,}, of {min(counts.values()):,} to {max(counts.values()):,} images"
+        classes = f"{len(counts):,}, of {min(counts.values()):,} to {max(counts.values()):,} {kind}s"
     rows = [
         ("run", training.get("run_id"), "{}"),
         ("data", dataset_name(training), "{}"),
         ("split", training.get("split"), "{}"),
-        ("training images", training.get("rows"), "{:,}"),
-        ("images by class", classes or None, "{}"),
+        (f"training {kind}s", training.get("rows"), "{:,}"),
+        (f"{kind}s by class", classes or None, "{}"),
         ("files that were skipped", training.get("skipped_files"), "{:,}"),
-        ("resolution", training.get("resolution"), "{} px"),
+        ("resolution", training.get("resolution"), f"{{}} {unit}"),
         ("optimizer steps", training.get("steps"), "{:,}"),
-        ("images seen", training.get("images_seen"), "{:,}"),
+        (f"{kind}s seen", training.get("images_seen"), "{:,}"),
         ("conditions", ", ".join(training.get("conditions") or []) or None, "{}"),
         ("final training loss", training.get("final_loss"), "{:.4f}"),
         ("time", training.get("train_seconds"), "{} s"),
@@ -68,11 +72,11 @@ def sampler_table(samplers):
         raise ValueError(f"samplers.json {quoted(samplers)} is none of benchmarks/samplers_network.py") from None
 
 
-def eval_results(metrics):
+def eval_results(metrics, task):
     """Measurements as the Hub's model index has them."""
     return [
         EvalResult(
-            task_type=TASK,
+            task_type=task or "other",
             # the Hub takes ids alone
             dataset_type=re.sub(r"[^\w./-]+", "-", dataset_name(metric), flags=re.ASCII),
             dataset_name=one_line(dataset_name(metric)),
@@ -140,9 +144,12 @@ def write_card(folder, repo_id=None, name=None):
     if network_class is None:
         raise ValueError(f"{path} names no network: neither transformer nor unet")
     network_config = read_config(folder, network, "config.json")
-    # of our networks, diffusers' UNet2DModel and its DiTTransformer2DModel
-    class_counts = [network_config.get(key) for key in ("num_classes", "num_class_embeds", "num_embeds_ada_norm")]
-    num_classes = next((count for count in class_counts if isinstance(count, int) and count), None)
+    num_classes = number_of_classes(network_config)
+    num_classes = num_classes if isinstance(num_classes, int) and num_classes else None
+    vae_class = component_class(index, "vae", path)
+    with naming(os.path.join(folder, network, "config.json")):
+        # a network that doesn't say its size can be saved all the same
+        kind = kind_of(network_config | {"sample_size": network_config.get("sample_size") or 1})
     id2label = index.get("id2label") or {}
     if not isinstance(id2label, dict) or not all(label.isdecimal() for label in id2label):
         raise ValueError(f"{path}: id2label {quoted(id2label)} must be {{number of a class: its name}}")
@@ -157,10 +164,10 @@ def write_card(folder, repo_id=None, name=None):
         base_model=training.get("base_model"),
         datasets=[training["dataset"]] if training.get("dataset_on_hub") and training.get("dataset") else None,
         library_name="diffusers",
-        pipeline_tag=TASK,
+        pipeline_tag=TASKS.get(kind.name),
         tags=["score-sde", "diffusion", network_class] + ([conditional] if conditional else []),
         model_name=one_line(name),
-        eval_results=eval_results(metrics) or None,
+        eval_results=eval_results(metrics, TASKS.get(kind.name)) or None,
         widget=[{"text": one_line(caption), "output": {"url": "samples.png"}}] if has_samples else None,
     )
     # the settings that were measured, else those of the picture
@@ -175,14 +182,15 @@ def write_card(folder, repo_id=None, name=None):
         network_class=network_class,
         network_config=network_config,
         scheduler=writable(read_config(folder, "scheduler", "scheduler_config.json")),
-        vae_class=component_class(index, "vae", path),
+        vae_class=vae_class,
+        kind=kind,
         labels=labels,
         num_classes=num_classes,
         conditional=conditional,
         other_conditions=others,
         arguments=call_arguments(stock, num_classes, labels, (measured or [training.get("samples") or {}])[0]),
         training=training,
-        training_rows=training_rows(training),
+        training_rows=training_rows(training, kind.name, {"pixels": "px"}.get(kind.unit, kind.unit)),
         dataset_name=dataset_name,
         metrics=metrics,
         # every way in which figures of this card were made

@@ -6,6 +6,7 @@ import os
 import time
 
 import diffusers
+import torch
 from diffusers.models import autoencoders
 
 from .. import pipelines
@@ -42,7 +43,22 @@ def safe_arguments(given, pipeline_class):
                 f"as safetensors only; the arguments are {', '.join(sorted({*DOWNLOAD_ARGUMENTS, *LOADING_ARGUMENTS}))}"
                 f", and components: {', '.join(sorted(parts))}. DiffusionPipeline.from_pretrained takes others"
             )
+    for name in ("dtype", "torch_dtype"):
+        check_dtype(name, given.get(name), {"scheduler", *pipeline_class._optional_components})
     return given | FIXED_ARGUMENTS
+
+
+def check_dtype(argument, value, components):
+    """Raise ValueError for a dtype that diffusers would take for float32, or overlook: it is a torch.dtype, or one for
+    each of the components by its name, and for the others as "default"."""
+    types = value if isinstance(value, dict) else {"default": value}
+    for name, dtype in types.items():
+        if name not in components | {"default"}:
+            raise ValueError(
+                f"{argument}: {quoted(name)} is no component; choose from default, {', '.join(sorted(components))}"
+            )
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{argument}: {quoted(dtype)} is no torch.dtype, such as torch.bfloat16")
 
 
 def open_bundle(folder_or_repo, pipeline_class=None, classes=(), **kwargs):

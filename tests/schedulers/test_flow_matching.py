@@ -1,0 +1,208 @@
+"""Flow matching: every stock scheduler of it has its path, times, shift and steps here."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers import AysSchedules
+
+from score_sde import ScoreSDEScheduler
+
+
+# of diffusers' own numpy code
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+SHIFTED = {
+    "plain": (diffusers.FlowMatchEulerDiscreteScheduler(), {}),
+    "shift": (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), {}),
+    "terminal": (diffusers.FlowMatchEulerDiscreteScheduler(500, shift=3.0, shift_terminal=0.1), {}),
+    "exponential": (diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), {"mu": 0.8}),
+    "linear": (
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear"),
+        {"mu": 2.0},
+    ),
+}
+shifted = pytest.mark.parametrize(("stock", "mu"), SHIFTED.values(), ids=SHIFTED)
+
+
+def network(x, timestep):
+    return torch.tanh(x) * (1 + float(timestep) / 1000)
+
+
+def run(scheduler, x, **given):
+    scheduler.set_timesteps(**given)
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(network(x, timestep), timestep, x).prev_sample
+    return x
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("sigmas", [None, np.linspace(1.0, 1 / 8, 8), [0.9, 0.6, 0.2]], ids=["n", "even", "own"])
+@shifted
+def test_euler_equals_the_stock_scheduler(stock, mu, sigmas):
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    given = {"num_inference_steps": 8} if sigmas is None else {"sigmas": sigmas}
+    x = noise(2, 3, 4, 4)
+    assert (run(stock, x, **given, **mu) - run(ours, x, **given, **mu)).abs().max() < 2e-6
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1e-3
+    assert (stock.sigmas - ours.sigmas).abs().max() < 1e-6
+
+
+def test_heun_has_the_stock_times():
+    stock = diffusers.FlowMatchHeunDiscreteScheduler(shift=2.0)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="heun")
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(7)
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "kind", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler"]
+)
+def test_flow_sigmas_are_the_straight_path(kind):
+    stock = getattr(diffusers, kind)(**FLOW, flow_shift=3.0)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(9)
+    # UniPC begins 1e-6 later; DEIS ends elsewhere
+    assert (stock.sigmas[:9] - ours.sigmas[:9]).abs().max() < 3e-6
+    # theirs are cut to whole numbers
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1.001
+    assert ours.config.prediction_type == "flow_prediction"
+    back = getattr(diffusers, kind).from_config(ours.config)
+    assert back.config.use_flow_sigmas and back.config.flow_shift == 3.0
+    assert back.config.prediction_type == "flow_prediction"
+    back.set_timesteps(9)
+    assert torch.equal(back.timesteps, stock.timesteps)
+
+
+def test_unipc_draws_what_stock_unipc_draws():
+    stock = diffusers.UniPCMultistepScheduler(**FLOW, flow_shift=3.0)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="unipc_2")
+    x = noise(2, 3, 4, 4)
+    # theirs tells the network times cut to whole numbers, and begins at 1 - 1e-6 where ours begins at 0.999
+    assert (run(stock, x, num_inference_steps=20) - run(ours, x, num_inference_steps=20)).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@shifted
+def test_the_way_back(stock, mu, saved, tmp_path):
+    ours = ScoreSDEScheduler.from_config(stock.config)
+    config = ours.config
+    if saved:
+        ours.save_pretrained(tmp_path)
+        config = ScoreSDEScheduler.load_config(tmp_path)
+        assert ScoreSDEScheduler.from_pretrained(tmp_path).config.t_min == ours.config.t_min
+    back = type(stock).from_config(config)
+    assert {key: back.config[key] for key in stock.config if key[0] != "_"} == {
+        key: value for key, value in stock.config.items() if key[0] != "_"
+    }
+    again = ScoreSDEScheduler.from_config(back.config)
+    assert (again.config.sde_type, again.config.shift) == ("linear", stock.config.shift)
+
+
+def test_what_pipelines_read():
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.3, max_image_seq_len=99)
+    ours = ScoreSDEScheduler.from_config(stock.config)
+    for key in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "use_dynamic_shifting"):
+        assert ours.config.get(key) == stock.config.get(key)
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    for scheduler in (stock, ours):
+        assert scheduler.shift == 3.0
+        scheduler.set_shift(2.0)
+        assert scheduler.shift == 2.0
+        scheduler.set_timesteps(5)
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1e-3
+    x0, z, times = noise(2, 3, 4, 4), noise(2, 3, 4, 4).flip(0), stock.timesteps[2:4]
+    assert (stock.scale_noise(x0, times, z) - ours.scale_noise(x0, times, z)).abs().max() < 1e-6
+
+
+def test_even_levels_are_for_auto_their_number():
+    """Flow pipelines pass them always."""
+    ours = ScoreSDEScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+    ours.set_timesteps(12)
+    own = ours.timesteps
+    ours.set_timesteps(12, sigmas=np.linspace(1.0, 1 / 12, 12))
+    assert torch.equal(ours.timesteps, own)
+    ours.set_timesteps(sigmas=[1.0, 0.7, 0.2])
+    assert ours.timesteps.tolist() == pytest.approx([1000.0, 875.0, 3 * 0.2 / 1.4 * 1000], rel=1e-6)
+
+
+@pytest.mark.parametrize("key", ["use_karras_sigmas", "invert_sigmas"])
+def test_what_has_no_counterpart_is_refused(key):
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(**{key: True})
+    with pytest.raises(ValueError, match=f"{key}=True of FlowMatchEuler.* has no counterpart"):
+        ScoreSDEScheduler.from_config(stock.config)
+
+
+def test_shifts_that_mean_nothing_are_refused():
+    ours = ScoreSDEScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config)
+    with pytest.raises(ValueError, match="pass mu to set_timesteps"):
+        ours.set_timesteps(5)
+    with pytest.raises(ValueError, match="shift_terminal 0.1 is for sde_type 'linear', not for 'vp'"):
+        ScoreSDEScheduler(shift_terminal=0.1)
+    with pytest.raises(ValueError, match="time_shift_type 'square' is unknown; choose one of exponential, linear"):
+        ScoreSDEScheduler(time_shift_type="square")
+
+
+def test_published_levels_with_their_last_zero():
+    """Align Your Steps (Sabour et al. 2024) as diffusers has them: rounded, with a final 0."""
+    stock = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    ours = ScoreSDEScheduler.from_config(stock.config)
+    levels = AysSchedules["StableDiffusionSigmas"]
+    ours.set_timesteps(sigmas=levels)
+    assert ours.nfe == len(levels) - 1
+    assert (ours.sigmas[:-1] / torch.tensor(levels[:-1]) - 1).abs().max() < 1e-3
+    assert ours.sigmas[-1] == 0
+
+
+@pytest.fixture(scope="module")
+def flux_components():
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(4,), latent_channels=1, norm_num_groups=1, shift_factor=0.1, scaling_factor=1.5
+    )
+    absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    return {"transformer": transformer.eval(), "vae": vae.eval()} | absent
+
+
+def draw(components, scheduler, kind=diffusers.FluxPipeline, **arguments):
+    pipeline = kind(**components, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt_embeds=noise(1, 6, 32),
+        pooled_prompt_embeds=noise(1, 32),
+        height=16,
+        width=16,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+        **arguments,
+    ).images
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", [diffusers.FluxPipeline, diffusers.FluxImg2ImgPipeline], ids=["text", "image"])
+def test_flux_draws_the_same_with_our_scheduler(flux_components, kind, dynamic):
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
+    given = {"num_inference_steps": 6}
+    if kind is diffusers.FluxImg2ImgPipeline:
+        given |= {"image": noise(1, 3, 16, 16).clamp(0, 1), "strength": 0.6}
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    expected, found = (draw(flux_components, each, kind, **given) for each in (stock, ours))
+    assert expected.std() > 0.01
+    assert (expected - found).abs().max() < 1e-5
+    assert torch.isfinite(draw(flux_components, ScoreSDEScheduler.from_config(stock.config), kind, **given)).all()
