@@ -6,7 +6,7 @@ import pytest
 import torch
 from hub.server import LocalHub
 
-from runs import forget_accelerate_state
+from runs import forget_runs
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,6 +28,6 @@ def local_hub(running_hub):
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate_state():
+def fresh_process():
     """Scripts run one after another in this process as if each had its own."""
-    forget_accelerate_state()
+    forget_runs()

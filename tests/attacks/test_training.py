@@ -9,7 +9,7 @@ import pytest
 from accelerate import Accelerator
 from filelock import FileLock
 
-from runs import forget_accelerate_state, train_tiny
+from runs import forget_runs, train_tiny
 from score_sde.training import train
 from score_sde.training.parts import checkpoints, run_folder
 from score_sde.training.parts.hashes import hash_of
@@ -18,7 +18,7 @@ from score_sde.training.parts.hashes import hash_of
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     """The files of a checkpoint: {name: bytes}."""
-    forget_accelerate_state()
+    forget_runs()
     folder = tmp_path_factory.mktemp("run")
     train_tiny(folder, "--max_train_steps", 1)
     checkpoint = folder / "checkpoints" / "step-00000001"

@@ -12,6 +12,7 @@ from places import TRAINING
 from safetensors.torch import load_file
 
 from score_sde.training import encode_latents, evaluate, train, train_autoencoder, train_classifier
+from score_sde.training.parts.options import WORK_BEGUN
 
 
 # of the commands that take a YAML file
@@ -31,9 +32,11 @@ EMBEDDED_TRAIN = "src/score_sde/data/fashion_mnist/train.parquet"
 TINY_DATA = ["--resolution", 8, "--image_channels", 1]
 
 
-def forget_accelerate_state():
+def forget_runs():
+    """What a process knows of the runs in it."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+    WORK_BEGUN.clear()
 
 
 def run(main, *arguments):

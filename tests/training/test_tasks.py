@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from places import HELPERS
 from safetensors.torch import load_file
 
-from runs import equal, forget_accelerate_state
+from runs import equal, forget_runs
 from score_sde.training.parts.config import LoopConfig
 from score_sde.training.parts.loop import fit, make_accelerator
 from score_sde.training.parts.run_folder import open_run
@@ -59,7 +59,7 @@ ROWS = [{"x": torch.randn(4, generator=torch.Generator().manual_seed(i))} for i 
 
 
 def fit_task(folder, make_task=Consistency, **options):
-    forget_accelerate_state()
+    forget_runs()
     options = {"batch_size": 4, "lr_warmup_steps": 0, "learning_rate": 0.05, "ema_decay": 0.9} | options
     config = LoopConfig(output_dir=str(folder), **options)
     accelerator = make_accelerator(config)

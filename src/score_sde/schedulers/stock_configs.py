@@ -115,7 +115,7 @@ def from_stock_config(config, own):
     stock = {key: value for key, value in config.items() if key != "_use_default_values"}
     name = _class_name(stock)
     if name in REFUSED:
-        raise ValueError(f"a {name} can not become a ScoreSDEScheduler: {REFUSED[name]}")
+        raise ValueError(f"{name} has no counterpart here: {REFUSED[name]}")
     if name not in ACCEPTED and name not in SCORE_SDE and name not in FLOW_MATCHING:
         known = ", ".join((*ACCEPTED, *SCORE_SDE, *FLOW_MATCHING))
         raise ValueError(
