@@ -8,7 +8,6 @@ import torch
 from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from ...models.transformer_score_dit import DiTModel
-from ...pipelines import ScoreSDEPipeline
 from ...pipelines.bundling import plain_component
 from ...pipelines.latents import shift_and_scale
 from ...pipelines.writing import whole_folder, write_json
@@ -128,7 +127,7 @@ def export_to_diffusers(pipeline_or_folder, folder):
         for a folder that holds something.
     """
     folder, pipeline, bundle = check_output(folder), pipeline_or_folder, None
-    if not isinstance(pipeline, ScoreSDEPipeline):
+    if isinstance(pipeline, (str, os.PathLike)):
         bundle, _ = fetch(pipeline_or_folder)
         pipeline = load_bundle(bundle)
     with whole_folder(folder) as partial:
