@@ -84,6 +84,7 @@ def apart(workplace, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", with_python(slow=False), ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run_one_after_the_other(page, apart):
     run_page(page, marks=("",))
@@ -249,6 +250,7 @@ def test_the_citation_is_of_this_version():
 # --- the site ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     """Pages left out of the navigation, links, anchors and names of the reference that don't exist are warnings."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

@@ -479,6 +479,7 @@ def in_a_clean_process(code, tmp_path, *arguments):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_a_bundle_opens_without_the_package_and_draws_the_same(tmp_path):
     pipeline = latent_pipeline()
     pipeline.save_pretrained(tmp_path / "first")
@@ -506,6 +507,7 @@ print([float(pipeline.scheduler.path.alpha(0.5)) for pipeline in pipelines])
 """
 
 
+@pytest.mark.slow
 def test_bundles_of_two_versions_each_run_their_own_mathematics(tmp_path):
     pixel_pipeline().save_pretrained(tmp_path / "one")
     # another version: the same files with another formula, under the stamp that it would have

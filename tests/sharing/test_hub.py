@@ -233,6 +233,7 @@ print(json.dumps([float((draw(load(*a, **k)) - image).abs().max()) for a, k in l
 """
 
 
+@pytest.mark.slow
 def test_loading_from_the_hub_and_offline(local_hub, tmp_path):
     pipeline = latent_pipeline()
     save_file({"image": draw(pipeline)}, tmp_path / "image.safetensors")

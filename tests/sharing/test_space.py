@@ -75,6 +75,7 @@ def test_the_folder_is_a_space(tmp_path):
             space.write_space(tmp_path / "other", model)
 
 
+@pytest.mark.slow
 def test_a_space_is_pushed_and_renewed(local_hub):
     for _ in range(2):
         result = local_hub.run(SCORE_SDE, "space", "me/model", "--push", "me/page", "--private", token="hf_writer")

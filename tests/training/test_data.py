@@ -347,7 +347,8 @@ def test_damaged_shards_are_named_and_mended(tiny_vae, small_data, tmp_path):
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_encoding_that_is_killed_loses_and_doubles_no_row(processes, tiny_vae, tmp_path):
     """kill -9 while shards are written; the same command then completes them to what an undisturbed run writes."""
     options = [*TINY_DATA, "--dataset", "fashion_mnist_10k", "--split", "test", "--vae", tiny_vae, "--shard_size", 40]

@@ -104,6 +104,7 @@ SHARDED = ["--network_kwargs", NO_DROPOUT, "--max_train_steps", 4, "--checkpoint
 SHARDED += ["--ema_snapshot_steps", 2]
 
 
+@pytest.mark.slow
 def test_sharded_training_is_training(tmp_path):
     """FSDP2 with two processes: weights, averages and snapshots are those of one process with the same global batch."""
     arguments = [*SHARDED, "--sample_steps", 2, "--evaluation_steps", 2, "--evaluation_images", 10]
@@ -142,14 +143,12 @@ TINY_NCSNPP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [
         ["--network_kwargs", NO_DROPOUT],
-        pytest.param(
-            ["--network", "unet", "--network_kwargs", json.dumps(TINY_NCSNPP), "--sde_type", "ve"],
-            marks=pytest.mark.slow,
-        ),
+        ["--network", "unet", "--network_kwargs", json.dumps(TINY_NCSNPP), "--sde_type", "ve"],
     ],
     ids=["dit", "unet"],
 )
@@ -189,6 +188,7 @@ def test_sharded_mixed_precision_is_that_of_one_process(network, tmp_path):
         assert distance("two", "bf16") < distance("bf16", "no") / 2
 
 
+@pytest.mark.slow
 def test_a_process_for_each_gpu_needs_no_launcher(tmp_path):
     """As `srun` starts them, with the variables of the README."""
     arguments = ["--network_kwargs", NO_DROPOUT, "--max_train_steps", 2, "--output_dir", tmp_path / "two"]

@@ -23,6 +23,7 @@ train.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_training_on_latents_from_the_hub_is_training_on_the_folder(tiny_vae, small_data, tmp_path, local_hub):
     encode(small_data, tiny_vae, tmp_path / "latents")
     # what lies about stays here

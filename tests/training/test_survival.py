@@ -88,10 +88,8 @@ def killed_and_resumed(output_dir, *arguments, processes, kills):
     assert "resuming from" in result.stdout
 
 
-@pytest.mark.parametrize(
-    "processes",
-    [1, pytest.param(2, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, processes):
     """With kill -9, shuffling, two workers that load data, and label dropout."""
     arguments = [*LONG_RUN, "--num_workers", 2, "--random_flip"]
@@ -102,6 +100,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, processes):
     assert equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_resume_me(tmp_path):
     arguments = ["--max_train_steps", 100_000, "--checkpointing_steps", 20, "--logging_steps", 7]
     process = subprocess.Popen(
@@ -391,6 +390,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     train_tiny(tmp_path, "--max_train_steps", 3)
 
 
+@pytest.mark.slow
 def test_a_data_worker_that_dies_is_named_and_nothing_is_lost(tmp_path):
     arguments = ["--max_train_steps", 100_000, "--checkpointing_steps", 20, "--num_workers", 2]
     process = subprocess.Popen(

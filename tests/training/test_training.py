@@ -818,6 +818,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_p
     assert not (tmp_path / "pipeline").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_with_the_same_global_batch(tmp_path):
     no_dropout = json.dumps(json.loads(TINY_DIT) | {"class_dropout_prob": 0.0})
     arguments = [*TINY_RUN, "--network_kwargs", no_dropout, "--max_train_steps", 4, "--random_flip"]
@@ -957,6 +958,7 @@ def test_photographs_in_the_latents_of_a_pretrained_autoencoder(tmp_path):
     assert pipeline(class_labels=0, num_inference_steps=2).images[0].size == (32, 32)
 
 
+@pytest.mark.slow
 def test_two_processes_encode_the_same_latents(tiny_vae, small_data, tmp_path):
     encode(small_data, tiny_vae, tmp_path / "one")
     arguments = [*TINY_DATA, "--dataset", small_data, "--vae", tiny_vae, "--shard_size", 16]
@@ -977,6 +979,7 @@ def test_an_autoencoder_resumes_bit_for_bit(small_data, tmp_path):
     assert equal(load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name))
 
 
+@pytest.mark.slow
 def test_a_classifier_of_noisy_samples_is_trained_for_a_pipeline(tiny_vae, small_data, tmp_path):
     """In pixels with several paths, and on latents; it lands in a folder with the facts of its training."""
     encode(small_data, tiny_vae, tmp_path / "latents")
