@@ -108,22 +108,23 @@ def test_errors_before_the_work_are_one_line_and_later_ones_keep_their_traceback
 @pytest.mark.slow
 @pytest.mark.parametrize("config_class", CONFIG_CLASSES)
 def test_scripts_end_with_one_line_where_their_data_do_not_exist(config_class, tmp_path):
-    script = sys.modules[config_class.__module__].__file__
+    name = config_class.__module__.rpartition(".")[2]
     (tmp_path / "model_index.json").write_text("{}")
     needed = {"encode_latents": ["--vae", "nowhere"], "evaluate": ["--pipeline", tmp_path]}
     needed["train_classifier"] = needed["evaluate"]
     arguments = [
-        *needed.get(config_class.__module__, []),
+        *needed.get(name, []),
         "--dataset",
         "no/such_data",
         "--output_dir",
         tmp_path / "run",
     ]
-    if config_class.__module__ == "evaluate":
+    if name == "evaluate":
         arguments = arguments[:-2]
-    ended = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, cwd=TRAINING)
+    command = [sys.executable, TRAINING / f"{name}.py", *arguments]
+    ended = subprocess.run([str(each) for each in command], capture_output=True, text=True, cwd=TRAINING)
     assert ended.returncode == 2
-    assert f"{config_class.__module__}.py: error: " in ended.stderr.splitlines()[-1]
+    assert f"{name}.py: error: " in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
 
 
