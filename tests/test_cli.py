@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from outside_network import OutsideNetwork
 from PIL import Image
 from places import CONFIGS, ROOT, TRAINING
+from tiny import tiny_pipeline
 
 import score_sde
 from score_sde import cli, load_bundle
@@ -85,6 +87,13 @@ def test_installed_configurations_are_listed_and_found_by_name(capsys):
         assert all(len(line.split()) > 3 for line in listed)  # each says what it is
     run("train", "quick_start/diffusion", "--max_train_steps", "0", status=2)
     assert capsys.readouterr().err == "score-sde train: error: max_train_steps 0 must be at least 1\n"
+
+
+def test_a_network_from_outside_is_drawn_with_by_its_name(tmp_path):
+    folder = score_sde.save_bundle(tiny_pipeline(network=OutsideNetwork()), tmp_path / "bundle")
+    arguments = ("sample", folder, "--steps", 2, "--num_images", 1, "--output", tmp_path / "x.png")
+    run(*arguments, "--network", "outside_network:OutsideNetwork")
+    assert Image.open(tmp_path / "x.png").size == (64, 64)
 
 
 def test_samples_are_those_of_their_seeds_in_any_batches(pipeline, tmp_path, capsys):
@@ -201,6 +210,8 @@ def test_the_report_of_the_environment_names_versions_and_no_place(capsys):
             "score-sde sample: error: class '10' is unknown; this",
         ),
         (["sample", "PIPELINE", "--output", "no/such/x.png"], "--output 'no/such/x.png': there is no such folder"),
+        (["sample", "PIPELINE", "--output", "x.jpg"], "--output 'x.jpg' must be a .png file"),
+        (["plot", "nowhere"], "score-sde plot: error: 'nowhere' is no folder"),
         (["sample", "PIPELINE", "--device", "gpu"], "--device gpu: "),
         (["sample", "PIPELINE", "--dtype", "int8"], "--dtype 'int8' is unknown; choose one of float32, "),
         (["sample", "PIPELINE", "--predictor", "huen"], "predictor 'huen' is unknown; choose one of "),
@@ -208,7 +219,7 @@ def test_the_report_of_the_environment_names_versions_and_no_place(capsys):
         (["push", "nowhere", "x/y/z"], "score-sde push: error: repo id 'x/y/z'"),
         (["card", "nowhere"], "score-sde card: error: "),
         (["env", "--nope"], "score-sde env: error: No such option: --nope"),
-        (["train", "quick_start/difusion"], "quick_start/latents, did you mean quick_start/diffusion?"),
+        (["train", "quick_start/difusion"], "quick_start/diffusion, did you mean quick_start/diffusion?"),
         (["train", "--learnign_rate", "1"], "score-sde train: error: --learnign_rate is unknown, did you mean"),
         (["train", "--num_processes", "2", "--config_file", "eigth_gpus"], "did you mean eight_gpus?"),
         (["reconstruct-ema", "run"], "score-sde reconstruct-ema: error: "),

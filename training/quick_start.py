@@ -2,9 +2,9 @@
 
     score-sde quick-start
 
-Each stage is a command of its own, printed as it starts; its settings are in training/configs/quick_start/. A stage
-that is done is not run again, and a stage that was stopped goes on from its last checkpoint: to resume, run the same
-command again.
+Each stage is a command of its own, printed as it starts, with an installed YAML file of its settings. A stage that is
+done is not run again, and a stage that was stopped goes on from its last checkpoint: to resume, run the same command
+again.
 """
 
 import argparse

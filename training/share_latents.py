@@ -103,7 +103,7 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
 
 def main(argv=None):
     parser = OneLineParser(description="Push latents to the Hub, as a dataset.")
-    parser.add_argument("folder", help="latents, as encode_latents.py wrote them")
+    parser.add_argument("folder", help="latents, as score-sde encode-latents wrote them")
     parser.add_argument("repo_id", help="somebody/latents; made if it doesn't exist")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
     parser.add_argument("--license", help="of the latents, as the Hub calls it")

@@ -82,14 +82,18 @@ for name, text in HELP.items():
 Bundle = Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="A pipeline folder, or somebody/model.")]
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="A pipeline folder.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a repo.", show_default="main")]
+Outside = Annotated[
+    str | None, typer.Option(metavar="MODULE:CLASS", help="Class of a network from outside, which is imported.")
+]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.", show_default="the accelerator, or cpu")]
 
 
-def open_pipeline(folder_or_repo, device, **arguments):
+def open_pipeline(folder_or_repo, device, network=None, **arguments):
     """A pipeline on a device, by default the accelerator where there is one."""
     import torch
 
     from score_sde import load_bundle
+    from score_sde.training.parts.networks import outside_classes
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     try:
@@ -97,7 +101,7 @@ def open_pipeline(folder_or_repo, device, **arguments):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: {error}") from error
-    return load_bundle(folder_or_repo, **arguments).to(device)
+    return load_bundle(folder_or_repo, classes=outside_classes(network), **arguments).to(device)
 
 
 def class_numbers(classes, pipeline):
@@ -127,6 +131,7 @@ def sample(
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Images drawn at once.")] = 64,
     output: Annotated[str, typer.Option(help="The PNG that is written.")] = "samples.png",
     revision: Revision = None,
+    network: Outside = None,
     device: Device = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ):
@@ -135,10 +140,10 @@ def sample(
 
     from score_sde import ScoreSDEScheduler
 
-    check_folder_of("--output", output)
+    check_png("--output", output)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {dtype!r} is unknown; choose one of float32, bfloat16, float16")
-    pipeline = open_pipeline(bundle, device, dtype=getattr(torch, dtype), **given(revision=revision))
+    pipeline = open_pipeline(bundle, device, network, dtype=getattr(torch, dtype), **given(revision=revision))
     if predictor is not None:
         pipeline.scheduler = ScoreSDEScheduler.from_config(pipeline.scheduler.config, predictor=predictor)
     asked = class_numbers(classes, pipeline) if classes else range(pipeline.num_classes or 0)
@@ -183,6 +188,7 @@ def calibrate(
     guidance: Annotated[float, typer.Option(help="The guidance that will be used.")] = 1.0,
     num_samples: Annotated[int, typer.Option("--num_samples", min=1, help="Trajectories that are compared.")] = 16,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    network: Outside = None,
     device: Device = None,
 ):
     """Fit times of sampling to a model, in its folder."""
@@ -192,7 +198,7 @@ def calibrate(
 
     if not os.path.isdir(folder):
         raise ValueError(f"{folder!r} is no folder: a repo is calibrated where it is downloaded to")
-    pipeline = open_pipeline(folder, device)
+    pipeline = open_pipeline(folder, device, network)
     generator = torch.Generator("cpu").manual_seed(seed)
     errors = pipeline.scheduler.calibrate(
         pipeline, nfe=nfe or [5, 8], num_samples=num_samples, guidance_scale=guidance, generator=generator
@@ -210,7 +216,7 @@ def plot(
     """Draw loss, gradient norm, speed and evaluation of runs."""
     from score_sde.training.parts.plots import plot_runs
 
-    check_folder_of("--output", output)
+    check_png("--output", output)
     print(plot_runs(runs, output))
 
 
@@ -455,8 +461,10 @@ def given(**arguments):
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def check_folder_of(option, path):
-    """Raise ValueError where a file cannot be written because its folder isn't there."""
+def check_png(option, path):
+    """Raise ValueError for what is no name of a PNG, or lies in a folder that isn't there."""
+    if not path.lower().endswith(".png") or os.path.isdir(path):
+        raise ValueError(f"{option} {path!r} must be a .png file")
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise ValueError(f"{option} {path!r}: there is no such folder; make it first")
 

@@ -44,7 +44,7 @@ def test_mappings_are_what_yaml_takes(text, value, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--learnign_rate", "1"], "--learnign_rate is unknown, did you mean --learning_rate?; --help_all lists"),
+        (["--learnign_rate", "1"], "--learnign_rate is unknown, did you mean --learning_rate? --help_all lists"),
         (["--network-kwarg={}"], "--network-kwarg is unknown, did you mean --network_kwargs?"),
         (["--batch_size", "8", "here"], "here is unknown; --help_all lists"),
         (["--max_train_steps", "1e-3"], "argument --max_train_steps/--max-train-steps: '1e-3' is not a whole number"),

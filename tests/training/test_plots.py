@@ -71,7 +71,7 @@ def test_runs_are_told_apart(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="nowhere' has no values in log.jsonl: name the output_dir of a run"):
+    with pytest.raises(ValueError, match="nowhere' is no folder: name the output_dir of a run"):
         plot_runs([tmp_path / "nowhere"], tmp_path / "a.png")
     with pytest.raises(ValueError, match="a.pdf' must be a .png file"):
         plot_runs([a_run(tmp_path / "a")], tmp_path / "a.pdf")

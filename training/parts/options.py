@@ -108,7 +108,7 @@ def parse(config_class, argv):
     known = {each.name: each for each in fields(config_class)}
     name, arguments = config_and_options(argv)
     try:
-        from_file = yaml_arguments(config_path(name), known) if name else []
+        from_file = yaml_arguments(config_path(name, config_class.configs), known) if name else []
     except ValueError as error:
         parser.error(str(error))
     values, unknown = parser.parse_known_args(from_file + arguments)
@@ -119,7 +119,8 @@ def parse(config_class, argv):
     del values.list
     if unknown:
         name, *_ = unknown[0].split("=")
-        parser.error(f"{name} is unknown{nearest(name, [f'--{each}' for each in known])}; --help_all lists all options")
+        near = nearest(name, [f"--{each}" for each in known])
+        parser.error(f"{name} is unknown{near or ';'} --help_all lists all options")
     config = config_class(**vars(values))
     problems = list(config.problems())
     if problems:
@@ -133,12 +134,13 @@ def config_and_options(argv):
     return argv[0] if named else None, list(argv[named:])
 
 
-def config_path(name):
-    """The YAML file of this path, or of this name in training/configs/. Raises ValueError where there is neither."""
+def config_path(name, kind="*"):
+    """The YAML file of this path, or of this name in training/configs/. Raises ValueError where there is neither, with
+    the names of those that are installed whose last part is `kind`."""
     installed = os.path.join(CONFIGS, *f"{name}.yaml".split("/"))
     if os.path.isfile(name) or not os.path.isfile(installed):
         if not os.path.isfile(name) and not name.endswith((".yaml", ".yml")):
-            known = list(installed_configs())
+            known = list(installed_configs(kind))
             raise ValueError(
                 f"{name!r} is neither a YAML file nor one that is installed: {', '.join(known)}{nearest(name, known)}"
             )

@@ -36,6 +36,8 @@ def plot_runs(run_folders, output):
         raise ValueError(f"output {str(output)!r} must be a .png file")
     logs, evaluations = {}, {}
     for folder in map(str, run_folders):
+        if not os.path.isdir(folder):
+            raise ValueError(f"{folder!r} is no folder: name the output_dir of a run")
         logs[folder] = read_records(os.path.join(folder, "log.jsonl"))
         evaluations[folder] = read_records(os.path.join(folder, "evaluation.jsonl"))
         if not logs[folder]:
