@@ -132,7 +132,7 @@ def test_info_says_what_a_pipeline_is(pipeline, capsys):
     assert facts["components"]["transformer"]["arguments"]["hidden_size"] == 16
     assert facts["path"] == {"sde_type": "vp"} and facts["prediction"] == "v_prediction"
     assert facts["classes"][3] == "Dress" and set(facts["code"].values()) == {"same"}
-    assert facts["training"]["data"] == "fashion_mnist_10k"
+    assert facts["training"]["dataset"] == "fashion_mnist_10k" and facts["training"]["steps"] == 2
     run("info", pipeline)
     text = capsys.readouterr().out
     assert re.search(r"^transformer +DiTModel, [\d,]+ parameters, .*hidden_size 16", text, re.MULTILINE)

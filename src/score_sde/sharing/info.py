@@ -31,7 +31,7 @@ def describe(folder_or_repo, **download):
         sampler: {argument: value} of the scheduler's other arguments that are not the defaults.
         components: {name: {"class", "arguments" that are not the defaults, "parameters", a number}}.
         classes: their names.
-        training: {name: text}, the rows of the card.
+        training: what training.json holds.
         metrics: measurements, as metrics.json holds them.
         code: {path: verdict} of the code that it carries, see `verify`.
     """
@@ -58,7 +58,7 @@ def describe(folder_or_repo, **download):
         facts["components"][name] |= {"parameters": parameters} if parameters else {}
     labels = index.get("id2label") or {}
     facts["classes"] = [labels[number] for number in sorted(labels, key=int)]
-    facts["training"] = dict(training_rows(read_facts(folder)))
+    facts["training"] = read_facts(folder)
     facts["metrics"] = read_json(os.path.join(folder, "metrics.json")) or []
     facts["code"] = verify(folder)
     return facts
@@ -116,7 +116,7 @@ def as_text(facts):
         rows.append((name, ", ".join([each["class"], count, *listed(each["arguments"]).split(", ")]).rstrip(", ")))
     if facts["classes"]:
         rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
-    rows += facts["training"].items()
+    rows += training_rows(facts["training"])
     settings = ("n", "split", "nfe", "sampler", "guidance_scale", "dataset")
     for each in facts["metrics"]:
         how = listed({name: each[name] for name in settings if name in each})
