@@ -10,6 +10,8 @@ from runs import forget_runs
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# of the processes that tests start: on all cores at once, two threads for each would wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"
 # the tensors are tiny
 torch.set_num_threads(1)
 
