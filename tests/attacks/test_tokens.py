@@ -28,7 +28,8 @@ CALLS = {
     "push a model": "from tiny import random_dit; from score_sde.sharing.hub import push_to_hub\n"
     "push_to_hub(random_dit(), 'me/new', token=token)",
     "method": "from tiny import tiny_pipeline; tiny_pipeline().push_to_hub('me/new', token=token)",
-    "load": "from score_sde import load_bundle; load_bundle('me/model', token=token)",
+    # a repo that no test has put into the cache
+    "load": "from score_sde import load_bundle; load_bundle('me/unseen', token=token)",
     "pipeline": "from score_sde import ScoreSDEPipeline; ScoreSDEPipeline.from_pretrained('me/model', token=token)",
     "verify": "from score_sde.sharing.hub import verify; verify('me/model', token=token)",
     "space": "from score_sde.sharing.space import push_space; push_space('me/page', 'me/model', token=token)",
