@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from PIL import Image
-from tiny import seeded
+from tiny import seeded, text_unet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from score_sde import (
@@ -96,16 +96,7 @@ def save_of_the_hub(root):
         bos_token_id=len(words) - 2,
         eos_token_id=len(words) - 1,
     )
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
+    unet = text_unet()
     chain = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     diffusers.StableDiffusionPipeline(
         unet=unet.eval(),

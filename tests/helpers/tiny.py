@@ -1,7 +1,7 @@
 """Pipelines around a small random network, for tests of what pipelines do with any network."""
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
 
@@ -61,3 +61,17 @@ def draw(pipeline):
 def latents(n=2):
     """(n, 2, 4, 4), the size of data."""
     return 0.5 * torch.randn(n, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def text_unet():
+    """Stable Diffusion's network, of 8 x 8 latents and text of width 16."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )

@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 from exact import TOLERANCE
+from tiny import text_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from score_sde import ScoreSDEScheduler
@@ -18,16 +19,7 @@ def components():
     text = CLIPTextConfig(
         hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=100
     )
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
+    unet = text_unet()
     vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 8),
         norm_num_groups=4,

@@ -16,10 +16,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
-from places import ROOT, TRAINING
+from places import TRAINING
 from tiny import random_dit, seeded, tiny_pipeline, tiny_vae
 
-from runs import EMBEDDED_TRAIN, TINY_DATA, TINY_DIT, TINY_RUN, data_config, encode, equal, launch, run, train_tiny
+from runs import TINY_DATA, TINY_DIT, TINY_RUN, data_config, encode, equal, launch, run, train_tiny
 from score_sde import load_bundle, save_bundle
 from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.pipelines.images import to_mode
@@ -29,15 +29,6 @@ from score_sde.training.parts import classifier, options, provenance, rounds, va
 from score_sde.training.parts import samples as samples_of
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.metrics import frechet_distance, moments
-
-
-@pytest.fixture(scope="module")
-def small_data(tmp_path_factory):
-    """60 real images."""
-    path = tmp_path_factory.mktemp("data") / "train.parquet"
-    data = datasets.Dataset.from_parquet(str(ROOT / EMBEDDED_TRAIN))
-    data.select(range(0, 10_000, 167)).to_parquet(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
