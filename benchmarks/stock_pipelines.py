@@ -8,7 +8,7 @@ For each, with nothing downloaded:
 - runs: with the stock scheduler that belongs to it;
 - equal: our scheduler, made from the stock one's config by `from_config`, with the predictor that is the stock method
   on the stock grid, gives the stock result: the largest difference of pixels and of the last samples, relative to the
-  largest value where that is above 1, is below 1e-5. Where the stock scheduler is a multistep one, the method is that of
+  largest value where that is above 1, is below 1e-5. Of a multistep scheduler the method is that of
   order 1 with the same config;
 - auto: the result of predictor "auto" at 50 steps is no farther from the stock method's at 500 steps than the stock
   method's at 50 steps, or less than 5 % of the result's standard deviation.

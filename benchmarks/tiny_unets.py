@@ -3,7 +3,8 @@
 import diffusers
 import torch
 import transformers
-from tiny_cases import Case
+from diffusers.models.attention_processor import AttnAddedKVProcessor
+from tiny_cases import Case, picture, video
 
 
 CHARACTERS = [chr(code) for code in range(33, 127)]
@@ -115,6 +116,146 @@ def stirred(model):
     return model
 
 
+# of pixels and image embeddings: Kandinsky, UnCLIP, DeepFloyd IF
+SIMPLE = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "resnet_time_scale_shift": "scale_shift",
+}
+KANDINSKY = SIMPLE | {"in_channels": 4, "out_channels": 8, "encoder_hid_dim": TEXT}
+IF = SIMPLE | {"in_channels": 3, "out_channels": 6, "encoder_hid_dim": TEXT, "sample_size": 32, "act_fn": "gelu"}
+IF |= {"addition_embed_type": "text", "addition_embed_type_num_heads": 2, "cross_attention_norm": "group_norm"}
+IF_SUPER = IF | {"in_channels": 6, "class_embed_type": "timestep"}
+COSINE = {"beta_schedule": "squaredcos_cap_v2"}
+
+
+def movq():
+    return vq(
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        norm_type="spatial",
+        latent_channels=4,
+        vq_embed_dim=4,
+    )
+
+
+def prior(**changes):
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "embedding_dim": TEXT, "num_layers": 1}
+    return stirred(diffusers.PriorTransformer(**(sizes | changes)))
+
+
+def if_scheduler():
+    return diffusers.DDPMScheduler(
+        **COSINE,
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.0,
+        variance_type="learned_range",
+    )
+
+
+def if_network(config):
+    network = unet(**config)
+    network.set_attn_processor(AttnAddedKVProcessor())
+    return network
+
+
+def kandinsky_text_encoder():
+    from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
+
+    sizes = {"hidden_size": TEXT, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    return MultilingualCLIP(
+        MCLIPConfig(numDims=TEXT, transformerDimensions=TEXT, vocab_size=200, max_position_embeddings=128, **sizes)
+    )
+
+
+def unigram_tokenizer(kind, **options):
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)]
+    return kind(vocab=pieces + [(each, -2.0) for each in CHARACTERS] + [("<mask>", 0.0)], **options)
+
+
+def byte_tokenizer(kind, **options):
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>", "Ġ", *CHARACTERS]
+    return kind(vocab={token: position for position, token in enumerate(tokens)}, merges=[], **options)
+
+
+def clap_config():
+    text = {"hidden_size": TEXT, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    audio = {"spec_size": 8, "window_size": 4, "num_mel_bins": 8, "intermediate_size": 16, "depths": [1, 1]}
+    audio |= {"num_attention_heads": [1, 1], "num_hidden_layers": 1, "hidden_size": 16, "patch_size": 2}
+    audio |= {"patch_stride": 2, "patch_embed_input_channels": 4, "patch_embeds_hidden_size": 8}
+    return transformers.ClapConfig(
+        text_config=text | {"vocab_size": 200, "pad_token_id": 1, "projection_dim": TEXT},
+        audio_config=audio | {"projection_dim": TEXT},
+        projection_dim=TEXT,
+    )
+
+
+def vocoder():
+    return transformers.SpeechT5HifiGan(
+        transformers.SpeechT5HifiGanConfig(
+            model_in_dim=8,
+            sampling_rate=16000,
+            upsample_initial_channel=8,
+            upsample_rates=[2, 2],
+            upsample_kernel_sizes=[4, 4],
+            resblock_kernel_sizes=[3],
+            resblock_dilation_sizes=[[1, 3]],
+            normalize_before=False,
+        )
+    )
+
+
+def depth_estimator():
+    backbone = {"global_padding": "same", "layer_type": "bottleneck", "depths": [1, 1, 1], "num_groups": 2}
+    backbone |= {"out_features": ["stage1", "stage2", "stage3"], "embedding_dynamic_padding": True}
+    return transformers.DPTForDepthEstimation(
+        transformers.DPTConfig(
+            image_size=32,
+            patch_size=16,
+            hidden_size=TEXT,
+            num_hidden_layers=4,
+            backbone_out_indices=(0, 1, 2, 3),
+            num_attention_heads=2,
+            intermediate_size=16,
+            is_hybrid=True,
+            backbone_config=backbone | {"hidden_sizes": [8, 16, 32, 64]},
+            backbone_featmap_shape=[1, 32, 24, 24],
+            fusion_hidden_size=16,
+            neck_hidden_sizes=[8, 8, 16, 16],
+        )
+    )
+
+
+def latent_upscaler():
+    return unet(
+        act_fn="gelu",
+        norm_num_groups=None,
+        block_out_channels=(16, 16),
+        time_cond_proj_dim=2 * TEXT,
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
+        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+        attention_head_dim=8,
+        in_channels=8,
+        out_channels=5,
+        mid_block_type=None,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+    )
+
+
+def embedding(seed=0):
+    return torch.randn(1, TEXT, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels(size=32, channels=3, seed=0):
+    return torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
 # by the name of the class in the type hint: a function that makes one, or None
 COMPONENTS = {
     "CLIPTokenizer": clip_tokenizer,
@@ -124,21 +265,450 @@ COMPONENTS = {
     "CLIPVisionModel": lambda: transformers.CLIPVisionModel(clip_vision_config()),
     "CLIPImageProcessorPil": clip_image_processor,
     "StableDiffusionSafetyChecker": None,
+    "SafeStableDiffusionSafetyChecker": None,
+    "IFSafetyChecker": None,
+    "IFWatermarker": None,
     "AutoencoderKL": vae,
+    "AutoencoderKLTemporalDecoder": lambda: diffusers.AutoencoderKLTemporalDecoder(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1
+    ),
     "VQModel": vq,
+    "PaellaVQModel": lambda: _wuerstchen().PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=2),
     "UNet2DConditionModel": unet,
     "UNet2DModel": unconditional_unet,
+    "UNet1DModel": lambda: diffusers.UNet1DModel(
+        block_out_channels=(8, 8, 16),
+        extra_in_channels=16,
+        sample_size=512,
+        sample_rate=16_000,
+        in_channels=2,
+        out_channels=2,
+        flip_sin_to_cos=True,
+        use_timestep_embedding=False,
+        time_embedding_type="fourier",
+        mid_block_type="UNetMidBlock1D",
+        down_block_types=("DownBlock1DNoSkip", "DownBlock1D", "AttnDownBlock1D"),
+        up_block_types=("AttnUpBlock1D", "UpBlock1D", "UpBlock1DNoSkip"),
+    ),
+    "UNet3DConditionModel": lambda: diffusers.UNet3DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        cross_attention_dim=TEXT,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    ),
+    "I2VGenXLUNet": lambda: diffusers.I2VGenXLUNet(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        cross_attention_dim=TEXT,
+        num_attention_heads=2,
+        norm_num_groups=2,
+    ),
+    "UNetSpatioTemporalConditionModel": lambda: diffusers.UNetSpatioTemporalConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        cross_attention_dim=TEXT,
+        num_attention_heads=2,
+        projection_class_embeddings_input_dim=96,
+        addition_time_embed_dim=32,
+    ),
+    "Kandinsky3UNet": lambda: diffusers.Kandinsky3UNet(
+        time_embedding_dim=4,
+        groups=2,
+        attention_head_dim=4,
+        layers_per_block=3,
+        block_out_channels=(8, 16),
+        cross_attention_dim=4,
+        encoder_hid_dim=TEXT,
+    ),
     "ControlNetModel": controlnet,
+    "ControlNetUnionModel": lambda: stirred(
+        diffusers.ControlNetUnionModel(
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            attention_head_dim=4,
+            norm_num_groups=4,
+            conditioning_embedding_out_channels=(4, 8),
+            **XL,
+        )
+    ),
+    "SparseControlNetModel": lambda: stirred(
+        diffusers.SparseControlNetModel(
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+            cross_attention_dim=TEXT,
+            conditioning_channels=3,
+            conditioning_embedding_out_channels=(4, 8),
+            norm_num_groups=4,
+            use_simplified_condition_embedding=False,
+        )
+    ),
     "MotionAdapter": lambda: diffusers.MotionAdapter(
         block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=4, motion_num_attention_heads=2
+    ),
+    "T2IAdapter": lambda: diffusers.T2IAdapter(channels=[8, 16], num_res_blocks=1, downscale_factor=2),
+    "DPTForDepthEstimation": depth_estimator,
+    "DPTImageProcessorPil": lambda: transformers.DPTImageProcessorPil(size={"height": 32, "width": 32}),
+    "PriorTransformer": prior,
+    "MultilingualCLIP": kandinsky_text_encoder,
+    "XLMRobertaTokenizer": lambda: unigram_tokenizer(transformers.XLMRobertaTokenizer, model_max_length=77),
+    "RobertaTokenizer": lambda: byte_tokenizer(transformers.RobertaTokenizer, model_max_length=77),
+    "GPT2Tokenizer": lambda: byte_tokenizer(transformers.GPT2Tokenizer, model_max_length=77),
+    "ClapModel": lambda: transformers.ClapModel(clap_config()),
+    "ClapTextModelWithProjection": lambda: transformers.ClapTextModelWithProjection(clap_config().text_config),
+    "ClapFeatureExtractor": transformers.ClapFeatureExtractor,
+    "GPT2LMHeadModel": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=16, n_head=1, n_layer=1, vocab_size=200, n_positions=99)
+    ),
+    "AudioLDM2ProjectionModel": lambda: diffusers.AudioLDM2ProjectionModel(
+        text_encoder_dim=TEXT, text_encoder_1_dim=32, langauge_model_dim=16
+    ),
+    "AudioLDM2UNet2DConditionModel": lambda: diffusers.AudioLDM2UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=(16, 32),
+        attention_head_dim=4,
+    ),
+    "SpeechT5HifiGan": vocoder,
+    "UnCLIPTextProjModel": lambda: _unclip().UnCLIPTextProjModel(
+        clip_embeddings_dim=TEXT, time_embed_dim=32, cross_attention_dim=TEXT
+    ),
+    "StableUnCLIPImageNormalizer": lambda: _stable_diffusion().StableUnCLIPImageNormalizer(embedding_dim=TEXT),
+    "WuerstchenPrior": lambda: _wuerstchen().WuerstchenPrior(c_in=2, c=8, depth=2, c_cond=TEXT, c_r=8, nhead=2),
+    "WuerstchenDiffNeXt": lambda: _wuerstchen().WuerstchenDiffNeXt(
+        c_cond=TEXT, c_hidden=[32], nhead=[-1], blocks=[1], level_config=["CT"], clip_embd=TEXT, inject_effnet=[False]
+    ),
+    "ShapERenderer": lambda: _shap_e().ShapERenderer(
+        param_shapes=((8, 93), (8, 8), (8, 8), (8, 8)), d_latent=16, d_hidden=8, n_output=12
     ),
     "KarrasDiffusionSchedulers": lambda: diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False),
     "SchedulerMixin": lambda: diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False),
     "DDIMScheduler": lambda: diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False),
     "EulerDiscreteScheduler": lambda: diffusers.EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
+    "PNDMScheduler": lambda: diffusers.PNDMScheduler(**SCHEDULE, skip_prk_steps=True),
 }
+
+
+def _wuerstchen():
+    from diffusers.pipelines.deprecated import wuerstchen
+
+    return wuerstchen
+
+
+def _unclip():
+    from diffusers.pipelines.deprecated import unclip
+
+    return unclip
+
+
+def _shap_e():
+    from diffusers.pipelines import shap_e
+
+    return shap_e
+
+
+def _stable_diffusion():
+    from diffusers.pipelines import stable_diffusion
+
+    return stable_diffusion
+
+
+EMBEDS = {"image_embeds": embedding, "negative_image_embeds": lambda: embedding(1)}
+HINT = {"hint": lambda: pixels(seed=2)}
+MANY_FRAMES = {"conditioning_frames": video}
 
 # (regular expression for the name of the pipeline without "Pipeline", what it needs beside); later rows win
 CASES: list[tuple[str, Case]] = [
+    # Stable Diffusion and Stable Diffusion XL
     (r".*(StableDiffusionXL|SDXL).*", Case(components={"unet": lambda: unet(**XL)})),
+    (r"StableDiffusionXLControlNet(?!Union).*", Case(components={"controlnet": lambda: controlnet(**XL)})),
+    (r"StableDiffusionXLControlNetUnion.*", Case(call={"control_mode": [0], "control_image": lambda: [picture()]})),
+    (r".*InstructPix2Pix", Case(components={"unet": lambda: unet(in_channels=8)})),
+    (r"StableDiffusionXLInstructPix2Pix", Case(components={"unet": lambda: unet(**XL, in_channels=8)})),
+    (r"StableDiffusionDepth2Img", Case(components={"unet": lambda: unet(in_channels=5)})),
+    (
+        r"StableDiffusionUpscale",
+        Case(
+            components={
+                "unet": lambda: unet(in_channels=7, num_class_embeds=1000),
+                "low_res_scheduler": lambda: diffusers.DDPMScheduler(**COSINE),
+                "scheduler": lambda: diffusers.DDIMScheduler(
+                    **SCHEDULE, clip_sample=False, prediction_type="v_prediction"
+                ),
+            },
+            call={"image": lambda: picture(16), "noise_level": 20},
+        ),
+    ),
+    (
+        r"StableDiffusionLatentUpscale",
+        Case(
+            components={
+                "unet": latent_upscaler,
+                "scheduler": lambda: diffusers.EulerDiscreteScheduler(
+                    prediction_type="sample", timestep_spacing="trailing"
+                ),
+            },
+            call={"image": lambda: pixels(16, 4)},
+        ),
+    ),
+    (r"(StableDiffusionImageVariation|.*Adapter)", Case(without=("prompt",))),
+    (r".*Adapter", Case(call={"prompt": "a cat"})),
+    (
+        r"StableUnCLIP.*",
+        Case(
+            components={
+                "unet": lambda: unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * TEXT),
+                "image_noising_scheduler": lambda: diffusers.DDPMScheduler(**COSINE),
+                "prior_scheduler": lambda: diffusers.DDPMScheduler(
+                    **COSINE,
+                    variance_type="fixed_small_log",
+                    prediction_type="sample",
+                    clip_sample=True,
+                    clip_sample_range=5.0,
+                ),
+                "scheduler": lambda: diffusers.DDIMScheduler(
+                    **SCHEDULE, clip_sample=False, prediction_type="v_prediction"
+                ),
+            }
+        ),
+    ),
+    (r"StableDiffusionGLIGEN.*", Case(components={"unet": lambda: unet(attention_type="gated")})),
+    (
+        r"StableDiffusionGLIGEN",
+        Case(call={"gligen_phrases": ["a dog"], "gligen_boxes": [[0.1, 0.2, 0.6, 0.8]]}),
+    ),
+    (r"StableDiffusionAttendAndExcite", Case(call={"token_indices": [1], "max_iter_to_alter": 2})),
+    (r"CycleDiffusion", Case(call={"source_prompt": "a dog"})),
+    (r"LEdits.*", Case(reason="accepts no scheduler but DDIM and DPM-Solver, whose steps it writes anew")),
+    (r"Marigold.*", Case(components={"unet": lambda: unet(in_channels=8)}, without=("num_inference_steps",))),
+    (r"MarigoldIntrinsics", Case(components={"unet": lambda: unet(in_channels=12, out_channels=8)}, call={})),
+    (r"Marigold.*", Case(call={"processing_resolution": 0, "ensemble_size": 1})),
+    (r"PaintByExample", Case(components={"unet": lambda: unet(in_channels=9)}, call={"example_image": picture})),
+    # video
+    (r"AnimateDiff.*ControlNet|AnimateDiffSparse.*", Case(call=MANY_FRAMES)),
+    (r"AnimateDiffSparse.*", Case(call={"controlnet_frame_indices": list(range(5))})),
+    (r"AnimateDiff.*|PIA", Case(call={"num_frames": 5})),
+    (r"AnimateDiffVideoToVideo.*", Case(call={"video": video}, without=("num_frames",))),
+    (
+        r"StableVideoDiffusion",
+        Case(
+            components={
+                "scheduler": lambda: diffusers.EulerDiscreteScheduler(
+                    **SCHEDULE,
+                    prediction_type="v_prediction",
+                    sigma_min=0.002,
+                    sigma_max=700.0,
+                    timestep_type="continuous",
+                    timestep_spacing="leading",
+                    steps_offset=1,
+                    use_karras_sigmas=True,
+                )
+            }
+        ),
+    ),
+    # Kandinsky
+    (r"Kandinsky.*", Case(components={"movq": movq})),
+    (
+        r"Kandinsky.*Prior.*|Kandinsky.*Combined",
+        Case(
+            components=dict.fromkeys(("prior", "prior_prior"), prior)
+            | {
+                each: lambda: diffusers.UnCLIPScheduler(
+                    variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=5.0
+                )
+                for each in ("prior_scheduler",)
+            }
+        ),
+    ),
+    (
+        r"Kandinsky.*Prior.*",
+        Case(
+            components={
+                "scheduler": lambda: diffusers.UnCLIPScheduler(
+                    variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=5.0
+                )
+            },
+            without=("output_type", "image"),
+        ),
+    ),
+    (r"KandinskyV22PriorEmb2Emb", Case(call={"image": embedding})),
+    (
+        r"Kandinsky(Img2Img|Inpaint|)(Combined)?",
+        Case(
+            components={
+                "unet": lambda: unet(
+                    **KANDINSKY, addition_embed_type="text_image", encoder_hid_dim_type="text_image_proj"
+                )
+            }
+        ),
+    ),
+    (
+        r"KandinskyInpaint(Combined)?",
+        Case(
+            components={
+                "unet": lambda: unet(
+                    **(KANDINSKY | {"in_channels": 9}),
+                    addition_embed_type="text_image",
+                    encoder_hid_dim_type="text_image_proj",
+                )
+            }
+        ),
+    ),
+    (
+        r"KandinskyV22.*",
+        Case(
+            components={
+                "unet": lambda: unet(**KANDINSKY, addition_embed_type="image", encoder_hid_dim_type="image_proj")
+            }
+        ),
+    ),
+    (
+        r"KandinskyV22Inpaint(Combined)?",
+        Case(
+            components={
+                "unet": lambda: unet(
+                    **(KANDINSKY | {"in_channels": 9}), addition_embed_type="image", encoder_hid_dim_type="image_proj"
+                )
+            }
+        ),
+    ),
+    (
+        r"KandinskyV22Controlnet.*",
+        Case(
+            components={
+                "unet": lambda: unet(
+                    **(KANDINSKY | {"in_channels": 8}),
+                    addition_embed_type="image_hint",
+                    encoder_hid_dim_type="image_proj",
+                )
+            },
+            call=HINT,
+        ),
+    ),
+    (r"Kandinsky(V22)?(Img2Img|Inpaint|Controlnet|ControlnetImg2Img|)", Case(call=EMBEDS)),
+    (r"Kandinsky.*", Case(call={"height": 64, "width": 64})),
+    (r"Kandinsky3.*", Case(components={"scheduler": lambda: diffusers.DDPMScheduler(**COSINE)})),
+    # UnCLIP, Wuerstchen, Stable Cascade, Shap-E
+    (
+        r"UnCLIP.*",
+        Case(
+            components={
+                "decoder": lambda: unet(
+                    **(SIMPLE | {"in_channels": 3, "out_channels": 6}), class_embed_type="identity", sample_size=16
+                ),
+                "super_res_first": lambda: unconditional_unet(
+                    sample_size=32,
+                    in_channels=6,
+                    out_channels=3,
+                    down_block_types=("ResnetDownsampleBlock2D",) * 2,
+                    up_block_types=("ResnetUpsampleBlock2D",) * 2,
+                ),
+                "super_res_last": lambda: unconditional_unet(
+                    sample_size=32,
+                    in_channels=6,
+                    out_channels=3,
+                    down_block_types=("ResnetDownsampleBlock2D",) * 2,
+                    up_block_types=("ResnetUpsampleBlock2D",) * 2,
+                ),
+                "prior_scheduler": lambda: diffusers.UnCLIPScheduler(
+                    variance_type="fixed_small_log", prediction_type="sample"
+                ),
+                "decoder_scheduler": lambda: diffusers.UnCLIPScheduler(
+                    variance_type="learned_range", prediction_type="epsilon"
+                ),
+                "super_res_scheduler": lambda: diffusers.UnCLIPScheduler(
+                    variance_type="fixed_small_log", prediction_type="epsilon"
+                ),
+            }
+        ),
+    ),
+    (
+        r"ShapE.*",
+        Case(
+            components={
+                "prior": lambda: prior(
+                    attention_head_dim=8,
+                    embedding_dim=16,
+                    embedding_proj_dim=TEXT,
+                    time_embed_dim=64,
+                    num_embeddings=32,
+                    clip_embed_dim=32,
+                    additional_embeddings=0,
+                    time_embed_act_fn="gelu",
+                    norm_in_type="layer",
+                    encoder_hid_proj_type=None,
+                    added_emb_type=None,
+                ),
+                "scheduler": lambda: diffusers.HeunDiscreteScheduler(
+                    beta_schedule="exp",
+                    num_train_timesteps=1024,
+                    prediction_type="sample",
+                    use_karras_sigmas=True,
+                    clip_sample=True,
+                    clip_sample_range=1.0,
+                ),
+            },
+            call={"output_type": "latent"},
+        ),
+    ),
+    # DeepFloyd IF
+    (r"IF.*", Case(components={"unet": lambda: if_network(IF), "scheduler": if_scheduler})),
+    (
+        r"IF.*SuperResolution",
+        Case(
+            components={
+                "unet": lambda: if_network(IF_SUPER),
+                "image_noising_scheduler": lambda: diffusers.DDPMScheduler(**COSINE),
+            },
+            call={"image": lambda: pixels(16)},
+        ),
+    ),
+    (r"IF(Img2Img|Inpainting)SuperResolution", Case(call={"original_image": pixels})),
+    # unconditional and audio
+    (
+        r"LDMSuperResolution",
+        Case(
+            components={
+                "unet": lambda: unconditional_unet(in_channels=6, out_channels=3),
+                "vqvae": lambda: vq(latent_channels=3),
+            }
+        ),
+    ),
+    (r"LDM", Case(components={"unet": unconditional_unet, "vqvae": lambda: vq(latent_channels=3)})),
+    (r"(DDPM|DDIM|PNDM|LDM|ScoreSdeVe|DanceDiffusion)", Case(call={"output_type": "np"})),
+    (
+        r"AudioLDM.*|MusicLDM",
+        Case(
+            components={"vae": lambda: vae(in_channels=1, out_channels=1)},
+            call={"output_type": "pt", "audio_length_in_s": 0.032},
+        ),
+    ),
+    (
+        r"AudioLDM|MusicLDM",
+        Case(
+            components={
+                "unet": lambda: unet(
+                    cross_attention_dim=None,
+                    class_embed_type="simple_projection",
+                    projection_class_embeddings_input_dim=TEXT,
+                    class_embeddings_concat=True,
+                )
+            }
+        ),
+    ),
 ]
