@@ -107,6 +107,14 @@ def class_names(hint):
     return [name for each in inner for name in class_names(each)] if inner else [getattr(hint, "__name__", str(hint))]
 
 
+def reason_of(kind):
+    """Why none of the schedulers that the pipeline names can be ours; None where one can."""
+    hints = typing.get_type_hints(kind.__init__)
+    names = [name for key, hint in hints.items() if key in SAMPLING for name in class_names(hint)]
+    reasons = [REASONS[name] for name in names if name in REASONS]
+    return reasons[0] if names and len(reasons) == len(names) else None
+
+
 def components_of(kind, case):
     """{name: component} of `__init__`, random ones where the case has none.
 
@@ -139,7 +147,8 @@ def arguments_of(pipe, case, steps):
     """The arguments of `__call__`."""
     takes = inspect.signature(pipe.__call__).parameters
     given = {name: value for name, value in ARGUMENTS.items() if name in takes and name not in case.without}
-    given |= {name: steps for name in takes if re.fullmatch(r".*num_inference_steps", name)} | case.call
+    given |= {name: steps for name in takes if re.fullmatch(r".*num_inference_steps", name)}
+    given |= {name: value for name, value in case.call.items() if name in takes}
     return {name: value() if callable(value) else value for name, value in given.items()}
 
 
@@ -248,8 +257,8 @@ def check(name, kind, steps=10, long=500):
     started = time.perf_counter()
     case = case_of(name)
     row = {"pipeline": name, "family": kind.__module__.split(".")[2]}
-    if case.reason:
-        return row | {"reason": case.reason}
+    if reason := case.reason or reason_of(kind):
+        return row | {"reason": reason}
     stage = "build"
     try:
         components = components_of(kind, case)
@@ -266,9 +275,6 @@ def check(name, kind, steps=10, long=500):
         if not all(torch.isfinite(each).all() for each in expected):
             raise ValueError("the stock result is not finite")
         row["runs"] = True
-        unknown = [REASONS[type(each).__name__] for each in schedulers.values() if type(each).__name__ in REASONS]
-        if unknown:
-            return row | {"reason": unknown[0]}
         stage = "equal"
         found = draw(kind, case, components, ours(methods, {key: each for key, (_, each) in stock.items()}), steps)
         row["difference"] = difference(found, expected)

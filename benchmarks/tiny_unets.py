@@ -134,6 +134,8 @@ def movq():
     return vq(
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(32, 32),  # the spatial norm has 32 groups
+        norm_num_groups=8,
         norm_type="spatial",
         latent_channels=4,
         vq_embed_dim=4,
@@ -207,25 +209,58 @@ def vocoder():
     )
 
 
-def depth_estimator():
-    backbone = {"global_padding": "same", "layer_type": "bottleneck", "depths": [1, 1, 1], "num_groups": 2}
-    backbone |= {"out_features": ["stage1", "stage2", "stage3"], "embedding_dynamic_padding": True}
-    return transformers.DPTForDepthEstimation(
-        transformers.DPTConfig(
-            image_size=32,
-            patch_size=16,
-            hidden_size=TEXT,
-            num_hidden_layers=4,
-            backbone_out_indices=(0, 1, 2, 3),
-            num_attention_heads=2,
-            intermediate_size=16,
-            is_hybrid=True,
-            backbone_config=backbone | {"hidden_sizes": [8, 16, 32, 64]},
-            backbone_featmap_shape=[1, 32, 24, 24],
-            fusion_hidden_size=16,
-            neck_hidden_sizes=[8, 8, 16, 16],
-        )
+def language_model():
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=16, n_head=1, n_layer=1, vocab_size=200, n_positions=99)
     )
+    model.config.max_new_tokens = 8
+    return model
+
+
+def roberta_series():
+    from diffusers.pipelines.deprecated.alt_diffusion import modeling_roberta_series as alt
+
+    sizes = {"hidden_size": TEXT, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = alt.RobertaSeriesConfig(project_dim=TEXT, vocab_size=200, max_position_embeddings=128, **sizes)
+    return alt.RobertaSeriesModelWithTransformation(config)
+
+
+def cascade_prior():
+    return diffusers.models.StableCascadeUNet(
+        conditioning_dim=16,
+        block_out_channels=(16, 16),
+        num_attention_heads=(2, 2),
+        down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1),
+        clip_image_in_channels=TEXT,
+        switch_level=(False,),
+        clip_text_in_channels=TEXT,
+        clip_text_pooled_in_channels=TEXT,
+    )
+
+
+def cascade_decoder():
+    return diffusers.models.StableCascadeUNet(
+        in_channels=4,
+        out_channels=4,
+        conditioning_dim=16,
+        block_out_channels=(16, 16),
+        num_attention_heads=(-1, 2),
+        down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1),
+        down_blocks_repeat_mappers=(1, 1),
+        up_blocks_repeat_mappers=(1, 1),
+        block_types_per_layer=(("SDCascadeResBlock", "SDCascadeTimestepBlock"),) * 2,
+        switch_level=None,
+        clip_text_pooled_in_channels=TEXT,
+        dropout=(0.0, 0.0),
+    )
+
+
+def example_encoder():
+    from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
+
+    return PaintByExampleImageEncoder(clip_vision_config(), proj_size=TEXT)
 
 
 def latent_upscaler():
@@ -233,7 +268,7 @@ def latent_upscaler():
         act_fn="gelu",
         norm_num_groups=None,
         block_out_channels=(16, 16),
-        time_cond_proj_dim=2 * TEXT,
+        time_cond_proj_dim=160,
         conv_in_kernel=1,
         conv_out_kernel=1,
         down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
@@ -270,7 +305,7 @@ COMPONENTS = {
     "IFWatermarker": None,
     "AutoencoderKL": vae,
     "AutoencoderKLTemporalDecoder": lambda: diffusers.AutoencoderKLTemporalDecoder(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1
     ),
     "VQModel": vq,
     "PaellaVQModel": lambda: _wuerstchen().PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=2),
@@ -339,6 +374,9 @@ COMPONENTS = {
             attention_head_dim=4,
             norm_num_groups=4,
             conditioning_embedding_out_channels=(4, 8),
+            num_trans_channel=8,
+            num_trans_head=2,
+            num_proj_channel=8,
             **XL,
         )
     ),
@@ -358,9 +396,16 @@ COMPONENTS = {
         block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=4, motion_num_attention_heads=2
     ),
     "T2IAdapter": lambda: diffusers.T2IAdapter(channels=[8, 16], num_res_blocks=1, downscale_factor=2),
-    "DPTForDepthEstimation": depth_estimator,
+    "DPTForDepthEstimation": None,
     "DPTImageProcessorPil": lambda: transformers.DPTImageProcessorPil(size={"height": 32, "width": 32}),
     "PriorTransformer": prior,
+    "RobertaSeriesModelWithTransformation": roberta_series,
+    "PaintByExampleImageEncoder": example_encoder,
+    "StableCascadeUNet": cascade_decoder,
+    "CLIPImageProjection": lambda: _stable_diffusion().CLIPImageProjection(hidden_size=TEXT),
+    "ControlNetXSAdapter": lambda: diffusers.ControlNetXSAdapter.from_unet(
+        unet(), size_ratio=0.5, conditioning_embedding_out_channels=(4, 8)
+    ),
     "MultilingualCLIP": kandinsky_text_encoder,
     "XLMRobertaTokenizer": lambda: unigram_tokenizer(transformers.XLMRobertaTokenizer, model_max_length=77),
     "RobertaTokenizer": lambda: byte_tokenizer(transformers.RobertaTokenizer, model_max_length=77),
@@ -368,9 +413,7 @@ COMPONENTS = {
     "ClapModel": lambda: transformers.ClapModel(clap_config()),
     "ClapTextModelWithProjection": lambda: transformers.ClapTextModelWithProjection(clap_config().text_config),
     "ClapFeatureExtractor": transformers.ClapFeatureExtractor,
-    "GPT2LMHeadModel": lambda: transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(n_embd=16, n_head=1, n_layer=1, vocab_size=200, n_positions=99)
-    ),
+    "GPT2LMHeadModel": language_model,
     "AudioLDM2ProjectionModel": lambda: diffusers.AudioLDM2ProjectionModel(
         text_encoder_dim=TEXT, text_encoder_1_dim=32, langauge_model_dim=16
     ),
@@ -436,11 +479,14 @@ MANY_FRAMES = {"conditioning_frames": video}
 CASES: list[tuple[str, Case]] = [
     # Stable Diffusion and Stable Diffusion XL
     (r".*(StableDiffusionXL|SDXL).*", Case(components={"unet": lambda: unet(**XL)})),
-    (r"StableDiffusionXLControlNet(?!Union).*", Case(components={"controlnet": lambda: controlnet(**XL)})),
+    (r"StableDiffusionXLControlNet(?!Union|XS).*", Case(components={"controlnet": lambda: controlnet(**XL)})),
     (r"StableDiffusionXLControlNetUnion.*", Case(call={"control_mode": [0], "control_image": lambda: [picture()]})),
     (r".*InstructPix2Pix", Case(components={"unet": lambda: unet(in_channels=8)})),
     (r"StableDiffusionXLInstructPix2Pix", Case(components={"unet": lambda: unet(**XL, in_channels=8)})),
-    (r"StableDiffusionDepth2Img", Case(components={"unet": lambda: unet(in_channels=5)})),
+    (
+        r"StableDiffusionDepth2Img",
+        Case(components={"unet": lambda: unet(in_channels=5)}, call={"depth_map": lambda: pixels(32, 1)[0]}),
+    ),
     (
         r"StableDiffusionUpscale",
         Case(
@@ -493,17 +539,36 @@ CASES: list[tuple[str, Case]] = [
         Case(call={"gligen_phrases": ["a dog"], "gligen_boxes": [[0.1, 0.2, 0.6, 0.8]]}),
     ),
     (r"StableDiffusionAttendAndExcite", Case(call={"token_indices": [1], "max_iter_to_alter": 2})),
-    (r"CycleDiffusion", Case(call={"source_prompt": "a dog"})),
+    (r"CycleDiffusion", Case(reason="takes DDIM's own noise out of two images, step by step")),
+    (
+        r"StableDiffusionXLControlNetXS",
+        Case(
+            components={
+                "controlnet": lambda: diffusers.ControlNetXSAdapter.from_unet(
+                    unet(**XL), size_ratio=0.5, conditioning_embedding_out_channels=(4, 8)
+                )
+            }
+        ),
+    ),
+    (
+        r"StableDiffusionLDM3D",
+        Case(components={"vae": lambda: vae(in_channels=6, out_channels=6)}, call={"output_type": "np"}),
+    ),
+    (r"TextToVideoZero.*", Case(call={"t0": 6, "t1": 8})),
+    (r"VersatileDiffusion", Case(reason="only makes the other pipelines of Versatile Diffusion")),
+    (r"ScoreSdeVe", Case(reason="calls step_pred and step_correct, of its own scheduler")),
+    (r"StableDiffusionParadigms", Case(reason="fails with every scheduler of this version of diffusers")),
+    (r"I2VGenXL", Case(call={"clip_skip": None})),
     (r"LEdits.*", Case(reason="accepts no scheduler but DDIM and DPM-Solver, whose steps it writes anew")),
     (r"Marigold.*", Case(components={"unet": lambda: unet(in_channels=8)}, without=("num_inference_steps",))),
     (r"MarigoldIntrinsics", Case(components={"unet": lambda: unet(in_channels=12, out_channels=8)}, call={})),
     (r"Marigold.*", Case(call={"processing_resolution": 0, "ensemble_size": 1})),
-    (r"PaintByExample", Case(components={"unet": lambda: unet(in_channels=9)}, call={"example_image": picture})),
+    (r"(PaintByExample|PIA)", Case(components={"unet": lambda: unet(in_channels=9)})),
+    (r"PaintByExample", Case(without=("prompt",), call={"example_image": picture})),
     # video
     (r"AnimateDiff.*ControlNet|AnimateDiffSparse.*", Case(call=MANY_FRAMES)),
     (r"AnimateDiffSparse.*", Case(call={"controlnet_frame_indices": list(range(5))})),
-    (r"AnimateDiff.*|PIA", Case(call={"num_frames": 5})),
-    (r"AnimateDiffVideoToVideo.*", Case(call={"video": video}, without=("num_frames",))),
+    (r"AnimateDiffVideoToVideo.*", Case(call={"video": video})),
     (
         r"StableVideoDiffusion",
         Case(
@@ -601,9 +666,20 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (r"Kandinsky(V22)?(Img2Img|Inpaint|Controlnet|ControlnetImg2Img|)", Case(call=EMBEDS)),
-    (r"Kandinsky.*", Case(call={"height": 64, "width": 64})),
+    (r"Kandinsky((?!Prior).)*", Case(call={"height": 64, "width": 64})),
     (r"Kandinsky3.*", Case(components={"scheduler": lambda: diffusers.DDPMScheduler(**COSINE)})),
     # UnCLIP, Wuerstchen, Stable Cascade, Shap-E
+    (r"StableCascade(Prior|Combined)", Case(components={"prior": cascade_prior, "prior_prior": cascade_prior})),
+    (
+        r"StableCascadePrior",
+        Case(without=("output_type", "images"), components={"image_encoder": None, "feature_extractor": None}),
+    ),
+    (r"StableCascadeDecoder", Case(call={"image_embeddings": lambda: torch.randn(1, 16, 4, 4)})),
+    (r"StableCascadeCombined", Case(without=("images",))),
+    (r"WuerstchenPrior", Case(without=("output_type",))),
+    (r"WuerstchenDecoder", Case(call={"image_embeddings": lambda: torch.randn(1, TEXT, 8)})),
+    (r"Wuerstchen.*|StableCascade.*", Case(call={"height": 128, "width": 128})),
+    (r"WuerstchenDecoder|StableCascadeDecoder", Case(call={}, without=("height", "width"))),
     (
         r"UnCLIP.*",
         Case(
@@ -690,7 +766,7 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (r"LDM", Case(components={"unet": unconditional_unet, "vqvae": lambda: vq(latent_channels=3)})),
-    (r"(DDPM|DDIM|PNDM|LDM|ScoreSdeVe|DanceDiffusion)", Case(call={"output_type": "np"})),
+    (r"(DDPM|DDIM|PNDM|LDM)", Case(call={"output_type": "np"})),
     (
         r"AudioLDM.*|MusicLDM",
         Case(
@@ -703,7 +779,7 @@ CASES: list[tuple[str, Case]] = [
         Case(
             components={
                 "unet": lambda: unet(
-                    cross_attention_dim=None,
+                    cross_attention_dim=(None, None),
                     class_embed_type="simple_projection",
                     projection_class_embeddings_input_dim=TEXT,
                     class_embeddings_concat=True,
