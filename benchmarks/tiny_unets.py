@@ -107,6 +107,14 @@ def controlnet(**changes):
     return stirred(diffusers.ControlNetModel(**(config | changes)))
 
 
+def xs_adapter(**changes):
+    return stirred(
+        diffusers.ControlNetXSAdapter.from_unet(
+            unet(layers_per_block=2, **changes), size_ratio=0.5, conditioning_embedding_out_channels=(4, 8)
+        )
+    )
+
+
 def stirred(model):
     """The model with random weights where its own are zero at first, so that it does something."""
     with torch.no_grad():
@@ -257,6 +265,13 @@ def cascade_decoder():
     )
 
 
+def ldm_bert():
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    sizes = {"encoder_layers": 1, "encoder_ffn_dim": 16, "encoder_attention_heads": 2, "head_dim": 16, "d_model": TEXT}
+    return LDMBertModel(LDMBertConfig(vocab_size=200, max_position_embeddings=77, **sizes))
+
+
 def example_encoder():
     from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
 
@@ -267,12 +282,12 @@ def latent_upscaler():
     return unet(
         act_fn="gelu",
         norm_num_groups=None,
-        block_out_channels=(16, 16),
+        block_out_channels=(32, 32, 64, 64),
         time_cond_proj_dim=160,
         conv_in_kernel=1,
         conv_out_kernel=1,
-        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
-        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+        down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
+        up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
         attention_head_dim=8,
         in_channels=8,
         out_channels=5,
@@ -312,8 +327,8 @@ COMPONENTS = {
     "UNet2DConditionModel": unet,
     "UNet2DModel": unconditional_unet,
     "UNet1DModel": lambda: diffusers.UNet1DModel(
-        block_out_channels=(8, 8, 16),
-        extra_in_channels=16,
+        block_out_channels=(32, 32, 64),
+        extra_in_channels=64,
         sample_size=512,
         sample_rate=16_000,
         in_channels=2,
@@ -403,9 +418,6 @@ COMPONENTS = {
     "PaintByExampleImageEncoder": example_encoder,
     "StableCascadeUNet": cascade_decoder,
     "CLIPImageProjection": lambda: _stable_diffusion().CLIPImageProjection(hidden_size=TEXT),
-    "ControlNetXSAdapter": lambda: diffusers.ControlNetXSAdapter.from_unet(
-        unet(), size_ratio=0.5, conditioning_embedding_out_channels=(4, 8)
-    ),
     "MultilingualCLIP": kandinsky_text_encoder,
     "XLMRobertaTokenizer": lambda: unigram_tokenizer(transformers.XLMRobertaTokenizer, model_max_length=77),
     "RobertaTokenizer": lambda: byte_tokenizer(transformers.RobertaTokenizer, model_max_length=77),
@@ -424,7 +436,7 @@ COMPONENTS = {
         sample_size=16,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=(16, 32),
+        cross_attention_dim=([None, 16, 32], [None, 16, 32]),
         attention_head_dim=4,
     ),
     "SpeechT5HifiGan": vocoder,
@@ -472,7 +484,7 @@ def _stable_diffusion():
 
 
 EMBEDS = {"image_embeds": embedding, "negative_image_embeds": lambda: embedding(1)}
-HINT = {"hint": lambda: pixels(seed=2)}
+HINT = {"hint": lambda: pixels(256, seed=2)}
 MANY_FRAMES = {"conditioning_frames": video}
 
 # (regular expression for the name of the pipeline without "Pipeline", what it needs beside); later rows win
@@ -538,18 +550,33 @@ CASES: list[tuple[str, Case]] = [
         r"StableDiffusionGLIGEN",
         Case(call={"gligen_phrases": ["a dog"], "gligen_boxes": [[0.1, 0.2, 0.6, 0.8]]}),
     ),
-    (r"StableDiffusionAttendAndExcite", Case(call={"token_indices": [1], "max_iter_to_alter": 2})),
-    (r"CycleDiffusion", Case(reason="takes DDIM's own noise out of two images, step by step")),
     (
-        r"StableDiffusionXLControlNetXS",
+        r"StableDiffusionGLIGENTextImage",
         Case(
             components={
-                "controlnet": lambda: diffusers.ControlNetXSAdapter.from_unet(
-                    unet(**XL), size_ratio=0.5, conditioning_embedding_out_channels=(4, 8)
-                )
-            }
+                "unet": lambda: unet(attention_type="gated-text-image"),
+                "processor": lambda: transformers.CLIPProcessor(clip_image_processor(), clip_tokenizer()),
+            },
+            call={"gligen_phrases": ["a dog"], "gligen_boxes": [[0.1, 0.2, 0.6, 0.8]]},
         ),
     ),
+    (
+        r"StableDiffusionDiffEdit",
+        Case(call={"image_latents": lambda steps: torch.randn(steps * 8 // 10, 4, 32, 32)}),
+    ),
+    (
+        r"StableDiffusionPix2PixZero",
+        Case(
+            components={"caption_generator": None, "caption_processor": None},
+            call={each: lambda: torch.randn(1, 77, TEXT) for each in ("source_embeds", "target_embeds")},
+        ),
+    ),
+    (
+        r"LDMTextToImage",
+        Case(components={"bert": ldm_bert, "vqvae": vae, "unet": unet, "tokenizer": clip_tokenizer}),
+    ),
+    (r"StableDiffusionAttendAndExcite", Case(call={"token_indices": [1], "max_iter_to_alter": 2})),
+    (r"CycleDiffusion", Case(reason="takes DDIM's own noise out of two images, step by step")),
     (
         r"StableDiffusionLDM3D",
         Case(components={"vae": lambda: vae(in_channels=6, out_channels=6)}, call={"output_type": "np"}),
@@ -558,6 +585,17 @@ CASES: list[tuple[str, Case]] = [
     (r"VersatileDiffusion", Case(reason="only makes the other pipelines of Versatile Diffusion")),
     (r"ScoreSdeVe", Case(reason="calls step_pred and step_correct, of its own scheduler")),
     (r"StableDiffusionParadigms", Case(reason="fails with every scheduler of this version of diffusers")),
+    (r"MusicLDM", Case(reason="fails with every scheduler and the installed transformers")),
+    (r"DanceDiffusion", Case(reason="sets times between 0 and 1 that only IPNDMScheduler takes")),
+    (r"StableDiffusionLatentUpscale", Case(reason="computes in the coordinates of EulerDiscreteScheduler itself")),
+    (
+        r"StableDiffusion(XL)?ControlNetXS",
+        Case(components={"unet": lambda: unet(layers_per_block=2), "controlnet": lambda: xs_adapter()}),
+    ),
+    (
+        r"StableDiffusionXLControlNetXS",
+        Case(components={"unet": lambda: unet(layers_per_block=2, **XL), "controlnet": lambda: xs_adapter(**XL)}),
+    ),
     (r"I2VGenXL", Case(call={"clip_skip": None})),
     (r"LEdits.*", Case(reason="accepts no scheduler but DDIM and DPM-Solver, whose steps it writes anew")),
     (r"Marigold.*", Case(components={"unet": lambda: unet(in_channels=8)}, without=("num_inference_steps",))),
@@ -573,6 +611,9 @@ CASES: list[tuple[str, Case]] = [
         r"StableVideoDiffusion",
         Case(
             components={
+                "image_encoder": lambda: transformers.CLIPVisionModelWithProjection(
+                    clip_vision_config(image_size=224, patch_size=56)
+                ),
                 "scheduler": lambda: diffusers.EulerDiscreteScheduler(
                     **SCHEDULE,
                     prediction_type="v_prediction",
@@ -582,7 +623,7 @@ CASES: list[tuple[str, Case]] = [
                     timestep_spacing="leading",
                     steps_offset=1,
                     use_karras_sigmas=True,
-                )
+                ),
             }
         ),
     ),
@@ -677,7 +718,7 @@ CASES: list[tuple[str, Case]] = [
     (r"StableCascadeDecoder", Case(call={"image_embeddings": lambda: torch.randn(1, 16, 4, 4)})),
     (r"StableCascadeCombined", Case(without=("images",))),
     (r"WuerstchenPrior", Case(without=("output_type",))),
-    (r"WuerstchenDecoder", Case(call={"image_embeddings": lambda: torch.randn(1, TEXT, 8)})),
+    (r"WuerstchenDecoder", Case(call={"image_embeddings": lambda: torch.randn(1, 16, 4, 4)})),
     (r"Wuerstchen.*|StableCascade.*", Case(call={"height": 128, "width": 128})),
     (r"WuerstchenDecoder|StableCascadeDecoder", Case(call={}, without=("height", "width"))),
     (
@@ -779,7 +820,7 @@ CASES: list[tuple[str, Case]] = [
         Case(
             components={
                 "unet": lambda: unet(
-                    cross_attention_dim=(None, None),
+                    cross_attention_dim=(8, 16),
                     class_embed_type="simple_projection",
                     projection_class_embeddings_input_dim=TEXT,
                     class_embeddings_concat=True,
