@@ -13,7 +13,8 @@ class Case:
     """What the type hints and the signature of a pipeline don't say, for all whose name (without "Pipeline") fits.
 
     components: {name: a function that makes it, or the thing itself}, of `__init__`.
-    call: {name: a function that makes it, or the thing itself}, of `__call__`; made anew for every call.
+    call: {name: a function that makes it, or the thing itself}, of `__call__`; made anew for every call, the function
+        with the number of steps where it has an argument `steps`.
     without: arguments of `__call__` that are not given, although `stock_pipelines.ARGUMENTS` knows them.
     reason: why no scheduler of ours can serve the pipeline.
     """
