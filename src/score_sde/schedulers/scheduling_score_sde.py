@@ -9,7 +9,11 @@ import difflib
 import inspect
 import math
 import numbers
+import os
+import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +40,10 @@ from .paths import (
 )
 from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
 from .stock_configs import FLOW, GRIDS, SAME, VALUES, from_stock_config, refuse_unknown_meaning
+
+
+# whether this code came out of a folder, where diffusers keeps such code
+_CARRIED = __name__.startswith("diffusers_modules.")
 
 
 @dataclass
@@ -275,6 +283,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             # what stock training scripts read, as the stock schedulers have it
             self.betas = self.path.betas.float()
             self.alphas_cumprod = (1 - self.path.betas).cumprod(0).float()
+        # what diffusers notes in model_index.json, to find the class again: after `import score_sde` the package, which
+        # has it; in a folder that carries the code, the file
+        if type(self) is ScoreSDEScheduler:
+            self.__module__ = __name__.split(".")[-1 if _CARRIED else 0]
         self.num_inference_steps: int | None = None
         self._plan: list[Stage] | None = None
         self._begin_index: int | None = None
@@ -342,6 +354,16 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             else:
                 config = from_stock_config(config, own)
         return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along."""
+        if _CARRIED:
+            entry = Path(__file__)
+            siblings = re.findall(r"^from \.(\w+) import ", entry.read_text(encoding="utf-8"), re.MULTILINE)
+            os.makedirs(save_directory, exist_ok=True)
+            for name in (entry.stem, *siblings):
+                shutil.copy(entry.with_name(f"{name}.py"), save_directory)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @property
     def config(self) -> Any:
