@@ -9,7 +9,11 @@ import difflib
 import inspect
 import math
 import numbers
+import os
+import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +22,7 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, KarrasD
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .calibration import calibrate, check_calibration
+from .calibration import calibrate, check_calibration, fitted
 from .checks import LARGEST_NFE, NUMBERS, as_list, check_arguments, check_choice, check_number
 from .parameterization import Parameterization, threshold
 from .paths import (
@@ -37,6 +41,10 @@ from .paths import (
 from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
 from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import FLOW, GRIDS, SAME, VALUES, from_stock_config, refuse_unknown_meaning
+
+
+# whether this code came out of a folder, where diffusers keeps such code
+_CARRIED = __name__.startswith("diffusers_modules.")
 
 
 @dataclass
@@ -130,7 +138,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         open_end: the linspace and leading grids are those of one level more, without the last, as diffusers'
             DPM-Solver, UniPC, DEIS and SA-Solver have them.
         rho: exponent of the karras grid.
-        calibration: {number of steps: [predictor, times]}, written by `calibrate`, for auto.
+        calibration: {number of steps: [predictor, times, what they were fitted with]}, written by `calibrate`, for
+            auto.
         denoise_final: the last evaluation, at `t_min`, returns the denoised sample. False stops early: the sample at
             `t_min` with its noise.
         t_min: smallest time, in (0, 1); None for the path's own.
@@ -275,6 +284,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         # what stock pipelines and training scripts read, as the stock schedulers have it
         for name, values in stock_tables(self.parameterization, num_train_timesteps).items():
             setattr(self, name, values)
+        # what diffusers notes in model_index.json, to find the class again: after `import score_sde` the package, which
+        # has it; in a folder that carries the code, the file
+        if type(self) is ScoreSDEScheduler:
+            self.__module__ = __name__.split(".")[-1 if _CARRIED else 0]
         self.num_inference_steps: int | None = None
         self._plan: list[Stage] | None = None
         # of auto: (its times, its predictor, the stock grid's times); None where these are not its own
@@ -345,6 +358,16 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             else:
                 config = from_stock_config(config, own)
         return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along."""
+        if _CARRIED:
+            entry = Path(__file__)
+            siblings = re.findall(r"^from \.(\w+) import ", entry.read_text(encoding="utf-8"), re.MULTILINE)
+            os.makedirs(save_directory, exist_ok=True)
+            for name in (entry.stem, *siblings):
+                shutil.copy(entry.with_name(f"{name}.py"), save_directory)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @property
     def config(self) -> Any:
@@ -528,8 +551,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if n is None:
             predictor = self._solver(len(times))
         elif t_start is None and self._is_calibrated(n):
-            predictor, times = self.config.calibration[str(n)]
-            times = torch.tensor(times, dtype=torch.float64)
+            times, predictor = fitted(self, n, shift)
         else:
             times = self._grid(n, self.t_max if t_start is None else t_start, shift)
             predictor = self._solver(n)
@@ -566,9 +588,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if self.path.levels and torch.equal(received, received.round()):
             received = received.long()
         self.timesteps = received.to(device)
-        levels = times if isinstance(self.path, LinearSDE) else torch.exp(-self.path.half_log_snr(times))
+        levels = self._levels(times)
         # on the CPU, as the stock schedulers have them
         self.sigmas = torch.cat([levels, torch.zeros(1).to(levels)]).float()
+
+    def _levels(self, times):
+        """The noise levels as diffusers counts them: see `set_timesteps`."""
+        return times if isinstance(self.path, LinearSDE) else torch.exp(-self.path.half_log_snr(times))
 
     @property
     def shift(self):
@@ -684,32 +710,55 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         reference_steps: int = 100,
         sweeps: int = 6,
+        conditions: dict | None = None,
+        mu: float | None = None,
+        call: dict | None = None,
     ):
         """Fit the times of `nfe` network evaluations to a model, for predictor "auto".
 
         From a few samples of noise, the ends of trajectories of nfe steps are compared with those of reference_steps
         steps. The predictor and then, one after another, the times are chosen for the smallest difference (geometric
         mean and root mean square over the samples, at equal weight). The result goes into the config, as
-        `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the scheduler. It costs about
-        reference_steps + 15 sweeps nfe network evaluations of num_samples samples for every nfe.
+        `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the scheduler. For every nfe it
+        costs reference_steps + 4 to 5 (nfe - 1) + sweeps nfe (nfe - 1) network evaluations of all samples, as the
+        progress bar counts them: 500 for 8.
 
         Args:
-            model: a `ScoreSDEPipeline`; or a function f(input (B, C, ...), timesteps (B,)) -> output (B, C, ...), which
-                needs `noise`.
+            model: a `ScoreSDEPipeline`; a pipeline of diffusers whose scheduler this is, with `call`; or a function
+                f(input (B, C, ...), timesteps (B,)) -> output (B, C, ...), which needs `noise`.
             nfe: a number of evaluations of at least 2, or several.
             noise: standard normal, (B, C, ...), instead of drawing num_samples of the model's size.
-            class_labels, guidance_scale: for the pipeline; by default its classes in turn. Guidance changes the
-                trajectories: calibrate with the scale that will be used.
+            class_labels, guidance_scale, conditions: for the `ScoreSDEPipeline`; by default its classes in turn.
+                Guidance changes the trajectories: calibrate with the scale that will be used.
             generator: source of the noise that the pipeline draws.
             sweeps: how often every time is tried.
+            mu: of use_dynamic_shifting, for a function.
+            call: arguments of the pipeline of diffusers as it will be used, such as {"prompt": [...], "guidance_scale":
+                7.5, "height": 512}, but for num_inference_steps; 8 prompts or more, for the times are fitted to them.
+                For every nfe it is called once, and its guidance, shift and embeddings are those of that call. What
+                guides or controls in a part of the steps, or caches, is refused.
 
-        Returns {nfe: (error before, error after)}, each the root of geometric mean times root mean square.
+        Returns {nfe: (error before, error after)}, each the root of geometric mean times root mean square. With the
+        times, the config says what they were fitted with: guidance_scale where it is known, shift, evaluations. Where
+        the shift is another, they move with it as the grids do; at another guidance_scale they stay.
 
-        Raises ValueError for another predictor than "auto", with a corrector, or without a final denoising; and for a
-        model whose output is not finite.
+        Raises ValueError for another predictor than "auto", with a corrector, or without a final denoising; for a
+        model whose output is not finite; and for pipelines whose network is no function of sample and time.
         """
         return calibrate(
-            self, model, nfe, noise, num_samples, class_labels, guidance_scale, generator, reference_steps, sweeps
+            self,
+            model,
+            nfe,
+            noise,
+            num_samples,
+            class_labels,
+            guidance_scale,
+            generator,
+            conditions,
+            mu,
+            call,
+            reference_steps,
+            sweeps,
         )
 
     def _require_plan(self) -> list[Stage]:
