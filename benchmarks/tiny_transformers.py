@@ -6,7 +6,7 @@ Where a language model reads the prompt, its embeddings are given instead of it,
 import diffusers
 import torch
 import transformers
-from tiny_cases import Case, mask, picture, video
+from tiny_cases import Case, mask, picture
 
 
 # one character, one token
@@ -393,7 +393,10 @@ FLUX_CONTROLNET = {
 
 # (regular expression for the name of the pipeline without "Pipeline", what it needs beside); later rows win
 CASES: list[tuple[str, Case]] = [
-    (r"(Flux(?!2)|VisualCloze).*", Case(components={"vae": vae(), "scheduler": flow(**DYNAMIC), "transformer": flux()})),
+    (
+        r"(Flux(?!2)|VisualCloze).*",
+        Case(components={"vae": vae(), "scheduler": flow(**DYNAMIC), "transformer": flux()}),
+    ),
     (r"FluxControl(Img2Img|Inpaint)?", Case(components={"transformer": flux(in_channels=32, out_channels=16)})),
     (
         r"FluxControlNet.*",
