@@ -134,7 +134,7 @@ def fitted_in_a_call(components, kind=diffusers.StableDiffusionPipeline, setting
     finally:
         hook.remove()
         assert pipeline.scheduler is scheduler
-        assert pipeline.config.scheduler == ("score_sde.schedulers.scheduling_score_sde", "ScoreSDEScheduler")
+        assert pipeline.config.scheduler == ("score_sde", "ScoreSDEScheduler")
         assert pipeline._progress_bar_config == {"disable": True, "leave": False}
     return scheduler, errors, seen
 
