@@ -293,7 +293,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             self.__module__ = __name__.split(".")[-1 if _CARRIED else 0]
         self.num_inference_steps: int | None = None
         self._plan: list[Stage] | None = None
-        # of auto: (its times, its predictor, the stock grid's times); None where these are not its own
+        # of auto: (its times, its predictor, the stock grid's times or, where timestep_spacing says them, none); None
+        # where its times were given
         self._moves_with_stock: tuple | None = None
         self._is_noised = False
         self._begin_index: int | None = None
@@ -489,6 +490,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         times, predictor, stock_times = self._moves_with_stock
         first, inside = divmod(begin_index, self.order)
         if begin_index and not inside and first < len(times):
+            if not len(stock_times):
+                # not before it is asked for: not every path has such a grid
+                stock_times = self._stock_grid(self.num_inference_steps, self.t_max, self._grid_shift)
             steps = self.num_inference_steps - first
             times = torch.cat([times[:first], self._grid(steps, float(stock_times[first]), self._grid_shift)])
             predictor = self._solver(steps)
@@ -535,14 +539,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         Raises ValueError where none of number, timesteps and sigmas is given, where they contradict each other, or when
         no falling grid of this size exists.
         """
-        both = timesteps is not None and sigmas is not None
-        if num_inference_steps is timesteps is sigmas is None or both and not isinstance(self.path, LinearSDE):
-            raise ValueError("pass either num_inference_steps or timesteps or sigmas")
         told = None
-        if both:
+        if timesteps is not None and sigmas is not None and isinstance(self.path, LinearSDE):
             told, timesteps = as_list("timesteps", timesteps), None
             if len(told) != len(sigmas):
                 raise ValueError(f"timesteps and sigmas must be of one length; got {len(told)} and {len(sigmas)}")
+        if timesteps is not None and sigmas is not None or num_inference_steps is timesteps is sigmas is None:
+            raise ValueError("pass either num_inference_steps or timesteps or sigmas")
         if num_inference_steps is not None:
             check_number("num_inference_steps", num_inference_steps, 1, LARGEST_NFE // self.order, whole=True)
         shift = self._shift_of(mu)
@@ -571,15 +574,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._lay(times, predictor, device)
         if told is not None:
             ends = [0.0, *reversed(times.tolist())], [float(self.timestep(0.0)), *reversed(told)]
-            evaluated = [stage.t_eval for stage in self._plan]
+            evaluated = [stage.t_eval for stage in self._require_plan()]
             self.timesteps = torch.from_numpy(np.interp(evaluated, *ends)).float().to(device)
         self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
         self._step_index = None
         self._begin_index = None
         self._grid_shift, self._moves_with_stock = shift, None
         if self.config.predictor == "auto" and n is not None and t_start is None:
-            stock_times = given if len(given) else self._stock_grid(n, self.t_max, shift)
-            self._moves_with_stock = times, predictor, stock_times
+            self._moves_with_stock = times, predictor, given
 
     def _lay(self, times, predictor, device=None):
         """Plan an evaluation at each of these times."""
