@@ -9,6 +9,7 @@ import difflib
 import inspect
 import math
 import numbers
+import warnings
 import os
 import re
 import shutil
@@ -772,6 +773,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if self._step_index is not None:
             return self._step_index
         start = self._position(timestep) if self._begin_index is None else self._begin_index
+        if start and self._begin_index is None and self._moves_with_stock is not None:
+            warnings.warn(
+                f"the trajectory begins at entry {start} of auto's own times, at timestep {float(timestep):g}: a pipeline "
+                f"that counts steps on the stock grid, and does not call set_begin_index, means another time; pass a "
+                f"predictor that takes timestep_spacing, such as predictor='unipc_2'",
+                stacklevel=3,
+            )
         if start:
             first_step, inside = divmod(start, self.order)
             if inside:
