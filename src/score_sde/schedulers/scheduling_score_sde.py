@@ -9,10 +9,10 @@ import difflib
 import inspect
 import math
 import numbers
-import warnings
 import os
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -775,9 +775,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         start = self._position(timestep) if self._begin_index is None else self._begin_index
         if start and self._begin_index is None and self._moves_with_stock is not None:
             warnings.warn(
-                f"the trajectory begins at entry {start} of auto's own times, at timestep {float(timestep):g}: a pipeline "
-                f"that counts steps on the stock grid, and does not call set_begin_index, means another time; pass a "
-                f"predictor that takes timestep_spacing, such as predictor='unipc_2'",
+                f"the trajectory begins at entry {start} of auto's own times, at timestep {self.timesteps[start]:g}: a "
+                f"pipeline that counts steps on the stock grid, and does not call set_begin_index, means another time; "
+                f"give the scheduler a predictor that takes timestep_spacing, such as 'unipc_2'",
                 stacklevel=3,
             )
         if start:
