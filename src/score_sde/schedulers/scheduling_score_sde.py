@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, KarrasDiffusionSchedulers, SchedulerMixin
@@ -39,6 +40,7 @@ from .paths import (
     shifted,
     time_grid,
 )
+from .per_token import step_tokens
 from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
 from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import FLOW, GRIDS, SAME, VALUES, from_stock_config, refuse_unknown_meaning
@@ -117,7 +119,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: number of the network's training time steps; for discrete_vp, of noise levels.
         sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
-        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, or edm (preconditioned).
+        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, inverse_flow_prediction (its
+            negative, of Mochi and OmniGen), or edm (preconditioned).
         predictor: see the table.
         predictor_kwargs: options of the predictor, {name: number}, as its row in `solvers.PREDICTORS` names them:
             eta and the s_... below, which may also be arguments of their own, and whatever a solver has for itself.
@@ -519,8 +522,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             num_inference_steps: number of time steps, at least 1; the network is called `nfe` times. It may be left out
                 where times are given, and is their number otherwise.
             device: where `timesteps` shall be.
-            timesteps: the falling numbers (as the network receives them) at which to evaluate.
-            sigmas: instead, the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
+            timesteps: the falling numbers (as the network receives them) at which to evaluate. On the linear path
+                with sigmas, what the network receives at these levels, whatever their own times are (CogView 4); in
+                between, as interpolated.
+            sigmas: the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
                 sigma itself on the linear path, before they are shifted. A last 0 is where every trajectory leads, and
                 is left out; a first one of all noise is the largest that the predictor can begin at, where that is
                 less. The levels from 1 to 1 / n that flow pipelines pass are for `auto` nothing but their number.
@@ -528,11 +533,17 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 its noise (image-to-image). The leading grid, which does not begin at t_max either, doesn't know it.
             mu: of use_dynamic_shifting; without, it is not used.
 
-        Raises ValueError unless exactly one of number, timesteps and sigmas is given, or when no falling grid of this
-        size exists.
+        Raises ValueError where none of number, timesteps and sigmas is given, where they contradict each other, or when
+        no falling grid of this size exists.
         """
-        if timesteps is not None and sigmas is not None or num_inference_steps is timesteps is sigmas is None:
+        both = timesteps is not None and sigmas is not None
+        if num_inference_steps is timesteps is sigmas is None or both and not isinstance(self.path, LinearSDE):
             raise ValueError("pass either num_inference_steps or timesteps or sigmas")
+        told = None
+        if both:
+            told, timesteps = as_list("timesteps", timesteps), None
+            if len(told) != len(sigmas):
+                raise ValueError(f"timesteps and sigmas must be of one length; got {len(told)} and {len(sigmas)}")
         if num_inference_steps is not None:
             check_number("num_inference_steps", num_inference_steps, 1, LARGEST_NFE // self.order, whole=True)
         shift = self._shift_of(mu)
@@ -541,7 +552,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if n is None and num_inference_steps not in (None, len(times)):
             raise ValueError(f"num_inference_steps {num_inference_steps} does not go with the {len(times)} times given")
         if sigmas is not None and self.config.predictor == "auto" and self._is_of_flow_pipelines(sigmas):
-            n = len(times)
+            # what would be told at other levels is not known
+            n = len(times) if told is None else None
         inside = isinstance(t_start, numbers.Real) and self.t_min < t_start <= self.t_max
         if t_start is not None and (n is None or not inside):
             raise ValueError(
@@ -558,6 +570,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             predictor = self._solver(n)
 
         self._lay(times, predictor, device)
+        if told is not None:
+            ends = [0.0, *reversed(times.tolist())], [float(self.timestep(0.0)), *reversed(told)]
+            evaluated = [stage.t_eval for stage in self._plan]
+            self.timesteps = torch.from_numpy(np.interp(evaluated, *ends)).float().to(device)
         self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
         self._step_index = None
         self._begin_index = None
@@ -831,6 +847,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         prev_timestep=None,
         use_clipped_model_output: bool | None = None,
+        per_token_timesteps=None,
         **kwargs,
     ):
         """Run the next entry of the plan.
@@ -845,6 +862,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             prev_timestep: passed by pipelines of UnCLIP and Kandinsky, which pass the next entry of `timesteps`; the
                 step goes there anyway.
             use_clipped_model_output: passed by `DDIMPipeline`; see clip_sample, which says it here.
+            per_token_timesteps: (B, L) or (B, 1), what the network received as times of the tokens of a sample
+                (B, L, C), whose model_output is then -flow_prediction, as in the pipelines that do so (LTX). Tokens
+                with less noise than the plan's next step to its first lower one.
             kwargs: eta, which `DDIMPipeline` passes to every scheduler: above 0, the trajectory's. (Were it a
                 parameter, other pipelines would pass 0 and overrule the scheduler's own.)
 
@@ -869,15 +889,27 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(dtype)
-        a, b, _ = self._rows[at]
-        denoised = self._limit(a * x + b * model_output.to(dtype))
 
         def draw_noise():
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=dtype)
 
-        if variance is not None:
-            variance = variance.to(dtype)
-        prev_sample = stage.update(x, denoised, self._memory, draw_noise, variance).to(sample.dtype)
+        if per_token_timesteps is not None:
+            if self.config.prediction_type != "flow_prediction" or not isinstance(self.path, LinearSDE):
+                raise ValueError(
+                    f"per_token_timesteps are for prediction_type 'flow_prediction' of sde_type 'linear', not for "
+                    f"{self.config.prediction_type!r} of {self.config.sde_type!r}"
+                )
+            own, times = self.path_time(per_token_timesteps), self._times.tolist()
+            prev_sample, denoised = step_tokens(
+                stage, self._memory, model_output.to(dtype), x, own, times, self._limit, draw_noise
+            )
+        else:
+            a, b, _ = self._rows[at]
+            denoised = self._limit(a * x + b * model_output.to(dtype))
+            if variance is not None:
+                variance = variance.to(dtype)
+            prev_sample = stage.update(x, denoised, self._memory, draw_noise, variance)
+        prev_sample = prev_sample.to(sample.dtype)
         self._step_index = at + 1
         if not return_dict:
             return (prev_sample,)
