@@ -12,6 +12,7 @@ import numbers
 import os
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -790,6 +791,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if self._step_index is not None:
             return self._step_index
         start = self._position(timestep) if self._begin_index is None else self._begin_index
+        if start and self._begin_index is None and self._moves_with_stock is not None:
+            warnings.warn(
+                f"the trajectory begins at entry {start} of auto's own times, at timestep {self.timesteps[start]:g}: a "
+                f"pipeline that counts steps on the stock grid, and does not call set_begin_index, means another time; "
+                f"give the scheduler a predictor that takes timestep_spacing, such as 'unipc_2'",
+                stacklevel=3,
+            )
         if start:
             first_step, inside = divmod(start, self.order)
             if inside:
