@@ -206,3 +206,13 @@ def test_flux_draws_the_same_with_our_scheduler(flux_components, kind, dynamic):
     assert expected.std() > 0.01
     assert (expected - found).abs().max() < 1e-5
     assert torch.isfinite(draw(flux_components, ScoreSDEScheduler.from_config(stock.config), kind, **given)).all()
+
+
+@pytest.mark.parametrize("config", [{}, {"shift": 3.0}, {"shift": 3.0, "use_dynamic_shifting": True}])
+def test_training_scripts_index_the_times_of_the_stock_scheduler(config):
+    """Before set_timesteps, as diffusers' examples do."""
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    ours = ScoreSDEScheduler.from_config(stock.config)
+    assert len(ours.timesteps) == len(stock.timesteps) == 1000
+    assert (ours.timesteps - stock.timesteps).abs().max() < 1e-3
+    assert (ours.sigmas[:-1] - stock.sigmas).abs().max() < 1e-6
