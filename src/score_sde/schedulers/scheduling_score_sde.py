@@ -282,9 +282,11 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         evaluations = 1 if predictor == "auto" else PREDICTORS[predictor].evaluations
         self.order = evaluations + (corrector_steps if corrector else 0)
         self._shift = float(shift)
-        self._tell(
-            self.t_max + (self.t_min - self.t_max) * torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
-        )
+        # the training times, as the stock schedulers have them before set_timesteps
+        shift_in_training = 1.0 if use_dynamic_shifting else self._shift
+        ends = shifted(self.path, torch.tensor([self.t_max, self.t_min], dtype=torch.float64), 1 / shift_in_training)
+        times = torch.linspace(float(ends[0]), float(ends[1]), num_train_timesteps, dtype=torch.float64)
+        self._tell(shifted(self.path, times, shift_in_training))
         # what stock pipelines and training scripts read, as the stock schedulers have it
         for name, values in stock_tables(self.parameterization, num_train_timesteps).items():
             setattr(self, name, values)
