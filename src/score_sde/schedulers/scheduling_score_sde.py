@@ -738,11 +738,11 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """Fit the times of `nfe` network evaluations to a model, for predictor "auto".
 
         From a few samples of noise, the ends of trajectories of nfe steps are compared with those of reference_steps
-        steps. The predictor and then, one after another, the times are chosen for the smallest difference (geometric
-        mean and root mean square over the samples, at equal weight). The result goes into the config, as
-        `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the scheduler. For every nfe it
-        costs reference_steps + 4 to 5 (nfe - 1) + sweeps nfe (nfe - 1) network evaluations of all samples, as the
-        progress bar counts them: 500 for 8.
+        steps. The best of some fifty pairs of predictor and grid, and then, one after another, its times are chosen for
+        the smallest difference (geometric mean and root mean square over the samples, at equal weight). The result goes
+        into the config, as `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the
+        scheduler. For every nfe it costs reference_steps + 52 (nfe - 1) + sweeps nfe (nfe - 1) network evaluations of
+        all samples, as the progress bar counts them: 800 for 8.
 
         Args:
             model: a `ScoreSDEPipeline`; a pipeline of diffusers whose scheduler this is, with `call`; or a function
