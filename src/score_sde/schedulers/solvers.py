@@ -214,7 +214,18 @@ def dpmpp_single(path, t, s, *, order):
 
 
 def multistep(
-    path, times, to_data, eta=0.0, *, order, slope=None, bound=None, corrected=False, halves=False, lower_final=False
+    path,
+    times,
+    to_data,
+    eta=0.0,
+    *,
+    order,
+    rises=(),
+    slope=None,
+    bound=None,
+    corrected=False,
+    halves=False,
+    lower_final=False,
 ):
     """Exponential integrators through past evaluations: the linear term is exact, the rest a polynomial.
 
@@ -233,6 +244,8 @@ def multistep(
 
     Args:
         order: number of evaluations in the polynomial; the first steps have fewer.
+        rises: lambda from which on the polynomial has one evaluation less than `order`, and those before it two less,
+            and so on: the rising list of where the order grows.
         bound: polynomials in kappa / (kappa + bound), for which the step to clean data is an ordinary step; None for
             polynomials in lambda, in which that step is infinite and falls to order 1.
         corrected: evaluations also correct the step that led to them, at no cost (UniC, Zhao et al. 2023).
@@ -263,7 +276,8 @@ def multistep(
 
     # number of evaluations in each step's polynomial
     step = torch.arange(n)
-    size = (step + 1).clamp_max(order)
+    grown = sum(half_log_snr[:-1] >= rise for rise in rises) if rises else 0
+    size = torch.minimum(step + 1, torch.as_tensor(order - len(rises) + grown))
     if lower_final and to_data:
         size = torch.minimum(size, n - step)
     if bound is None:
