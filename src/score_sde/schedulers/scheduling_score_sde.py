@@ -38,7 +38,17 @@ from .paths import (
     shifted,
     time_grid,
 )
-from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
+from .solvers import (
+    CORRECTORS,
+    ON_GIVEN_TIMES,
+    PREDICTORS,
+    VARIANCES,
+    Memory,
+    Stage,
+    automatic,
+    plan,
+    predictor_options,
+)
 from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import FLOW, GRIDS, SAME, VALUES, from_stock_config, refuse_unknown_meaning
 
@@ -246,6 +256,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if shift_terminal is not None and sde_type != "linear":
             raise ValueError(f"shift_terminal {shift_terminal} is for sde_type 'linear', not for {sde_type!r}")
         self._check_solver()
+        self._guidance_scale: float | None = None  # of the trajectory
         check_calibration(self.config.calibration)
 
         self.path = build_path(sde_type, self.config)
@@ -511,6 +522,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         sigmas: list | None = None,
         t_start: float | None = None,
         mu: float | None = None,
+        guidance_scale: float | None = None,
     ):
         """Plan a trajectory. Call it before `step`, and again before every new trajectory.
 
@@ -526,6 +538,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             t_start: path time in (0, 1] at which the num_inference_steps begin, instead of t_max: from an image with
                 its noise (image-to-image). The leading grid, which does not begin at t_max either, doesn't know it.
             mu: of use_dynamic_shifting; without, it is not used.
+            guidance_scale: of classifier-free guidance, for the rules of `auto`: those for 0 to 1 are exact without
+                guidance and unstable with much of it. None where it isn't known, as in stock pipelines: rules that
+                hold for 1 to 12. Other predictors don't use it.
 
         Raises ValueError unless exactly one of number, timesteps and sigmas is given, or when no falling grid of this
         size exists.
@@ -534,6 +549,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("pass either num_inference_steps or timesteps or sigmas")
         if num_inference_steps is not None:
             check_number("num_inference_steps", num_inference_steps, 1, LARGEST_NFE // self.order, whole=True)
+        if guidance_scale is not None:
+            check_number("guidance_scale", guidance_scale, -math.inf)
+        self._guidance_scale = guidance_scale
         shift = self._shift_of(mu)
         n = num_inference_steps if timesteps is sigmas is None else None
         times = torch.ones(0) if n is not None else self._explicit_times(timesteps, sigmas, shift)
@@ -549,7 +567,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         given = times
         if n is None:
-            predictor = self._solver(len(times))
+            predictor = ON_GIVEN_TIMES if self.config.predictor == "auto" else self.config.predictor
         elif t_start is None and self._is_calibrated(n):
             times, predictor = fitted(self, n, shift)
         else:
@@ -656,7 +674,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """The times of n steps up to t_max."""
         if self.config.predictor != "auto":
             return self._stock_grid(n, t_max, shift)
-        rule = automatic(n)
+        rule = automatic(n, self._guidance_scale)
         center = rule.center - math.log(shift)
         return self._spaced("logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)
 
@@ -682,7 +700,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _solver(self, n):
         """The predictor of a trajectory of n steps, as `plan` takes it."""
-        return automatic(n).predictor if self.config.predictor == "auto" else self.config.predictor
+        return automatic(n, self._guidance_scale).predictor if self.config.predictor == "auto" else self.config.predictor
 
     def _build_plan(self, times, predictor, options=None):
         return plan(
