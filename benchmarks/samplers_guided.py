@@ -6,12 +6,13 @@ Targets: mixtures of Gaussians with classes: anisotropic ones of 64 dimensions, 
 Gaussian, and latent-like ones of 4 x 16 x 16 numbers, whose covariances are of low rank and smooth in space, plus a
 diagonal. Their denoised samples, of a class and of all, are known, and so is the guided field D + w (D_class - D). The
 error of a sample is its root mean square distance per dimension from where that field's own ODE leads from the same
-noise (4000 evaluations, whose error is measured by 2000 others). A sample has diverged when its error is above three
+noise (300 steps of rk4; the file has the distance from 150 steps). A sample has diverged when its error is above three
 times the size of where the ODE leads, or not finite.
 
 Stock samplers: every scheduler of diffusers with every grid, as in samplers.py, at the same number of evaluations.
 `--targets chosen` takes the targets by which the rules of "auto" were chosen, "shown" others. `--stock` reads the stock
-samplers' errors from a file instead of measuring them, and writes them there where it doesn't exist.
+samplers' errors from a file that an earlier run wrote, instead of measuring them. "auto" is measured twice: told the
+scale, as by pipelines of this package, and untold, as by stock pipelines.
 """
 
 import argparse
@@ -26,9 +27,9 @@ from pathlib import Path
 import diffusers
 import torch
 from datasets import load_dataset
+from samplers import ours, quiet
 
 import score_sde
-from samplers import ours, quiet
 from score_sde import ScoreSDEScheduler
 from stock_samplers import run_stock, stock_samplers
 
@@ -187,6 +188,9 @@ class Trial:
     def denoise(self, x, t):
         return self.target.denoised(x, float(self.path.alpha(t)), float(self.path.sigma(t)), self.labels, self.scales)
 
+    def ours(self, scheduler, n, guidance_scale):
+        return ours(scheduler, self.denoise, self.noise, n, guidance_scale=guidance_scale)
+
     def figures(self, x):
         """[(median, root mean square, diverged samples) for each scale]."""
         dimensions = self.target.dimensions
@@ -211,3 +215,97 @@ def measure_stock(job):
             except (ValueError, IndexError, RuntimeError, AssertionError) as error:
                 failures[f"{sampler.name}, {n}"] = f"{type(error).__name__}: {error}"[:100]
     return found, trial.uncertainty, failures
+
+
+def measure_auto(job):
+    """{"told": ..., "untold": {evaluations: figures}} of our default, told the guidance scale or not."""
+    quiet()
+    trial, scheduler = Trial(*job), ScoreSDEScheduler(**PATHS[job[0]], prediction_type="sample")
+    untold = {n: trial.figures(trial.ours(scheduler, n, None)) for n in EVALUATIONS}
+    # the scale of a trajectory is one number
+    told = {n: [trial.figures(trial.ours(scheduler, n, w))[i] for i, w in enumerate(SCALES)] for n in EVALUATIONS}
+    return {"told": told, "untold": untold}
+
+
+def geometric_mean(values):
+    return math.exp(sum(math.log(max(value, 1e-12)) for value in values) / len(values))
+
+
+def report(stock, auto):
+    """Ratios of auto to the best single stock sampler: geometric means over the targets on each path, at each number."""
+    lines, paths = [], dict.fromkeys(path for path, _ in auto)
+    for who in ("told", "untold"):
+        for path in paths:
+            targets = [target for its, target in auto if its == path]
+            lines += [
+                f"\n{path}, auto {who} the scale: {', '.join(targets)}\n",
+                "| evaluations | " + " | ".join(f"scale {scale:g}" for scale in SCALES) + " | diverged |",
+                "|---|" + "---|" * (len(SCALES) + 1),
+            ]
+            for n in EVALUATIONS:
+                cells, diverged = [], 0
+                for i in range(len(SCALES)):
+                    pair = []
+                    for figure in (0, 1):
+                        its = geometric_mean([auto[path, target][who][n][i][figure] for target in targets])
+                        best = min(
+                            geometric_mean([stock[path, target][name][n][i][figure] for target in targets])
+                            for name in stock[path, targets[0]]
+                            if all(n in stock[path, target][name] for target in targets)
+                        )
+                        pair.append(f"{its / best:.2f}")
+                    cells.append(", ".join(pair))
+                    diverged += sum(auto[path, target][who][n][i][2] for target in targets)
+                lines.append(f"| {n} | " + " | ".join(cells) + f" | {diverged} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100)
+    )
+    parser.add_argument("--samples", type=int, default=40, help="trajectories per scale (default: %(default)s)")
+    parser.add_argument("--targets", choices=("chosen", "shown"), default="shown", help="(default: %(default)s)")
+    parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS), help="(default: all)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: %(default)s)")
+    parser.add_argument("--stock", type=Path, help="JSON file of an earlier run")
+    parser.add_argument("--output", type=Path, help="JSON file to write machine, versions and all errors to")
+    options = parser.parse_args()
+
+    begin = time.perf_counter()
+    targets = CHOSEN if options.targets == "chosen" else SHOWN
+    jobs = [(path, target, options.samples) for path in options.paths for target in targets]
+    stock, uncertainty, failures = {}, {}, {}
+    with ProcessPoolExecutor(options.processes) as pool:
+        if options.stock:
+            known = json.loads(options.stock.read_text(encoding="utf-8"))
+            uncertainty, failures = known["uncertainty"], known["failures"]
+            for path, target, _ in jobs:
+                found = known["stock"].get(f"{path} | {target}")
+                if found is not None:
+                    stock[path, target] = {name: {int(n): v for n, v in of.items()} for name, of in found.items()}
+            jobs = [job for job in jobs if job[:2] in stock]
+        else:
+            for (path, target, _), found in zip(jobs, pool.map(measure_stock, jobs), strict=True):
+                name = f"{path} | {target}"
+                stock[path, target], uncertainty[name], failures[name] = found
+        auto = {job[:2]: found for job, found in zip(jobs, pool.map(measure_auto, jobs), strict=True)}
+    print(report(stock, auto))
+    seconds = time.perf_counter() - begin
+    print(f"\n{seconds:.0f} s on {options.processes} cores")
+    if options.output:
+        document = {
+            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+            "versions": {module.__name__: module.__version__ for module in (torch, diffusers, score_sde)},
+            "samples": options.samples,
+            "seconds": round(seconds),
+            "median, rms, diverged by scale": {f"{path} | {target}": found for (path, target), found in auto.items()},
+            "stock": {f"{path} | {target}": found for (path, target), found in stock.items()},
+            "uncertainty": uncertainty,
+            "failures": failures,
+        }
+        options.output.write_text(json.dumps(document) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -534,7 +534,9 @@ ON_GIVEN_TIMES = "rising_1"
 
 def automatic(n, guidance_scale=None):
     """The rule for n steps under a guidance scale; None where it isn't known."""
-    rules = UNGUIDED if guidance_scale is not None and 0 <= guidance_scale <= 1 else AUTOMATIC
+    # few steps with little guidance also want the higher orders
+    largest = 2.0 if n < 10 else 1.0
+    rules = UNGUIDED if guidance_scale is not None and 0 <= guidance_scale <= largest else AUTOMATIC
     return max(rule for rule in rules if rule.steps <= n)
 
 
