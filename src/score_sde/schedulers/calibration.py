@@ -206,8 +206,17 @@ class Recording(_Scheduler):
         if begin_index:
             raise ValueError("times are fitted to whole trajectories: leave out what cuts them, such as strength")
 
-    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, t_start=None, mu=None):
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, t_start, mu)
+    def set_timesteps(
+        self,
+        num_inference_steps=None,
+        device=None,
+        timesteps=None,
+        sigmas=None,
+        t_start=None,
+        mu=None,
+        guidance_scale=None,
+    ):
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, t_start, mu, guidance_scale)
         n, shift = self.nfe, self._shift_of(mu)
         if not torch.equal(self._times, self._grid(n, self.t_max, shift)):
             raise ValueError(
