@@ -29,6 +29,7 @@ import torchvision  # noqa: F401
 from PIL import Image
 from tiny_training_pipelines import flux, kandinsky_decoder, kandinsky_prior, sd3, stable_diffusion, stable_diffusion_xl
 
+import score_sde.schedulers  # noqa: F401
 from score_sde.pipelines.writing import write_json
 
 
@@ -175,7 +176,8 @@ def compare(source, options, folder, logs):
     row = {}
     for kind, code in (("stock", source), ("ours", with_ours(source))):
         work = Path(tempfile.mkdtemp(dir=folder))
-        row[kind] = in_a_process(code, [*options, "--output_dir", "out"], work, f"{logs}_{kind}.txt")
+        # of its own also by name: datasets are cached by the arguments
+        row[kind] = in_a_process(code, [*options, "--output_dir", str(work / "out")], work, f"{logs}_{kind}.txt")
     if all(isinstance(losses, list) for losses in row.values()):
         row["difference"] = max(abs(a - b) / abs(a) for a, b in zip(row["stock"], row["ours"], strict=True))
     return row
