@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +389,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             for name in (entry.stem, *siblings):
                 shutil.copy(entry.with_name(f"{name}.py"), save_directory)
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def register_to_config(self, **kwargs):
+        """As of every scheduler of diffusers. A `prediction_type`, which training scripts set so, is then the
+        network's."""
+        if "prediction_type" in kwargs and "parameterization" in vars(self):
+            check_choice("prediction_type", kwargs["prediction_type"], PREDICTIONS)
+            self.parameterization = replace(self.parameterization, prediction_type=kwargs["prediction_type"])
+        super().register_to_config(**kwargs)
 
     @property
     def config(self) -> Any:
