@@ -206,7 +206,8 @@ def draw(kind, case, components, schedulers, steps):
     """(pixels, last samples) of the pipeline with these schedulers, each one vector."""
     torch.manual_seed(0)
     schedulers = {name: copy.deepcopy(each) for name, each in schedulers.items()}
-    pipe = kind(**components | schedulers)
+    # some pipelines change their networks
+    pipe = kind(**copy.deepcopy(components) | schedulers)
     for name, scheduler in schedulers.items():
         if type(getattr(pipe, name)) is not type(scheduler):
             setattr(pipe, name, scheduler)
