@@ -896,7 +896,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             return_dict: return a `ScoreSDESchedulerOutput` instead of the tuple (prev_sample,).
             prev_timestep: passed by pipelines of UnCLIP and Kandinsky, which pass the next entry of `timesteps`; the
                 step goes there anyway.
-            use_clipped_model_output: passed by `DDIMPipeline`; see clip_sample, which says it here.
+            use_clipped_model_output: passed by `DDIMPipeline`: True or None, as the noise is always that of the clipped
+                sample.
             per_token_timesteps: (B, L) or (B, 1), what the network received as times of the tokens of a sample
                 (B, L, C), whose model_output is then -flow_prediction, as in the pipelines that do so (LTX). Tokens
                 with less noise than the plan's next step to its first lower one.
@@ -908,6 +909,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         stages, at = self._require_plan(), self._enter(timestep)
         if kwargs:
             self._take_eta(at, **kwargs)
+        if use_clipped_model_output is False and (self.config.clip_sample or self.config.thresholding):
+            raise ValueError("use_clipped_model_output=False has no counterpart here: leave it out, or pass True")
         if at >= len(stages):
             raise ValueError(f"all {len(stages)} entries of the plan have run: call set_timesteps again")
         stage, variance = stages[at], None
