@@ -317,10 +317,11 @@ DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 COMPONENTS_DDIM = make("DDIMScheduler", clip_sample=False)
 
 
-class Harmless(torch.nn.Module):
+class Harmless:
     """In place of Cosmos' guardrails, which would be downloaded."""
 
-    device = dtype = None
+    def to(self, *args, **kwargs):
+        return self
 
     def check_text_safety(self, prompt):
         return True
@@ -671,8 +672,7 @@ COMPONENTS = {
         mid_block_add_attention=False,
         mel_bins=8,
     ),
-    "LTX2TextConnectors": make(
-        "LTX2TextConnectors",
+    "LTX2TextConnectors": lambda: diffusers.pipelines.ltx2.LTX2TextConnectors(
         caption_channels=TEXT,
         text_proj_in_factor=1,
         video_connector_num_attention_heads=4,
@@ -705,8 +705,7 @@ COMPONENTS = {
         rope_type="split",
         rope_double_precision=False,
     ),
-    "LTX2Vocoder": make(
-        "LTX2Vocoder",
+    "LTX2Vocoder": lambda: diffusers.pipelines.ltx2.LTX2Vocoder(
         in_channels=16,
         hidden_channels=32,
         upsample_kernel_sizes=[4, 4],
@@ -762,7 +761,7 @@ FLUX_CONTROLNET = {
     "axes_dims_rope": (4, 4, 8),
 }
 
-CHROMA_MASKS = {f"{sign}prompt_attention_mask": ones(1, 8, dtype=torch.bool) for sign in ("", "negative_")}
+BOOL_MASKS = {f"{sign}prompt_attention_mask": ones(1, 8, dtype=torch.bool) for sign in ("", "negative_")}
 
 # (regular expression for the name of the pipeline without "Pipeline", what it needs beside); later rows win
 CASES: list[tuple[str, Case]] = [
@@ -817,7 +816,7 @@ CASES: list[tuple[str, Case]] = [
             call={"control_mask": mask},
         ),
     ),
-    (r"Chroma.*", embedded("prompt_embeds", components={"vae": vae()}, **CHROMA_MASKS)),
+    (r"Chroma.*", embedded("prompt_embeds", components={"vae": vae()}, **BOOL_MASKS)),
     (r"AuraFlow", embedded("prompt_embeds", "prompt_attention_mask", components={"vae": vae()})),
     (
         r"(Wan|LucyEdit).*",
@@ -916,8 +915,16 @@ CASES: list[tuple[str, Case]] = [
     (r"Bria", embedded("prompt_embeds", components={"vae": vae()})),
     (r"(Ovis|LongCat)Image.*", embedded("prompt_embeds", components={"vae": vae()})),
     (r"(ChronoEdit|SkyReelsV2.*)", embedded("prompt_embeds")),
-    (r"(ChronoEdit|SkyReelsV2ImageToVideo)", Case(call={"image_embeds": noise(1, 17, TEXT)})),
-    (r"SkyReelsV2.*", Case(components={"image_encoder": None, "image_processor": None})),
+    (
+        r"SkyReelsV2.*",
+        Case(
+            components={
+                "scheduler": make(
+                    "UniPCMultistepScheduler", prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
+                )
+            }
+        ),
+    ),
     (
         r"SkyReelsV2ImageToVideo",
         Case(
@@ -934,7 +941,7 @@ CASES: list[tuple[str, Case]] = [
     ),
     (
         r"SkyReelsV2DiffusionForcing.*",
-        Case(components={"scheduler": flow(shift=5.0)}, call={"num_frames": 9, "base_num_frames": 9}),
+        Case(call={"num_frames": 9, "base_num_frames": 9, "prompt": None}),
     ),
     (
         r"SkyReelsV2DiffusionForcingVideoToVideo",
@@ -1046,10 +1053,26 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (r"NucleusMoEImage", embedded("prompt_embeds", "prompt_embeds_mask")),
-    (r"PRX", embedded("prompt_embeds", components={"vae": vae()}, use_resolution_binning=False, **CHROMA_MASKS)),
+    (r"PRX", embedded("prompt_embeds", components={"vae": vae()}, use_resolution_binning=False, **BOOL_MASKS)),
     (
         r"SanaVideo|SanaImageToVideo",
         Case(components={"vae": COMPONENTS["AutoencoderKLWan"]}, call={"frames": 5, "use_resolution_binning": False}),
+    ),
+    (r"Allegro|Latte|OvisImage", Case(call={"negative_prompt": None})),
+    (r"MotifVideoImage2Video", Case(call={"prompt": None})),
+    (r"Krea2", Case(call={f"{sign}prompt_embeds_mask": ones(1, 8, dtype=torch.bool) for sign in ("", "negative_")})),
+    (
+        r"HunyuanDiT.*",
+        Case(
+            components={
+                "vae": vae(
+                    block_out_channels=(8,) * 4,
+                    down_block_types=("DownEncoderBlock2D",) * 4,
+                    up_block_types=("UpDecoderBlock2D",) * 4,
+                    shift_factor=None,
+                )
+            }
+        ),
     ),
     (r"LTX2.*", Case(components={"scheduler": flow(**DYNAMIC), "audio_scheduler": None})),
     (r"DiT", Case(call={"class_labels": [1]}, without=("prompt",))),
