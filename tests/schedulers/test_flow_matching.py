@@ -273,6 +273,16 @@ def test_tokens_at_times_of_their_own(predictor):
         other.step(x, other.timesteps[0], x, per_token_timesteps=largest)
 
 
+@pytest.mark.parametrize("config", [{}, {"shift": 3.0}, {"shift": 3.0, "use_dynamic_shifting": True}])
+def test_training_scripts_index_the_times_of_the_stock_scheduler(config):
+    """Before set_timesteps, as diffusers' examples do."""
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    ours = ScoreSDEScheduler.from_config(stock.config)
+    assert len(ours.timesteps) == len(stock.timesteps) == 1000
+    assert (ours.timesteps - stock.timesteps).abs().max() < 1e-3
+    assert (ours.sigmas[:-1] - stock.sigmas).abs().max() < 1e-6
+
+
 def test_times_are_fitted_in_a_call_of_flux_with_its_shift(flux_components):
     """FLUX passes even levels and mu, the shift of its size, to `set_timesteps`."""
     scheduler = ScoreSDEScheduler.from_config(
