@@ -120,7 +120,7 @@ def fitted_in_a_call(components, kind=diffusers.StableDiffusionPipeline, setting
     scheduler = ScoreSDEScheduler.from_config(diffusers.PNDMScheduler(**SCHEDULE).config, **settings or {})
     pipeline = kind(**components, scheduler=scheduler, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True, leave=False)
-    seen = []
+    seen, index = [], pipeline.config.scheduler
     hook = components["unet"].register_forward_hook(lambda _, given, output: seen.append(float(given[1])))
     call = {"prompt_embeds": embeddings(2), "negative_prompt_embeds": -embeddings(2), "guidance_scale": 3.0}
     try:
@@ -134,7 +134,7 @@ def fitted_in_a_call(components, kind=diffusers.StableDiffusionPipeline, setting
     finally:
         hook.remove()
         assert pipeline.scheduler is scheduler
-        assert pipeline.config.scheduler == ("score_sde.schedulers.scheduling_score_sde", "ScoreSDEScheduler")
+        assert pipeline.config.scheduler == index
         assert pipeline._progress_bar_config == {"disable": True, "leave": False}
     return scheduler, errors, seen
 
