@@ -7,8 +7,8 @@ The targets of samplers.py with classes: the mixture's components in pairs, the 
 samples of a class and of all are known, so is the guided field D + scale (D_class - D). The error of a sample is its
 root mean square distance per dimension from where many steps of that field's ODE lead from the same noise, ending as
 diffusers' schedulers do with the denoised sample at the least noise. Times are fitted to 16 trajectories of other noise
-and other classes under one guidance scale, and used under that one and others. The timetable is Align Your Steps (Sabour
-et al. 2024), as diffusers has it for Stable Diffusion, in 10 steps.
+and other classes under one guidance scale, and used under that one and others. The timetable is Align Your Steps
+(Sabour et al. 2024), as diffusers has it for Stable Diffusion, in 10 steps.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from datasets import load_dataset
 from diffusers.schedulers import AysSchedules
+from samplers import Mixture, gaussian_mixture, ours, quiet, smoothed_images
 
 import score_sde
-from samplers import Mixture, gaussian_mixture, ours, quiet, smoothed_images
 from score_sde import ScoreSDEScheduler
 from stock_samplers import run_stock, stock_samplers
 
@@ -118,9 +118,8 @@ def compare(job):
     for scale in FITTED_AT:
         scheduler, seconds = fitted(target, PATHS[path_name], scale)
         found[f"fitted at {scale:g}"] = {n: figures(ours(scheduler, denoise, noise, n), exact) for n in EVALUATIONS}
-        found[f"cost at {scale:g}"] = {
-            "seconds": round(seconds, 1), "evaluations": [v[2]["evaluations"] for v in scheduler.config.calibration.values()]
-        }  # fmt: skip
+        spent = [made_with["evaluations"] for _, _, made_with in scheduler.config.calibration.values()]
+        found[f"cost at {scale:g}"] = {"seconds": round(seconds, 1), "evaluations": spent}
     if path_name == "sd":
         for name, predictor in (("AYS, DPM++ 2M", "dpmpp_2m"), ("AYS, UniPC 2", "unipc_2")):
             scheduler = ScoreSDEScheduler(**settings, predictor=predictor)
