@@ -29,9 +29,9 @@ from score_sde import ScoreSDEScheduler
 from stock_samplers import run_stock, stock_samplers
 
 
-EVALUATIONS = (5, 6, 8, 10)
+EVALUATIONS = (5, 8, 10)
 SCALES = (1.0, 4.0, 7.5, 12.0)
-FITTED_AT = (1.0, 4.0, 7.5)
+FITTED_AT = (1.0, 7.5)
 FITTED_TO = 16
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PATHS = {"sd": {"sde_type": "discrete_vp"} | STABLE_DIFFUSION, "flow": {"sde_type": "linear"}}
@@ -150,7 +150,7 @@ def report(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=96, help="trajectories per scale (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=48, help="trajectories per scale (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file to write all errors to")
     options = parser.parse_args()
