@@ -151,13 +151,15 @@ def report(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=48, help="trajectories per scale (default: %(default)s)")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="(default: all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file to write all errors to")
     options = parser.parse_args()
-    jobs = [(path, target, options.samples) for path in PATHS for target in TARGETS]
+    jobs, results = [(path, target, options.samples) for target in options.targets for path in PATHS], {}
     with ProcessPoolExecutor(options.processes) as pool:
-        results = dict(pool.map(compare, jobs))
-    print(report(results))
+        for cell, found in pool.map(compare, jobs):
+            results[cell] = found
+            print(report({cell: found}), flush=True)
     if options.output:
         options.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
 

@@ -94,14 +94,16 @@ def report(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=1000, help="of each sampler (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=2000, help="of each sampler (default: %(default)s)")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="(default: all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file to write all distances to")
     options = parser.parse_args()
-    jobs = [(target, scale, options.samples) for target in TARGETS for scale in SCALES]
+    jobs, results = [(target, scale, options.samples) for target in options.targets for scale in SCALES], {}
     with ProcessPoolExecutor(options.processes) as pool:
-        results = dict(pool.map(compare, jobs))
-    print(report(results))
+        for cell, found in pool.map(compare, jobs):
+            results[cell] = found
+            print(report({cell: found}), flush=True)
     if options.output:
         options.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
 

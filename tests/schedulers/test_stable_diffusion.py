@@ -143,7 +143,7 @@ def test_times_are_fitted_in_a_call_as_to_its_guided_network(components):
     scheduler, errors, seen = fitted_in_a_call(components)
     predictor, times, made_with = scheduler.config.calibration["4"]
     # and two that find out whether the network depends on the number of the step
-    assert len(seen) == made_with["evaluations"] + 2 == 20 + 52 * 3 + 2 * 4 * 3 + 2
+    assert len(seen) == made_with["evaluations"] + 2
     assert made_with["guidance_scale"] == 3.0
     assert errors[4][1] < errors[4][0]
 
