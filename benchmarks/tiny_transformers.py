@@ -176,6 +176,15 @@ Z_IMAGE = {
     "axes_dims": [8, 4, 4],
     "axes_lens": [64, 32, 32],
 }
+Z_CONTROLNET = {
+    "control_layers_places": [0],
+    "control_refiner_layers_places": [0],
+    "control_in_dim": 16,
+    "dim": 32,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+}
 COGVIDEOX = {
     "num_attention_heads": 4,
     "attention_head_dim": 8,
@@ -229,6 +238,17 @@ HUNYUAN = {
     "text_embed_dim": TEXT,
     "pooled_projection_dim": TEXT,
     "rope_axes_dim": (2, 4, 4),
+}
+COGVIEW4 = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "text_embed_dim": TEXT,
+    "time_embed_dim": 8,
+    "condition_dim": 4,
+    "rope_axes_dim": (32, 32),
 }
 LTX = {
     "in_channels": 8,
@@ -301,6 +321,21 @@ COMPONENTS = {
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
     ),
+    "CogView4Transformer2DModel": make("CogView4Transformer2DModel", **COGVIEW4),
+    "CogView3PlusTransformer2DModel": make(
+        "CogView3PlusTransformer2DModel",
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        text_embed_dim=TEXT,
+        time_embed_dim=8,
+        condition_dim=2,
+        pos_embed_max_size=16,
+        sample_size=16,
+    ),
+    "SanaControlNetModel": make("SanaControlNetModel", **SANA | {"num_layers": 1}),
     "SanaTransformer2DModel": make("SanaTransformer2DModel", **SANA),
     "AutoencoderDC": make("AutoencoderDC", **SANA_VAE),
     "PixArtTransformer2DModel": make("PixArtTransformer2DModel", **PIXART),
@@ -359,6 +394,22 @@ COMPONENTS = {
         decoder_spatio_temporal_scaling=(True, True, False, False),
         patch_size=1,
     ),
+    "MochiTransformer3DModel": make(
+        "MochiTransformer3DModel",
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        text_embed_dim=TEXT,
+        time_embed_dim=8,
+        max_sequence_length=16,
+    ),
+    "AutoencoderKLMochi": make(
+        "AutoencoderKLMochi",
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+    ),
     "DiTTransformer2DModel": make(
         "DiTTransformer2DModel",
         num_attention_heads=2,
@@ -379,7 +430,6 @@ COMPONENTS = {
     ),
 }
 
-VIDEO = {"num_frames": 9, "height": 32, "width": 32}
 FLUX_CONTROLNET = {
     "in_channels": 16,
     "num_layers": 1,
@@ -391,9 +441,14 @@ FLUX_CONTROLNET = {
     "axes_dims_rope": (4, 4, 8),
 }
 
+CHROMA_MASKS = {f"{sign}prompt_attention_mask": ones(1, 8, dtype=torch.bool) for sign in ("", "negative_")}
+
 # (regular expression for the name of the pipeline without "Pipeline", what it needs beside); later rows win
 CASES: list[tuple[str, Case]] = [
-    (r"(Flux(?!2)|VisualCloze).*", Case(components={"vae": vae(), "scheduler": flow(**DYNAMIC), "transformer": flux()})),
+    (
+        r"(Flux(?!2)|VisualCloze).*",
+        Case(components={"vae": vae(), "scheduler": flow(**DYNAMIC), "transformer": flux()}),
+    ),
     (r"FluxControl(Img2Img|Inpaint)?", Case(components={"transformer": flux(in_channels=32, out_channels=16)})),
     (
         r"FluxControlNet.*",
@@ -417,8 +472,19 @@ CASES: list[tuple[str, Case]] = [
     (r"VisualCloze", Case(call={"upsampling_height": 32, "upsampling_width": 32})),
     (r"Flux2.*", only("prompt_embeds", components={"scheduler": flow(**DYNAMIC)})),
     (r"Flux2Klein(Inpaint)?", embedded("prompt_embeds")),
+    (r"Flux2(Klein)?", Case(without=("image",))),
+    (r"Flux2KleinKV", Case(call={"image": lambda: picture(64)})),
     (r"Flux2", Case(components={"transformer": flux_2()})),
     (r"StableDiffusion3.*", Case(components={"vae": vae()})),
+    (
+        r"StableDiffusion3Inpaint",
+        Case(
+            components={
+                "vae": vae(latent_channels=16),
+                "transformer": make("SD3Transformer2DModel", **SD3 | {"in_channels": 33, "out_channels": 16}),
+            }
+        ),
+    ),
     (
         r"StableDiffusion3ControlNet",
         Case(components={"controlnet": make("SD3ControlNetModel", **SD3)}),
@@ -430,9 +496,24 @@ CASES: list[tuple[str, Case]] = [
             call={"control_mask": mask},
         ),
     ),
-    (r"Chroma.*", embedded("prompt_embeds", "prompt_attention_mask", components={"vae": vae()})),
+    (r"Chroma.*", embedded("prompt_embeds", components={"vae": vae()}, **CHROMA_MASKS)),
     (r"AuraFlow", embedded("prompt_embeds", "prompt_attention_mask", components={"vae": vae()})),
-    (r"(Wan|LucyEdit).*", embedded("prompt_embeds", components={"scheduler": flow(shift=5.0)}, **VIDEO)),
+    (
+        r"(Wan|LucyEdit).*",
+        embedded(
+            "prompt_embeds",
+            components={"scheduler": flow(shift=5.0), "transformer": make("WanTransformer3DModel", **WAN)},
+        ),
+    ),
+    (r"LucyEdit", Case(components={"transformer": make("WanTransformer3DModel", **WAN | {"in_channels": 32})})),
+    (r"WanVideoToVideo", Case(call={"height": 32, "width": 32})),
+    (
+        r"WanVACE",
+        Case(
+            components={"transformer": make("WanVACETransformer3DModel", **WAN, vace_layers=[0, 1])},
+            call={"mask": lambda: [mask() for _ in range(5)]},
+        ),
+    ),
     (
         r"WanImageToVideo",
         Case(
@@ -444,12 +525,72 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (r"QwenImage.*", embedded("prompt_embeds", "prompt_embeds_mask", components={"scheduler": flow(**DYNAMIC)})),
-    (r"ZImage.*", embedded(components={"vae": vae(latent_channels=16)})),
-    (r"CogVideoX.*", Case(components={"scheduler": COMPONENTS["CogVideoXDDIMScheduler"]}, call=VIDEO)),
-    (r"Sana.*", embedded("prompt_embeds", "prompt_attention_mask", components={"scheduler": flow()})),
+    (
+        r"ZImage.*",
+        embedded(
+            components={"vae": vae(latent_channels=16)},
+            prompt_embeds=lambda: [noise(8, TEXT, seed=1)()],
+            negative_prompt_embeds=lambda: [noise(8, TEXT, seed=2)()],
+        ),
+    ),
+    (r"CogVideoX.*", Case(components={"scheduler": COMPONENTS["CogVideoXDDIMScheduler"]})),
+    (
+        r"CogVideoXImageToVideo",
+        Case(components={"transformer": make("CogVideoXTransformer3DModel", **COGVIDEOX | {"in_channels": 8})}),
+    ),
+    (
+        r"CogVideoXFunControl",
+        Case(
+            components={"transformer": make("CogVideoXTransformer3DModel", **COGVIDEOX | {"in_channels": 8})},
+            call={"control_video": video},
+        ),
+    ),
+    (r"CogView3Plus", Case(components={"scheduler": COMPONENTS["CogVideoXDDIMScheduler"]})),
+    (
+        r"CogView4.*",
+        embedded(
+            "prompt_embeds",
+            components={
+                "scheduler": flow(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear")
+            },
+        ),
+    ),
+    (
+        r"CogView4Control",
+        Case(components={"transformer": make("CogView4Transformer2DModel", **COGVIEW4 | {"in_channels": 8})}),
+    ),
+    (
+        r"Sana.*",
+        embedded("prompt_embeds", "prompt_attention_mask", components={"scheduler": flow()}, negative_prompt=None),
+    ),
+    (r"Sana(PAG|ControlNet)?", Case(call={"use_resolution_binning": False})),
+    (r"SanaSprint.*", Case(reason="a consistency model")),
+    (
+        r"QwenImageControlNet.*",
+        Case(
+            components={"controlnet": make("QwenImageControlNetModel", **QWEN)},
+            call={"control_image": lambda: picture(seed=1)},
+        ),
+    ),
+    (
+        r"QwenImageControlNetInpaint",
+        Case(
+            components={"controlnet": make("QwenImageControlNetModel", **QWEN, extra_condition_channels=4)},
+            call={"control_mask": mask},
+        ),
+    ),
+    (r"ZImageControlNet.*", Case(components={"controlnet": make("ZImageControlNetModel", **Z_CONTROLNET)})),
+    (
+        r"Mochi",
+        embedded(
+            "prompt_embeds", "prompt_attention_mask", components={"scheduler": flow(shift=1.0, invert_sigmas=True)}
+        ),
+    ),
     (r"PixArt.*", Case(call={"use_resolution_binning": False}, without=("max_sequence_length",))),
     (r"Lumina.*", embedded("prompt_embeds", "prompt_attention_mask", components={"vae": vae()})),
-    (r"HunyuanVideo.*", embedded("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask", **VIDEO)),
-    (r"LTX.*", embedded("prompt_embeds", "prompt_attention_mask", components={"scheduler": flow(**DYNAMIC)}, **VIDEO)),
+    (r"HunyuanVideo.*", embedded("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")),
+    (r"LTX.*", embedded("prompt_embeds", "prompt_attention_mask", components={"scheduler": flow(**DYNAMIC)})),
+    (r"LTX.*LatentUpsample.*", Case(reason="no scheduler")),
+    (r"LTXCondition", Case(components={"scheduler": flow(shift=1.0)})),
     (r"DiT", Case(call={"class_labels": [1]}, without=("prompt",))),
 ]

@@ -485,6 +485,7 @@ def _stable_diffusion():
 
 EMBEDS = {"image_embeds": embedding, "negative_image_embeds": lambda: embedding(1)}
 HINT = {"hint": lambda: pixels(256, seed=2)}
+WHOLE = "indexes alphas_cumprod by timesteps, which must be whole; those of auto are not"
 MANY_FRAMES = {"conditioning_frames": video}
 
 # (regular expression for the name of the pipeline without "Pipeline", what it needs beside); later rows win
@@ -581,7 +582,8 @@ CASES: list[tuple[str, Case]] = [
         r"StableDiffusionLDM3D",
         Case(components={"vae": lambda: vae(in_channels=6, out_channels=6)}, call={"output_type": "np"}),
     ),
-    (r"TextToVideoZero.*", Case(call={"t0": 6, "t1": 8})),
+    (r"TextToVideoZero.*", Case(call={"t0": 6, "t1": 8}, auto=WHOLE)),
+    (r"StableDiffusionSAG", Case(auto=WHOLE)),
     (r"VersatileDiffusion", Case(reason="only makes the other pipelines of Versatile Diffusion")),
     (r"ScoreSdeVe", Case(reason="calls step_pred and step_correct, of its own scheduler")),
     (r"StableDiffusionParadigms", Case(reason="fails with every scheduler of this version of diffusers")),
