@@ -240,7 +240,19 @@ class Recording(_Scheduler):
     def scale_model_input(self, sample, timestep=None):
         return sample * float(self.parameterization.row(self._t).input_scale)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True):
+    def step(
+        self,
+        model_output,
+        timestep,
+        sample,
+        generator=None,
+        return_dict: bool = True,
+        prev_timestep=None,
+        use_clipped_model_output=None,
+        **kwargs,
+    ):
+        if kwargs.get("eta"):
+            raise ValueError(f"times are fitted to trajectories without noise: leave out eta {kwargs['eta']}")
         entry, x = self._step_index, sample.to(torch.promote_types(sample.dtype, torch.float32))
         if entry == 0:
             self._begin = x.clone()
