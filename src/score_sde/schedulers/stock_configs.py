@@ -181,7 +181,7 @@ def _of_flow_matching(name, given, hidden):
     levels = given["num_train_timesteps"]
     if given.get("invert_sigmas"):
         # time and output run from noise to data
-        ours |= {"prediction_type": "inverse_flow_prediction", "time_scale": -levels, "time_offset": levels}
+        ours |= {"prediction_type": "inverted_flow_prediction", "time_scale": -levels, "time_offset": levels}
     # where their grids end: those of DPM-Solver at 0, but for the step that leads there
     if name in FLOW_MATCHING:
         least = 1 / levels
