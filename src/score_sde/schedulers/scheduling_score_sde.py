@@ -41,7 +41,17 @@ from .paths import (
     time_grid,
 )
 from .per_token import step_tokens
-from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
+from .solvers import (
+    CORRECTORS,
+    ON_GIVEN_TIMES,
+    PREDICTORS,
+    VARIANCES,
+    Memory,
+    Stage,
+    automatic,
+    plan,
+    predictor_options,
+)
 from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import FLOW, GRIDS, SAME, VALUES, from_stock_config, refuse_unknown_meaning
 
@@ -74,6 +84,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     | predictor | what it is for | order | evaluations a step | source |
     |---|---|---|---|---|
     | auto | the default: the best measured predictor and grid for the number of steps | | 1 | below |
+    | rising_1, _2, _3, _4 | ODE with guidance: Adams whose order rises to 4 | 2, 2, 2, 3 | 1 | below |
     | adams_2, _3, _4 | ODE, 10 steps and more: Adams in straight coordinates | 3, 4, 5 | 1 | below |
     | dpmpp_3b | ODE, 5 to 9 steps: dpmpp_3m in a bounded variable | 3 | 1 | below |
     | dpmpp_2m, _3m | ODE, exponential multistep; SDE with eta | 2, 3 | 1 | Lu et al. 2022b; Xue et al. 2023 |
@@ -92,13 +103,15 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     ODE is the probability-flow ODE, SDE the reverse SDE. With `eta` heun, rk4, dpmpp_2s and dpmpp_3s step to a lower
     level and add noise from there (ancestral sampling).
 
-    `auto` takes dpmpp_3b below 10 steps, adams_2 below 15, and adams_4 from there on, each on a logistic grid of lambda
-    of its own (`solvers.AUTOMATIC`), whatever `timestep_spacing` says; or, where the scheduler was calibrated for a
-    number of steps, what was found then (`calibrate`). adams and dpmpp_3b extrapolate past evaluations by polynomials
-    in a variable that stays finite at clean data, so that their last step has the order of the others; adams does so
-    with the velocity of flow matching, noise - x0, in the coordinates x / (alpha + sigma), sigma / (alpha + sigma),
-    where data and noise have the same scale. The rules were chosen by error on mixtures with known scores;
-    benchmarks/README.md shows them on others.
+    `auto` takes a predictor and a logistic grid of lambda by the number of steps and by `guidance_scale` of
+    `set_timesteps` (`solvers.AUTOMATIC`, `solvers.UNGUIDED`), whatever `timestep_spacing` says; on times that are given
+    it takes rising_1, which is good on any grid; or, where the scheduler was calibrated for a number of steps, what was
+    found then (`calibrate`). adams and dpmpp_3b extrapolate past evaluations by polynomials in a variable that stays
+    finite at clean data, so that their last step has the order of the others; adams does so with the velocity of flow
+    matching, noise - x0, in the coordinates x / (alpha + sigma), sigma / (alpha + sigma), where data and noise have the
+    same scale. Guided fields bend most at high noise: rising_1 to rising_4 are adams whose order, there 1 or 2 with a
+    corrector, rises to 4 with lambda, the earlier the more steps there are. The rules were chosen by error on mixtures
+    with known scores; benchmarks/README.md shows them on others.
 
     A corrector (`langevin` with Song's signal-to-noise rule, or `annealed_langevin`) adds `corrector_steps` evaluations
     to every step of any predictor. Samplers of the papers as settings:
@@ -250,6 +263,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if shift_terminal is not None and sde_type != "linear":
             raise ValueError(f"shift_terminal {shift_terminal} is for sde_type 'linear', not for {sde_type!r}")
         self._check_solver()
+        self._guidance_scale: float | None = None  # of the trajectory
         check_calibration(self.config.calibration)
 
         self.path = build_path(sde_type, self.config)
@@ -529,6 +543,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         sigmas: list | None = None,
         t_start: float | None = None,
         mu: float | None = None,
+        guidance_scale: float | None = None,
     ):
         """Plan a trajectory. Call it before `step`, and again before every new trajectory.
 
@@ -546,6 +561,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             t_start: path time in (0, 1] at which the num_inference_steps begin, instead of t_max: from an image with
                 its noise (image-to-image). The leading grid, which does not begin at t_max either, doesn't know it.
             mu: of use_dynamic_shifting; without, it is not used.
+            guidance_scale: of classifier-free guidance, by which `auto` chooses: what is best without guidance (0 to 1)
+                is unstable with much of it. None where it isn't known, as in stock pipelines: what holds for 1 to 12.
+                Other predictors don't use it.
 
         Raises ValueError where none of number, timesteps and sigmas is given, where they contradict each other, or when
         no falling grid of this size exists.
@@ -559,6 +577,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("pass either num_inference_steps or timesteps or sigmas")
         if num_inference_steps is not None:
             check_number("num_inference_steps", num_inference_steps, 1, LARGEST_NFE // self.order, whole=True)
+        if guidance_scale is not None:
+            check_number("guidance_scale", guidance_scale, -math.inf, math.inf)
+        self._guidance_scale = guidance_scale
         shift = self._shift_of(mu)
         n = num_inference_steps if timesteps is sigmas is None else None
         times = torch.ones(0) if n is not None else self._explicit_times(timesteps, sigmas, shift)
@@ -575,7 +596,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         given = times
         if n is None:
-            predictor = self._solver(len(times))
+            predictor = ON_GIVEN_TIMES if self.config.predictor == "auto" else self.config.predictor
         elif t_start is None and self._is_calibrated(n):
             times, predictor = fitted(self, n, shift)
         else:
@@ -685,7 +706,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """The times of n steps up to t_max."""
         if self.config.predictor != "auto":
             return self._stock_grid(n, t_max, shift)
-        rule = automatic(n)
+        rule = automatic(n, self._guidance_scale)
         center = rule.center - math.log(shift)
         return self._spaced("logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)
 
@@ -711,7 +732,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _solver(self, n):
         """The predictor of a trajectory of n steps, as `plan` takes it."""
-        return automatic(n).predictor if self.config.predictor == "auto" else self.config.predictor
+        return (
+            automatic(n, self._guidance_scale).predictor if self.config.predictor == "auto" else self.config.predictor
+        )
 
     def _build_plan(self, times, predictor, options=None):
         return plan(
@@ -873,7 +896,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             return_dict: return a `ScoreSDESchedulerOutput` instead of the tuple (prev_sample,).
             prev_timestep: passed by pipelines of UnCLIP and Kandinsky, which pass the next entry of `timesteps`; the
                 step goes there anyway.
-            use_clipped_model_output: passed by `DDIMPipeline`; see clip_sample, which says it here.
+            use_clipped_model_output: passed by `DDIMPipeline`: True or None, as the noise is always that of the clipped
+                sample.
             per_token_timesteps: (B, L) or (B, 1), what the network received as times of the tokens of a sample
                 (B, L, C), whose model_output is then -flow_prediction, as in the pipelines that do so (LTX). Tokens
                 with less noise than the plan's next step to its first lower one.
@@ -885,6 +909,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         stages, at = self._require_plan(), self._enter(timestep)
         if kwargs:
             self._take_eta(at, **kwargs)
+        if use_clipped_model_output is False and (self.config.clip_sample or self.config.thresholding):
+            raise ValueError("use_clipped_model_output=False has no counterpart here: leave it out, or pass True")
         if at >= len(stages):
             raise ValueError(f"all {len(stages)} entries of the plan have run: call set_timesteps again")
         stage, variance = stages[at], None
