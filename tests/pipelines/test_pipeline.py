@@ -200,7 +200,7 @@ def test_callbacks_change_guidance_and_labels():
 
     scheduler, network = ScoreSDEScheduler(), pipeline.transformer
     for callback, later in ((begin, [1, 4]), (swap, [0, 0])):
-        scheduler.set_timesteps(2)
+        scheduler.set_timesteps(2, guidance_scale=1.0)
         first, second = scheduler.timesteps
         with torch.no_grad():
             x = scheduler.step(network(latents, first, torch.tensor([1, 4])).sample, first, latents).prev_sample

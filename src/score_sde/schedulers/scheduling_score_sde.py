@@ -102,13 +102,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     `auto` takes a predictor and a logistic grid of lambda by the number of steps and by `guidance_scale` of
     `set_timesteps` (`solvers.AUTOMATIC`, `solvers.UNGUIDED`), whatever `timestep_spacing` says; on times that are given
-    it takes rising_1, which is good on any grid; or, where the scheduler was calibrated for a
-    number of steps, what was found then (`calibrate`). adams and dpmpp_3b extrapolate past evaluations by polynomials
-    in a variable that stays finite at clean data, so that their last step has the order of the others; adams does so
-    with the velocity of flow matching, noise - x0, in the coordinates x / (alpha + sigma), sigma / (alpha + sigma),
-    where data and noise have the same scale. Guided fields bend most at high noise: rising_1 to rising_4 are adams whose
-    order, there 1 or 2 with a corrector, rises to 4 with lambda, the earlier the more steps there are. The rules were chosen by error on mixtures with known scores;
-    benchmarks/README.md shows them on others.
+    it takes rising_1, which is good on grids of any kind; or, where the scheduler was calibrated for a number of steps,
+    what was found then (`calibrate`). adams and dpmpp_3b extrapolate past evaluations by polynomials in a variable that
+    stays finite at clean data, so that their last step has the order of the others; adams does so with the velocity of
+    flow matching, noise - x0, in the coordinates x / (alpha + sigma), sigma / (alpha + sigma), where data and noise
+    have the same scale. Guided fields bend most at high noise: rising_1 to rising_4 are adams whose order, there 1 or 2
+    with a corrector, rises to 4 with lambda, the earlier the more steps there are. The rules were chosen by error on
+    mixtures with known scores; benchmarks/README.md shows them on others.
 
     A corrector (`langevin` with Song's signal-to-noise rule, or `annealed_langevin`) adds `corrector_steps` evaluations
     to every step of any predictor. Samplers of the papers as settings:
