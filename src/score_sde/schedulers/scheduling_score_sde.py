@@ -105,7 +105,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     `auto` takes a predictor and a logistic grid of lambda by the number of steps and by `guidance_scale` of
     `set_timesteps` (`solvers.AUTOMATIC`, `solvers.UNGUIDED`), whatever `timestep_spacing` says; on times that are given
-    it takes rising_1, which is good on any grid; or, where the scheduler was calibrated for a number of steps, what was
+    it takes rising_1, robust on most of them; or, where the scheduler was calibrated for a number of steps, what was
     found then (`calibrate`). adams and dpmpp_3b extrapolate past evaluations by polynomials in a variable that stays
     finite at clean data, so that their last step has the order of the others; adams does so with the velocity of flow
     matching, noise - x0, in the coordinates x / (alpha + sigma), sigma / (alpha + sigma), where data and noise have the
