@@ -149,13 +149,13 @@ def test_unclip_takes_the_stock_steps(arguments):
             output = network(x, timestep)
             if "variance_type" in arguments:
                 output = torch.cat([output, -output], dim=1)
-            if after == -1:
+            if after == 0:
                 before.append(x)
             after = {"prev_timestep": after} if scheduler is stock else {}
             x = scheduler.step(output, timestep, x, generator=generator, **after).prev_sample
         ends.append(x)
     assert_close(*before)
-    # the first level is a difference of float32 near 1 there
+    # their first level is a difference of float32 near 1
     assert_close(*ends, tolerance=2e-3)
 
 

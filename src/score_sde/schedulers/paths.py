@@ -311,7 +311,7 @@ def _exponential_betas(n, start, end):
 
 
 def _laplace_betas(n, start, end):
-    # a Laplace distribution of the log signal-to-noise ratio (Hang et al. 2024), of which diffusers takes the root twice
+    # a Laplace distribution of log SNR (Hang et al. 2024), of which diffusers takes the root twice
     t = torch.arange(n + 1, dtype=torch.float64) / n
     side = torch.where(t <= 0.5, 1.0, -1.0)
     alpha2 = torch.sigmoid(-side / 2 * torch.log(1 - 2 * (0.5 - t).abs() + 1e-6)).sqrt()
@@ -614,20 +614,22 @@ def _flow_prediction(path, t, sigma_data):
     return sigma_prime / norm, -sigma / norm
 
 
+def _inverse_flow_prediction(path, t, sigma_data):
+    # from noise to data: the negative
+    a, b = _flow_prediction(path, t, sigma_data)
+    return a, -b
+
+
 def _edm(path, t, sigma_data):
     # c_skip and c_out of Karras et al. 2022, Table 1, for any alpha
     gain = path.gaussian_gain(t, sigma_data)
     return path.alpha(t) * gain, path.sigma(t) * gain.sqrt()
 
 
-def _negative(row):
-    """The row of a network with the other sign."""
-
-    def negative(path, t, sigma_data):
-        a, b = row(path, t, sigma_data)
-        return a, -b
-
-    return negative
+def _edm_v_prediction(path, t, sigma_data):
+    # of diffusers' EDM schedulers and SVD: the negative
+    a, b = _edm(path, t, sigma_data)
+    return a, -b
 
 
 PREDICTIONS = {
@@ -638,10 +640,9 @@ PREDICTIONS = {
     "score": _score,
     "v_prediction": _v_prediction,
     "flow_prediction": _flow_prediction,
+    "inverse_flow_prediction": _inverse_flow_prediction,
     "edm": _edm,
-    # of diffusers' EDM schedulers and SVD, and of Mochi
-    "edm_v_prediction": _negative(_edm),
-    "inverted_flow_prediction": _negative(_flow_prediction),
+    "edm_v_prediction": _edm_v_prediction,
 }
 
 
@@ -649,9 +650,9 @@ def prediction(path, prediction_type, t, sigma_data=0.5):
     """The row of a prediction type at times t, as a `Prediction`.
 
     Args:
-        prediction_type: epsilon (the noise), sample (x0), score, v_prediction, flow_prediction (the velocity), or edm:
-            the preconditioned output of Karras et al. 2022, whose input is scaled to unit variance; edm_v_prediction
-            and inverted_flow_prediction are edm and flow_prediction with the other sign.
+        prediction_type: epsilon (the noise), sample (x0), score, v_prediction, flow_prediction (the velocity),
+        inverse_flow_prediction (its negative), edm: the preconditioned output of Karras et al. 2022, whose input is
+        scaled to unit variance, or edm_v_prediction, its negative.
         sigma_data: standard deviation of the data, used by edm only.
     """
     a, b = PREDICTIONS[prediction_type](path, t, sigma_data)
@@ -793,7 +794,7 @@ def _beta_quantile(share, concentration, points=4096):
     return torch.where(share > 0.5, 1 - quantile, quantile)
 
 
-TIME_GRIDS = {
+TIME_GRIDS: dict[str, Callable[..., torch.Tensor]] = {
     "linspace": _linspace,
     "leading": _leading,
     "trailing": _trailing,

@@ -10,16 +10,22 @@ import inspect
 import json
 import math
 import numbers
+import os
+import re
+import shutil
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
-from .calibration import calibrate, check_calibration
+from .calibration import calibrate, check_calibration, fitted
 from .checks import LARGEST_NFE, NUMBERS, as_list, check_arguments, check_choice, check_number
 from .parameterization import Parameterization, threshold
 from .paths import (
@@ -35,7 +41,9 @@ from .paths import (
     shifted,
     time_grid,
 )
+from .per_token import step_tokens
 from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
+from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import (
     FLOW,
     GRIDS,
@@ -50,6 +58,10 @@ from .stock_configs import (
 
 
 logger = logging.get_logger(__name__)
+
+
+# whether this code came out of a folder, where diffusers keeps such code
+_CARRIED = __name__.startswith("diffusers_modules.")
 
 
 @dataclass
@@ -121,7 +133,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: number of the network's training time steps; for discrete_vp, of noise levels.
         sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
-        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, or edm (preconditioned).
+        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, inverse_flow_prediction (its
+            negative, of Mochi and OmniGen), or edm (preconditioned).
         predictor: see the table.
         predictor_kwargs: options of the predictor, {name: number}, as its row in `solvers.PREDICTORS` names them:
             eta and the s_... below, which may also be arguments of their own, and whatever a solver has for itself.
@@ -146,7 +159,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         whole_levels: the linspace grid of discrete_vp is rounded to whole levels; otherwise sigma / alpha is
             interpolated between levels, as diffusers' Euler, Heun, LMS and KDPM2 do.
         rho: exponent of the karras grid.
-        calibration: {number of steps: [predictor, times]}, written by `calibrate`, for auto.
+        calibration: {number of steps: [predictor, times, what they were fitted with]}, written by `calibrate`, for
+            auto.
         denoise_final: the last evaluation, at `t_min`, returns the denoised sample. False stops early: the sample at
             `t_min` with its noise.
         t_min: smallest time, in (0, 1); None for the path's own.
@@ -179,7 +193,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         interpolation_type: "linear", or "log_linear": without one of these flags, n of n + 1 levels of log_snr.
         use_flow_sigmas, timestep_type: of a stock scheduler on the linear path, or ("continuous") on edm, whose betas
             are in the config for the way back.
-        invert_sigmas: on the linear path, the network receives 1 - t and returns inverted_flow_prediction (Mochi).
+        invert_sigmas: on the linear path, the network receives 1 - t and returns inverse_flow_prediction (Mochi).
         init_noise: standard deviation of the noise that sampling starts from: None for the path's prior, "sigma" for
             sigma(t_max), "unit_data" for that of data of unit variance with their noise.
         shift: of the grids, see `paths.shifted`: what SD3, FLUX and Wan call shift or flow_shift. The grid of auto
@@ -342,15 +356,24 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         evaluations = 1 if predictor == "auto" else PREDICTORS[predictor].evaluations
         self.order = evaluations + (corrector_steps if corrector else 0)
         self._shift = float(shift)
-        self._tell(
-            self.t_max + (self.t_min - self.t_max) * torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
-        )
-        if self.path.betas is not None:
-            # what stock training scripts read, as the stock schedulers have it
-            self.betas = self.path.betas.float()
-            self.alphas_cumprod = (1 - self.path.betas).cumprod(0).float()
+        # the training times, as the stock schedulers have them before set_timesteps
+        shift_in_training = 1.0 if use_dynamic_shifting else self._shift
+        ends = shifted(self.path, torch.tensor([self.t_max, self.t_min], dtype=torch.float64), 1 / shift_in_training)
+        times = torch.linspace(float(ends[0]), float(ends[1]), num_train_timesteps, dtype=torch.float64)
+        self._tell(shifted(self.path, times, shift_in_training))
+        # what stock pipelines and training scripts read, as the stock schedulers have it
+        for name, values in stock_tables(self.parameterization, num_train_timesteps).items():
+            setattr(self, name, values)
+        # what diffusers notes in model_index.json, to find the class again: after `import score_sde` the package, which
+        # has it; in a folder that carries the code, the file
+        if type(self) is ScoreSDEScheduler:
+            self.__module__ = __name__.split(".")[-1 if _CARRIED else 0]
         self.num_inference_steps: int | None = None
         self._plan: list[Stage] | None = None
+        # of auto: (its times, its predictor, the stock grid's times or, where timestep_spacing says them, none); None
+        # where its times were given
+        self._moves_with_stock: tuple | None = None
+        self._is_noised = False
         self._begin_index: int | None = None
         self._step_index: int | None = None
 
@@ -451,10 +474,28 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         values = {name: value for name, value in values.items() if value is not None or name not in left_out}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along."""
+        if _CARRIED:
+            entry = Path(__file__)
+            siblings = re.findall(r"^from \.(\w+) import ", entry.read_text(encoding="utf-8"), re.MULTILINE)
+            os.makedirs(save_directory, exist_ok=True)
+            for name in (entry.stem, *siblings):
+                shutil.copy(entry.with_name(f"{name}.py"), save_directory)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
     @property
     def config(self) -> Any:
         """The arguments, as a mapping with attributes: `scheduler.config.sde_type`."""
         return super().config
+
+    def __getattr__(self, name):
+        if name in TABLES and (reason := why_not(self.parameterization, self.config.num_train_timesteps)):
+            raise AttributeError(
+                f"{name} has no meaning with sde_type {self.config.sde_type!r} and time_input "
+                f"{self.config.time_input!r}: {reason}; read scheduler.path at scheduler.path_time(timesteps)"
+            )
+        return super().__getattr__(name)
 
     # --- facts about the noise, for training scripts --------------------------------------------------------------
 
@@ -485,6 +526,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         Raises ValueError for timesteps outside of the path's, from clean data to noise. On an accelerator, which would
         have to be waited for, what they give is nan.
         """
+        self._is_noised = True
         return self.path.sample(original_samples, noise, self._time_inside(timesteps))
 
     def scale_noise(self, sample, timestep, noise):
@@ -543,8 +585,35 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0):
-        """Start the next trajectory at this entry of `timesteps` (image-to-image)."""
-        self._begin_index = begin_index
+        """Start the next trajectory at this entry of `timesteps` (image-to-image).
+
+        Stock pipelines cut `timesteps` where the stock grid has the noise that they mean, and auto has times of its
+        own: from this entry on it lays them anew, in place, as pipelines hold views of `timesteps`, from the stock
+        grid's time at this entry. Where no noise is added then, by `add_noise` or `scale_noise`, the sample is from a
+        trajectory that stopped at this entry (SDXL's denoising_start), and the times stay what they were.
+        """
+        self._begin_index, self._is_noised = begin_index, False
+        if self._moves_with_stock is not None:
+            self._begin_with_stock(begin_index)
+
+    def _begin_with_stock(self, begin_index):
+        """Lay the times from this entry on so that they begin where the stock grid's do; at entry 0, as they were."""
+        times, predictor, stock_times = self._moves_with_stock
+        first, inside = divmod(begin_index, self.order)
+        if begin_index and not inside and first < len(times):
+            if not len(stock_times):
+                # not before it is asked for: not every path has such a grid
+                stock_times = self._stock_grid(self.num_inference_steps, self.t_max, self._grid_shift)
+            steps = self.num_inference_steps - first
+            times = torch.cat([times[:first], self._grid(steps, float(stock_times[first]), self._grid_shift)])
+            predictor = self._solver(steps)
+        if torch.equal(times, self._times):
+            return
+        if not torch.is_floating_point(self.timesteps):
+            times = self.path_time(self.timestep(times).round())
+        told = self.timesteps
+        self._lay(times, predictor)
+        self.timesteps = told.copy_(self.timesteps)
 
     def rewind(self, begin_index: int):
         """Go on at this entry of `timesteps`, within a trajectory: the steps before are forgotten, the sample is what
@@ -567,8 +636,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             num_inference_steps: number of time steps, at least 1; the network is called `nfe` times. It may be left out
                 where times are given, and is their number otherwise.
             device: where `timesteps` shall be.
-            timesteps: the falling numbers (as the network receives them) at which to evaluate.
-            sigmas: instead, the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
+            timesteps: the falling numbers (as the network receives them) at which to evaluate. On the linear path
+                with sigmas, what the network receives at these levels, whatever their own times are (CogView 4); in
+                between, as interpolated.
+            sigmas: the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
                 sigma itself on the linear path, before they are shifted. A last 0 is where every trajectory leads, and
                 is left out; a first one of all noise is the largest that the predictor can begin at, where that is
                 less. The levels from 1 to 1 / n that flow pipelines pass are for `auto` nothing but their number.
@@ -576,9 +647,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 its noise (image-to-image). The leading grid, which does not begin at t_max either, doesn't know it.
             mu: of use_dynamic_shifting; without, it is not used.
 
-        Raises ValueError unless exactly one of number, timesteps and sigmas is given, or when no falling grid of this
-        size exists.
+        Raises ValueError where none of number, timesteps and sigmas is given, where they contradict each other, or when
+        no falling grid of this size exists.
         """
+        told = None
+        if timesteps is not None and sigmas is not None and isinstance(self.path, LinearSDE):
+            told, timesteps = as_list("timesteps", timesteps), None
+            if len(told) != len(sigmas):
+                raise ValueError(f"timesteps and sigmas must be of one length; got {len(told)} and {len(sigmas)}")
         if timesteps is not None and sigmas is not None or num_inference_steps is timesteps is sigmas is None:
             raise ValueError("pass either num_inference_steps or timesteps or sigmas")
         if num_inference_steps is not None:
@@ -589,22 +665,37 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if n is None and num_inference_steps not in (None, len(times)):
             raise ValueError(f"num_inference_steps {num_inference_steps} does not go with the {len(times)} times given")
         if sigmas is not None and self.config.predictor == "auto" and self._is_of_flow_pipelines(sigmas):
-            n = len(times)
+            # what would be told at other levels is not known
+            n = len(times) if told is None else None
         inside = isinstance(t_start, numbers.Real) and self.t_min < t_start <= self.t_max
         if t_start is not None and (n is None or not inside):
             raise ValueError(
                 f"t_start {t_start} must lie above {self.t_min:g} and at most at {self.t_max:g}, and goes with "
                 f"num_inference_steps"
             )
+        given = times
         if n is None:
             predictor = self._solver(len(times))
         elif t_start is None and self._is_calibrated(n):
-            predictor, times = self.config.calibration[str(n)]
-            times = torch.tensor(times, dtype=torch.float64)
+            times, predictor = fitted(self, n, shift)
         else:
             times = self._grid(n, self.t_max if t_start is None else t_start, shift)
             predictor = self._solver(n)
 
+        self._lay(times, predictor, device)
+        if told is not None:
+            ends = [0.0, *reversed(times.tolist())], [float(self.timestep(0.0)), *reversed(told)]
+            evaluated = [stage.t_eval for stage in self._require_plan()]
+            self.timesteps = torch.from_numpy(np.interp(evaluated, *ends)).float().to(device)
+        self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
+        self._step_index = None
+        self._begin_index = None
+        self._grid_shift, self._moves_with_stock = shift, None
+        if self.config.predictor == "auto" and n is not None and t_start is None:
+            self._moves_with_stock = times, predictor, given
+
+    def _lay(self, times, predictor, device=None):
+        """Plan an evaluation at each of these times."""
         self._times, self._predictor = times, predictor
         self._plan = self._build_plan(times, predictor)
         evaluated = torch.tensor([stage.t_eval for stage in self._plan], dtype=torch.float64)
@@ -617,10 +708,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         self._rows = list(zip(*(values.tolist() for values in (*row, self.path.alpha(evaluated))), strict=True))
         self._tell(evaluated, device)
-        self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
         self._memory = Memory(self._plan)
-        self._step_index = None
-        self._begin_index = None
+        self._eta_taken = False
 
     def _tell(self, times, device=None):
         """Set what users and pipelines read of these times of evaluation."""
@@ -628,10 +717,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if self.path.levels and torch.equal(received, received.round()):
             received = received.long()
         self.timesteps = received.to(device)
-        levels = times if isinstance(self.path, LinearSDE) else torch.exp(-self.path.half_log_snr(times))
+        levels = self._levels(times)
         levels = torch.cat([levels, torch.zeros(1).to(levels)])
         # on the CPU, as the stock schedulers have them
         self.sigmas = (1 - levels if self.config.invert_sigmas else levels).float()
+
+    def _levels(self, times):
+        """The noise levels as diffusers counts them: see `set_timesteps`."""
+        return times if isinstance(self.path, LinearSDE) else torch.exp(-self.path.half_log_snr(times))
 
     @property
     def shift(self):
@@ -693,15 +786,24 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _grid(self, n, t_max, shift=1.0):
         """The times of n steps up to t_max."""
-        spacing, options = self.config.timestep_spacing, {"rho": self.config.rho}
+        if self.config.predictor != "auto":
+            return self._stock_grid(n, t_max, shift)
+        rule = automatic(n)
+        center = rule.center - math.log(shift)
+        return self._spaced("logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)
+
+    def _stock_grid(self, n, t_max, shift):
+        """The same, of timestep_spacing and the stock schedulers' keys beside it, whatever the predictor."""
+        spacing = self.config.timestep_spacing
         if self.config.use_flow_sigmas and spacing in ("leading", "trailing"):
             # as the stock schedulers have it
             spacing = "linspace"
-        if self.config.predictor == "auto":
-            rule = automatic(n)
-            center = rule.center - math.log(shift)
-            spacing, options = "logistic", {"center": center, "width": rule.width, "tail": rule.tail}
-        times = time_grid(
+        times = self._spaced(spacing, n, t_max, rho=self.config.rho)
+        times = self._stretched(shifted(self.path, times, shift))
+        return self._curved(times, t_max) if curve(self.config) else times
+
+    def _spaced(self, spacing, n, t_max, **options):
+        return time_grid(
             self.path,
             spacing,
             # a trajectory that stops early takes n steps without an evaluation at its end
@@ -714,10 +816,6 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             whole_levels=self.config.whole_levels,
             **options,
         )
-        if self.config.predictor == "auto":
-            return times
-        times = self._stretched(shifted(self.path, times, shift))
-        return self._curved(times, t_max) if curve(self.config) else times
 
     def _curved(self, times, t_max):
         """As many times, on the grid that one of the use_..._sigmas asks for, between the ends of these or, where the
@@ -746,13 +844,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """The predictor of a trajectory of n steps, as `plan` takes it."""
         return automatic(n).predictor if self.config.predictor == "auto" else self.config.predictor
 
-    def _build_plan(self, times, predictor):
+    def _build_plan(self, times, predictor, options=None):
         return plan(
             self.path,
             times,
             predictor,
             to_data=self.config.denoise_final,
-            options=self._given_options(),
+            options=self._given_options() if options is None else options,
             corrector=self.config.corrector,
             corrector_steps=self.config.corrector_steps,
             corrector_snr=self.config.corrector_snr,
@@ -772,32 +870,55 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         reference_steps: int = 100,
         sweeps: int = 6,
+        conditions: dict | None = None,
+        mu: float | None = None,
+        call: dict | None = None,
     ):
         """Fit the times of `nfe` network evaluations to a model, for predictor "auto".
 
         From a few samples of noise, the ends of trajectories of nfe steps are compared with those of reference_steps
-        steps. The predictor and then, one after another, the times are chosen for the smallest difference (geometric
-        mean and root mean square over the samples, at equal weight). The result goes into the config, as
-        `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the scheduler. It costs about
-        reference_steps + 15 sweeps nfe network evaluations of num_samples samples for every nfe.
+        steps. The best of some fifty pairs of predictor and grid, and then, one after another, its times are chosen for
+        the smallest difference (geometric mean and root mean square over the samples, at equal weight). The result goes
+        into the config, as `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the
+        scheduler. For every nfe it costs reference_steps + 52 (nfe - 1) + sweeps nfe (nfe - 1) network evaluations of
+        all samples, as the progress bar counts them: 800 for 8.
 
         Args:
-            model: a `ScoreSDEPipeline`; or a function f(input (B, C, ...), timesteps (B,)) -> output (B, C, ...), which
-                needs `noise`.
+            model: a `ScoreSDEPipeline`; a pipeline of diffusers whose scheduler this is, with `call`; or a function
+                f(input (B, C, ...), timesteps (B,)) -> output (B, C, ...), which needs `noise`.
             nfe: a number of evaluations of at least 2, or several.
             noise: standard normal, (B, C, ...), instead of drawing num_samples of the model's size.
-            class_labels, guidance_scale: for the pipeline; by default its classes in turn. Guidance changes the
-                trajectories: calibrate with the scale that will be used.
+            class_labels, guidance_scale, conditions: for the `ScoreSDEPipeline`; by default its classes in turn.
+                Guidance changes the trajectories: calibrate with the scale that will be used.
             generator: source of the noise that the pipeline draws.
             sweeps: how often every time is tried.
+            mu: of use_dynamic_shifting, for a function.
+            call: arguments of the pipeline of diffusers as it will be used, such as {"prompt": [...], "guidance_scale":
+                7.5, "height": 512}, but for num_inference_steps; 8 prompts or more, for the times are fitted to them.
+                For every nfe it is called once, and its guidance, shift and embeddings are those of that call. What
+                guides or controls in a part of the steps, or caches, is refused.
 
-        Returns {nfe: (error before, error after)}, each the root of geometric mean times root mean square.
+        Returns {nfe: (error before, error after)}, each the root of geometric mean times root mean square. With the
+        times, the config says what they were fitted with: guidance_scale where it is known, shift, evaluations. Where
+        the shift is another, they move with it as the grids do; at another guidance_scale they stay.
 
-        Raises ValueError for another predictor than "auto", with a corrector, or without a final denoising; and for a
-        model whose output is not finite.
+        Raises ValueError for another predictor than "auto", with a corrector, or without a final denoising; for a
+        model whose output is not finite; and for pipelines whose network is no function of sample and time.
         """
         return calibrate(
-            self, model, nfe, noise, num_samples, class_labels, guidance_scale, generator, reference_steps, sweeps
+            self,
+            model,
+            nfe,
+            noise,
+            num_samples,
+            class_labels,
+            guidance_scale,
+            generator,
+            conditions,
+            mu,
+            call,
+            reference_steps,
+            sweeps,
         )
 
     def _require_plan(self) -> list[Stage]:
@@ -811,6 +932,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if self._step_index is not None:
             return self._step_index
         start = self._position(timestep) if self._begin_index is None else self._begin_index
+        if start and self._begin_index is None and self._moves_with_stock is not None:
+            warnings.warn(
+                f"the trajectory begins at entry {start} of auto's own times, at timestep {self.timesteps[start]:g}: a "
+                f"pipeline that counts steps on the stock grid, and does not call set_begin_index, means another time; "
+                f"give the scheduler a predictor that takes timestep_spacing, such as 'unipc_2'",
+                stacklevel=3,
+            )
         if start:
             first_step, inside = divmod(start, self.order)
             if inside:
@@ -826,6 +954,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     def _position(self, timestep):
         """The first entry of `timesteps` that equals `timestep`."""
         if torch.is_tensor(timestep):
+            # pipelines may pass one for each sample
+            timestep = timestep.reshape(-1)[0] if timestep.ndim else timestep
             own, its = self.timesteps.untyped_storage(), timestep.untyped_storage()
             if own.data_ptr() == its.data_ptr():
                 # a view, as in a loop over `timesteps`: found without waiting for the device
@@ -840,11 +970,29 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample, timestep=None):
         """What the network receives for a sample: the sample itself, but for prediction type edm, whose input has unit
         variance."""
+        if (
+            self._begin_index
+            and self._step_index is None
+            and self._moves_with_stock is not None
+            and not self._is_noised
+        ):
+            self._begin_with_stock(0)
         if not self.parameterization.prediction_type.startswith("edm"):
             return sample
         return sample * self._rows[self._enter(timestep)][2]
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True):
+    def step(
+        self,
+        model_output,
+        timestep,
+        sample,
+        generator=None,
+        return_dict: bool = True,
+        prev_timestep=None,
+        use_clipped_model_output: bool | None = None,
+        per_token_timesteps=None,
+        **kwargs,
+    ):
         """Run the next entry of the plan.
 
         Args:
@@ -854,10 +1002,20 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             sample: the current sample (B, C, ...), any floating dtype; half precision is computed in float32.
             generator: source of the noise, one or one per sample.
             return_dict: return a `ScoreSDESchedulerOutput` instead of the tuple (prev_sample,).
+            prev_timestep: passed by pipelines of UnCLIP and Kandinsky, which pass the next entry of `timesteps`; the
+                step goes there anyway.
+            use_clipped_model_output: instead of the scheduler's own, unless None.
+            per_token_timesteps: (B, L) or (B, 1), what the network received as times of the tokens of a sample
+                (B, L, C), whose model_output is then -flow_prediction, as in the pipelines that do so (LTX). Tokens
+                with less noise than the plan's next step to its first lower one.
+            kwargs: eta, which `DDIMPipeline` passes to every scheduler: above 0, the trajectory's. (Were it a
+                parameter, other pipelines would pass 0 and overrule the scheduler's own.)
 
         Raises ValueError before `set_timesteps`, past the end of the plan, and for shapes that don't fit.
         """
         stages, at = self._require_plan(), self._enter(timestep)
+        if kwargs:
+            self._take_eta(at, **kwargs)
         if at >= len(stages):
             raise ValueError(f"all {len(stages)} entries of the plan have run: call set_timesteps again")
         stage, variance = stages[at], None
@@ -874,23 +1032,46 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(dtype)
-        a, b, _, alpha = self._rows[at]
-        unlimited = a * x + b * model_output.to(dtype)
-        denoised = self._limit(unlimited)
-        if self.config.use_clipped_model_output is False and denoised is not unlimited:
-            # the sample of the clipped one and the noise that the network had
-            x = torch.add(x, denoised - unlimited, alpha=alpha)
 
         def draw_noise():
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=dtype)
 
-        if variance is not None:
-            variance = variance.to(dtype)
-        prev_sample = stage.update(x, denoised, self._memory, draw_noise, variance).to(sample.dtype)
+        if per_token_timesteps is not None:
+            if self.config.prediction_type != "flow_prediction" or not isinstance(self.path, LinearSDE):
+                raise ValueError(
+                    f"per_token_timesteps are for prediction_type 'flow_prediction' of sde_type 'linear', not for "
+                    f"{self.config.prediction_type!r} of {self.config.sde_type!r}"
+                )
+            own, times = self.path_time(per_token_timesteps), self._times.tolist()
+            prev_sample, denoised = step_tokens(
+                stage, self._memory, model_output.to(dtype), x, own, times, self._limit, draw_noise
+            )
+        else:
+            a, b, _, alpha = self._rows[at]
+            unlimited = a * x + b * model_output.to(dtype)
+            denoised = self._limit(unlimited)
+            redone = (
+                self.config.use_clipped_model_output if use_clipped_model_output is None else use_clipped_model_output
+            )
+            if redone is False and denoised is not unlimited:
+                # the sample of the clipped one and the noise that the network had
+                x = torch.add(x, denoised - unlimited, alpha=alpha)
+            if variance is not None:
+                variance = variance.to(dtype)
+            prev_sample = stage.update(x, denoised, self._memory, draw_noise, variance)
+        prev_sample = prev_sample.to(sample.dtype)
         self._step_index = at + 1
         if not return_dict:
             return (prev_sample,)
         return ScoreSDESchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised.to(sample.dtype))
+
+    def _take_eta(self, at, eta):
+        """Plan the rest of the trajectory with this amount of noise, where it is not 0 and not the scheduler's own."""
+        options = self._given_options()
+        if eta and not self._eta_taken and eta != options.get("eta"):
+            self._plan[at:] = self._build_plan(self._times[at // self.order :], self._predictor, options | {"eta": eta})
+            self._memory = Memory(self._plan)
+        self._eta_taken = True
 
     def _limit(self, denoised):
         """Clip or threshold the denoised sample where configured."""

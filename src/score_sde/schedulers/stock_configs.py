@@ -18,7 +18,7 @@ _BETWEEN = {"whole_levels": False}
 # their grids of noise levels reach as far as the path
 _OPEN = {"open_end": True}
 # the stock schedulers of a chain of betas, and what each fixes beside its config
-ACCEPTED = {
+ACCEPTED: dict[str, dict] = {
     "DDPMScheduler": {},
     "DDPMParallelScheduler": {},
     "DDIMScheduler": {"use_clipped_model_output": False},
@@ -55,7 +55,7 @@ SCORE_SDE = {
     ),
 }
 # those of Karras et al. 2022, and the time that their networks are told
-EDM = {
+EDM: dict[str, dict] = {
     "EDMEulerScheduler": {"time_input": "log_sigma", "time_scale": 0.25},
     "EDMDPMSolverMultistepScheduler": {"time_input": "log_sigma", "time_scale": 0.25},
     "CosineDPMSolverMultistepScheduler": {"time_input": "atan_sigma", "time_scale": 2 / math.pi},
@@ -150,8 +150,11 @@ FLOW = ("num_train_timesteps", "shift", "use_dynamic_shifting", "time_shift_type
 # what only pipelines read, to work out the shift of an image's size
 READ_BY_PIPELINES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 # of EDM, honoured under the same name
-OF_EDM = ("num_train_timesteps", "sigma_min", "sigma_max", "sigma_data", "rho", "prediction_type")
-OF_EDM += ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+OF_EDM = ("num_train_timesteps", "sigma_min", "sigma_max", "sigma_data", "rho", "prediction_type") + (
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+)
 SCHEDULES = {"karras": "karras", "exponential": "log_snr"}
 
 # arguments of ours that stock schedulers have, too; with FLOW on the linear path
@@ -279,13 +282,16 @@ def _of_flow_matching(name, given, stock):
     ours |= {key: given[key] for key in honoured if key in given}
     if name in FLOW_MATCHING:
         ours |= FLOW_MATCHING[name]
+        if ours.get("invert_sigmas"):
+            ours["prediction_type"] = "inverse_flow_prediction"
         if "num_train_timesteps" not in given:
             return ours
         # where their grids end
         least = 1 / given["num_train_timesteps"]
         shift = 1 if given.get("use_dynamic_shifting") else given["shift"]
-        # twice shifted, as there: by the class and by set_timesteps
-        return ours | {"t_min": shift * least / (1 + (shift - 1) * least)}
+        # twice shifted, as there: by the class and by set_timesteps; with one level theirs has no grid of its own
+        t_min = shift * least / (1 + (shift - 1) * least) if given["num_train_timesteps"] > 1 else None
+        return ours | {"t_min": t_min}
 
     # their betas have no effect
     carried = (*_CHAIN, "steps_offset", "sigma_min", "sigma_max", "use_flow_sigmas", "timestep_spacing")
@@ -341,8 +347,6 @@ def not_of_the_path(config):
 def of_network(config):
     """The row of `paths.PREDICTIONS` of a config of ours. Raises ValueError where preconditioned has none."""
     prediction_type = config["prediction_type"]
-    if config["invert_sigmas"] and prediction_type == "flow_prediction":
-        return "inverted_flow_prediction"
     if not config["preconditioned"]:
         return prediction_type
     rows = {"epsilon": "edm", "v_prediction": "edm_v_prediction"}
