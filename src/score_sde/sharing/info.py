@@ -52,7 +52,9 @@ def describe(folder_or_repo, **download):
         facts["sampler"] = given
     facts["components"] = {}
     for name, (_, class_name) in components.items():
-        own = arguments(os.path.join(folder, name, "config.json"), known_class(name, components[name]))
+        own = {}
+        if name not in ("text_encoder", "tokenizer"):
+            own = arguments(os.path.join(folder, name, "config.json"), known_class(name, components[name]))
         facts["components"][name] = {"class": class_name, "arguments": own}
         parameters = count_parameters(folder_or_repo, folder, name, **download)
         facts["components"][name] |= {"parameters": parameters} if parameters else {}

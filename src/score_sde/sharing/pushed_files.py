@@ -13,6 +13,7 @@ from ..pipelines.carried_code import LIBRARIES, sibling_imports
 from ..pipelines.wording import quoted
 from .bundle_checks import ROLES
 from .facts import read_json, without_local_paths
+from .text_checks import text_files
 from .weight_checks import weight_files
 
 
@@ -43,7 +44,7 @@ def files_to_push(folder):
                 continue
             if name not in ROLES or len(value) != 2:
                 raise ValueError(f"{folder}/model_index.json: {quoted(name)} is no component that can be shared")
-            found += component_files(folder, name)
+            found += text_files(folder, name) if value[0] == "transformers" else component_files(folder, name)
             if value[0] not in LIBRARIES:
                 found += code_files(folder, value[0], name)
     if os.path.join(folder, "README.md") in found:
@@ -108,10 +109,10 @@ def published(path):
     if name.endswith(".safetensors"):
         return path
     content = Path(path).read_bytes()
-    if name in ("training.json", "metrics.json", "samplers.json", *KINDS):
+    if name in ("training.json", "metrics.json", "samplers.json", "tokenizer_config.json", *KINDS):
         value = read_json(path)
-        public = without_local_paths(value) if name not in KINDS else value
-        if name in KINDS and isinstance(value, dict):
+        public = without_local_paths(value) if name.startswith(("training", "metrics", "samplers")) else value
+        if public is value and isinstance(value, dict):
             public = {key: each for key, each in value.items() if key != "_name_or_path"}
         if public != value:
             content = (json.dumps(public, indent=2) + "\n").encode()
