@@ -284,12 +284,28 @@ def test_a_null_label_that_was_never_trained_is_not_what_a_new_class_begins_as()
     assert torch.equal(class_of_none(old), old.class_embed.weight[:3].mean(0))
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "stock"])
+def test_words_that_are_new_change_no_output_at_first_and_are_learned(name):
+    kind, config = NETWORKS[name]
+    old = randomized(kind(**config, num_classes=3))
+    new = randomized(kind(**config, num_classes=3, cross_attention_dim=5, pooled_projection_dim=6), seed=1)
+    transfer(old, new, {label: label for label in range(3)})
+    words = {"encoder_hidden_states": torch.ones(2, 4, 5), "pooled_projections": torch.ones(2, 6)}
+    told = new(images(1), torch.tensor([3.0, 500.0]), class_labels=torch.tensor([2, 1]), **words).sample
+    assert (told - call(old, images(1), [2, 1])).abs().max() < 1e-5
+    told.square().sum().backward()
+    joins = [each for name, each in new.named_parameters() if "cross_att" in name and "to_out.0.weight" in name]
+    assert all(each.grad.any() for each in [*joins, new.pooled_embed[2].weight]) and joins
+
+
 def test_classes_as_tokens_cannot_come_or_go():
     with_classes, without = (DiTModel(**DIT, conditioning="in_context", num_classes=n) for n in (3, None))
     with pytest.raises(ValueError, match="pass --class_conditional false"):
         transfer(without, with_classes, {})
     with pytest.raises(ValueError, match="train on data with classes"):
         transfer(with_classes, without, {})
+    with pytest.raises(ValueError, match="it has no context_embed"):
+        transfer(without, DiTModel(**DIT, conditioning="in_context", num_classes=None, cross_attention_dim=5), {})
 
 
 def test_weights_of_another_network_are_refused():

@@ -182,8 +182,12 @@ def options_of(start, given):
     kind = type(start.network)
     # modules that carry code have long names
     module = "diffusers" if kind.__module__.split(".")[0] == "diffusers" else kind.__module__
-    arguments = inspect.signature(kind).parameters.keys() - FROM_DATA
-    config = {name: value for name, value in start.network.config.items() if name in arguments}
+    defaults = {
+        name: each.default for name, each in inspect.signature(kind).parameters.items() if name not in FROM_DATA
+    }
+    config = {name: start.network.config[name] for name in defaults if name in start.network.config}
+    # conditions that it hasn't are the data's matter
+    config = {name: value for name, value in config.items() if not value is defaults[name] is None}
     options = {
         "network": classes.get(kind, f"{module}:{kind.__name__}"),
         "network_kwargs": json.dumps(config),
@@ -221,6 +225,15 @@ def sizes_of(start):
     factor, channels = (1, config.in_channels) if vae is None else (spatial_factor(vae), vae.config.in_channels)
     found = {"resolution": sizes.pop() * factor} if len(sizes) == 1 else {}
     return found | ({"image_channels": channels} if channels in (1, 3) else {})
+
+
+# weights of further conditions that a network may be told, and those by which they join what there was
+CONDITIONS = ("context_embed.*", "pooled_embed.*", "*.cross_attn.*", "*.cross_attentions.*")
+LAST_OF_CONDITIONS = ("pooled_embed.2.*", "*.cross_attn.to_out.0.*", "*.cross_attentions.*.to_out.0.*")
+
+
+def matches(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -265,7 +278,7 @@ def transfer(source, network, kept):
     Args:
         source: the other, of the same class.
         network: it may have other classes, or more channels, whose weights begin as zero; more channels of the output
-            are zero then.
+            are zero then. A sequence or a vector that it is told, too, goes through layers the last of which is zero.
         kept: {its label: label of the source} of the classes that keep their rows. The others begin as no class
             (`class_of_none`), and so does a network without classes; of a source without classes, as zero.
 
@@ -283,10 +296,15 @@ def transfer(source, network, kept):
     before, now = source.config.in_channels, network.config.in_channels
     if now < before:
         raise ValueError(f"the network takes {before} channels, the data have {now}: they may have more, not fewer")
-    if missing := new.keys() - old.keys() - {new_name}:
+    added = new.keys() - old.keys() - {new_name}
+    # tokens change what is attended to, whatever they say
+    if missing := {name for name in added if tokens or not matches(name, CONDITIONS)}:
         raise ValueError(f"it has no {few(sorted(missing))}, which the network is to have")
     if other := old.keys() - new.keys() - {old_name}:
         raise ValueError(f"it has {few(sorted(other))}, which the network is not to have")
+    for name in added:
+        if matches(name, LAST_OF_CONDITIONS):
+            new[name].zero_()
     for name in old.keys() - {old_name}:
         new[name].copy_(widened(name, old[name], new[name].shape, source.config, network.config))
     if new_table is not None:
