@@ -30,13 +30,14 @@ from score_sde.training.parts.options import arguments_of, mapping, one_line_err
 from score_sde.training.parts.publishing import Uploads
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
+from score_sde.training.parts.starting import StartConfig, begin, describe, freeze
 from score_sde.training.parts.tasks import Task
 from score_sde.training.parts.trackers import main_process_goes_on
 from score_sde.training.parts.validation import Validation, ValidationConfig
 
 
 @dataclass
-class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
+class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, ValidationConfig):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     configs = "diffusion"
@@ -100,6 +101,11 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     sample_num_inference_steps: int = option(50, "Time steps of the sample grids.", "samples and logs")
 
     def problems(self):
+        # first: it fills in the options that come with the weights
+        started = list(StartConfig.problems(self))
+        yield from started
+        if started:
+            return
         yield from CleanDataConfig.problems(self)
         yield from LoopConfig.problems(self)
         yield from ValidationConfig.problems(self)
@@ -169,10 +175,16 @@ class DiffusionTask(Task):
     """A score-based diffusion model on the data, scheduler and network of a `TrainConfig`."""
 
     def __init__(self, config, accelerator):
+        config.keep_autoencoder(accelerator)
         self.config, self.scheduler, self.data = config, config.make_scheduler(), CleanData(config, accelerator)
         self.objective = config.make_objective(self.scheduler)
         num_classes = self.data.num_classes if config.class_conditional else None
-        super().__init__(make_network(config, self.data.shape, num_classes), self.data.dataset, self.data.fingerprint())
+        network, origin = make_network(config, self.data.shape, num_classes), config.origin
+        if config.start is not None:
+            origin = begin(config, network, self.data.id2label if config.class_conditional else None)
+            accelerator.print("\n".join(describe(origin)))
+        freeze(network, config.freeze)
+        super().__init__(network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
         self.conditions = list(self.data.columns) if config.class_conditional else []
         check_conditions(self.model, self.conditions)
@@ -218,7 +230,9 @@ class DiffusionTask(Task):
         config, pipeline, grid = self.config, self.make_pipeline(network), None
         facts |= self.data.facts(config) | {
             "model_name": config.model_name,
-            "license": config.license,
+            "license": config.license or (self.origin or {}).get("license"),
+            "base_model": (self.origin or {}).get("base_model"),
+            "started_from": self.origin,
             "repo_id": config.push_to_hub,
             "conditions": self.conditions,
             "diffusers": diffusers.__version__,

@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 
-from diffusers import ModelMixin
+from diffusers import ModelMixin, UNet2DModel
 
 from score_sde import DiTModel, ScoreUNetModel
 
@@ -46,7 +46,7 @@ def network_class(name):
         raise ValueError(
             f"network {name!r}: its forward must take (sample, timestep), and more only by name; it takes {signature}"
         ) from error
-    return "transformer", found
+    return "unet" if issubclass(found, UNet2DModel) else "transformer", found
 
 
 def outside_classes(name):
@@ -87,6 +87,9 @@ def make_network(config, shape, num_classes):
         from_data["learn_sigma"] = config.vlb_weight > 0
     if config.network not in NETWORKS:
         taken = inspect.signature(found).parameters
+        if issubclass(found, UNet2DModel):
+            outputs = shape[0] * (2 if config.vlb_weight > 0 else 1)
+            from_data |= {"out_channels": outputs, "num_class_embeds": num_classes}
         from_data = {name: value for name, value in from_data.items() if name in taken}
     options = mapping("network_kwargs", config.network_kwargs)
     try:

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..pipelines.bundle_files import read_config, read_index, saved_class_name
 from ..pipelines.conditions import number_of_classes
 from ..pipelines.kinds import kind_of
-from ..pipelines.wording import one_line, quoted
+from ..pipelines.wording import few, one_line, quoted
 from ..pipelines.writing import whole_file
 from .config_checks import naming
 from .facts import check_metrics, check_repo_id, dataset_name, read_facts, read_json, without_local_paths, writable
@@ -28,13 +28,20 @@ ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "g
 
 def training_rows(training, kind="image", unit="px"):
     """What is known of the training run, as (name, value) rows; `kind` is of data, with the unit of their size."""
-    config = training.get("config") or {}
+    config, begun = training.get("config") or {}, training.get("started_from") or {}
+    trained = training.get("trained_parameters")
     counts = {name: count for name, count in (training.get("class_counts") or {}).items() if isinstance(count, int)}
     classes = ", ".join(f"{name} {count:,}" for name, count in counts.items()) if len(counts) <= 20 else ""
     if counts and not classes:
         classes = f"{len(counts):,}, of {min(counts.values()):,} to {max(counts.values()):,} {kind}s"
     rows = [
         ("run", training.get("run_id"), "{}"),
+        ("started from", begun.get("base_model") or begun.get("name") or begun.get("source"), "{}"),
+        ("its revision", begun.get("revision"), "{}"),
+        ("its licence", begun.get("license"), "{}"),
+        ("classes whose weights were kept", classes_in_words(begun, new=False), "{}"),
+        ("new classes", classes_in_words(begun, new=True), "{}"),
+        ("weights that were trained", trained if trained != training.get("parameters") else None, "{:,}"),
         ("data", dataset_name(training), "{}"),
         ("split", training.get("split"), "{}"),
         (f"training {kind}s", training.get("rows"), "{:,}"),
@@ -60,6 +67,18 @@ def training_rows(training, kind="image", unit="px"):
         ("diffusers", training.get("diffusers"), "{}"),
     ]
     return [(name, form.format(value)) for name, value, form in rows if value is not None]
+
+
+def classes_in_words(begun, new):
+    """The classes of a network that began as another, in words: those that were new, or those that kept their weights,
+    with their former names; None where there are none."""
+    classes = begun.get("classes") or {}
+    found = [
+        name if new or before == name else f"{name} (from {before})"
+        for name, before in classes.items()
+        if (before is None) == new
+    ]
+    return few(found, 20) or None
 
 
 def sampler_table(samplers):
