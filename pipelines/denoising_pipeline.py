@@ -264,9 +264,13 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
                     f"the text encoder in {quoted(settings['text_encoder'])} is not the one that this model was "
                     f"trained with: pass that as text_encoder= and tokenizer= to from_pretrained"
                 )
-            pipeline._named_encoder = opened
+            pipeline.use_named_encoder(*opened)
         text_encoder, tokenizer = pipeline._named_encoder
         return text_encoder.to(self._execution_device), tokenizer
+
+    def use_named_encoder(self, text_encoder, tokenizer):
+        """Encode prompts by these, which are those that the settings name, and leave them out of what is saved."""
+        self._named_encoder = text_encoder, tokenizer
 
     def encode_prompt(self, prompt: str | list[str]) -> Conditions:
         """What the network is told of prompts, one or a list: {argument of its forward: tensor (B, ...)}, as
