@@ -53,6 +53,8 @@ ROLES = {
     # in stock pipelines
     "vqvae": ("an autoencoder of diffusers", AUTOENCODERS, ModelMixin),
 }
+# of these, those of transformers
+TEXT_ROLES = ("text_encoder", "tokenizer")
 
 
 def check_classes(classes):
@@ -143,7 +145,7 @@ def check_components(folder, index, pipeline_class, variant, given, outside=None
             f"available. {folder} holds none: load it without variant, or save it with one"
         )
     for name, found in classes.items():
-        if name in ("text_encoder", "tokenizer") and name not in given:
+        if name in TEXT_ROLES and name not in given:
             check_text_component(folder, name, found)
         elif name not in given:
             class_name = found.__name__ if name in outside else index[name][1]
@@ -156,7 +158,7 @@ def component_class(path, name, library, class_name):
     can be are looked up."""
     description, names, base = ROLES[name]
     found = None
-    if name in ("text_encoder", "tokenizer") and library == "transformers":
+    if name in TEXT_ROLES and library == "transformers":
         found = text_class(name, class_name)
     elif class_name in names and library in ("diffusers", PACKAGE):
         found = getattr(importlib.import_module(library), class_name, None)

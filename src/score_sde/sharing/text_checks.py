@@ -106,9 +106,3 @@ def text_weights(folder):
     if not names or not all(isinstance(each, str) and FILES["text_encoder"].fullmatch(each) for each in names):
         raise ValueError(f"{os.path.join(place, INDEX)}: weight_map names no safetensors files beside it")
     return [own_file(folder, "text_encoder", each) for each in sorted(names)]
-
-
-def text_files(folder, name):
-    """The paths of the files that a text encoder or a tokenizer is made of."""
-    return [own_file(folder, name, entry) for entry in sorted(os.listdir(os.path.join(folder, name)))
-            if FILES[name].fullmatch(entry)]  # fmt: skip
