@@ -3,6 +3,7 @@
     score-sde quick-start
     score-sde train quick_start/diffusion --latents runs/latents --output_dir runs/dit
     score-sde sample runs/dit/pipeline --classes Dress Bag
+    score-sde sample somebody/emoji --prompt "a red apple" "a cat"
 
 Training commands take the options of their script, and those of `accelerate launch`. What is slow to import is imported
 inside the commands, so that help is quick.
