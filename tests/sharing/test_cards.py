@@ -181,7 +181,7 @@ def test_the_card_of_a_model_that_follows_words(tmp_path):
     assert call in card.text and "guidance scale 3.0" in card.text and "The prompts stand beneath." in card.text
     for row in ("captions | 1200", "captions that were cut off | 7", "text encoder | words (BertModel)"):
         assert f"| {row} |" in card.text
-    assert "| its layers | -1, -2 |" in card.text and "rows without a caption" not in card.text
+    assert r"| its layers | \-1, -2 |" in card.text and "rows without a caption" not in card.text
     named = prompt_pipeline(worded_network(), encoder=False, settings={"text_encoder": "somebody/words"})
     text = Path(save_bundle(named, tmp_path / "named"), "README.md").read_text()
     assert "Prompts are encoded by `somebody/words`, which is downloaded" in text
