@@ -103,8 +103,9 @@ def main(argv=None):
 
     pipeline = load_bundle(folder, classes=classes)
     with torch.no_grad():
-        for name, parameter in pipeline.denoiser.named_parameters():
-            parameter.copy_(weights[name])
+        parameters = dict(pipeline.denoiser.named_parameters())
+        for name, average in weights.items():  # frozen weights have none
+            parameters[name].copy_(average)
     print(f"pipeline: {save_bundle(pipeline, options.output, facts=facts)}")
 
 
