@@ -187,7 +187,7 @@ def options_of(start, given):
     }
     config = {name: start.network.config[name] for name in defaults if name in start.network.config}
     # conditions that it hasn't are the data's matter
-    config = {name: value for name, value in config.items() if not value is defaults[name] is None}
+    config = {name: each for name, each in config.items() if each is not None or defaults[name] is not None}
     options = {
         "network": classes.get(kind, f"{module}:{kind.__name__}"),
         "network_kwargs": json.dumps(config),
