@@ -114,6 +114,49 @@ def any_component(name):
     return ["diffusers", "SchedulerMixin" if name == "scheduler" else "ModelMixin"]
 
 
+def of_library(cls):
+    """Whether a class is one of the libraries that whoever opens a bundle has."""
+    return cls.__module__.split(".")[0] in LIBRARIES
+
+
+def add_code(pipeline, folder):
+    """Make a bundle of a folder that diffusers saved a pipeline in: what is of neither diffusers nor transformers, the
+    pipeline's class or a component's, comes with its code."""
+    index = read_index(folder) | {"_bundle_format": FORMAT}
+    if not of_library(type(pipeline)):
+        index["_class_name"] = [write_code(type(pipeline), folder), type(pipeline).__name__]
+    for name, component in pipeline.components.items():
+        if component is None:
+            continue
+        place, component = Path(folder, name), plain_component(component)
+        if not of_library(type(component)):
+            index[name] = [write_code(type(component), place), type(component).__name__]
+        for path in place.glob("*config.json"):
+            _write_config(path, read_config(folder, name, path.name))
+    _write_config(Path(folder, "model_index.json"), index)
+
+
+def installed_components(index, package, given=()):
+    """{component: entry} for a model index, of the components whose class is of neither diffusers nor transformers: the
+    class of that name that a package has; of those that are given, without it, any.
+
+    Raises ValueError for a component that the package doesn't have, naming it."""
+    installed = {}
+    for name, value in index.items():
+        is_component = isinstance(value, (list, tuple)) and len(value) == 2 and not name.startswith("_")
+        if not is_component or value[0] is None or value[0] in LIBRARIES:
+            continue
+        if value[1] not in package.__all__ and name not in given:
+            by_class = f"its class, classes=[{shortened(value[1])}], or " if name in NETWORK_ROLES else ""
+            raise ValueError(
+                f"component {quoted(name)} is a {shortened(value[1])} of {quoted(value[0])}, which "
+                f"{package.__name__} doesn't have: pass {by_class}one that is opened, {shortened(name)}=...; "
+                f"DiffusionPipeline.from_pretrained(..., trust_remote_code=True) runs the folder's own code instead"
+            )
+        installed[name] = [package.__name__, value[1]] if value[1] in package.__all__ else any_component(name)
+    return installed
+
+
 class BundleMixin:
     """Saving and loading of bundles, for subclasses of `DiffusionPipeline`: name it before that base class."""
 
@@ -154,24 +197,10 @@ class BundleMixin:
         new = tempfile.mkdtemp(prefix=".", suffix=".partial", dir=save_directory)
         try:
             super(BundleMixin, plain).save_pretrained(new, variant=variant, max_shard_size=max_shard_size)
-            plain._add_code(new)
+            add_code(plain, new)
             _move_in(new, save_directory, variant)
         finally:
             shutil.rmtree(new)
-
-    def _add_code(self, folder):
-        """Make a bundle of a folder that diffusers saved this pipeline in."""
-        index = read_index(folder)
-        index |= {"_class_name": [write_code(type(self), folder), type(self).__name__], "_bundle_format": FORMAT}
-        for name, component in self.components.items():
-            if component is None:
-                continue
-            place = Path(folder, name)
-            if type(component).__module__.split(".")[0] not in LIBRARIES:
-                index[name] = [write_code(type(component), place), type(component).__name__]
-            for path in place.glob("*config.json"):
-                _write_config(path, read_config(folder, name, path.name))
-        _write_config(Path(folder, "model_index.json"), index)
 
     def push_to_hub(self, repo_id, **kwargs):
         """Upload this pipeline as a bundle with its card: see `hub.push_to_hub` of the installed package. A pipeline
@@ -213,20 +242,7 @@ class BundleMixin:
             raise ValueError(
                 f"this folder holds a {shortened(saved)}: open it with that class, not with {cls.__name__}"
             )
-        installed = dict(index, _class_name=cls.__name__)
-        for name, value in index.items():
-            is_component = isinstance(value, (list, tuple)) and len(value) == 2 and not name.startswith("_")
-            if not is_component or value[0] is None or value[0] in LIBRARIES:
-                continue
-            if value[1] not in package.__all__ and name not in given:
-                by_class = f"its class, classes=[{shortened(value[1])}], or " if name in NETWORK_ROLES else ""
-                raise ValueError(
-                    f"component {quoted(name)} is a {shortened(value[1])} of {quoted(value[0])}, which "
-                    f"{package.__name__} doesn't have: pass {by_class}one that is opened, {shortened(name)}=...; "
-                    f"DiffusionPipeline.from_pretrained(..., trust_remote_code=True) runs the folder's own code instead"
-                )
-            installed[name] = [package.__name__, value[1]] if value[1] in package.__all__ else any_component(name)
-        return installed
+        return dict(index, _class_name=cls.__name__) | installed_components(index, package, given)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

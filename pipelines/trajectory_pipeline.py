@@ -246,11 +246,14 @@ class TrajectoryPipeline(DenoisingPipeline):
                 steps,
             )
 
-    def prepare_trajectories(self, num_samples, class_labels=None, guidance_scale=1.0, generator=None, noise=None):
+    def prepare_trajectories(
+        self, num_samples, class_labels=None, guidance_scale=1.0, generator=None, noise=None, conditions=None
+    ):
         """(network, noise) for `ScoreSDEScheduler.calibrate`: the guided network of these classes, by default all in
-        turn, and noise (num_samples, C, H, W) for it."""
+        turn, and other conditions, and noise (num_samples, C, H, W) for it."""
         if noise is None:
             noise = self.kind.noise(num_samples, generator, self._execution_device)
         if class_labels is None and self.num_classes is not None:
             class_labels = [i % self.num_classes for i in range(len(noise))]
-        return self.guided_network(len(noise), class_labels, guidance_scale), noise.to(self._execution_device)
+        network = self.guided_network(len(noise), class_labels, guidance_scale, conditions=conditions)
+        return network, noise.to(self._execution_device)

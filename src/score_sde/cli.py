@@ -272,7 +272,10 @@ def verify(bundle: Bundle, revision: Revision = None):
             f"changed by somebody. Read them before you pass trust_remote_code=True; load_bundle runs none of them"
         )
         raise SystemExit(1)
-    print(f"all {len(verdicts)} files are those of score-sde {__version__}")
+    if verdicts:
+        print(f"all {len(verdicts)} files are those of score-sde {__version__}")
+    else:
+        print("it carries no code: diffusers opens it where score-sde is installed, after `import score_sde`")
 
 
 @app.command()

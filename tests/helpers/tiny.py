@@ -1,7 +1,8 @@
 """Pipelines around a small random network, for tests of what pipelines do with any network."""
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
 
@@ -74,4 +75,43 @@ def text_unet():
         attention_head_dim=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+def letter_tokenizer():
+    """CLIP's, of single letters: 54 tokens, 12 for a text."""
+    letters = [chr(ord("a") + i) for i in range(26)]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=12)
+
+
+def stable_diffusion(scheduler):
+    """A stock pipeline with all that it needs to be saved and opened again: 16 x 16 pixels from a text."""
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        vocab_size=54,
+        max_position_embeddings=12,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    return StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=letter_tokenizer(),
+        unet=text_unet().eval(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )

@@ -7,7 +7,7 @@ import torch
 from exact import MIXTURE
 
 from score_sde import ScoreSDEScheduler
-from score_sde.schedulers.calibration import Fit
+from score_sde.schedulers.calibration import Search, Trajectory
 
 
 def sample(scheduler, steps, noise):
@@ -51,10 +51,11 @@ def test_the_score_is_as_documented():
     """Half the logarithm of the geometric mean, and half that of the root mean square, of the samples' distances."""
     target = torch.zeros(3, 2, 2, dtype=torch.float64)
     distances = torch.tensor([0.5, 1.0, 8.0], dtype=torch.float64)
-    fit = Fit(None, None, None, None, target, None)
+    search = Search(ScoreSDEScheduler(), 5)
+    search.target = target
     mean, root = distances.log().mean().exp(), distances.pow(2).mean().sqrt()
-    assert fit.error(target + distances[:, None, None]) == pytest.approx(float((mean.log() + root.log()) / 2))
-    assert fit.error(target + math.nan) == math.inf
+    assert search.error(target + distances[:, None, None]) == pytest.approx(float((mean.log() + root.log()) / 2))
+    assert search.error(target + math.nan) == math.inf
     # and what `calibrate` returns is the root of their product
     scheduler = ScoreSDEScheduler()
     network = MIXTURE.network(scheduler)
@@ -66,26 +67,77 @@ def test_the_score_is_as_documented():
     assert found[5][0] == pytest.approx(float(expected), rel=1e-3)
 
 
+def answered(requests, denoise):
+    """What these requests for evaluations end in, and the times that they asked for."""
+    asked, denoised = [], None
+    while True:
+        try:
+            x, t = requests.send(denoised)
+        except StopIteration as end:
+            return end.value, asked
+        asked.append(t)
+        denoised = denoise(x, t)
+
+
 def test_fitting_runs_only_what_changed():
     """A trajectory that shares its beginning with a known one takes that from there, and is the same."""
-    scheduler, calls = ScoreSDEScheduler(), []
+    scheduler = ScoreSDEScheduler()
     noise = draw(4, 1)
 
     def denoise(x, t):
-        calls.append(t)
         return MIXTURE.denoised(x, scheduler.path, torch.tensor(t, dtype=torch.float64))
 
-    fit = Fit(scheduler.path, denoise, scheduler._build_plan, noise, torch.zeros_like(noise), scheduler.t_min)
+    search = Search(scheduler, 6)
+    search.target = torch.zeros_like(noise)
     times = scheduler._grid(6, scheduler.t_max)
-    first = fit.run(times, "adams_2")
-    assert len(calls) == 6
-    assert fit.run(times, "adams_2", first) is first
-    later = times.clone()
-    later[4] = (times[4] + times[5]) / 2
-    calls.clear()
-    found = fit.run(later, "adams_2", first)
-    assert len(calls) < 6
-    assert (found.states[-1][0] - fit.run(later, "adams_2").states[-1][0]).abs().max() < 1e-12
+    nothing = Trajectory(times[:0], [], [noise], [])
+    for predictor in ("adams_2", "dpmpp_3b"):
+        first, asked = answered(search.run(times, predictor, nothing), denoise)
+        assert asked == times.tolist()
+        assert answered(search.run(times, predictor, first), denoise) == (first, [])
+        for changed in range(1, 6):
+            later = times.clone()
+            later[changed] = (times[changed] + times[changed - 1]) / 2
+            found, asked = answered(search.run(later, predictor, first), denoise)
+            # the sample before the changed time is the same, and so is what the network makes of it
+            assert asked == later[changed:].tolist()
+            again, _ = answered(search.run(later, predictor, nothing), denoise)
+            assert (found.samples[-1] - again.samples[-1]).abs().max() < 1e-12
+            assert found.score == pytest.approx(again.score)
+
+
+def test_the_cost_is_as_documented():
+    scheduler, calls = ScoreSDEScheduler(), []
+    perfect = MIXTURE.network(scheduler)
+
+    def network(x, timesteps):
+        calls.append(float(timesteps[0]))
+        return perfect(x, timesteps[0].double())
+
+    scheduler.calibrate(network, 8, noise=draw(8, 1), reference_steps=50, sweeps=2)
+    *_, made_with = scheduler.config.calibration["8"]
+    # auto takes one of the four candidates
+    assert len(calls) == made_with["evaluations"] == 50 + 4 * 7 + 2 * 8 * 7
+    # all trajectories begin with the same evaluation
+    assert sum(timestep == 1000 for timestep in calls) == 1
+
+
+def test_fitted_times_move_with_the_shift():
+    """As the grids do: on the straight path by shift sigma / (1 + (shift - 1) sigma)."""
+    scheduler, _ = calibrated(5, sde_type="linear", shift=2.0)
+    times = torch.tensor(scheduler.config.calibration["5"][1], dtype=torch.float64)
+    assert scheduler.config.calibration["5"][2]["shift"] == 2.0
+    scheduler.set_timesteps(5)
+    assert (scheduler.timesteps - 1000 * times).abs().max() < 1e-3
+    scheduler.set_shift(6.0)
+    scheduler.set_timesteps(5)
+    # all begin at the largest
+    assert (scheduler.timesteps - 3000 * times / (1 + 2 * times))[1:].abs().max() < 1e-3
+    assert scheduler.timesteps[0] == 999
+    # without a record they stay
+    plain = ScoreSDEScheduler(sde_type="linear", calibration={"5": scheduler.config.calibration["5"][:2]}, shift=6.0)
+    plain.set_timesteps(5)
+    assert (plain.timesteps - 1000 * times).abs().max() < 1e-3
 
 
 def test_fitted_times_travel_with_the_scheduler(tmp_path):
@@ -139,6 +191,8 @@ def test_a_model_without_noise_or_with_nan_is_refused():
     [
         ({"2": ["adams_2", [0.5, 0.9]]}, "calibration '2' must hold as many times, falling"),
         ({"3": ["adams_2", [0.9, 0.5]]}, "calibration '3' must hold as many times"),
+        ({"2": ["adams_2", [0.9, 0.5], 3.0]}, "calibration '2' must say in a dictionary"),
+        ({"2": ["adams_2", [0.9, 0.5], {"shift": 0}]}, "shift of calibration '2' 0 must be a number from 0.001"),
         ({"2": ["adams", [0.9, 0.5]]}, "predictor of calibration '2' 'adams' is unknown"),
     ],
 )

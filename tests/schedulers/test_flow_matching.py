@@ -1,5 +1,7 @@
 """Flow matching: every stock scheduler of it has its path, times, shift and steps here."""
 
+import math
+
 import diffusers
 import numpy as np
 import pytest
@@ -206,3 +208,39 @@ def test_flux_draws_the_same_with_our_scheduler(flux_components, kind, dynamic):
     assert expected.std() > 0.01
     assert (expected - found).abs().max() < 1e-5
     assert torch.isfinite(draw(flux_components, ScoreSDEScheduler.from_config(stock.config), kind, **given)).all()
+
+
+def test_times_are_fitted_in_a_call_of_flux_with_its_shift(flux_components):
+    """FLUX passes even levels and mu, the shift of its size, to `set_timesteps`."""
+    scheduler = ScoreSDEScheduler.from_config(
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config
+    )
+    pipeline = diffusers.FluxPipeline(**flux_components, scheduler=scheduler)
+    call = {"prompt_embeds": noise(2, 6, 32), "pooled_prompt_embeds": noise(2, 32), "height": 16, "width": 16}
+    times = []
+
+    def record(model, given, kwargs, output):
+        times.append(float(kwargs["timestep"][0]))
+
+    hook = flux_components["transformer"].register_forward_hook(record, with_kwargs=True)
+    pipeline.set_progress_bar_config(disable=True)
+    errors = scheduler.calibrate(
+        pipeline, 3, call=call | {"generator": torch.Generator().manual_seed(1)}, reference_steps=10, sweeps=1
+    )
+    _, fitted, made_with = scheduler.config.calibration["3"]
+    assert errors[3][1] < errors[3][0]
+    assert len(times) == made_with["evaluations"] + 2
+    # its default, which nothing here follows
+    assert made_with["guidance_scale"] == 3.5
+    mu = math.log(made_with["shift"])
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 3, 3), mu=mu)
+    assert scheduler.timesteps.tolist() == pytest.approx([1000 * t for t in fitted], rel=1e-6)
+
+    times.clear()
+    draw(flux_components, scheduler, num_inference_steps=3)
+    hook.remove()
+    assert times == pytest.approx(fitted, rel=1e-5)
+    # for another size they move
+    scheduler.set_timesteps(3, mu=mu + math.log(2))
+    moved = [2000 * t / (1 + t) for t in fitted]
+    assert scheduler.timesteps.tolist() == pytest.approx(moved, rel=1e-6)

@@ -114,6 +114,107 @@ def test_own_timesteps_and_sigmas_go_through_the_pipeline(components):
     assert scheduler.timesteps.tolist() == [900.0, 600.0, 250.5, 40.0]
 
 
+def fitted_in_a_call(components, kind=diffusers.StableDiffusionPipeline, settings=None, **arguments):
+    """A scheduler whose times were fitted in a call of a pipeline, the errors, and the sizes and times of all network
+    evaluations."""
+    scheduler = ScoreSDEScheduler.from_config(diffusers.PNDMScheduler(**SCHEDULE).config, **settings or {})
+    pipeline = kind(**components, scheduler=scheduler, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True, leave=False)
+    seen = []
+    hook = components["unet"].register_forward_hook(lambda _, given, output: seen.append(float(given[1])))
+    call = {"prompt_embeds": embeddings(3), "negative_prompt_embeds": -embeddings(3), "guidance_scale": 3.0}
+    try:
+        errors = scheduler.calibrate(
+            pipeline,
+            4,
+            call=call | {"generator": torch.Generator().manual_seed(0)} | arguments,
+            reference_steps=20,
+            sweeps=2,
+        )
+    finally:
+        hook.remove()
+        assert pipeline.scheduler is scheduler
+        assert pipeline.config.scheduler == ("score_sde.schedulers.scheduling_score_sde", "ScoreSDEScheduler")
+        assert pipeline._progress_bar_config == {"disable": True, "leave": False}
+    return scheduler, errors, seen
+
+
+def test_times_are_fitted_in_a_call_as_to_its_guided_network(components):
+    scheduler, errors, seen = fitted_in_a_call(components)
+    predictor, times, made_with = scheduler.config.calibration["4"]
+    # and two that find out whether the network depends on the number of the step
+    assert len(seen) == made_with["evaluations"] + 2 == 20 + 4 * 3 + 2 * 4 * 3 + 2
+    assert made_with["guidance_scale"] == 3.0
+    assert errors[4][1] < errors[4][0]
+
+    by_hand = ScoreSDEScheduler.from_config(diffusers.PNDMScheduler(**SCHEDULE).config)
+    states = torch.cat([-embeddings(3), embeddings(3)])
+
+    def guided(x, timesteps):
+        without, given = components["unet"](torch.cat([x, x]), timesteps[0], states).sample.chunk(2)
+        return without + 3.0 * (given - without)
+
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = by_hand.calibrate(guided, 4, noise=noise, reference_steps=20, sweeps=2)
+    assert by_hand.config.calibration["4"][0] == predictor
+    assert by_hand.config.calibration["4"][1] == pytest.approx(times, rel=1e-6)
+    assert errors[4] == pytest.approx(expected[4], rel=1e-3)
+
+    # the next call takes them
+    steps = []
+    draw(
+        diffusers.StableDiffusionPipeline,
+        components,
+        scheduler,
+        num_inference_steps=4,
+        callback_on_step_end=lambda pipeline, i, t, tensors: steps.append(float(t)) or {},
+    )
+    assert steps == pytest.approx([1000 * t - 1 for t in times], rel=1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "edm"])
+def test_times_are_fitted_for_every_prediction(components, prediction_type):
+    _, errors, _ = fitted_in_a_call(components, settings={"prediction_type": prediction_type})
+    assert errors[4][1] < errors[4][0]
+
+
+def test_times_are_fitted_in_half_precision(components):
+    try:
+        for name in ("unet", "text_encoder"):
+            components[name].bfloat16()
+        _, errors, _ = fitted_in_a_call(components)
+        assert errors[4][1] <= errors[4][0]
+    finally:
+        for name in ("unet", "text_encoder"):
+            components[name].float()
+
+
+def interval(pipeline, i, t, tensors):
+    pipeline._guidance_scale = 3.0 if i < 8 else 1.5
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_inference_steps": 4}, "call has num_inference_steps=4: leave it out"),
+        ({"timesteps": [900.0, 100.0]}, "call has timesteps="),
+        ({"callback_on_step_end": lambda *_: {"latents": torch.zeros(3, 4, 8, 8)}}, "changes samples or times between"),
+        ({"callback_on_step_end": interval}, "depends on the number of the step"),
+    ],
+    ids=["number", "times", "latents", "interval"],
+)
+def test_calls_that_cannot_be_searched_are_refused(components, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fitted_in_a_call(components, **arguments)
+
+
+def test_times_are_not_fitted_from_an_image_on(components):
+    image = {"image": torch.rand(3, 3, 16, 16), "strength": 0.6}
+    with pytest.raises(ValueError, match="leave out what cuts them, such as strength"):
+        fitted_in_a_call(components, diffusers.StableDiffusionImg2ImgPipeline, **image)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("settings", [{}, {"predictor": "ancestral", "corrector": "langevin"}])
 def test_half_precision(components, dtype, settings):

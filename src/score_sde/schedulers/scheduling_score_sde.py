@@ -9,7 +9,11 @@ import difflib
 import inspect
 import math
 import numbers
+import os
+import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +22,7 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, KarrasD
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .calibration import calibrate, check_calibration
+from .calibration import calibrate, check_calibration, fitted
 from .checks import LARGEST_NFE, NUMBERS, as_list, check_arguments, check_choice, check_number
 from .parameterization import Parameterization, threshold
 from .paths import (
@@ -35,7 +39,12 @@ from .paths import (
     time_grid,
 )
 from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
+from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import FLOW, GRIDS, SAME, VALUES, from_stock_config, refuse_unknown_meaning
+
+
+# whether this code came out of a folder, where diffusers keeps such code
+_CARRIED = __name__.startswith("diffusers_modules.")
 
 
 @dataclass
@@ -129,7 +138,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         open_end: the linspace and leading grids are those of one level more, without the last, as diffusers'
             DPM-Solver, UniPC, DEIS and SA-Solver have them.
         rho: exponent of the karras grid.
-        calibration: {number of steps: [predictor, times]}, written by `calibrate`, for auto.
+        calibration: {number of steps: [predictor, times, what they were fitted with]}, written by `calibrate`, for
+            auto.
         denoise_final: the last evaluation, at `t_min`, returns the denoised sample. False stops early: the sample at
             `t_min` with its noise.
         t_min: smallest time, in (0, 1); None for the path's own.
@@ -271,12 +281,18 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._tell(
             self.t_max + (self.t_min - self.t_max) * torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
         )
-        if self.path.betas is not None:
-            # what stock training scripts read, as the stock schedulers have it
-            self.betas = self.path.betas.float()
-            self.alphas_cumprod = (1 - self.path.betas).cumprod(0).float()
+        # what stock pipelines and training scripts read, as the stock schedulers have it
+        for name, values in stock_tables(self.parameterization, num_train_timesteps).items():
+            setattr(self, name, values)
+        # what diffusers notes in model_index.json, to find the class again: after `import score_sde` the package, which
+        # has it; in a folder that carries the code, the file
+        if type(self) is ScoreSDEScheduler:
+            self.__module__ = __name__.split(".")[-1 if _CARRIED else 0]
         self.num_inference_steps: int | None = None
         self._plan: list[Stage] | None = None
+        # of auto: (its times, its predictor, the stock grid's times); None where these are not its own
+        self._moves_with_stock: tuple | None = None
+        self._is_noised = False
         self._begin_index: int | None = None
         self._step_index: int | None = None
 
@@ -343,10 +359,28 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 config = from_stock_config(config, own)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along."""
+        if _CARRIED:
+            entry = Path(__file__)
+            siblings = re.findall(r"^from \.(\w+) import ", entry.read_text(encoding="utf-8"), re.MULTILINE)
+            os.makedirs(save_directory, exist_ok=True)
+            for name in (entry.stem, *siblings):
+                shutil.copy(entry.with_name(f"{name}.py"), save_directory)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
     @property
     def config(self) -> Any:
         """The arguments, as a mapping with attributes: `scheduler.config.sde_type`."""
         return super().config
+
+    def __getattr__(self, name):
+        if name in TABLES and (reason := why_not(self.parameterization, self.config.num_train_timesteps)):
+            raise AttributeError(
+                f"{name} has no meaning with sde_type {self.config.sde_type!r} and time_input "
+                f"{self.config.time_input!r}: {reason}; read scheduler.path at scheduler.path_time(timesteps)"
+            )
+        return super().__getattr__(name)
 
     # --- facts about the noise, for training scripts --------------------------------------------------------------
 
@@ -377,6 +411,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         Raises ValueError for timesteps outside of the path's, from clean data to noise. On an accelerator, which would
         have to be waited for, what they give is nan.
         """
+        self._is_noised = True
         return self.path.sample(original_samples, noise, self._time_inside(timesteps))
 
     def scale_noise(self, sample, timestep, noise):
@@ -435,8 +470,32 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0):
-        """Start the next trajectory at this entry of `timesteps` (image-to-image)."""
-        self._begin_index = begin_index
+        """Start the next trajectory at this entry of `timesteps` (image-to-image).
+
+        Stock pipelines cut `timesteps` where the stock grid has the noise that they mean, and auto has times of its
+        own: from this entry on it lays them anew, in place, as pipelines hold views of `timesteps`, from the stock
+        grid's time at this entry. Where no noise is added then, by `add_noise` or `scale_noise`, the sample is from a
+        trajectory that stopped at this entry (SDXL's denoising_start), and the times stay what they were.
+        """
+        self._begin_index, self._is_noised = begin_index, False
+        if self._moves_with_stock is not None:
+            self._begin_with_stock(begin_index)
+
+    def _begin_with_stock(self, begin_index):
+        """Lay the times from this entry on so that they begin where the stock grid's do; at entry 0, as they were."""
+        times, predictor, stock_times = self._moves_with_stock
+        first, inside = divmod(begin_index, self.order)
+        if begin_index and not inside and first < len(times):
+            steps = self.num_inference_steps - first
+            times = torch.cat([times[:first], self._grid(steps, float(stock_times[first]), self._grid_shift)])
+            predictor = self._solver(steps)
+        if torch.equal(times, self._times):
+            return
+        if not torch.is_floating_point(self.timesteps):
+            times = self.path_time(self.timestep(times).round())
+        told = self.timesteps
+        self._lay(times, predictor)
+        self.timesteps = told.copy_(self.timesteps)
 
     def rewind(self, begin_index: int):
         """Go on at this entry of `timesteps`, within a trajectory: the steps before are forgotten, the sample is what
@@ -488,15 +547,26 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 f"t_start {t_start} must lie above {self.t_min:g} and at most at {self.t_max:g}, and goes with "
                 f"num_inference_steps"
             )
+        given = times
         if n is None:
             predictor = self._solver(len(times))
         elif t_start is None and self._is_calibrated(n):
-            predictor, times = self.config.calibration[str(n)]
-            times = torch.tensor(times, dtype=torch.float64)
+            times, predictor = fitted(self, n, shift)
         else:
             times = self._grid(n, self.t_max if t_start is None else t_start, shift)
             predictor = self._solver(n)
 
+        self._lay(times, predictor, device)
+        self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
+        self._step_index = None
+        self._begin_index = None
+        self._grid_shift, self._moves_with_stock = shift, None
+        if self.config.predictor == "auto" and n is not None and t_start is None:
+            stock_times = given if len(given) else self._stock_grid(n, self.t_max, shift)
+            self._moves_with_stock = times, predictor, stock_times
+
+    def _lay(self, times, predictor, device=None):
+        """Plan an evaluation at each of these times."""
         self._times, self._predictor = times, predictor
         self._plan = self._build_plan(times, predictor)
         evaluated = torch.tensor([stage.t_eval for stage in self._plan], dtype=torch.float64)
@@ -509,10 +579,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         self._rows = list(zip(*(values.tolist() for values in row), strict=True))
         self._tell(evaluated, device)
-        self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
         self._memory = Memory(self._plan)
-        self._step_index = None
-        self._begin_index = None
+        self._eta_taken = False
 
     def _tell(self, times, device=None):
         """Set what users and pipelines read of these times of evaluation."""
@@ -520,9 +588,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if self.path.levels and torch.equal(received, received.round()):
             received = received.long()
         self.timesteps = received.to(device)
-        levels = times if isinstance(self.path, LinearSDE) else torch.exp(-self.path.half_log_snr(times))
+        levels = self._levels(times)
         # on the CPU, as the stock schedulers have them
         self.sigmas = torch.cat([levels, torch.zeros(1).to(levels)]).float()
+
+    def _levels(self, times):
+        """The noise levels as diffusers counts them: see `set_timesteps`."""
+        return times if isinstance(self.path, LinearSDE) else torch.exp(-self.path.half_log_snr(times))
 
     @property
     def shift(self):
@@ -582,13 +654,20 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _grid(self, n, t_max, shift=1.0):
         """The times of n steps up to t_max."""
-        spacing, options = self.config.timestep_spacing, {"rho": self.config.rho}
-        spacing = next((grid for flag, grid in GRIDS.items() if self.config[flag]), spacing)
-        if self.config.predictor == "auto":
-            rule = automatic(n)
-            center = rule.center - math.log(shift)
-            spacing, options = "logistic", {"center": center, "width": rule.width, "tail": rule.tail}
-        times = time_grid(
+        if self.config.predictor != "auto":
+            return self._stock_grid(n, t_max, shift)
+        rule = automatic(n)
+        center = rule.center - math.log(shift)
+        return self._spaced("logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)
+
+    def _stock_grid(self, n, t_max, shift):
+        """The same, of timestep_spacing, whatever the predictor."""
+        spacing = next((grid for flag, grid in GRIDS.items() if self.config[flag]), self.config.timestep_spacing)
+        times = self._spaced(spacing, n, t_max, rho=self.config.rho)
+        return self._stretched(shifted(self.path, times, shift))
+
+    def _spaced(self, spacing, n, t_max, **options):
+        return time_grid(
             self.path,
             spacing,
             # a trajectory that stops early takes n steps without an evaluation at its end
@@ -600,19 +679,18 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             open_end=self.config.open_end,
             **options,
         )
-        return times if self.config.predictor == "auto" else self._stretched(shifted(self.path, times, shift))
 
     def _solver(self, n):
         """The predictor of a trajectory of n steps, as `plan` takes it."""
         return automatic(n).predictor if self.config.predictor == "auto" else self.config.predictor
 
-    def _build_plan(self, times, predictor):
+    def _build_plan(self, times, predictor, options=None):
         return plan(
             self.path,
             times,
             predictor,
             to_data=self.config.denoise_final,
-            options=self._given_options(),
+            options=self._given_options() if options is None else options,
             corrector=self.config.corrector,
             corrector_steps=self.config.corrector_steps,
             corrector_snr=self.config.corrector_snr,
@@ -632,32 +710,55 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         reference_steps: int = 100,
         sweeps: int = 6,
+        conditions: dict | None = None,
+        mu: float | None = None,
+        call: dict | None = None,
     ):
         """Fit the times of `nfe` network evaluations to a model, for predictor "auto".
 
         From a few samples of noise, the ends of trajectories of nfe steps are compared with those of reference_steps
         steps. The predictor and then, one after another, the times are chosen for the smallest difference (geometric
         mean and root mean square over the samples, at equal weight). The result goes into the config, as
-        `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the scheduler. It costs about
-        reference_steps + 15 sweeps nfe network evaluations of num_samples samples for every nfe.
+        `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the scheduler. For every nfe it
+        costs reference_steps + 4 to 5 (nfe - 1) + sweeps nfe (nfe - 1) network evaluations of all samples, as the
+        progress bar counts them: 500 for 8.
 
         Args:
-            model: a `ScoreSDEPipeline`; or a function f(input (B, C, ...), timesteps (B,)) -> output (B, C, ...), which
-                needs `noise`.
+            model: a `ScoreSDEPipeline`; a pipeline of diffusers whose scheduler this is, with `call`; or a function
+                f(input (B, C, ...), timesteps (B,)) -> output (B, C, ...), which needs `noise`.
             nfe: a number of evaluations of at least 2, or several.
             noise: standard normal, (B, C, ...), instead of drawing num_samples of the model's size.
-            class_labels, guidance_scale: for the pipeline; by default its classes in turn. Guidance changes the
-                trajectories: calibrate with the scale that will be used.
+            class_labels, guidance_scale, conditions: for the `ScoreSDEPipeline`; by default its classes in turn.
+                Guidance changes the trajectories: calibrate with the scale that will be used.
             generator: source of the noise that the pipeline draws.
             sweeps: how often every time is tried.
+            mu: of use_dynamic_shifting, for a function.
+            call: arguments of the pipeline of diffusers as it will be used, such as {"prompt": [...], "guidance_scale":
+                7.5, "height": 512}, but for num_inference_steps; 8 prompts or more, for the times are fitted to them.
+                For every nfe it is called once, and its guidance, shift and embeddings are those of that call. What
+                guides or controls in a part of the steps, or caches, is refused.
 
-        Returns {nfe: (error before, error after)}, each the root of geometric mean times root mean square.
+        Returns {nfe: (error before, error after)}, each the root of geometric mean times root mean square. With the
+        times, the config says what they were fitted with: guidance_scale where it is known, shift, evaluations. Where
+        the shift is another, they move with it as the grids do; at another guidance_scale they stay.
 
-        Raises ValueError for another predictor than "auto", with a corrector, or without a final denoising; and for a
-        model whose output is not finite.
+        Raises ValueError for another predictor than "auto", with a corrector, or without a final denoising; for a
+        model whose output is not finite; and for pipelines whose network is no function of sample and time.
         """
         return calibrate(
-            self, model, nfe, noise, num_samples, class_labels, guidance_scale, generator, reference_steps, sweeps
+            self,
+            model,
+            nfe,
+            noise,
+            num_samples,
+            class_labels,
+            guidance_scale,
+            generator,
+            conditions,
+            mu,
+            call,
+            reference_steps,
+            sweeps,
         )
 
     def _require_plan(self) -> list[Stage]:
@@ -686,6 +787,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     def _position(self, timestep):
         """The first entry of `timesteps` that equals `timestep`."""
         if torch.is_tensor(timestep):
+            # pipelines may pass one for each sample
+            timestep = timestep.reshape(-1)[0] if timestep.ndim else timestep
             own, its = self.timesteps.untyped_storage(), timestep.untyped_storage()
             if own.data_ptr() == its.data_ptr():
                 # a view, as in a loop over `timesteps`: found without waiting for the device
@@ -700,11 +803,28 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample, timestep=None):
         """What the network receives for a sample: the sample itself, but for prediction type edm, whose input has unit
         variance."""
+        if (
+            self._begin_index
+            and self._step_index is None
+            and self._moves_with_stock is not None
+            and not self._is_noised
+        ):
+            self._begin_with_stock(0)
         if self.config.prediction_type != "edm":
             return sample
         return sample * self._rows[self._enter(timestep)][2]
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True):
+    def step(
+        self,
+        model_output,
+        timestep,
+        sample,
+        generator=None,
+        return_dict: bool = True,
+        prev_timestep=None,
+        use_clipped_model_output: bool | None = None,
+        **kwargs,
+    ):
         """Run the next entry of the plan.
 
         Args:
@@ -714,10 +834,17 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             sample: the current sample (B, C, ...), any floating dtype; half precision is computed in float32.
             generator: source of the noise, one or one per sample.
             return_dict: return a `ScoreSDESchedulerOutput` instead of the tuple (prev_sample,).
+            prev_timestep: passed by pipelines of UnCLIP and Kandinsky, which pass the next entry of `timesteps`; the
+                step goes there anyway.
+            use_clipped_model_output: passed by `DDIMPipeline`; see clip_sample, which says it here.
+            kwargs: eta, which `DDIMPipeline` passes to every scheduler: above 0, the trajectory's. (Were it a
+                parameter, other pipelines would pass 0 and overrule the scheduler's own.)
 
         Raises ValueError before `set_timesteps`, past the end of the plan, and for shapes that don't fit.
         """
         stages, at = self._require_plan(), self._enter(timestep)
+        if kwargs:
+            self._take_eta(at, **kwargs)
         if at >= len(stages):
             raise ValueError(f"all {len(stages)} entries of the plan have run: call set_timesteps again")
         stage, variance = stages[at], None
@@ -747,6 +874,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if not return_dict:
             return (prev_sample,)
         return ScoreSDESchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised.to(sample.dtype))
+
+    def _take_eta(self, at, eta):
+        """Plan the rest of the trajectory with this amount of noise, where it is not 0 and not the scheduler's own."""
+        options = self._given_options()
+        if eta and not self._eta_taken and eta != options.get("eta"):
+            self._plan[at:] = self._build_plan(self._times[at // self.order :], self._predictor, options | {"eta": eta})
+            self._memory = Memory(self._plan)
+        self._eta_taken = True
 
     def _limit(self, denoised):
         """Clip or threshold the denoised sample where configured."""

@@ -4,7 +4,10 @@
 import os
 from pathlib import Path
 
+import diffusers
+
 from ..pipelines.bundle_files import own_file, read_config, read_index
+from ..pipelines.bundling import of_library
 from ..pipelines.carried_code import LIBRARIES, carried_sources, sibling_imports, unstamped, without_stamps
 from .bundle_checks import PACKAGE, component_class, outside_classes
 from .config_checks import check_keys
@@ -30,6 +33,11 @@ def compare_code(folder, pipeline_class, classes=()):
     index, known, places, verdicts = read_index(folder), {}, {}, {}
     outside = outside_classes(index, classes)
     entries = {name: value for name, value in index.items() if isinstance(value, list) and name[:1] != "_"}
+    if of_library(pipeline_class):
+        # whatever diffusers and transformers have may be part of a stock pipeline, which diffusers saves without code
+        entries = {
+            name: value for name, value in entries.items() if not is_of_libraries(value) and value[:1] != [PACKAGE]
+        }
     for name, value in ({".": index["_class_name"]} | entries).items():
         if isinstance(value, list) and value != [None, None]:
             known[name] = pipeline_class if name == "." else outside.get(name) or known_class(name, value)
@@ -72,6 +80,18 @@ def compare_code(folder, pipeline_class, classes=()):
     unsaid = {place for place in wanted - verdicts.keys() if unstamped_path(place) not in installed.keys() - found}
     verdicts |= dict.fromkeys(sorted(unsaid), "missing")
     return verdicts | dict.fromkeys(sorted(installed.keys() - found), "missing")
+
+
+def is_of_libraries(entry):
+    """Whether an entry of model_index.json is of transformers, diffusers, or a module of diffusers' pipelines."""
+    library = entry[0] if len(entry) == 2 and isinstance(entry[0], str) else ""
+    return library in LIBRARIES or hasattr(diffusers.pipelines, library)
+
+
+def is_stock_bundle(index):
+    """Whether a model index is of a pipeline of diffusers with a scheduler of this package."""
+    schedulers = [value for value in index.values() if isinstance(value, list) and value[1:] == ["ScoreSDEScheduler"]]
+    return isinstance(index["_class_name"], str) and bool(schedulers)
 
 
 def unstamped_path(place):

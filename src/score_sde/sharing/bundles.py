@@ -6,10 +6,9 @@ import os
 import shutil
 
 import torch
-from diffusers import ModelMixin
 from filelock import FileLock
 
-from ..pipelines.bundling import plain_component
+from ..pipelines.bundling import BundleMixin, add_code, plain_component
 from ..pipelines.wording import check_choice
 from ..pipelines.writing import whole_folder, write_json
 from .facts import check_metrics, read_json
@@ -25,7 +24,7 @@ def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, vari
     """Save a pipeline as a bundle; an existing one at this place is replaced, in one step, once the new one is whole.
 
     Args:
-        pipeline: a pipeline of this package.
+        pipeline: a pipeline of this package, or a stock pipeline of diffusers with a scheduler of this package.
         folder: where to write: model_index.json, weights as safetensors, code, README.md and what follows.
         facts: how it was trained, a JSON-able dict, written to training.json; `training.loop.fit` returns one.
         metrics: measurements, a list of dicts, written to metrics.json: see `model_card.check_metrics`.
@@ -42,15 +41,17 @@ def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, vari
     shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     with bundle_lock(folder), whole_folder(folder) as partial:
         pipeline.save_pretrained(partial, safe_serialization=True, **shards)
+        if not isinstance(pipeline, BundleMixin):
+            add_code(pipeline, partial)
         for name, component in pipeline.components.items():
             component = plain_component(component)
-            if variant and isinstance(component, ModelMixin):
+            if variant and isinstance(component, torch.nn.Module):
                 path = os.path.join(partial, name)
-                with open(os.path.join(path, component.config_name), "rb") as file:
+                with open(os.path.join(path, "config.json"), "rb") as file:
                     config = file.read()
                 narrow = type(component).from_pretrained(path, dtype=VARIANTS[variant])
                 narrow.save_pretrained(path, variant=variant, **shards)
-                with open(os.path.join(path, component.config_name), "wb") as file:
+                with open(os.path.join(path, "config.json"), "wb") as file:
                     file.write(config)  # without the path that it was loaded from
         if facts:
             write_json(os.path.join(partial, "training.json"), facts)
@@ -108,7 +109,8 @@ def bundle_lock(folder):
 
 
 def load_bundle(folder_or_repo, classes=(), **kwargs):
-    """Open a bundle with the installed classes, whichever pipeline of this package it holds; no code of it is run.
+    """Open a bundle with the installed classes, whichever pipeline it holds, of this package or a stock one whose
+    scheduler is of this package; no code of it is run.
 
     Args:
         folder_or_repo: a folder, or the id of a repo on the Hub.

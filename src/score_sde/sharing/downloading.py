@@ -18,6 +18,8 @@ from huggingface_hub.errors import (
 from ..pipelines.wording import quoted
 
 
+# configs, and the words and pieces of words of tokenizers
+DATA = ("*.json", "*.txt", "*.model")
 DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
@@ -105,7 +107,7 @@ def fetch(folder_or_repo, patterns=None, **kwargs):
 
     Args:
         folder_or_repo: a folder, or the id of a repo on the Hub.
-        patterns: of the files to download; by default configs, and safetensors weights: of the `variant` asked for, and
+        patterns: of the files to download; by default data, and safetensors weights: of the `variant` asked for, and
             the others of those models that have none of it.
 
     Raises ValueError for what is no pipeline folder and for what cannot be downloaded, with what to do.
@@ -115,10 +117,10 @@ def fetch(folder_or_repo, patterns=None, **kwargs):
     if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"\w[\w-]*", variant)):
         raise ValueError(f"variant {quoted(variant)} is no name of a variant, such as 'fp16'")
     if patterns or not variant:
-        patterns = {"allow_patterns": patterns} if patterns else {"allow_patterns": ["*.json", "*.safetensors"]} | plain
+        patterns = {"allow_patterns": patterns} if patterns else {"allow_patterns": [*DATA, "*.safetensors"]} | plain
         folder = download(folder_or_repo, **patterns, **arguments)
     else:
-        patterns = ["*.json", f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]
+        patterns = [*DATA, f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]
         folder = download(folder_or_repo, patterns, **arguments)
         without = [path.parent for path in Path(folder).glob("*/config.json") if not any(path.parent.glob("*.safet*"))]
         if without and any(Path(folder).glob(f"*/*.{variant}*.safetensors")):

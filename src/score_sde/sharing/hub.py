@@ -10,9 +10,9 @@ import tempfile
 import warnings
 from contextlib import contextmanager, suppress
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from ..pipelines.bundling import BundleMixin
 from ..pipelines.wording import few, quoted
 from .bundle_checks import check_classes
 from .bundle_code import compare_code
@@ -89,7 +89,7 @@ def push_to_hub(
     if not isinstance(source, (str, os.PathLike)):
         with tempfile.TemporaryDirectory() as temporary:
             folder = os.path.join(temporary, repo_id.split("/")[-1])
-            if isinstance(source, BundleMixin):
+            if isinstance(source, DiffusionPipeline):
                 save_bundle(source, folder, **saving)
                 write_card(folder, repo_id)
             else:

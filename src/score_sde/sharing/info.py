@@ -12,7 +12,7 @@ from .. import __version__
 from ..pipelines.bundle_files import read_index, saved_class_name
 from ..pipelines.wording import few, one_line
 from ..schedulers.paths import SDE_TYPES
-from .bundle_code import known_class
+from .bundle_code import is_of_libraries, known_class
 from .downloading import fetch, hub_errors
 from .facts import read_facts, read_json
 from .hub import verify
@@ -52,7 +52,10 @@ def describe(folder_or_repo, **download):
         facts["sampler"] = given
     facts["components"] = {}
     for name, (_, class_name) in components.items():
-        own = arguments(os.path.join(folder, name, "config.json"), known_class(name, components[name]))
+        cls = known_class(name, components[name])
+        # what a stock pipeline has beside is described where diffusers and transformers are
+        described = cls is not None or not is_of_libraries(components[name])
+        own = arguments(os.path.join(folder, name, "config.json"), cls) if described else {}
         facts["components"][name] = {"class": class_name, "arguments": own}
         parameters = count_parameters(folder_or_repo, folder, name, **download)
         facts["components"][name] |= {"parameters": parameters} if parameters else {}

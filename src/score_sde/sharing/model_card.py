@@ -15,6 +15,7 @@ from ..pipelines.conditions import number_of_classes
 from ..pipelines.kinds import kind_of
 from ..pipelines.wording import few, one_line, quoted
 from ..pipelines.writing import whole_file
+from .bundle_code import is_stock_bundle
 from .config_checks import naming
 from .facts import check_metrics, check_repo_id, dataset_name, read_facts, read_json, without_local_paths, writable
 from .markdown import Written, as_python, render
@@ -149,6 +150,9 @@ def write_card(folder, repo_id=None, name=None):
     if not os.path.isfile(path):
         raise ValueError(f"{str(folder)!r} holds no model_index.json: it is not a pipeline folder")
     index = writable(read_index(folder))
+    if is_stock_bundle(index):
+        write_stock_card(folder, index, repo_id, name)
+        return
     training = without_local_paths(read_facts(folder))
     metrics = read_json(os.path.join(folder, "metrics.json")) or []
     samplers = without_local_paths(read_json(os.path.join(folder, "samplers.json")))
@@ -219,6 +223,27 @@ def write_card(folder, repo_id=None, name=None):
         samplers=samplers,
         sampler_table=sampler_table(samplers) if samplers else None,
         has_samples=has_samples,
+    )
+    save_card(ModelCard(card), os.path.join(folder, "README.md"))
+
+
+def write_stock_card(folder, index, repo_id, name):
+    """The card of a stock pipeline whose scheduler is of this package: what it is made of, and how it is opened."""
+    path = os.path.join(folder, "model_index.json")
+    if repo_id is not None:
+        check_repo_id(repo_id)
+    pipeline_class = component_class({"_class_name": ["", index["_class_name"]]}, "_class_name", path)
+    parts = {each: component_class(index, each, path) for each in index if isinstance(index[each], list)}
+    name = name or os.path.basename(os.path.abspath(folder))
+    [scheduler, *_] = [each for each, value in parts.items() if value == "ScoreSDEScheduler"]
+    card = render(
+        "stock_template.md",
+        ModelCardData(library_name="diffusers", tags=["score-sde", "diffusion"], model_name=one_line(name)),
+        model_name=name,
+        repo=repo_id or "path/or/repo",
+        pipeline_class=pipeline_class,
+        parts={each: value for each, value in parts.items() if value},
+        scheduler=writable(read_config(folder, scheduler, "scheduler_config.json")),
     )
     save_card(ModelCard(card), os.path.join(folder, "README.md"))
 

@@ -9,12 +9,24 @@ import diffusers
 import torch
 from diffusers.models import autoencoders
 
+import score_sde
+
 from .. import pipelines
 from ..pipelines.bundle_files import read_config, read_index, saved_class_name
-from ..pipelines.bundling import BundleMixin
+from ..pipelines.bundling import BundleMixin, installed_components
 from ..pipelines.latents import autoencoder_of
 from ..pipelines.wording import quoted, shortened
-from .bundle_checks import check_bundle, check_classes, check_component, check_components, find_variant
+from .bundle_checks import (
+    check_bundle,
+    check_classes,
+    check_component,
+    check_components,
+    check_no_code,
+    find_variant,
+    outside_classes,
+)
+from .bundle_code import is_of_libraries, is_stock_bundle
+from .config_checks import check_keys
 from .downloading import DOWNLOAD_ARGUMENTS, download, fetch
 
 
@@ -33,7 +45,9 @@ FIXED_ARGUMENTS = {"trust_remote_code": False, "use_safetensors": True}
 def safe_arguments(given, pipeline_class):
     """The arguments for `DiffusionPipeline.from_pretrained`: those that are given, with no code run and safetensors
     only. Raises ValueError for those that a safe loader doesn't have."""
-    parts = inspect.signature(pipeline_class.__init__).parameters.keys() - {"self"}
+    signature = inspect.signature(pipeline_class.__init__).parameters
+    parts = signature.keys() - {"self"}
+    needed = [name for name in parts if signature[name].default is inspect.Parameter.empty]
     for name, value in given.items():
         if name in FIXED_ARGUMENTS and value in (None, FIXED_ARGUMENTS[name]):
             continue
@@ -44,7 +58,7 @@ def safe_arguments(given, pipeline_class):
                 f", and components: {', '.join(sorted(parts))}. DiffusionPipeline.from_pretrained takes others"
             )
     for name in ("dtype", "torch_dtype"):
-        check_dtype(name, given.get(name), {"scheduler", *pipeline_class._optional_components})
+        check_dtype(name, given.get(name), {*needed, *pipeline_class._optional_components})
     return given | FIXED_ARGUMENTS
 
 
@@ -81,6 +95,8 @@ def open_bundle(folder_or_repo, pipeline_class=None, classes=(), **kwargs):
     def open_checked():
         own_class = pipeline_class or installed_pipeline_class(folder)
         arguments = safe_arguments(kwargs, own_class)
+        if not issubclass(own_class, BundleMixin):
+            return open_stock(folder, own_class, arguments, classes)
         outside = check_bundle(folder, own_class, kwargs.get("variant"), kwargs, classes)
         arguments |= {name: open_network(folder, name, network, kwargs) for name, network in outside.items()}
         return super(BundleMixin, own_class).from_pretrained(folder, **arguments)
@@ -89,13 +105,47 @@ def open_bundle(folder_or_repo, pipeline_class=None, classes=(), **kwargs):
 
 
 def installed_pipeline_class(folder):
-    """The pipeline class of this package that a folder names. Raises ValueError for another."""
-    name = saved_class_name(read_index(folder))
-    if name not in pipelines.__all__:
-        raise ValueError(
-            f"{str(folder)!r} holds a {shortened(name)}; this package has the pipelines {', '.join(pipelines.__all__)}"
-        )
-    return getattr(pipelines, name)
+    """The pipeline class that a folder names: of this package, or of diffusers where the scheduler is of this package.
+    Raises ValueError for another."""
+    index = read_index(folder)
+    name, stock = saved_class_name(index), getattr(diffusers, str(index["_class_name"]), None)
+    if name in pipelines.__all__:
+        return getattr(pipelines, name)
+    is_pipeline = isinstance(stock, type) and diffusers.DiffusionPipeline in stock.__mro__[1:]
+    # some open other repos, which a card names
+    if is_pipeline and not stock._load_connected_pipes and is_stock_bundle(index):
+        return stock
+    raise ValueError(
+        f"{str(folder)!r} holds a {shortened(name)}; this package has the pipelines {', '.join(pipelines.__all__)} "
+        f"and opens those of diffusers whose scheduler is a ScoreSDEScheduler"
+    )
+
+
+def open_stock(folder, pipeline_class, arguments, classes):
+    """A stock pipeline whose scheduler is of this package: see `open_bundle`. What is of this package is checked as in
+    its own bundles; what is of diffusers and transformers, they open, without running code of the folder."""
+    path, index = os.path.join(folder, "model_index.json"), read_index(folder)
+    check_keys(index, path)
+    entries = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
+    for name, value in entries.items():
+        if name not in inspect.signature(pipeline_class.__init__).parameters:
+            raise ValueError(f"{path}: {quoted(name)} is no name of a component of a {pipeline_class.__name__}")
+        if [*map(type, value)] not in ([str, str], [type(None)] * 2):
+            raise ValueError(f"{path}: {quoted(name)} {quoted(value)} must be a library and a class, or twice null")
+    outside = {name: each for name, each in outside_classes(index, classes).items() if name not in arguments}
+    foreign = {name: value for name, value in entries.items() if not is_of_libraries(value)}
+    own = installed_components(foreign, score_sde, [*arguments, *outside])
+    check_no_code(folder, {name: value[0] for name, value in (entries | own).items() if value[0]})
+    for name in own.keys() - arguments.keys() - outside.keys():
+        found = getattr(score_sde, own[name][1])
+        check_component(folder, (name,), found.__name__, found, find_variant(folder, name, arguments.get("variant")))
+    arguments |= {name: open_network(folder, name, network, arguments) for name, network in outside.items()}
+    # diffusers is given another index than the one in the file
+    replaced = {"__module__": pipeline_class.__module__, "load_config": lambda *_, **__: index | own}
+    opened = type(pipeline_class.__name__, (pipeline_class,), replaced)
+    pipeline = opened.from_pretrained(folder, **arguments)
+    pipeline.__class__ = pipeline_class
+    return pipeline
 
 
 def open_network(folder, name, network_class, given):

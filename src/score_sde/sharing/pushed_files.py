@@ -9,15 +9,18 @@ from pathlib import Path
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from ..pipelines.bundle_files import own_file, read_index
-from ..pipelines.carried_code import LIBRARIES, sibling_imports
+from ..pipelines.carried_code import sibling_imports
 from ..pipelines.wording import quoted
-from .bundle_checks import ROLES
+from .bundle_checks import PACKAGE, ROLES
+from .bundle_code import is_of_libraries, is_stock_bundle
+from .downloading import DATA
 from .facts import read_json, without_local_paths
 from .weight_checks import weight_files
 
 
 # what lies in a bundle beside its components
 CARD = ("README.md", "LICENSE", "training.json", "metrics.json", "samplers.json", "samples.png")
+DATA_ENDS = (".safetensors", *(pattern.removeprefix("*") for pattern in DATA))
 KINDS = ("model_index.json", "config.json", "scheduler_config.json")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _VARIANT = re.compile(r"diffusion_pytorch_model(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
@@ -36,15 +39,22 @@ def files_to_push(folder):
     else:
         index = read_index(folder)
         found.append(own_file(folder, kind))
+        stock = is_stock_bundle(index)
         if isinstance(index["_class_name"], list):
             found += code_files(folder, index["_class_name"][0])
         for name, value in index.items():
             if not isinstance(value, list) or name.startswith("_") or value == [None, None]:
                 continue
-            if name not in ROLES or len(value) != 2:
+            if name not in ROLES and not stock or len(value) != 2:
                 raise ValueError(f"{folder}/model_index.json: {quoted(name)} is no component that can be shared")
-            found += component_files(folder, name)
-            if value[0] not in LIBRARIES:
+            if str(value[0]).split(".")[0] == PACKAGE:
+                raise ValueError(
+                    f"{folder}/model_index.json: {quoted(name)} is without its code, and diffusers would not open it "
+                    f"from the Hub: score_sde.push_to_hub(score_sde.load_bundle({quoted(folder)}), ...) pushes it with"
+                )
+            others = name not in ROLES and is_of_libraries(value)
+            found += data_files(folder, name) if others else component_files(folder, name)
+            if not is_of_libraries(value):
                 found += code_files(folder, value[0], name)
     if os.path.join(folder, "README.md") in found:
         card = Path(own_file(folder, "README.md")).read_text(encoding="utf-8", errors="replace")
@@ -75,6 +85,14 @@ def component_files(folder, *place):
             index = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f"{infix}.json")
             found += files + ([] if indexed is None else [own_file(folder, *place, index)])
     return found
+
+
+def data_files(folder, name):
+    """The paths of what a text encoder, a tokenizer or the like in a stock pipeline is made of: data, and weights."""
+    place = os.path.join(folder, name)
+    if not os.path.isdir(place):
+        raise ValueError(f"{place} is no folder: save it anew")
+    return [own_file(folder, name, each) for each in sorted(os.listdir(place)) if each.endswith(DATA_ENDS)]
 
 
 def code_files(folder, module, *place):

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline, UNet2DModel  # noqa: F401
+from diffusers import (  # noqa: F401
+    AutoencoderKL,
+    DiffusionPipeline,
+    DiTPipeline,
+    FluxPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DModel,
+)
 
 import score_sde.sharing.hub  # noqa: F401
 

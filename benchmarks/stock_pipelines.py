@@ -1,0 +1,372 @@
+"""Every pipeline class of the installed diffusers, built from tiny random components, with `ScoreSDEScheduler`.
+
+    python benchmarks/stock_pipelines.py --output benchmarks/stock_pipelines.json
+    python benchmarks/stock_pipelines.py --only StableDiffusionPipeline FluxPipeline --verbose
+    python benchmarks/stock_pipelines.py --family flux
+
+For each, with nothing downloaded:
+- runs: with the stock scheduler that belongs to it;
+- equal: our scheduler, made from the stock one's config by `from_config`, with the predictor that is the stock method
+  on the stock grid, gives the stock result: the largest difference of pixels and of the last samples, relative to the
+  largest value where that is above 1, is below 1e-5. Of a multistep scheduler the method is that of
+  order 1 with the same config;
+  Where it is not, both are compared in float64, with the stock tables of betas in float64: some networks amplify the
+  rounding of float32, and so does the division by alpha near all noise;
+- auto: the result of predictor "auto" at 50 steps is no farther from the stock method's at 500 steps than the stock
+  method's at 50 steps, or less than 5 % of the result's standard deviation.
+
+Components are chosen by the type hints of `__init__` and arguments by the signature of `__call__`; `tiny_unets` and
+`tiny_transformers` have the tables.
+"""
+
+import argparse
+import contextlib
+import copy
+import functools
+import inspect
+import json
+import re
+import time
+import traceback
+import typing
+import warnings
+
+import diffusers
+import numpy as np
+import tiny_transformers
+import tiny_unets
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from tiny_cases import Case, mask, picture, seeded, video
+
+from score_sde import ScoreSDEScheduler
+
+
+TOLERANCE = 1e-5
+# the stock schedulers that draw samples, by their names in pipelines
+SAMPLING = ("scheduler", "prior_scheduler", "decoder_scheduler", "super_res_scheduler")
+COMPONENTS = tiny_unets.COMPONENTS | tiny_transformers.COMPONENTS
+CASES = tiny_unets.CASES + tiny_transformers.CASES
+# what is given to every pipeline whose `__call__` takes it
+ARGUMENTS: dict[str, typing.Any] = {
+    "prompt": "a cat",
+    "image": picture,
+    "images": picture,
+    "mask_image": mask,
+    "control_image": lambda: picture(seed=1),
+    "video": video,
+    "height": 32,
+    "width": 32,
+    "num_frames": 5,
+    "max_sequence_length": 16,
+    "generator": lambda: torch.Generator().manual_seed(0),
+    "output_type": "pt",
+}
+# schedulers that no solver can stand for, by class, and why
+REASONS = {
+    "CMStochasticIterativeScheduler": "a consistency model",
+    "LCMScheduler": "a consistency model",
+    "TCDScheduler": "a consistency model",
+    "SCMScheduler": "a consistency model",
+    "FlowMapEulerDiscreteScheduler": "a flow map",
+    "AmusedScheduler": "discrete tokens",
+    "VQDiffusionScheduler": "discrete tokens",
+    "BlockRefinementScheduler": "discrete tokens",
+    "DiscreteDDIMScheduler": "discrete tokens",
+    "EntropyBoundScheduler": "discrete tokens",
+    "HeliosScheduler": "a pyramid of resolutions inside the scheduler",
+    "HeliosDMDScheduler": "a pyramid of resolutions inside the scheduler",
+    "RePaintScheduler": "fills masks inside the scheduler",
+    "KarrasVeScheduler": "the pipeline calls steps of its own",
+}
+
+
+def pipelines():
+    """{name: class} of all pipelines of the installed diffusers."""
+    found = {name: getattr(diffusers, name) for name in dir(diffusers) if "Pipeline" in name}
+    return {
+        name: each
+        for name, each in found.items()
+        if isinstance(each, type) and issubclass(each, DiffusionPipeline) and each is not DiffusionPipeline
+    }
+
+
+def case_of(name):
+    """All rows of CASES that fit the pipeline, as one."""
+    case = Case()
+    for pattern, row in CASES:
+        if re.fullmatch(pattern, name.replace("Pipeline", "")):
+            case.components = case.components | row.components
+            case.call = case.call | row.call
+            case.without += tuple(row.without)
+            case.reason = row.reason or case.reason
+    return case
+
+
+def class_names(hint):
+    """The names of the classes in a type hint, unions taken apart."""
+    inner = [each for each in typing.get_args(hint) if each is not type(None)]
+    return [name for each in inner for name in class_names(each)] if inner else [getattr(hint, "__name__", str(hint))]
+
+
+def reason_of(kind):
+    """Why none of the schedulers that the pipeline names can be ours; None where one can."""
+    hints = typing.get_type_hints(kind.__init__)
+    names = [name for key, hint in hints.items() if key in SAMPLING for name in class_names(hint)]
+    reasons = [REASONS[name] for name in names if name in REASONS]
+    return reasons[0] if names and len(reasons) == len(names) else None
+
+
+def components_of(kind, case):
+    """{name: component} of `__init__`, random ones where the case has none.
+
+    Raises KeyError with the name of a component for which there is no tiny one.
+    """
+    hints = typing.get_type_hints(kind.__init__)
+    made = {}
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        if name in case.components:
+            made[name] = seeded(case.components[name], name)
+        elif name == "requires_safety_checker":
+            made[name] = False
+        elif name != "self":
+            known = [each for each in class_names(hints.get(name)) if each in COMPONENTS]
+            if known:
+                made[name] = seeded(COMPONENTS[known[0]], name)
+            elif parameter.default is inspect.Parameter.empty:
+                known = [
+                    getattr(diffusers, each, None)
+                    for each in class_names(hints.get(name))
+                    if name.endswith("scheduler") and hasattr(diffusers, each)
+                ]
+                if not known:
+                    raise KeyError(f"no tiny {name}: {' | '.join(class_names(hints.get(name)))}")
+                made[name] = known[0]()
+    return made
+
+
+def arguments_of(pipe, case, steps):
+    """The arguments of `__call__`."""
+    takes = inspect.signature(pipe.__call__).parameters
+    given = {name: value for name, value in ARGUMENTS.items() if name in takes and name not in case.without}
+    given |= {name: steps for name in takes if re.fullmatch(r".*num_inference_steps", name)}
+    given |= {name: value for name, value in case.call.items() if name in takes}
+    return {
+        name: value(*[steps] * len(inspect.signature(value).parameters.keys() & {"steps"}))
+        if callable(value)
+        else value
+        for name, value in given.items()
+    }
+
+
+def tensors(output):
+    """All numbers of a pipeline's output, flat."""
+    if isinstance(output, torch.Tensor):
+        return [output.detach().double().flatten()]
+    if isinstance(output, np.ndarray):
+        return [torch.from_numpy(output.astype(np.float64)).flatten()]
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        return [each for part in output for each in tensors(part)]
+    return tensors(np.asarray(output)) if hasattr(output, "getbands") else []
+
+
+@contextlib.contextmanager
+def recorded(schedulers):
+    """Keeps the last sample that each class of schedulers stepped to, in the list that this gives."""
+    last, originals = {}, {}
+    for kind in {type(each) for each in schedulers}:
+        originals[kind] = kind.step
+
+        def step(self, *args, _step=kind.step, **kwargs):
+            result = _step(self, *args, **kwargs)
+            last[id(self)] = result[0] if isinstance(result, tuple) else result.prev_sample
+            return result
+
+        kind.step = functools.wraps(kind.step)(step)
+    try:
+        yield last
+    finally:
+        for kind, original in originals.items():
+            kind.step = original
+
+
+def draw(kind, case, components, schedulers, steps):
+    """(pixels, last samples) of the pipeline with these schedulers, each one vector."""
+    torch.manual_seed(0)
+    schedulers = {name: copy.deepcopy(each) for name, each in schedulers.items()}
+    pipe = kind(**components | schedulers)
+    for name, scheduler in schedulers.items():
+        if type(getattr(pipe, name)) is not type(scheduler):
+            setattr(pipe, name, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    with recorded(schedulers.values()) as last, torch.no_grad():
+        output = pipe(**arguments_of(pipe, case, steps))
+    pixels = torch.cat(tensors(output if isinstance(output, tuple) else tuple(output.values())))
+    if not last:
+        raise ValueError("the pipeline never called its scheduler")
+    # a pipeline may call a copy of its scheduler
+    return pixels, torch.cat([each.flatten().double() for each in last.values()])
+
+
+def difference(found, expected):
+    """The largest, relative to the largest value where that is above 1."""
+    sizes = [max(1.0, float(each.abs().max())) for each in expected]
+    parts = zip(found, expected, sizes, strict=True)
+    return max(float((one - other).abs().max()) / size for one, other, size in parts)
+
+
+def distance(found, expected):
+    """Root mean square of the difference of the last samples, relative to their standard deviation."""
+    return float((found[1] - expected[1]).square().mean().sqrt() / expected[1].std())
+
+
+def one_step_method(scheduler):
+    """(stock scheduler of the same config whose method is a one-step one, our predictor that is the same method)."""
+    name, config = type(scheduler).__name__, dict(scheduler.config)
+    if name in ("DDPMScheduler", "UnCLIPScheduler", "DDPMWuerstchenScheduler"):
+        return scheduler, "ancestral"
+    if name == "PNDMScheduler":
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        return diffusers.DDIMScheduler.from_config(config | {"set_alpha_to_one": True, "clip_sample": False}), "ddim"
+    if "solver_order" in config:
+        order_1 = {"solver_order": 1, "final_sigmas_type": "zero"}
+        if "disable_corrector" in config:
+            order_1["disable_corrector"] = list(range(1000))
+        return type(scheduler).from_config(config, **order_1), "ddim"
+    if "set_alpha_to_one" in config:
+        return type(scheduler).from_config(config, set_alpha_to_one=True), "ddim"
+    if "Heun" in name:
+        return scheduler, "heun"
+    return scheduler, "euler" if "FlowMatch" in name else "ddim"
+
+
+def doubled_network(component):
+    return copy.deepcopy(component).double() if isinstance(component, torch.nn.Module) else component
+
+
+def in_float64(scheduler):
+    """The stock scheduler with its tables of betas in float64: its own are rounded to float32, also 1 - beta near 0."""
+    scheduler, config = copy.deepcopy(scheduler), scheduler.config
+    n = config.num_train_timesteps
+    if config.get("beta_schedule") == "squaredcos_cap_v2":
+        level = torch.cos((torch.arange(n + 1, dtype=torch.float64) / n + 0.008) / 1.008 * torch.pi / 2) ** 2
+        betas = (1 - level[1:] / level[:-1]).clamp_max(0.999)
+    else:
+        power = {"linear": 1.0, "scaled_linear": 0.5}[config["beta_schedule"]]
+        ends = [config[name] ** power for name in ("beta_start", "beta_end")]
+        betas = torch.linspace(*ends, n, dtype=torch.float64) ** (1 / power)
+    scheduler.betas, scheduler.alphas = betas, 1 - betas
+    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    scheduler.one = torch.ones((), dtype=torch.float64)
+    return scheduler
+
+
+def deterministic(scheduler):
+    """The same, of an ODE: what 500 steps of it tend to is what `auto` tends to."""
+    if type(scheduler).__name__ == "DDPMScheduler":
+        config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+        return diffusers.DDIMScheduler.from_config(config | {"set_alpha_to_one": True, "variance_type": "fixed_small"})
+    return scheduler
+
+
+def ours(schedulers, predictors):
+    return {
+        name: ScoreSDEScheduler.from_config(each.config, predictor=predictors[name])
+        for name, each in schedulers.items()
+    }
+
+
+def check(name, kind, steps=10, long=500):
+    """The row of a pipeline."""
+    started = time.perf_counter()
+    case = case_of(name)
+    row = {"pipeline": name, "family": kind.__module__.split(".")[2]}
+    if reason := case.reason or reason_of(kind):
+        return row | {"reason": reason}
+    stage = "build"
+    try:
+        components = components_of(kind, case)
+        schedulers = {
+            key: each for key, each in components.items() if key in SAMPLING and isinstance(each, SchedulerMixin)
+        }
+        row["scheduler"] = ", ".join(sorted({type(each).__name__ for each in schedulers.values()}))
+        if not schedulers:
+            return row | {"reason": "no scheduler"}
+        stage = "runs"
+        stock = {key: one_step_method(each) for key, each in schedulers.items()}
+        methods = {key: scheduler for key, (scheduler, _) in stock.items()}
+        expected = draw(kind, case, components, methods, steps)
+        if not all(torch.isfinite(each).all() for each in expected):
+            raise ValueError("the stock result is not finite")
+        row["runs"] = True
+        stage = "equal"
+        found = draw(kind, case, components, ours(methods, {key: each for key, (_, each) in stock.items()}), steps)
+        row["difference"] = difference(found, expected)
+        if row["difference"] >= TOLERANCE and all(hasattr(each, "alphas_cumprod") for each in methods.values()):
+            stage = "equal in float64"
+            doubled = {key: doubled_network(each) for key, each in components.items()}
+            precise = {key: in_float64(each) for key, each in methods.items()}
+            expected = draw(kind, case, doubled, precise, steps)
+            found = draw(kind, case, doubled, ours(methods, {key: each for key, (_, each) in stock.items()}), steps)
+            row["difference_float32"], row["difference"] = row["difference"], difference(found, expected)
+        row["equal"] = row["difference"] < TOLERANCE
+        if long:
+            stage = "auto"
+            ends = {key: deterministic(each) for key, each in methods.items()}
+            reference, medium = (draw(kind, case, components, ends, n) for n in (long, 50))
+            auto = draw(kind, case, components, ours(ends, dict.fromkeys(ends, "auto")), 50)
+            row["stock_50"], row["auto_50"] = distance(medium, reference), distance(auto, reference)
+            row["auto"] = row["auto_50"] <= max(row["stock_50"], 0.05)
+    except Exception as error:
+        row |= {"failed": stage, "error": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
+        row["trace"] = traceback.format_exc()
+    return row | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def verdict(row):
+    if "reason" in row:
+        return f"not applicable: {row['reason']}"
+    if "failed" in row:
+        return f"{row['failed']} failed: {row['error']}"
+    wrong = [key for key in ("equal", "auto") if row.get(key) is False]
+    return f"differs: {', '.join(wrong)}" if wrong else "pass"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", help="names of pipelines")
+    parser.add_argument("--family", nargs="+", help="folders of diffusers.pipelines")
+    parser.add_argument("--steps", type=int, default=10, help="of the comparison with the stock method")
+    parser.add_argument("--long", type=int, default=500, help="steps that `auto` is compared with; 0: not at all")
+    parser.add_argument("--verbose", action="store_true", help="traces of what failed")
+    parser.add_argument("--output", help="JSON file")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+
+    rows = []
+    for name, kind in pipelines().items():
+        if args.only and name not in args.only or args.family and kind.__module__.split(".")[2] not in args.family:
+            continue
+        row = check(name, kind, args.steps, args.long)
+        numbers = [f"{row[key]:.1e}" for key in ("difference", "stock_50", "auto_50") if key in row]
+        print(f"{name} | {row.get('scheduler', '')} | {' '.join(numbers)} | {verdict(row)}", flush=True)
+        if args.verbose and "trace" in row:
+            print(row["trace"])
+        rows.append({key: value for key, value in row.items() if key != "trace"})
+    counts = {"pass": 0, "not applicable": 0, "fail": 0}
+    for row in rows:
+        word = verdict(row).split(":")[0]
+        counts[word if word in counts else "fail"] += 1
+    print(counts)
+    if args.output:
+        with open(args.output, "w") as file:
+            json.dump({"diffusers": diffusers.__version__, "counts": counts, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
