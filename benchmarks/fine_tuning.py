@@ -59,14 +59,16 @@ def prepare(options):
     runs, latents = Path(options.runs), {}
     vae = runs / "autoencoder" / "vae"
     if not vae.is_dir():
-        run(train_autoencoder.main, "quick_start/autoencoder", "--output_dir", vae.parent)
+        arguments = ["--output_dir", vae.parent, "--max_train_steps", options.autoencoder_steps]
+        run(train_autoencoder.main, "quick_start/autoencoder", *arguments, "--resume_from_checkpoint", "latest")
     for name, labels in (("known", range(KNOWN)), ("new", range(KNOWN, 10))):
         images, latents[name] = write_classes(runs / name, labels), runs / f"{name}_latents"
         arguments = ["--dataset", images, "--vae", vae, "--output_dir", latents[name]]
         run(encode_latents.main, "quick_start/latents", *arguments)
     if not (runs / "known_dit" / "pipeline").is_dir():
-        arguments = ["--latents", latents["known"], "--output_dir", runs / "known_dit"]
-        run(train.main, "quick_start/diffusion", *arguments, "--max_train_steps", options.known_steps)
+        arguments = ["--latents", latents["known"], "--output_dir", runs / "known_dit", "--ema_decay", 0.99]
+        arguments += ["--max_train_steps", options.known_steps, "--resume_from_checkpoint", "latest"]
+        run(train.main, "quick_start/diffusion", *arguments)
     return runs / "known_dit" / "pipeline", latents["new"]
 
 
@@ -122,6 +124,7 @@ def main():
     parser.add_argument("--runs", default="runs/fine_tuning", help="folder for everything that is trained")
     parser.add_argument("--output", default="benchmarks/fine_tuning", help="without .json and .png")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--autoencoder_steps", type=int, default=900)
     parser.add_argument("--known_steps", type=int, default=1400, help="steps of the model to start from")
     parser.add_argument("--steps", type=int, default=400, help="steps of each run on the new classes")
     parser.add_argument("--points", type=int, default=5, help="evaluations of a run")
