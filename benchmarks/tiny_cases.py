@@ -17,12 +17,14 @@ class Case:
         with the number of steps where it has an argument `steps`.
     without: arguments of `__call__` that are not given, although `stock_pipelines.ARGUMENTS` knows them.
     reason: why no scheduler of ours can serve the pipeline.
+    auto: why predictor "auto" can not serve it as the others do.
     """
 
     components: dict = field(default_factory=dict)
     call: dict = field(default_factory=dict)
     without: tuple = ()
     reason: str | None = None
+    auto: str | None = None
 
 
 def seeded(make, name):

@@ -1,5 +1,6 @@
 """Calls in several threads on one pipeline, bit for bit what they give one after another."""
 
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +8,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
-from tiny import latents, random_dit, seeded, tiny_pipeline
+from tiny import latents, random_dit, seeded, stable_diffusion, tiny_pipeline
 
 from score_sde import ScoreSDEInversePipeline, ScoreSDEScheduler
 from score_sde.pipelines.operators import super_resolution
@@ -117,3 +118,57 @@ def test_another_scheduler_set_during_a_call_is_for_the_next():
     alone = pipeline(generator=seeded(0), **arguments).images
     assert torch.equal(pipeline(generator=seeded(0), callback_on_step_end=change, **arguments).images, alone)
     assert not torch.equal(pipeline(generator=seeded(0), **arguments).images, alone)
+
+
+# --- stock pipelines --------------------------------------------------------------------------------------------------
+
+
+def draw_text(pipeline, steps, **arguments):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        "a dog",
+        height=16,
+        width=16,
+        num_inference_steps=steps,
+        generator=seeded(steps),
+        output_type="latent",
+        **arguments,
+    ).images
+
+
+OF_ITS_OWN = {"from_config": lambda scheduler: type(scheduler).from_config(scheduler.config), "copy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("own", OF_ITS_OWN)
+def test_threads_share_the_networks_of_a_stock_pipeline_by_a_scheduler_for_each(own):
+    pipeline = stable_diffusion(ScoreSDEScheduler.from_config(diffusers.DDIMScheduler().config))
+
+    def call(i):
+        view = pipeline.from_pipe(pipeline, scheduler=OF_ITS_OWN[own](pipeline.scheduler))
+        assert view.unet is pipeline.unet
+        return draw_text(view, 4 + i, guidance_scale=1.0 + i)
+
+    assert_the_same([lambda i=i: call(i) for i in range(3)])
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["ours", "DDIM"])
+def test_two_calls_of_a_stock_pipeline_at_once_need_two_schedulers(stock):
+    """Stock pipelines keep where they are in the scheduler: a call in the midst of another, as of a second thread."""
+    scheduler = diffusers.DDIMScheduler()
+    pipeline = stable_diffusion(scheduler if stock else ScoreSDEScheduler.from_config(scheduler.config))
+
+    def another(pipeline, step, timestep, tensors, scheduler):
+        if step == 1:
+            draw_text(pipeline.from_pipe(pipeline, scheduler=scheduler), 3)
+        return {}
+
+    def while_another_draws(scheduler):
+        return draw_text(pipeline, 6, callback_on_step_end=lambda *now: another(*now, scheduler))
+
+    alone = draw_text(pipeline, 6)
+    assert torch.equal(while_another_draws(copy.deepcopy(pipeline.scheduler)), alone)
+    try:
+        mixed = while_another_draws(pipeline.scheduler)
+    except (IndexError, ValueError):
+        return
+    assert not torch.equal(mixed, alone)

@@ -134,7 +134,7 @@ def test_even_levels_are_for_auto_their_number():
     assert ours.timesteps.tolist() == pytest.approx([1000.0, 875.0, 3 * 0.2 / 1.4 * 1000], rel=1e-6)
 
 
-@pytest.mark.parametrize("key", ["use_karras_sigmas", "invert_sigmas"])
+@pytest.mark.parametrize("key", ["use_karras_sigmas", "use_beta_sigmas"])
 def test_what_has_no_counterpart_is_refused(key):
     stock = diffusers.FlowMatchEulerDiscreteScheduler(**{key: True})
     with pytest.raises(ValueError, match=f"{key}=True of FlowMatchEuler.* has no counterpart"):
@@ -208,6 +208,79 @@ def test_flux_draws_the_same_with_our_scheduler(flux_components, kind, dynamic):
     assert expected.std() > 0.01
     assert (expected - found).abs().max() < 1e-5
     assert torch.isfinite(draw(flux_components, ScoreSDEScheduler.from_config(stock.config), kind, **given)).all()
+
+
+def test_networks_that_count_from_noise_to_data():
+    """Mochi's and OmniGen's."""
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, invert_sigmas=True)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    assert ours.config.prediction_type == "inverse_flow_prediction"
+    x, levels = noise(2, 3, 4, 4), np.linspace(1.0, 1 / 8, 8)
+    assert (run(stock, x, sigmas=levels) - run(ours, x, sigmas=levels)).abs().max() < 2e-6
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1e-3 and ours.timesteps[0] == 0
+    back = type(stock).from_config(ours.config)
+    assert back.config.invert_sigmas and back.config.shift == 2.0
+    assert ScoreSDEScheduler.from_config(ours.config).config.time_scale == -1000
+
+
+def test_one_training_step_means_times_from_0_to_1():
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    x, levels = noise(2, 3, 4, 4), np.linspace(1.0, 1 / 8, 8)
+    assert (run(stock, x, sigmas=levels) - run(ours, x, sigmas=levels)).abs().max() < 2e-6
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1e-6
+
+
+def test_networks_are_told_the_timesteps_given_with_levels():
+    """CogView 4 tells its network times that are not shifted with the levels."""
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")
+    given = {"timesteps": np.linspace(1000, 1, 6).round(), "sigmas": np.linspace(1, 0.001, 6), "mu": 2.0}
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    x = noise(2, 3, 4, 4)
+    assert (run(stock, x, **given) - run(ours, x, **given)).abs().max() < 2e-6
+    assert torch.equal(stock.timesteps, ours.timesteps)
+    # within a step, in between
+    heun = ScoreSDEScheduler.from_config(stock.config, predictor="heun")
+    heun.set_timesteps(**given)
+    assert heun.timesteps[1:3].tolist() == [800.0, 800.0]
+    with pytest.raises(ValueError, match="of one length; got 3 and 2"):
+        ours.set_timesteps(timesteps=[900, 500, 100], sigmas=[1.0, 0.5], mu=1.0)
+
+
+@pytest.mark.parametrize("predictor", ["euler", "adams_2"])
+def test_tokens_at_times_of_their_own(predictor):
+    """As LTX has them, whose given frames are clean: every token steps from its own noise level."""
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor=predictor)
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(5)
+    x, largest = noise(1, 4, 3), torch.tensor([[1000.0, 1000.0, 700.0, 0.0]])
+    expected = found = plain = x
+    alone = ScoreSDEScheduler.from_config(stock.config, predictor=predictor)
+    alone.set_timesteps(5)
+    for timestep in stock.timesteps:
+        own = torch.minimum(timestep, largest)
+        expected = stock.step(-network(expected, 500), timestep, expected, per_token_timesteps=own).prev_sample
+        found = ours.step(-network(found, 500), timestep, found, per_token_timesteps=own).prev_sample
+        plain = alone.step(network(plain, 500), timestep, plain).prev_sample
+        assert torch.equal(found[:, 3], x[:, 3])
+    if predictor == "euler":
+        assert (expected - found).abs().max() < 2e-6
+    assert (found[:, :2] - plain[:, :2]).abs().max() < 2e-6
+    with pytest.raises(ValueError, match="per_token_timesteps are for prediction_type 'flow_prediction'"):
+        other = ScoreSDEScheduler()
+        other.set_timesteps(5)
+        other.step(x, other.timesteps[0], x, per_token_timesteps=largest)
+
+
+@pytest.mark.parametrize("config", [{}, {"shift": 3.0}, {"shift": 3.0, "use_dynamic_shifting": True}])
+def test_training_scripts_index_the_times_of_the_stock_scheduler(config):
+    """Before set_timesteps, as diffusers' examples do."""
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    ours = ScoreSDEScheduler.from_config(stock.config)
+    assert len(ours.timesteps) == len(stock.timesteps) == 1000
+    assert (ours.timesteps - stock.timesteps).abs().max() < 1e-3
+    assert (ours.sigmas[:-1] - stock.sigmas).abs().max() < 1e-6
 
 
 def test_times_are_fitted_in_a_call_of_flux_with_its_shift(flux_components):

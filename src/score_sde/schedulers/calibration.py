@@ -23,14 +23,26 @@ from .paths import shifted
 from .solvers import PREDICTORS, Memory
 
 
-# beside what auto takes: the best under much guidance, in few steps, and in more
-CANDIDATES = ("dpmpp_2m", "dpmpp_3b", "adams_2", "adams_4")
-# of the fine solution, which must be stable under guidance
-REFERENCE = "adams_2"
+# what the search begins with, beside what auto takes: predictors, and the grids (center, width, largest lambda)
+PREDICTORS_TRIED = ("dpmpp_2m", "dpmpp_3b", "adams_2", "unipc_2")
+GRIDS_TRIED = [(c, w, e) for c in (-0.75, 0.4) for w in (1.2, 3.0) for e in (1.5, 2.5, 8.0)]
+# of the fine solution: stable under guidance
+REFERENCE = "adams_2", (-0.75, 2.0, math.inf)
 
 _Scheduler: Any = object
 # yields (x, t), is sent the denoised samples
 Evaluations = Generator[tuple[torch.Tensor, float], torch.Tensor, Any]
+
+
+def logistic_times(path, n, t_max, t_min, center, width, largest):
+    """n times from t_max, whose lambda are at equal shares of a logistic distribution, to `largest`, or to t_min where
+    that is less."""
+    ends = path.half_log_snr(torch.tensor([t_max, t_min], dtype=torch.float64))
+    begin, end = torch.sigmoid((ends.clamp_max(largest) - center) / width).tolist()
+    inside = torch.linspace(begin, end, n, dtype=torch.float64)[1:]
+    later = path.t_from_half_log_snr(center + width * torch.logit(inside))
+    # up to rounding
+    return torch.cat([torch.tensor([t_max], dtype=torch.float64), later.clamp_min(t_min)])
 
 
 @dataclass
@@ -55,43 +67,56 @@ class Search:
         reference_steps: of the fine solution.
         sweeps: how often every time is tried, which says what the search may cost.
 
-    cost: the evaluations that it may ask for: the reference's; n - 1 for every candidate, which all begin with the
-        same one; and two trials of every time in every sweep, which run from that time on.
+    cost: the evaluations that it may ask for: the reference's; n - 1 for every pair of grid and predictor that it may
+        begin with, as all trajectories begin with the same one; and two trials of every time in every sweep, which run
+        from that time on.
     before, best: the trajectories of auto and of the best times so far, `predictor` that of the best.
     """
 
     def __init__(self, scheduler, n: int, shift: float = 1.0, reference_steps: int = 100, sweeps: int = 6):
         self.scheduler, self.n, self.shift, self.reference_steps = scheduler, n, shift, reference_steps
-        # auto's own first
-        self.predictors = list(dict.fromkeys((scheduler._solver(n), *CANDIDATES)))
-        self.cost = reference_steps + len(self.predictors) * (n - 1) + sweeps * n * (n - 1)
+        auto = scheduler._grid(n, scheduler.t_max, shift), scheduler._solver(n)
+        grids = [self.logistic(n, center, width, largest) for center, width, largest in GRIDS_TRIED]
+        self.starts = [auto, *((auto[0], each) for each in PREDICTORS_TRIED if each != auto[1])]
+        self.starts += [(grid, predictor) for grid in grids for predictor in PREDICTORS_TRIED]
+        self.cost = reference_steps + len(self.starts) * (n - 1) + sweeps * n * (n - 1)
         self.before: Trajectory
         self.best: Trajectory
 
     def evaluations(self, x) -> Evaluations:
         """The evaluations of the search from samples x at the largest time; it ends where no time can move."""
         start = yield from self.follow_reference(x)
-        grid = self.scheduler._grid(self.n, self.scheduler.t_max, self.shift)
         found = []
-        for predictor in self.predictors:
-            found.append((yield from self.run(grid, predictor, start)))
-        self.before, self.best = found[0], min(found, key=lambda each: each.score)
-        self.predictor = self.predictors[found.index(self.best)]
+        for times, predictor in self.starts:
+            found.append((yield from self.run(times, predictor, start)))
+        self.before = found[0]
+        self.best, (_, self.predictor) = min(zip(found, self.starts, strict=True), key=lambda each: each[0].score)
         yield from self.improve()
 
+    def logistic(self, n, center, width, largest):
+        """`logistic_times` of this scheduler, moved by the shift as its grids are."""
+        path, t_max, t_min, moved = (
+            self.scheduler.path,
+            self.scheduler.t_max,
+            self.scheduler.t_min,
+            math.log(self.shift),
+        )
+        return logistic_times(path, n, t_max, t_min, center - moved, width, largest - moved)
+
     def follow_reference(self, x) -> Evaluations:
-        """Set the target that the fine solution leads to; return the beginning of all trajectories."""
-        scheduler = self.scheduler
-        times = scheduler._grid(self.reference_steps, scheduler.t_max, self.shift)
-        stages = scheduler._build_plan(times, REFERENCE)
+        """Set the target, what the network makes of the sample at t_min to which a fine solution leads, as the last
+        step of stock schedulers does; return the beginning of all trajectories."""
+        predictor, grid = REFERENCE
+        times = self.logistic(self.reference_steps, *grid)
+        stages = self.scheduler._build_plan(times, predictor)
         memory, start = Memory(stages), Trajectory(times[:1], stages[:1], [x], [])
         for stage in stages:
             denoised = yield x, stage.t_eval
             start.denoised = start.denoised or [denoised]
             x = stage.update(x, denoised, memory, None)
-        if not torch.isfinite(x).all():
+        if not torch.isfinite(denoised).all():
             raise ValueError("the model's output is not finite on the reference trajectory")
-        self.target = x
+        self.target = denoised
         return start
 
     def run(self, times, predictor, known: Trajectory) -> Evaluations:
@@ -181,8 +206,17 @@ class Recording(_Scheduler):
         if begin_index:
             raise ValueError("times are fitted to whole trajectories: leave out what cuts them, such as strength")
 
-    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, t_start=None, mu=None):
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, t_start, mu)
+    def set_timesteps(
+        self,
+        num_inference_steps=None,
+        device=None,
+        timesteps=None,
+        sigmas=None,
+        t_start=None,
+        mu=None,
+        guidance_scale=None,
+    ):
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, t_start, mu, guidance_scale)
         n, shift = self.nfe, self._shift_of(mu)
         if not torch.equal(self._times, self._grid(n, self.t_max, shift)):
             raise ValueError(
@@ -206,7 +240,19 @@ class Recording(_Scheduler):
     def scale_model_input(self, sample, timestep=None):
         return sample * float(self.parameterization.row(self._t).input_scale)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True):
+    def step(
+        self,
+        model_output,
+        timestep,
+        sample,
+        generator=None,
+        return_dict: bool = True,
+        prev_timestep=None,
+        use_clipped_model_output=None,
+        **kwargs,
+    ):
+        if kwargs.get("eta"):
+            raise ValueError(f"times are fitted to trajectories without noise: leave out eta {kwargs['eta']}")
         entry, x = self._step_index, sample.to(torch.promote_types(sample.dtype, torch.float32))
         if entry == 0:
             self._begin = x.clone()

@@ -579,6 +579,12 @@ def _flow_prediction(path, t, sigma_data):
     return sigma_prime / norm, -sigma / norm
 
 
+def _inverse_flow_prediction(path, t, sigma_data):
+    # from noise to data: the negative
+    a, b = _flow_prediction(path, t, sigma_data)
+    return a, -b
+
+
 def _edm(path, t, sigma_data):
     # c_skip and c_out of Karras et al. 2022, Table 1, for any alpha
     gain = path.gaussian_gain(t, sigma_data)
@@ -591,6 +597,7 @@ PREDICTIONS = {
     "score": _score,
     "v_prediction": _v_prediction,
     "flow_prediction": _flow_prediction,
+    "inverse_flow_prediction": _inverse_flow_prediction,
     "edm": _edm,
 }
 
@@ -599,8 +606,9 @@ def prediction(path, prediction_type, t, sigma_data=0.5):
     """The row of a prediction type at times t, as a `Prediction`.
 
     Args:
-        prediction_type: epsilon (the noise), sample (x0), score, v_prediction, flow_prediction (the velocity), or edm:
-            the preconditioned output of Karras et al. 2022, whose input is scaled to unit variance.
+        prediction_type: epsilon (the noise), sample (x0), score, v_prediction, flow_prediction (the velocity),
+            inverse_flow_prediction (its negative), or edm: the preconditioned output of Karras et al. 2022, whose
+            input is scaled to unit variance.
         sigma_data: standard deviation of the data, used by edm only.
     """
     a, b = PREDICTIONS[prediction_type](path, t, sigma_data)

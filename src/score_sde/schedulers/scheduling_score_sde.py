@@ -12,10 +12,12 @@ import numbers
 import os
 import re
 import shutil
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, KarrasDiffusionSchedulers, SchedulerMixin
@@ -38,7 +40,18 @@ from .paths import (
     shifted,
     time_grid,
 )
-from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
+from .per_token import step_tokens
+from .solvers import (
+    CORRECTORS,
+    ON_GIVEN_TIMES,
+    PREDICTORS,
+    VARIANCES,
+    Memory,
+    Stage,
+    automatic,
+    plan,
+    predictor_options,
+)
 from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import FLOW, GRIDS, SAME, VALUES, from_stock_config, refuse_unknown_meaning
 
@@ -71,6 +84,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     | predictor | what it is for | order | evaluations a step | source |
     |---|---|---|---|---|
     | auto | the default: the best measured predictor and grid for the number of steps | | 1 | below |
+    | rising_1, _2, _3, _4 | ODE with guidance: Adams whose order rises to 4 | 2, 2, 2, 3 | 1 | below |
     | adams_2, _3, _4 | ODE, 10 steps and more: Adams in straight coordinates | 3, 4, 5 | 1 | below |
     | dpmpp_3b | ODE, 5 to 9 steps: dpmpp_3m in a bounded variable | 3 | 1 | below |
     | dpmpp_2m, _3m | ODE, exponential multistep; SDE with eta | 2, 3 | 1 | Lu et al. 2022b; Xue et al. 2023 |
@@ -89,13 +103,15 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     ODE is the probability-flow ODE, SDE the reverse SDE. With `eta` heun, rk4, dpmpp_2s and dpmpp_3s step to a lower
     level and add noise from there (ancestral sampling).
 
-    `auto` takes dpmpp_3b below 10 steps, adams_2 below 15, and adams_4 from there on, each on a logistic grid of lambda
-    of its own (`solvers.AUTOMATIC`), whatever `timestep_spacing` says; or, where the scheduler was calibrated for a
-    number of steps, what was found then (`calibrate`). adams and dpmpp_3b extrapolate past evaluations by polynomials
-    in a variable that stays finite at clean data, so that their last step has the order of the others; adams does so
-    with the velocity of flow matching, noise - x0, in the coordinates x / (alpha + sigma), sigma / (alpha + sigma),
-    where data and noise have the same scale. The rules were chosen by error on mixtures with known scores;
-    benchmarks/README.md shows them on others.
+    `auto` takes a predictor and a logistic grid of lambda by the number of steps and by `guidance_scale` of
+    `set_timesteps` (`solvers.AUTOMATIC`, `solvers.UNGUIDED`), whatever `timestep_spacing` says; on times that are given
+    it takes rising_1, which is good on any grid; or, where the scheduler was calibrated for a number of steps, what was
+    found then (`calibrate`). adams and dpmpp_3b extrapolate past evaluations by polynomials in a variable that stays
+    finite at clean data, so that their last step has the order of the others; adams does so with the velocity of flow
+    matching, noise - x0, in the coordinates x / (alpha + sigma), sigma / (alpha + sigma), where data and noise have the
+    same scale. Guided fields bend most at high noise: rising_1 to rising_4 are adams whose order, there 1 or 2 with a
+    corrector, rises to 4 with lambda, the earlier the more steps there are. The rules were chosen by error on mixtures
+    with known scores; benchmarks/README.md shows them on others.
 
     A corrector (`langevin` with Song's signal-to-noise rule, or `annealed_langevin`) adds `corrector_steps` evaluations
     to every step of any predictor. Samplers of the papers as settings:
@@ -116,7 +132,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: number of the network's training time steps; for discrete_vp, of noise levels.
         sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
-        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, or edm (preconditioned).
+        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, inverse_flow_prediction (its
+            negative, of Mochi and OmniGen), or edm (preconditioned).
         predictor: see the table.
         predictor_kwargs: options of the predictor, {name: number}, as its row in `solvers.PREDICTORS` names them:
             eta and the s_... below, which may also be arguments of their own, and whatever a solver has for itself.
@@ -246,6 +263,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if shift_terminal is not None and sde_type != "linear":
             raise ValueError(f"shift_terminal {shift_terminal} is for sde_type 'linear', not for {sde_type!r}")
         self._check_solver()
+        self._guidance_scale: float | None = None  # of the trajectory
         check_calibration(self.config.calibration)
 
         self.path = build_path(sde_type, self.config)
@@ -278,9 +296,11 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         evaluations = 1 if predictor == "auto" else PREDICTORS[predictor].evaluations
         self.order = evaluations + (corrector_steps if corrector else 0)
         self._shift = float(shift)
-        self._tell(
-            self.t_max + (self.t_min - self.t_max) * torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
-        )
+        # the training times, as the stock schedulers have them before set_timesteps
+        shift_in_training = 1.0 if use_dynamic_shifting else self._shift
+        ends = shifted(self.path, torch.tensor([self.t_max, self.t_min], dtype=torch.float64), 1 / shift_in_training)
+        times = torch.linspace(float(ends[0]), float(ends[1]), num_train_timesteps, dtype=torch.float64)
+        self._tell(shifted(self.path, times, shift_in_training))
         # what stock pipelines and training scripts read, as the stock schedulers have it
         for name, values in stock_tables(self.parameterization, num_train_timesteps).items():
             setattr(self, name, values)
@@ -290,7 +310,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             self.__module__ = __name__.split(".")[-1 if _CARRIED else 0]
         self.num_inference_steps: int | None = None
         self._plan: list[Stage] | None = None
-        # of auto: (its times, its predictor, the stock grid's times); None where these are not its own
+        # of auto: (its times, its predictor, the stock grid's times or, where timestep_spacing says them, none); None
+        # where its times were given
         self._moves_with_stock: tuple | None = None
         self._is_noised = False
         self._begin_index: int | None = None
@@ -368,6 +389,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             for name in (entry.stem, *siblings):
                 shutil.copy(entry.with_name(f"{name}.py"), save_directory)
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def register_to_config(self, **kwargs):
+        """As of every scheduler of diffusers. A `prediction_type`, which training scripts set so, is then the
+        network's."""
+        if "prediction_type" in kwargs and "parameterization" in vars(self):
+            check_choice("prediction_type", kwargs["prediction_type"], PREDICTIONS)
+            self.parameterization = replace(self.parameterization, prediction_type=kwargs["prediction_type"])
+        super().register_to_config(**kwargs)
 
     @property
     def config(self) -> Any:
@@ -486,6 +515,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         times, predictor, stock_times = self._moves_with_stock
         first, inside = divmod(begin_index, self.order)
         if begin_index and not inside and first < len(times):
+            if not len(stock_times):
+                # not before it is asked for: not every path has such a grid
+                stock_times = self._stock_grid(self.num_inference_steps, self.t_max, self._grid_shift)
             steps = self.num_inference_steps - first
             times = torch.cat([times[:first], self._grid(steps, float(stock_times[first]), self._grid_shift)])
             predictor = self._solver(steps)
@@ -511,6 +543,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         sigmas: list | None = None,
         t_start: float | None = None,
         mu: float | None = None,
+        guidance_scale: float | None = None,
     ):
         """Plan a trajectory. Call it before `step`, and again before every new trajectory.
 
@@ -518,29 +551,43 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             num_inference_steps: number of time steps, at least 1; the network is called `nfe` times. It may be left out
                 where times are given, and is their number otherwise.
             device: where `timesteps` shall be.
-            timesteps: the falling numbers (as the network receives them) at which to evaluate.
-            sigmas: instead, the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
+            timesteps: the falling numbers (as the network receives them) at which to evaluate. On the linear path
+                with sigmas, what the network receives at these levels, whatever their own times are (CogView 4); in
+                between, as interpolated.
+            sigmas: the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
                 sigma itself on the linear path, before they are shifted. A last 0 is where every trajectory leads, and
                 is left out; a first one of all noise is the largest that the predictor can begin at, where that is
                 less. The levels from 1 to 1 / n that flow pipelines pass are for `auto` nothing but their number.
             t_start: path time in (0, 1] at which the num_inference_steps begin, instead of t_max: from an image with
                 its noise (image-to-image). The leading grid, which does not begin at t_max either, doesn't know it.
             mu: of use_dynamic_shifting; without, it is not used.
+            guidance_scale: of classifier-free guidance, by which `auto` chooses: what is best without guidance (0 to 1)
+                is unstable with much of it. None where it isn't known, as in stock pipelines: what holds for 1 to 12.
+                Other predictors don't use it.
 
-        Raises ValueError unless exactly one of number, timesteps and sigmas is given, or when no falling grid of this
-        size exists.
+        Raises ValueError where none of number, timesteps and sigmas is given, where they contradict each other, or when
+        no falling grid of this size exists.
         """
+        told = None
+        if timesteps is not None and sigmas is not None and isinstance(self.path, LinearSDE):
+            told, timesteps = as_list("timesteps", timesteps), None
+            if len(told) != len(sigmas):
+                raise ValueError(f"timesteps and sigmas must be of one length; got {len(told)} and {len(sigmas)}")
         if timesteps is not None and sigmas is not None or num_inference_steps is timesteps is sigmas is None:
             raise ValueError("pass either num_inference_steps or timesteps or sigmas")
         if num_inference_steps is not None:
             check_number("num_inference_steps", num_inference_steps, 1, LARGEST_NFE // self.order, whole=True)
+        if guidance_scale is not None:
+            check_number("guidance_scale", guidance_scale, -math.inf, math.inf)
+        self._guidance_scale = guidance_scale
         shift = self._shift_of(mu)
         n = num_inference_steps if timesteps is sigmas is None else None
         times = torch.ones(0) if n is not None else self._explicit_times(timesteps, sigmas, shift)
         if n is None and num_inference_steps not in (None, len(times)):
             raise ValueError(f"num_inference_steps {num_inference_steps} does not go with the {len(times)} times given")
         if sigmas is not None and self.config.predictor == "auto" and self._is_of_flow_pipelines(sigmas):
-            n = len(times)
+            # what would be told at other levels is not known
+            n = len(times) if told is None else None
         inside = isinstance(t_start, numbers.Real) and self.t_min < t_start <= self.t_max
         if t_start is not None and (n is None or not inside):
             raise ValueError(
@@ -549,7 +596,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         given = times
         if n is None:
-            predictor = self._solver(len(times))
+            predictor = ON_GIVEN_TIMES if self.config.predictor == "auto" else self.config.predictor
         elif t_start is None and self._is_calibrated(n):
             times, predictor = fitted(self, n, shift)
         else:
@@ -557,13 +604,16 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             predictor = self._solver(n)
 
         self._lay(times, predictor, device)
+        if told is not None:
+            ends = [0.0, *reversed(times.tolist())], [float(self.timestep(0.0)), *reversed(told)]
+            evaluated = [stage.t_eval for stage in self._require_plan()]
+            self.timesteps = torch.from_numpy(np.interp(evaluated, *ends)).float().to(device)
         self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
         self._step_index = None
         self._begin_index = None
         self._grid_shift, self._moves_with_stock = shift, None
         if self.config.predictor == "auto" and n is not None and t_start is None:
-            stock_times = given if len(given) else self._stock_grid(n, self.t_max, shift)
-            self._moves_with_stock = times, predictor, stock_times
+            self._moves_with_stock = times, predictor, given
 
     def _lay(self, times, predictor, device=None):
         """Plan an evaluation at each of these times."""
@@ -656,7 +706,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """The times of n steps up to t_max."""
         if self.config.predictor != "auto":
             return self._stock_grid(n, t_max, shift)
-        rule = automatic(n)
+        rule = automatic(n, self._guidance_scale)
         center = rule.center - math.log(shift)
         return self._spaced("logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)
 
@@ -682,7 +732,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _solver(self, n):
         """The predictor of a trajectory of n steps, as `plan` takes it."""
-        return automatic(n).predictor if self.config.predictor == "auto" else self.config.predictor
+        return (
+            automatic(n, self._guidance_scale).predictor if self.config.predictor == "auto" else self.config.predictor
+        )
 
     def _build_plan(self, times, predictor, options=None):
         return plan(
@@ -717,11 +769,11 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """Fit the times of `nfe` network evaluations to a model, for predictor "auto".
 
         From a few samples of noise, the ends of trajectories of nfe steps are compared with those of reference_steps
-        steps. The predictor and then, one after another, the times are chosen for the smallest difference (geometric
-        mean and root mean square over the samples, at equal weight). The result goes into the config, as
-        `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the scheduler. For every nfe it
-        costs reference_steps + 4 to 5 (nfe - 1) + sweeps nfe (nfe - 1) network evaluations of all samples, as the
-        progress bar counts them: 500 for 8.
+        steps. The best of some fifty pairs of predictor and grid, and then, one after another, its times are chosen for
+        the smallest difference (geometric mean and root mean square over the samples, at equal weight). The result goes
+        into the config, as `calibration`: `set_timesteps(nfe)` uses it from then on, and it is saved with the
+        scheduler. For every nfe it costs reference_steps + 52 (nfe - 1) + sweeps nfe (nfe - 1) network evaluations of
+        all samples, as the progress bar counts them: 800 for 8.
 
         Args:
             model: a `ScoreSDEPipeline`; a pipeline of diffusers whose scheduler this is, with `call`; or a function
@@ -772,6 +824,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if self._step_index is not None:
             return self._step_index
         start = self._position(timestep) if self._begin_index is None else self._begin_index
+        if start and self._begin_index is None and self._moves_with_stock is not None:
+            warnings.warn(
+                f"the trajectory begins at entry {start} of auto's own times, at timestep {self.timesteps[start]:g}: a "
+                f"pipeline that counts steps on the stock grid, and does not call set_begin_index, means another time; "
+                f"give the scheduler a predictor that takes timestep_spacing, such as 'unipc_2'",
+                stacklevel=3,
+            )
         if start:
             first_step, inside = divmod(start, self.order)
             if inside:
@@ -823,6 +882,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         prev_timestep=None,
         use_clipped_model_output: bool | None = None,
+        per_token_timesteps=None,
         **kwargs,
     ):
         """Run the next entry of the plan.
@@ -836,7 +896,11 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             return_dict: return a `ScoreSDESchedulerOutput` instead of the tuple (prev_sample,).
             prev_timestep: passed by pipelines of UnCLIP and Kandinsky, which pass the next entry of `timesteps`; the
                 step goes there anyway.
-            use_clipped_model_output: passed by `DDIMPipeline`; see clip_sample, which says it here.
+            use_clipped_model_output: passed by `DDIMPipeline`: True or None, as the noise is always that of the clipped
+                sample.
+            per_token_timesteps: (B, L) or (B, 1), what the network received as times of the tokens of a sample
+                (B, L, C), whose model_output is then -flow_prediction, as in the pipelines that do so (LTX). Tokens
+                with less noise than the plan's next step to its first lower one.
             kwargs: eta, which `DDIMPipeline` passes to every scheduler: above 0, the trajectory's. (Were it a
                 parameter, other pipelines would pass 0 and overrule the scheduler's own.)
 
@@ -845,6 +909,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         stages, at = self._require_plan(), self._enter(timestep)
         if kwargs:
             self._take_eta(at, **kwargs)
+        if use_clipped_model_output is False and (self.config.clip_sample or self.config.thresholding):
+            raise ValueError("use_clipped_model_output=False has no counterpart here: leave it out, or pass True")
         if at >= len(stages):
             raise ValueError(f"all {len(stages)} entries of the plan have run: call set_timesteps again")
         stage, variance = stages[at], None
@@ -861,15 +927,27 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(dtype)
-        a, b, _ = self._rows[at]
-        denoised = self._limit(a * x + b * model_output.to(dtype))
 
         def draw_noise():
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=dtype)
 
-        if variance is not None:
-            variance = variance.to(dtype)
-        prev_sample = stage.update(x, denoised, self._memory, draw_noise, variance).to(sample.dtype)
+        if per_token_timesteps is not None:
+            if self.config.prediction_type != "flow_prediction" or not isinstance(self.path, LinearSDE):
+                raise ValueError(
+                    f"per_token_timesteps are for prediction_type 'flow_prediction' of sde_type 'linear', not for "
+                    f"{self.config.prediction_type!r} of {self.config.sde_type!r}"
+                )
+            own, times = self.path_time(per_token_timesteps), self._times.tolist()
+            prev_sample, denoised = step_tokens(
+                stage, self._memory, model_output.to(dtype), x, own, times, self._limit, draw_noise
+            )
+        else:
+            a, b, _ = self._rows[at]
+            denoised = self._limit(a * x + b * model_output.to(dtype))
+            if variance is not None:
+                variance = variance.to(dtype)
+            prev_sample = stage.update(x, denoised, self._memory, draw_noise, variance)
+        prev_sample = prev_sample.to(sample.dtype)
         self._step_index = at + 1
         if not return_dict:
             return (prev_sample,)

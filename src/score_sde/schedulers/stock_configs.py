@@ -168,7 +168,7 @@ def from_stock_config(config, own):
 def _of_flow_matching(name, given, hidden):
     """The config of the straight path for a stock scheduler of flow matching, or with use_flow_sigmas; `hidden` is what
     goes along for the way back and for pipelines."""
-    for key in (*GRIDS, "use_beta_sigmas", "invert_sigmas"):
+    for key in (*GRIDS, "use_beta_sigmas"):
         if given.get(key):
             remedy = NEUTRAL[key][1] if key in NEUTRAL else "a grid of sigma, not of sigma / alpha; leave it out"
             raise ValueError(f"{key}={given[key]!r} of {name} has no counterpart here: {remedy}")
@@ -179,12 +179,16 @@ def _of_flow_matching(name, given, hidden):
     honoured = (*FLOW, "thresholding", "dynamic_thresholding_ratio", "sample_max_value")
     ours |= {key: given[key] for key in honoured if key in given} | {"timestep_spacing": "linspace"}
     levels = given["num_train_timesteps"]
+    if given.get("invert_sigmas"):
+        # time and output run from noise to data
+        ours |= {"prediction_type": "inverse_flow_prediction", "time_scale": -levels, "time_offset": levels}
     # where their grids end: those of DPM-Solver at 0, but for the step that leads there
     if name in FLOW_MATCHING:
         least = 1 / levels
         shift = 1 if given.get("use_dynamic_shifting") else given["shift"]
-        # twice shifted, as there: by the class and by set_timesteps
-        return hidden | {"_class_name": name} | ours | {"t_min": shift * least / (1 + (shift - 1) * least)}
+        # twice shifted, as there: by the class and by set_timesteps; with one level theirs has no grid of its own
+        t_min = shift * least / (1 + (shift - 1) * least) if levels > 1 else None
+        return hidden | {"_class_name": name} | ours | {"t_min": t_min}
     ours |= {"shift": given["flow_shift"], "open_end": True}
     ours |= {"t_min": 1 / levels} if name == "UniPCMultistepScheduler" else {"t_min": 1e-6, "t_max": 1 - 1 / levels}
     return hidden | {"_class_name": name} | ours
@@ -193,7 +197,7 @@ def _of_flow_matching(name, given, hidden):
 def refuse_unknown_meaning(config, but=()):
     """Raise ValueError where a key of NEUTRAL, but for those named in `but`, has a value with no counterpart here."""
     if config.get("sde_type") == "linear":
-        but = (*but, "use_flow_sigmas", "flow_shift")
+        but = (*but, "use_flow_sigmas", "flow_shift", "invert_sigmas")
     for key, (neutral, remedy) in NEUTRAL.items():
         if key not in but and config.get(key) not in (None, neutral):
             raise ValueError(
