@@ -199,6 +199,11 @@ def open_pipeline(config, device):
     pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
     if not hasattr(pipeline, "log_likelihood"):
         raise ValueError(f"pipeline {config.pipeline!r} is a {type(pipeline).__name__}, which draws no images")
+    if config.num_images and not config.samples and pipeline.takes_prompts:
+        raise ValueError(
+            f"pipeline {config.pipeline!r} follows prompts, by which no images are drawn here: measure it in training, "
+            f"--evaluation_features, or images that you draw, --samples; or pass --num_images 0"
+        )
     if config.num_images and config.guidance_scale != 1 and pipeline.null_label is None:
         raise ValueError(
             f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, which that of "

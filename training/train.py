@@ -23,6 +23,7 @@ from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, moved
 from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
 from score_sde.sharing.facts import check_license
+from score_sde.training.parts.captions import CaptionConfig
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import LoopConfig, one_of, option
 from score_sde.training.parts.loop import fit, make_accelerator, sample_path, show_pictures
@@ -46,7 +47,7 @@ from score_sde.training.parts.validation import Validation, ValidationConfig
 
 
 @dataclass
-class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, ValidationConfig):
+class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, ValidationConfig):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     configs = "diffusion"
@@ -103,6 +104,18 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, ValidationConfig):
         "Optimizer steps between uploads of the averaged weights, in the background; 0 for none before the end.",
         "card and Hub",
     )
+    pooled_captions: bool = option(
+        False, "Also tell the network the mean of a caption's vectors, beside the time.", "captions"
+    )
+    save_text_encoder: bool = option(
+        True,
+        "Save the text encoder with the pipeline; false names it there, by its Hub id, to be downloaded when a prompt "
+        "is given first.",
+        "captions",
+    )
+    sample_prompts: list[str] = option(
+        [], "Prompts of the sample grids, in turn; the first captions of the data unless given.", "captions"
+    )
     sample_num_images: int = option(64, "Images in a sample grid.", "samples and logs")
     sample_guidance_scale: float = option(
         1.0, "Classifier-free guidance of the sample grids: 1 is none.", "samples and logs"
@@ -118,6 +131,21 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, ValidationConfig):
         yield from CleanDataConfig.problems(self)
         yield from LoopConfig.problems(self)
         yield from ValidationConfig.problems(self)
+        yield from self.caption_problems()
+        if not self.latents and self.reads_captions != (self.text_encoder is not None):
+            yield "caption_column and text_encoder belong together: pass both or neither"
+        if not self.latents and not self.reads_captions:
+            unused = [
+                name for name in ("max_caption_tokens", "caption_layers", "pooled_captions") if getattr(self, name)
+            ]
+            unused += ["sample_prompts"] * bool(self.sample_prompts)
+            if unused:
+                yield f"{', '.join(unused)} need captions: pass caption_column and text_encoder"
+        if not self.save_text_encoder and self.text_encoder and os.path.isdir(self.text_encoder):
+            yield (
+                f"save_text_encoder false needs a text_encoder on the Hub, which the pipeline can name, not the folder "
+                f"{self.text_encoder!r}"
+            )
         try:
             check_license(self.license)
         except ValueError as error:
@@ -141,7 +169,8 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, ValidationConfig):
             self.make_objective(self.make_scheduler())
             options = mapping("network_kwargs", self.network_kwargs)
             labelled = self.class_conditional and self.label_column is not None
-            if labelled and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
+            told = labelled or self.reads_captions
+            if told and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
                 yield (
                     f"sample_guidance_scale {self.sample_guidance_scale:g} needs a network that is trained with a "
                     f"class_dropout_prob above 0, not {options['class_dropout_prob']}: or sample with 1"
@@ -185,7 +214,8 @@ class DiffusionTask(Task):
 
     def __init__(self, config, accelerator):
         config.keep_autoencoder(accelerator)
-        self.config, self.scheduler, self.data = config, config.make_scheduler(), CleanData(config, accelerator)
+        self.config, self.scheduler = config, config.make_scheduler()
+        self.data = CleanData(config, accelerator, captions=config)
         self.objective = config.make_objective(self.scheduler)
         id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None
@@ -193,7 +223,9 @@ class DiffusionTask(Task):
         if config.lora_rank:
             adapted = AdaptedClasses(config.start, origin, id2label)
             num_classes, self.id2label, self.labels = adapted.num_classes, adapted.id2label, adapted.labels
-        network = make_network(config, self.data.shape, num_classes)
+        captions = self.data.captions
+        told = None if captions is None else captions.arguments()
+        network = make_network(config, self.data.shape, num_classes, told)
         if config.start is not None:
             origin = begin_adapted(config, network) if config.lora_rank else begin(config, network, id2label)
             accelerator.print("\n".join(describe(origin)))
@@ -202,7 +234,13 @@ class DiffusionTask(Task):
         freeze(network, config.freeze)
         super().__init__(network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
-        self.conditions = list(self.data.columns) if config.class_conditional else []
+        self.conditions = [name for name in self.data.told if config.class_conditional or name != "class_labels"]
+        self.prompts = None if captions is None else config.sample_prompts or self.data.examples
+        if captions is not None and not config.save_text_encoder and os.path.isdir(captions.source):
+            raise ValueError(
+                f"save_text_encoder false needs a text encoder on the Hub, which the pipeline can name, not the folder "
+                f"{captions.source!r}"
+            )
         check_conditions(self.model, self.conditions)
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
         self.push_steps, self.uploads = config.push_steps, Uploads(config)
@@ -215,7 +253,7 @@ class DiffusionTask(Task):
         a sample's conditions are left out."""
         x0 = self.data.draw(batch, draws)
         t = draws.times = self.objective.times(draws.stratified())
-        noise, given = draws.normal(x0.shape[1:]), self.data.conditions(batch)
+        noise, given = draws.normal(x0.shape[1:]), self.data.conditions(batch, draws)
         conditions = {name: given[name] for name in self.conditions}
         if self.labels is not None:
             conditions["class_labels"] = moved(self.labels, x0.device)[conditions["class_labels"]]
@@ -232,12 +270,22 @@ class DiffusionTask(Task):
         return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
 
     def make_pipeline(self, network):
-        return ScoreSDEPipeline(
-            scheduler=self.scheduler, vae=self.data.vae, id2label=self.id2label, **{self.component: network}
+        captions, words = self.data.captions, {}
+        if captions is not None:
+            named = {"text_encoder": captions.source, "fingerprint": captions.fingerprint}
+            settings = captions.settings if self.config.save_text_encoder else captions.settings | named
+            words = {"prompt_settings": {name: value for name, value in settings.items() if value is not None}}
+            if self.config.save_text_encoder:
+                words |= {"text_encoder": captions.text_encoder, "tokenizer": captions.tokenizer}
+        pipeline = ScoreSDEPipeline(
+            scheduler=self.scheduler, vae=self.data.vae, id2label=self.id2label, **{self.component: network}, **words
         )
+        if captions is not None and not self.config.save_text_encoder:
+            pipeline.use_named_encoder(captions.text_encoder, captions.tokenizer)
+        return pipeline
 
     def sample(self, network, path):
-        sample_grid(self.make_pipeline(network), self.config, path)
+        sample_grid(self.make_pipeline(network), self.config, path, prompts=self.prompts)
 
     def evaluate(self, network):
         return self.validation.measure(network)
@@ -257,13 +305,13 @@ class DiffusionTask(Task):
         }
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
-            nfe = sample_grid(pipeline, config, path)
+            nfe = sample_grid(pipeline, config, path, prompts=self.prompts)
             grid = path
             facts["samples"] = {
                 "guidance_scale": config.sample_guidance_scale,
                 "num_inference_steps": config.sample_num_inference_steps,
                 "network_evaluations": nfe,
-            }
+            } | ({"prompts": self.prompts[: config.sample_num_images]} if self.prompts else {})
         save = save_adapter if config.lora_rank else save_bundle
         return save(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 

@@ -186,7 +186,7 @@ def test_null_conditions(build):
     assert build().null_conditions({}) == {}
 
 
-UNETS_TOLD = [{}, {"architecture": "adm", "num_attention_heads": 2}]
+UNETS_TOLD = [{}, {"architecture": "adm", "num_attention_heads": 2, "block_out_channels": (32, 64)}]
 
 
 def told_unet(**options):

@@ -28,6 +28,7 @@ from score_sde.pipelines.wording import one_line
 GROUPS = (
     "data",
     "start from weights",
+    "captions",
     "network",
     "path and objective",
     "optimisation",

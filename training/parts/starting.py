@@ -459,6 +459,8 @@ def begin_adapted(config, network):
                 f"lora_rank leaves the network as it is, of {name} {own.get(name)}, which the data are not: "
                 f"{now.get(name)}"
             )
+    if added := network.state_dict().keys() - config.start.network.state_dict().keys():
+        raise ValueError(f"lora_rank leaves the network as it is, and it has no {few(sorted(added))}: train without")
     return begin(config, network, None, keep_all=True) | {"id2label": config.start.id2label}
 
 

@@ -600,7 +600,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         timestep = timestep.expand(sample.shape[0])
         time = self.embed_conditioning(timestep, class_labels, sample.dtype)  # (B, 4 model_channels)
         pooled = self.given_or_none("pooled_projections", pooled_projections, (len(sample),), "pooled_projection_dim")
-        if pooled is not None:
+        if self.pooled_embed is not None:
             time = time + self.pooled_embed(pooled)
         context, mask = self.context_and_mask(encoder_hidden_states, encoder_attention_mask, len(sample))
 

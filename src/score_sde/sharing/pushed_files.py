@@ -12,7 +12,7 @@ from ..pipelines.bundle_files import own_file, read_index
 from ..pipelines.carried_code import sibling_imports
 from ..pipelines.wording import quoted
 from .adapters import ADAPTER
-from .bundle_checks import PACKAGE, ROLES
+from .bundle_checks import PACKAGE, ROLES, TEXT_ROLES
 from .bundle_code import is_of_libraries, is_stock_bundle
 from .downloading import DATA
 from .facts import read_json, without_local_paths
@@ -55,7 +55,7 @@ def files_to_push(folder):
                     f"{folder}/model_index.json: {quoted(name)} is without its code, and diffusers would not open it "
                     f"from the Hub: score_sde.push_to_hub(score_sde.load_bundle({quoted(folder)}), ...) pushes it with"
                 )
-            others = name not in ROLES and is_of_libraries(value)
+            others = is_of_libraries(value) and (name not in ROLES or name in TEXT_ROLES)
             found += data_files(folder, name) if others else component_files(folder, name)
             if not is_of_libraries(value):
                 found += code_files(folder, value[0], name)
@@ -91,7 +91,7 @@ def component_files(folder, *place):
 
 
 def data_files(folder, name):
-    """The paths of what a text encoder, a tokenizer or the like in a stock pipeline is made of: data, and weights."""
+    """The paths of what a text encoder, a tokenizer or the like is made of: data, and weights."""
     place = os.path.join(folder, name)
     if not os.path.isdir(place):
         raise ValueError(f"{place} is no folder: save it anew")
@@ -129,10 +129,10 @@ def published(path):
     if name.endswith(".safetensors"):
         return path
     content = Path(path).read_bytes()
-    if name in ("training.json", "metrics.json", "samplers.json", *KINDS):
+    if name in ("training.json", "metrics.json", "samplers.json", "tokenizer_config.json", *KINDS):
         value = read_json(path)
-        public = without_local_paths(value) if name not in KINDS else value
-        if name in KINDS and isinstance(value, dict):
+        public = without_local_paths(value) if name.startswith(("training", "metrics", "samplers")) else value
+        if public is value and isinstance(value, dict):
             public = {key: each for key, each in value.items() if key != "_name_or_path"}
         if public != value:
             content = (json.dumps(public, indent=2) + "\n").encode()
