@@ -31,6 +31,7 @@ from samplers import ours, quiet
 
 import score_sde
 from score_sde import ScoreSDEScheduler
+from score_sde.schedulers.solvers import automatic
 from stock_samplers import run_stock, stock_samplers
 
 
@@ -49,8 +50,8 @@ class ClassMixture:
     """A mixture of Gaussians with covariances diag(variances) + F F^T, each of one class.
 
     Args:
-        means: (K, D). variances: of all, (D,); or, without factors, of each, (K, D). factors: F of each, (K, D, R), or
-            None.
+        means: (K, D). variances: of all, (D,); or, without factors, of each, (K, D).
+        factors: F of each, (K, D, R), or None.
         classes: of each Gaussian, (K,).
         dimensions: of what the D coordinates stand for. noise: f(samples, generator), in these coordinates.
     """
@@ -223,8 +224,12 @@ def measure_auto(job):
     quiet()
     trial, scheduler = Trial(*job), ScoreSDEScheduler(**PATHS[job[0]], prediction_type="sample")
     untold = {n: trial.figures(trial.ours(scheduler, n, None)) for n in EVALUATIONS}
-    # the scale of a trajectory is one number
-    told = {n: [trial.figures(trial.ours(scheduler, n, w))[i] for i, w in enumerate(SCALES)] for n in EVALUATIONS}
+    told = {}
+    for n in EVALUATIONS:
+        # the scale of a trajectory is one number; those of one rule are run together
+        rules = [automatic(n, scale) for scale in SCALES]
+        ran = {rule: trial.figures(trial.ours(scheduler, n, SCALES[rules.index(rule)])) for rule in set(rules)}
+        told[n] = [ran[rule][i] for i, rule in enumerate(rules)]
     return {"told": told, "untold": untold}
 
 
@@ -233,8 +238,7 @@ def geometric_mean(values):
 
 
 def report(stock, auto):
-    """Ratios of auto to the best single stock sampler: geometric means over the targets on each path, at each
-    number."""
+    """Ratios of auto to the best single stock sampler, by geometric means over the targets, on each path."""
     lines, paths = [], dict.fromkeys(path for path, _ in auto)
     for who in ("told", "untold"):
         for path in paths:
