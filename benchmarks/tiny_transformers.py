@@ -6,7 +6,7 @@ Where a language model reads the prompt, its embeddings are given instead of it,
 import diffusers
 import torch
 import transformers
-from tiny_cases import Case, mask, picture
+from tiny_cases import Case, mask, picture, video
 
 
 # one character, one token
