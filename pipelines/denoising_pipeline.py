@@ -13,6 +13,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from .adapters import AdapterMixin
 from .bundling import BundleMixin
 from .conditions import check_conditions, expand, label_ids, null_conditions, number_of_classes
 from .guidance import guided, steered_by_classifier
@@ -45,7 +46,7 @@ class ScoreSDEPipelineOutput(BaseOutput):
     nfe: int | None = None
 
 
-class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  # a bundle has fewer options
+class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: ignore[misc]  # a bundle has fewer options
     """A score-based diffusion model: scheduler, network, and an autoencoder where there is one.
 
     Args:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .adapters import AdapterMixin  # noqa: F401
 from .adaptive import probability_flow  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .bundle_files import read_config  # noqa: F401
 from .bundling import BundleMixin  # noqa: F401

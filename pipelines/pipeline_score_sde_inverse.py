@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from .adapters import AdapterMixin  # noqa: F401
 from .adaptive import check_finite, rms
 from .bundle_files import read_config  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .bundling import BundleMixin  # noqa: F401

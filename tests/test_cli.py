@@ -29,7 +29,7 @@ from score_sde.training.parts.options import WORK_BEGUN, installed_configs
 COMMANDS = [
     *("quick-start", "train", "train-autoencoder", "train-classifier", "encode-latents", "evaluate"),
     *("reconstruct-ema", "share-latents", "sample", "info", "calibrate", "plot"),
-    *("push", "verify", "card", "convert", "space", "env"),
+    *("push", "verify", "card", "convert", "space", "env", "merge"),
 ]
 TINY = [
     *("--resolution", "8", "--image_channels", "1", "--batch_size", "4", "--lr_warmup_steps", "0"),

@@ -161,7 +161,10 @@ class EvaluateConfig(LoaderConfig):
         if (self.pipeline is None) == (self.samples is None):
             yield "pass either --pipeline or --samples"
         if self.pipeline is not None and not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
-            yield f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json)"
+            yield (
+                f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json); an adapter "
+                f"becomes one by `score-sde merge`"
+            )
         if self.samples is not None:
             if self.likelihood or self.save_samples or self.repeats > 1 or not self.features:
                 yield "samples are measured by --features alone: no likelihood, save_samples or repeats"

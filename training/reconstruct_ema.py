@@ -78,7 +78,9 @@ def main(argv=None):
     try:
         classes = outside_classes(options.network)
         if not os.path.isfile(os.path.join(folder, "model_index.json")):
-            raise ValueError(f"{options.run!r} holds no pipeline folder: the run must have come to its end")
+            raise ValueError(
+                f"{options.run!r} holds no pipeline folder: the run must have come to its end, and not be one of LoRA"
+            )
         with open(os.path.join(folder, "training.json"), encoding="utf-8") as file:
             facts = json.load(file)
         if options.decay is None:

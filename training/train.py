@@ -20,6 +20,7 @@ from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, drop_conditions, hybrid_loss
 from score_sde.pipelines.conditions import null_conditions
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, moved
+from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
 from score_sde.sharing.facts import check_license
 from score_sde.training.parts.captions import CaptionConfig
@@ -31,7 +32,15 @@ from score_sde.training.parts.options import arguments_of, mapping, one_line_err
 from score_sde.training.parts.publishing import Uploads
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
-from score_sde.training.parts.starting import StartConfig, begin, describe, freeze
+from score_sde.training.parts.starting import (
+    AdaptedClasses,
+    StartConfig,
+    add_adapters,
+    begin,
+    begin_adapted,
+    describe,
+    freeze,
+)
 from score_sde.training.parts.tasks import Task
 from score_sde.training.parts.trackers import main_process_goes_on
 from score_sde.training.parts.validation import Validation, ValidationConfig
@@ -208,13 +217,20 @@ class DiffusionTask(Task):
         self.config, self.scheduler = config, config.make_scheduler()
         self.data = CleanData(config, accelerator, captions=config)
         self.objective = config.make_objective(self.scheduler)
+        id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None
+        self.id2label, self.labels, origin = id2label, None, config.origin
+        if config.lora_rank:
+            adapted = AdaptedClasses(config.start, origin, id2label)
+            num_classes, self.id2label, self.labels = adapted.num_classes, adapted.id2label, adapted.labels
         captions = self.data.captions
         told = None if captions is None else captions.arguments()
-        network, origin = make_network(config, self.data.shape, num_classes, told), config.origin
+        network = make_network(config, self.data.shape, num_classes, told)
         if config.start is not None:
-            origin = begin(config, network, self.data.id2label if config.class_conditional else None)
+            origin = begin_adapted(config, network) if config.lora_rank else begin(config, network, id2label)
             accelerator.print("\n".join(describe(origin)))
+        if config.lora_rank:
+            add_adapters(network, config)
         freeze(network, config.freeze)
         super().__init__(network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
@@ -239,6 +255,8 @@ class DiffusionTask(Task):
         t = draws.times = self.objective.times(draws.stratified())
         noise, given = draws.normal(x0.shape[1:]), self.data.conditions(batch, draws)
         conditions = {name: given[name] for name in self.conditions}
+        if self.labels is not None:
+            conditions["class_labels"] = moved(self.labels, x0.device)[conditions["class_labels"]]
         if dropout_prob > 0:  # for guidance
             null_of = partial(null_conditions, self.model)
             conditions = drop_conditions(conditions, null_of, draws.chance(dropout_prob))
@@ -252,7 +270,6 @@ class DiffusionTask(Task):
         return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
 
     def make_pipeline(self, network):
-        id2label = self.data.id2label if "class_labels" in self.conditions else None
         captions, words = self.data.captions, {}
         if captions is not None:
             named = {"text_encoder": captions.source, "fingerprint": captions.fingerprint}
@@ -261,7 +278,7 @@ class DiffusionTask(Task):
             if self.config.save_text_encoder:
                 words |= {"text_encoder": captions.text_encoder, "tokenizer": captions.tokenizer}
         pipeline = ScoreSDEPipeline(
-            scheduler=self.scheduler, vae=self.data.vae, id2label=id2label, **{self.component: network}, **words
+            scheduler=self.scheduler, vae=self.data.vae, id2label=self.id2label, **{self.component: network}, **words
         )
         if captions is not None and not self.config.save_text_encoder:
             pipeline.use_named_encoder(captions.text_encoder, captions.tokenizer)
@@ -274,7 +291,8 @@ class DiffusionTask(Task):
         return self.validation.measure(network)
 
     def make_bundle(self, network, facts, name):
-        """Save the pipeline with its facts and a sample grid as a folder of output_dir; (folder, grid or None)."""
+        """Save the pipeline, or the adapter, with its facts and a sample grid as a folder of output_dir; (folder, grid
+        or None)."""
         config, pipeline, grid = self.config, self.make_pipeline(network), None
         facts |= self.data.facts(config) | {
             "model_name": config.model_name,
@@ -294,7 +312,8 @@ class DiffusionTask(Task):
                 "num_inference_steps": config.sample_num_inference_steps,
                 "network_evaluations": nfe,
             } | ({"prompts": self.prompts[: config.sample_num_images]} if self.prompts else {})
-        return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
+        save = save_adapter if config.lora_rank else save_bundle
+        return save(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
     def push(self, network, facts):
         if self.uploads.is_busy():

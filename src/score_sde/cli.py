@@ -325,6 +325,19 @@ def space(
         open_page(model, port)
 
 
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="Of a LoRA adapter.")],
+    output: Annotated[str, typer.Argument(help="The folder that is written; it must not exist, or be empty.")],
+    network: Outside = None,
+):
+    """Write a LoRA adapter and its model as one pipeline."""
+    from score_sde.sharing.adapters import merge
+    from score_sde.training.parts.networks import outside_classes
+
+    print(f"pipeline: {merge(adapter, output, outside_classes(network))}")
+
+
 convert = typer.Typer(rich_markup_mode=None, help="Convert other people's weights, or ours to diffusers'.")
 app.add_typer(convert, name="convert")
 

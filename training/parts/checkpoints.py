@@ -32,7 +32,7 @@ FIXED = {
     *("class_conditional", "network", "network_name", "network_kwargs", "latent_channels", "block_out_channels"),
     *("layers_per_block", "norm_num_groups", "sde_type", "prediction_type", "scheduler_kwargs", "time_density"),
     *("time_density_kwargs", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
-    *("init_from", "init_revision", "freeze"),
+    *("init_from", "init_revision", "freeze", "lora_rank", "lora_alpha", "lora_targets"),
 }
 # where the data are: free as long as they are the same data
 PLACES = {"dataset", "split", "image_column", "label_column", "num_classes", "latents", "vae", "pipeline"}

@@ -5,6 +5,7 @@ them, as if they had been given, so that checkpoints hold them and a resumed run
 """
 
 import fnmatch
+import importlib.util
 import inspect
 import json
 import os
@@ -13,6 +14,7 @@ from typing import ClassVar
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.loaders import PeftAdapterMixin
 
 from score_sde import ScoreSDEScheduler
 from score_sde.pipelines.conditions import number_of_classes
@@ -63,6 +65,20 @@ class StartConfig:
         "'blocks.[0-3].*'.",
         "start from weights",
     )
+    lora_rank: int = option(
+        0,
+        "Train LoRA adapters of this rank alone, beside the weights; 0 trains the weights. Needs peft.",
+        "start from weights",
+        common=True,
+    )
+    lora_alpha: float | None = option(
+        None, "Adapters count lora_alpha / lora_rank; None is the rank.", "start from weights"
+    )
+    lora_targets: list[str] = option(
+        ["to_q", "to_k", "to_v", "to_out.0"],
+        "Layers that get adapters, by the ends of their names.",
+        "start from weights",
+    )
 
     # what the command line or the YAML file said (`options.parse`)
     given: ClassVar[frozenset[str]] = frozenset()
@@ -72,9 +88,10 @@ class StartConfig:
 
     def problems(self):
         if self.init_from is None:
-            if self.freeze or self.init_revision:
-                yield "freeze and init_revision need init_from, the weights to start from"
+            if self.freeze or self.init_revision or self.lora_rank:
+                yield "freeze, init_revision and lora_rank need init_from, the weights to start from"
             return
+        yield from self.adapter_problems()
         try:
             checkpoint, state = resumable_state(self)
             if state is not None:
@@ -95,6 +112,20 @@ class StartConfig:
                     setattr(self, name, value)
         except ValueError as error:
             yield f"init_from {self.init_from!r}: {one_line(error)}"
+
+    def adapter_problems(self):
+        if not self.lora_rank >= 0:
+            yield f"lora_rank {self.lora_rank} must be at least 0"
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            yield f"lora_alpha {self.lora_alpha} must be positive"
+        if not self.lora_rank and {"lora_alpha", "lora_targets"} & self.given:
+            yield "lora_alpha and lora_targets need lora_rank"
+        if self.lora_rank and importlib.util.find_spec("peft") is None:
+            yield "lora_rank needs peft: pip install score-sde[lora]"
+        if self.lora_rank and self.freeze:
+            yield "lora_rank trains adapters alone, all else is frozen: leave freeze out"
+        if self.lora_rank and (self.further_ema_decays or self.ema_snapshot_steps):
+            yield "further_ema_decays and ema_snapshot_steps are of whole networks: leave them out with lora_rank"
 
     def outside(self):
         return outside_classes(self.network) if ":" in self.network else []
@@ -187,7 +218,7 @@ def options_of(start, given):
     }
     config = {name: start.network.config[name] for name in defaults if name in start.network.config}
     # conditions that it hasn't are the data's matter
-    config = {name: value for name, value in config.items() if not value is defaults[name] is None}
+    config = {name: each for name, each in config.items() if each is not None or defaults[name] is not None}
     options = {
         "network": classes.get(kind, f"{module}:{kind.__name__}"),
         "network_kwargs": json.dumps(config),
@@ -338,18 +369,19 @@ def widened(name, tensor, shape, before, now):
     raise ValueError(f"its {name} is of shape {tuple(own)}, the network's of {tuple(shape)}")
 
 
-def begin(config, network, id2label):
+def begin(config, network, id2label, keep_all=False):
     """Give a network the weights that a config starts from; return what is known of them, JSON-able.
 
     Args:
         config: a `TrainConfig` whose `start` is there.
         network: of the options that came with them.
         id2label: {label: name} of the network's classes, None without.
+        keep_all: let the network keep the classes that it had.
     """
     start = config.start
     count = number_of_classes(start.network.config)
-    before = start.id2label or {label: str(label) for label in range(count or 0)}
-    kept = kept_classes(before, id2label or {})
+    before = names_of_classes(count, start.id2label)
+    kept = {label: label for label in before} if keep_all else kept_classes(before, id2label or {})
     try:
         transfer(start.network.float(), network, kept)
     except ValueError as error:
@@ -365,6 +397,11 @@ def begin(config, network, id2label):
     return origin
 
 
+def names_of_classes(count, id2label):
+    """{label: name} of a network of so many classes, or None, whose names are known or not."""
+    return id2label or {label: str(label) for label in range(count or 0)}
+
+
 def describe(origin):
     """What a network was started from, in lines to print: the source, and the classes with where their rows are
     from."""
@@ -374,6 +411,76 @@ def describe(origin):
     width = max(map(len, classes), default=0)
     for name, old in classes.items():
         yield f"  class {name:{width}}  {'new' if old is None else f'kept from {old}' if old != name else 'kept'}"
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+class AdaptedClasses:
+    """The classes of a network that keeps its own while adapters are trained on data that have others, by their names.
+
+    Attributes: `num_classes` and `id2label` of the network, None without; `labels`, of every class of the data (N,).
+
+    Raises ValueError for data with a class that the network hasn't, and for data without where it always needs one.
+    """
+
+    def __init__(self, start, origin, id2label):
+        """`start` is None for a run that goes on, of which `origin` knows as much; `id2label` are the data's classes,
+        None where they are not told."""
+        if start is not None:
+            self.num_classes, self.id2label = number_of_classes(start.network.config), start.id2label
+            never_none = start.network.config.get("class_dropout_prob", 0) == 0
+        else:
+            names = origin["id2label"]
+            self.num_classes, never_none = origin["had_classes"], False
+            self.id2label = names and {int(label): name for label, name in names.items()}
+        self.labels = None
+        if id2label is not None:
+            kept = kept_classes(names_of_classes(self.num_classes, self.id2label), id2label)
+            if unknown := [name for label, name in id2label.items() if label not in kept]:
+                raise ValueError(
+                    f"lora_rank leaves the classes of the network as they are, and it doesn't know {few(unknown)}: "
+                    f"train without --lora_rank, or with --class_conditional false"
+                )
+            self.labels = torch.tensor([kept[label] for label in sorted(id2label)])
+        elif self.num_classes is not None and never_none:
+            raise ValueError("lora_rank: the network always needs a class, and the data have none")
+
+
+def begin_adapted(config, network):
+    """Give a network all the weights that a config starts from; return what is known of them, as `begin` does.
+
+    Raises ValueError for one of another shape, which an adapter alone could not describe.
+    """
+    own, now = config.start.network.config, network.config
+    for name in ("sample_size", "in_channels"):
+        if own.get(name) != now.get(name):
+            raise ValueError(
+                f"lora_rank leaves the network as it is, of {name} {own.get(name)}, which the data are not: "
+                f"{now.get(name)}"
+            )
+    if added := network.state_dict().keys() - config.start.network.state_dict().keys():
+        raise ValueError(f"lora_rank leaves the network as it is, and it has no {few(sorted(added))}: train without")
+    return begin(config, network, None, keep_all=True) | {"id2label": config.start.id2label}
+
+
+def add_adapters(network, config):
+    """Put LoRA adapters on a network, which alone are trained. Raises ValueError for a network that takes none, and for
+    targets that are none of its layers."""
+    from peft import LoraConfig
+
+    if not isinstance(network, PeftAdapterMixin):
+        raise ValueError(f"lora_rank: a {type(network).__name__} takes no adapters, it is no PeftAdapterMixin")
+    layers = [
+        name for name, module in network.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+    ]
+    for target in config.lora_targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            ends = dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers)
+            raise ValueError(f"lora_targets {target!r} is no layer of the network; there are {few(ends, 30)}")
+    network.requires_grad_(False)
+    alpha = config.lora_rank if config.lora_alpha is None else config.lora_alpha
+    network.add_adapter(LoraConfig(r=config.lora_rank, lora_alpha=alpha, target_modules=list(config.lora_targets)))
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
@@ -259,7 +260,7 @@ class UNetLevel(nn.Module):
 
 
 # diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
-class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc]
+class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):  # type: ignore[misc]
     """The score U-Net: DDPM++ and NCSN++ (Song et al. 2021, appendix H) and ADM (Dhariwal & Nichol 2021). The defaults
     are the published CIFAR-10 model DDPM++; `from_name` knows the others.
 

@@ -11,6 +11,7 @@ from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from ..pipelines.bundle_files import own_file, read_index
 from ..pipelines.carried_code import sibling_imports
 from ..pipelines.wording import quoted
+from .adapters import ADAPTER
 from .bundle_checks import PACKAGE, ROLES, TEXT_ROLES
 from .bundle_code import is_of_libraries, is_stock_bundle
 from .downloading import DATA
@@ -21,20 +22,22 @@ from .weight_checks import weight_files
 # what lies in a bundle beside its components
 CARD = ("README.md", "LICENSE", "training.json", "metrics.json", "samplers.json", "samples.png")
 DATA_ENDS = (".safetensors", *(pattern.removeprefix("*") for pattern in DATA))
-KINDS = ("model_index.json", "config.json", "scheduler_config.json")
+KINDS = ("model_index.json", "config.json", "scheduler_config.json", ADAPTER)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _VARIANT = re.compile(r"diffusion_pytorch_model(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
 
 
 def files_to_push(folder):
-    """The names, with /, of the files that a bundle, a model or a scheduler is made of: those that its index names, and
-    its card. Raises ValueError for a folder that is none of these, and for a file of it that is missing, or leads
-    elsewhere (`own_file`)."""
+    """The names, with /, of the files that a bundle, a model, a scheduler or an adapter is made of: those that its
+    index names, and its card. Raises ValueError for a folder that is none of these, and for a file of it that is
+    missing, or leads elsewhere (`own_file`)."""
     kind = next((name for name in KINDS if os.path.lexists(os.path.join(folder, name))), None)
     if kind is None:
         raise ValueError(f"{quoted(folder)} cannot be shared: it holds no {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     found = [os.path.join(folder, name) for name in CARD if os.path.lexists(os.path.join(folder, name))]
-    if kind != "model_index.json":
+    if kind == ADAPTER:
+        found.append(own_file(folder, ADAPTER))
+    elif kind != "model_index.json":
         found += component_files(folder)
     else:
         index = read_index(folder)

@@ -37,6 +37,7 @@ class StartingPoint:
         license: of the weights, None where nothing says it.
         network: the model, in float32; of a DiTTransformer2DModel the `DiTModel` of the same outputs.
         scheduler, vae, id2label: as a `ScoreSDEPipeline` has them; each None where there is none.
+        opened: the pipeline of a bundle, with whatever else it has; else None.
     """
 
     source: str
@@ -48,10 +49,13 @@ class StartingPoint:
     scheduler: Any = None
     vae: Any = None
     id2label: dict[int, str] | None = None
+    opened: Any = None
 
     @property
     def pipeline(self):
         """All of it as a `ScoreSDEPipeline`."""
+        if self.opened is not None:
+            return self.opened
         role = "unet" if isinstance(self.network, (ScoreUNetModel, UNet2DModel)) else "transformer"
         return ScoreSDEPipeline(self.scheduler, vae=self.vae, id2label=self.id2label, **{role: self.network})
 
@@ -96,6 +100,7 @@ def starting_point(folder_or_repo, revision=None, classes=()):
         scheduler=scheduler,
         vae=pipeline.vae,
         id2label={int(label): each for label, each in id2label.items()} if id2label else None,
+        opened=pipeline if pipeline.scheduler is scheduler and pipeline.denoiser is network else None,
     )
 
 
