@@ -81,9 +81,9 @@ def smoothed_images(number=300, size=12, std=0.07):
 TARGETS = {"mixture": gaussian_mixture, "images": smoothed_images}
 
 
-def ours(scheduler, denoise, noise, evaluations, generator=None):
+def ours(scheduler, denoise, noise, evaluations, generator=None, guidance_scale=1.0):
     """Run a scheduler of ours, with exact times instead of the float32 ones that networks receive."""
-    scheduler.set_timesteps(evaluations)
+    scheduler.set_timesteps(evaluations, guidance_scale=guidance_scale)
     x = noise * scheduler.init_noise_sigma
     for timestep, stage in zip(scheduler.timesteps, scheduler._plan, strict=True):
         x = scheduler.step(denoise(x, stage.t_eval), timestep, x, generator=generator).prev_sample

@@ -59,7 +59,7 @@ def measure(pipeline, labels, guidance_scale, classifier, seed):
     denoise, targets = scheduler.denoiser(network), torch.tensor(labels)
 
     def ours(scheduler, steps):
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, guidance_scale=guidance_scale)
         x = noise * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
             output = network(scheduler.scale_model_input(x, timestep), timestep.expand(len(x)))

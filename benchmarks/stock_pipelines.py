@@ -206,7 +206,8 @@ def draw(kind, case, components, schedulers, steps):
     """(pixels, last samples) of the pipeline with these schedulers, each one vector."""
     torch.manual_seed(0)
     schedulers = {name: copy.deepcopy(each) for name, each in schedulers.items()}
-    pipe = kind(**components | schedulers)
+    # some pipelines change their networks
+    pipe = kind(**copy.deepcopy(components) | schedulers)
     for name, scheduler in schedulers.items():
         if type(getattr(pipe, name)) is not type(scheduler):
             setattr(pipe, name, scheduler)
@@ -353,6 +354,17 @@ def verdict(row):
     return f"pass, but for auto: {row['auto_reason']}" if "auto_reason" in row else "pass"
 
 
+def table(rows):
+    """Markdown: what holds, of how many pipelines, and of which where it is not all that is asked."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(verdict(row), []).append(row["pipeline"].replace("Pipeline", ""))
+    lines = ["| result | pipelines | which |", "|---|---|---|"]
+    for result, names in sorted(groups.items(), key=lambda group: -len(group[1])):
+        lines.append(f"| {result} | {len(names)} | {', '.join(names) if result != 'pass' else ''} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="names of pipelines")
@@ -381,7 +393,7 @@ def main():
     for row in rows:
         word = verdict(row).split(":")[0].split(",")[0]
         counts[word if word in counts else "fail"] += 1
-    print(counts)
+    print(counts, table(rows), sep="\n")
     if args.output:
         with open(args.output, "w") as file:
             json.dump({"diffusers": diffusers.__version__, "counts": counts, "rows": rows}, file, indent=1)

@@ -30,10 +30,11 @@ class Stock(NamedTuple):
     evaluations: int = 1
 
 
-def stock_samplers(path):
-    """Every scheduler of diffusers that can sample this path, with every grid that it offers."""
+def stock_samplers(path, shift=1.0):
+    """Every scheduler of diffusers that can sample this path, with every grid that it offers; `shift` is of the grids
+    on the straight path."""
     if isinstance(path, LinearSDE):
-        return _flow_samplers()
+        return _flow_samplers(shift)
     kappa = torch.exp(-path.half_log_snr(torch.arange(1, LEVELS + 1, dtype=torch.float64) / LEVELS))
     alpha2 = torch.cat([torch.ones(1, dtype=torch.float64), 1 / (1 + kappa**2)])
     betas = {"trained_betas": (1 - alpha2[1:] / alpha2[:-1]).tolist(), "num_train_timesteps": LEVELS}
@@ -67,15 +68,16 @@ def stock_samplers(path):
     return found
 
 
-def _flow_samplers():
+def _flow_samplers(shift):
     euler, flow = (
         diffusers.FlowMatchEulerDiscreteScheduler,
-        {"use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift},
     )
     found = [
-        Stock(f"Flow Euler {grid}", euler, arguments, "flow") for grid, arguments in ({"shift 1": {}} | SIGMAS).items()
+        Stock(f"Flow Euler {grid}", euler, arguments | {"shift": shift}, "flow")
+        for grid, arguments in ({f"shift {shift:g}": {}} | SIGMAS).items()
     ]
-    found.append(Stock("Flow Heun", diffusers.FlowMatchHeunDiscreteScheduler, {}, "flow", 2))
+    found.append(Stock("Flow Heun", diffusers.FlowMatchHeunDiscreteScheduler, {"shift": shift}, "flow", 2))
     for order in (2, 3):
         for name, make in (
             (f"DPM++ {order}M", diffusers.DPMSolverMultistepScheduler),

@@ -8,7 +8,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
-    KandinskyV22Pipeline,
+    KandinskyV22CombinedPipeline,
     KandinskyV22PriorPipeline,
     PriorTransformer,
     SD3Transformer2DModel,
@@ -176,20 +176,27 @@ def image_encoder():
     )
 
 
-def kandinsky_prior(folder):
+def prior_components():
+    """Kandinsky's prior."""
     torch.manual_seed(0)
     prior = PriorTransformer(
         num_attention_heads=2, attention_head_dim=8, embedding_dim=WIDTH, num_layers=1, num_embeddings=77
     )
+    # divides embeddings; 0 before it is trained
+    torch.nn.init.ones_(prior.clip_std)
     processor = CLIPImageProcessor(crop_size=32, size=32)
-    KandinskyV22PriorPipeline(
-        prior,
-        image_encoder(),
-        text_encoder(CLIPTextModelWithProjection),
-        tokenizer(),
-        UnCLIPScheduler(prediction_type="sample"),
-        processor,
-    ).save_pretrained(folder)
+    return {
+        "prior": prior,
+        "image_encoder": image_encoder(),
+        "text_encoder": text_encoder(CLIPTextModelWithProjection),
+        "tokenizer": tokenizer(),
+        "scheduler": UnCLIPScheduler(prediction_type="sample"),
+        "image_processor": processor,
+    }
+
+
+def kandinsky_prior(folder):
+    KandinskyV22PriorPipeline(**prior_components()).save_pretrained(folder)
 
 
 def kandinsky_decoder(folder):
@@ -221,4 +228,5 @@ def kandinsky_decoder(folder):
         cross_attention_dim=WIDTH,
         resnet_time_scale_shift="scale_shift",
     )
-    KandinskyV22Pipeline(network, DDPMScheduler(**BETAS), movq).save_pretrained(folder)
+    prior = {f"prior_{name}": component for name, component in prior_components().items()}
+    KandinskyV22CombinedPipeline(network, DDPMScheduler(**BETAS), movq, **prior).save_pretrained(folder)

@@ -357,7 +357,8 @@ COMPONENTS = {
         down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
         up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
         cross_attention_dim=TEXT,
-        num_attention_heads=2,
+        attention_head_dim=4,
+        num_attention_heads=4,
         norm_num_groups=2,
     ),
     "UNetSpatioTemporalConditionModel": lambda: diffusers.UNetSpatioTemporalConditionModel(
@@ -414,6 +415,39 @@ COMPONENTS = {
     "DPTForDepthEstimation": None,
     "DPTImageProcessorPil": lambda: transformers.DPTImageProcessorPil(size={"height": 32, "width": 32}),
     "PriorTransformer": prior,
+    "UniDiffuserModel": lambda: _unidiffuser().UniDiffuserModel(
+        text_dim=TEXT,
+        clip_img_dim=TEXT,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        sample_size=16,
+        patch_size=2,
+        activation_fn="gelu",
+        num_embeds_ada_norm=1000,
+        use_patch_pos_embed=True,
+    ),
+    "UniDiffuserTextDecoder": lambda: _unidiffuser().UniDiffuserTextDecoder(
+        prefix_length=77,
+        prefix_inner_dim=TEXT,
+        prefix_hidden_dim=TEXT,
+        vocab_size=200,
+        n_embd=TEXT,
+        n_layer=1,
+        n_head=2,
+    ),
+    "UNetFlatConditionModel": lambda: _versatile().UNetFlatConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlockFlat", "DownBlockFlat"),
+        up_block_types=("UpBlockFlat", "CrossAttnUpBlockFlat"),
+        cross_attention_dim=TEXT,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    ),
     "RobertaSeriesModelWithTransformation": roberta_series,
     "PaintByExampleImageEncoder": example_encoder,
     "StableCascadeUNet": cascade_decoder,
@@ -463,6 +497,18 @@ def _wuerstchen():
     from diffusers.pipelines.deprecated import wuerstchen
 
     return wuerstchen
+
+
+def _unidiffuser():
+    from diffusers.pipelines.deprecated import unidiffuser
+
+    return unidiffuser
+
+
+def _versatile():
+    from diffusers.pipelines.deprecated.versatile_diffusion import modeling_text_unet
+
+    return modeling_text_unet
 
 
 def _unclip():
@@ -584,6 +630,12 @@ CASES: list[tuple[str, Case]] = [
     ),
     (r"TextToVideoZero.*", Case(call={"t0": 6, "t1": 8}, auto=WHOLE)),
     (r"StableDiffusionSAG", Case(auto=WHOLE)),
+    (r"UniDiffuser", Case(without=("image",))),
+    (
+        r"BlipDiffusion.*",
+        Case(reason="no tiny components: its text encoder and Q-Former are part of the pipeline's code"),
+    ),
+    (r"VersatileDiffusionDualGuided", Case(reason="fails with every scheduler of this version of diffusers")),
     (r"VersatileDiffusion", Case(reason="only makes the other pipelines of Versatile Diffusion")),
     (r"ScoreSdeVe", Case(reason="calls step_pred and step_correct, of its own scheduler")),
     (r"StableDiffusionParadigms", Case(reason="fails with every scheduler of this version of diffusers")),

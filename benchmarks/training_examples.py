@@ -29,6 +29,7 @@ import torchvision  # noqa: F401
 from PIL import Image
 from tiny_training_pipelines import flux, kandinsky_decoder, kandinsky_prior, sd3, stable_diffusion, stable_diffusion_xl
 
+import score_sde.schedulers  # noqa: F401
 from score_sde.pipelines.writing import write_json
 
 
@@ -66,6 +67,7 @@ EXAMPLES = {
     "dreambooth/train_dreambooth_lora_sd3.py": (sd3, PHOTOS, []),
     "dreambooth/train_dreambooth_flux.py": (flux, PHOTOS, ["--weighting_scheme sigma_sqrt"]),
     "dreambooth/train_dreambooth_lora_flux.py": (flux, PHOTOS, []),
+    "dreambooth/train_dreambooth_lora_flux_kontext.py": (flux, PHOTOS, []),
     "textual_inversion/textual_inversion.py": (stable_diffusion, WORD, []),
     "textual_inversion/textual_inversion_sdxl.py": (stable_diffusion_xl, WORD, []),
     "custom_diffusion/train_custom_diffusion.py": (
@@ -85,6 +87,11 @@ EXAMPLES = {
     "kandinsky2_2/text_to_image/train_text_to_image_lora_prior.py": (kandinsky_decoder, KANDINSKY, []),
     "kandinsky2_2/text_to_image/train_text_to_image_decoder.py": (kandinsky_decoder, KANDINSKY, [SNR]),
     "kandinsky2_2/text_to_image/train_text_to_image_lora_decoder.py": (kandinsky_decoder, KANDINSKY, []),
+    "consistency_distillation/train_lcm_distill_lora_sdxl.py": (
+        stable_diffusion_xl,
+        f"--pretrained_teacher_model MODEL --dataset_name CAPTIONED {COMMON}",
+        [],
+    ),
     "advanced_diffusion_training/train_dreambooth_lora_sd15_advanced.py": (stable_diffusion, PHOTOS, [SNR]),
     "advanced_diffusion_training/train_dreambooth_lora_sdxl_advanced.py": (stable_diffusion_xl, PHOTOS, [SNR]),
     "advanced_diffusion_training/train_dreambooth_lora_flux_advanced.py": (flux, PHOTOS, []),
@@ -164,47 +171,49 @@ def in_a_process(*arguments):
         process.join()
 
 
+def compare(source, options, folder, logs):
+    """The losses of an example with its own scheduler and with ours, or how it failed, and how far they are apart."""
+    row = {}
+    for kind, code in (("stock", source), ("ours", with_ours(source))):
+        work = Path(tempfile.mkdtemp(dir=folder))
+        # of its own also by name: datasets are cached by the arguments
+        row[kind] = in_a_process(code, [*options, "--output_dir", str(work / "out")], work, f"{logs}_{kind}.txt")
+    if all(isinstance(losses, list) for losses in row.values()):
+        row["difference"] = max(abs(a - b) / abs(a) for a, b in zip(row["stock"], row["ours"], strict=True))
+    return row
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--diffusers", required=True, type=Path, help="a clone of diffusers")
     parser.add_argument("--only", default="", help="a part of the names of the examples to run")
-    parser.add_argument("--output", help="a JSON file of what was found")
+    parser.add_argument("--output", type=Path, help="a JSON file of what was found, beside what it has")
     parser.add_argument("--logs", type=Path, help="a folder for what the examples print")
     arguments = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "DIFFUSERS_VERBOSITY": "error"}
     torch.set_num_threads(1)
-    found = {}
+    known = arguments.output is not None and arguments.output.is_file()
+    found = json.loads(arguments.output.read_text())["examples"] if known else {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder, places = Path(temporary), {}
+        folder = Path(temporary)
         write_images(folder)
+        places = {name: str(folder / name) for name in ("PHOTOS", "CAPTIONED", "PAIRS")}
         for name, (make, line, variations) in EXAMPLES.items():
             if arguments.only not in name:
                 continue
+            for word, build in (("MODEL", make), ("PRIOR", kandinsky_prior), ("NETWORK", network)):
+                if word in line.split():
+                    places[word] = str(folder / build.__name__)
+                    if not os.path.isdir(places[word]):
+                        build(places[word])
             source = (arguments.diffusers / "examples" / name).read_text()
-            for build in filter(
-                None, (make, kandinsky_prior if "PRIOR" in line else None, network if "NETWORK" in line else None)
-            ):
-                if build not in places:
-                    places[build] = str(folder / build.__name__)
-                    build(places[build])
             for more in ("", *variations):
-                row = {}
-                for kind, code in (("stock", source), ("ours", with_ours(source))):
-                    work = Path(tempfile.mkdtemp(dir=folder))
-                    words = {"MODEL": places.get(make), "PRIOR": places.get(kandinsky_prior)}
-                    words |= {each: str(folder / each) for each in ("PHOTOS", "CAPTIONED", "PAIRS")}
-                    words |= {"NETWORK": places.get(network)}
-                    options = [words.get(word, word) for word in f"{line} {more} --output_dir {work}/out".split()]
-                    log = (arguments.logs or folder) / f"{Path(name).stem}{more.replace(' ', '')}_{kind}.txt"
-                    row[kind] = in_a_process(code, options, work, log)
-                key = f"{name} {more}".strip()
-                found[key] = row
-                both = all(isinstance(each, list) for each in row.values())
-                if both:
-                    row["difference"] = max(abs(a - b) / abs(a) for a, b in zip(row["stock"], row["ours"], strict=True))
-                print(key, row["difference"] if both else row, flush=True)
-    if arguments.output:
-        write_json(arguments.output, {"diffusers": diffusers.__version__, "examples": found})
+                options = [places.get(word, word) for word in f"{line} {more}".split()]
+                logs = (arguments.logs or folder) / f"{Path(name).stem}{more.replace(' ', '')}"
+                row = found[f"{name} {more}".strip()] = compare(source, options, folder, logs)
+                print(name, more, row.get("difference", row), flush=True)
+                if arguments.output:
+                    write_json(arguments.output, {"diffusers": diffusers.__version__, "examples": found})
 
 
 def network(folder):

@@ -321,6 +321,12 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
                 f"pipe.scheduler = ScoreSDEScheduler.from_config(pipe.scheduler.config)"
             )
 
+    def told_of_guidance(self, guidance_scale, guider=None, classifier=None):
+        """What `set_timesteps` is told of guidance: its scale, where a scheduler of ours asks and it is known."""
+        if not hasattr(self.scheduler, "denoiser") or guider is not None or classifier is not None:
+            return {}
+        return {"guidance_scale": guidance_scale}
+
     def check_inputs(self, batch_size, generator, output_type, callback_inputs, conditions):
         """Raise ValueError for arguments that contradict each other, before any work."""
         self.kind.check_output_type(output_type)

@@ -154,11 +154,12 @@ class ScoreSDEPipeline(TrajectoryPipeline):
                 network, noise, rtol, atol, adaptive_solver, generator, image, t_start
             )
         else:
+            told = call.told_of_guidance(guidance_scale, guider, classifier)
             if image is None:
-                scheduler.set_timesteps(num_inference_steps, device=noise.device)
+                scheduler.set_timesteps(num_inference_steps, device=noise.device, **told)
                 latents = noise * scheduler.init_noise_sigma
             else:
-                scheduler.set_timesteps(num_inference_steps, device=noise.device, t_start=t_start)
+                scheduler.set_timesteps(num_inference_steps, device=noise.device, t_start=t_start, **told)
                 latents = scheduler.add_noise(image, noise, scheduler.timesteps[:1])
             latents, nfe = call.sample_in_steps(network, latents, generator, callback_on_step_end, callback_inputs)
 

@@ -157,7 +157,8 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         problem = _Problem(call, operator, y, noise_std, generator)
         after_step = entries = None
         if num_inference_steps is not None:
-            scheduler.set_timesteps(num_inference_steps, device=noise.device)
+            told = call.told_of_guidance(guidance_scale)
+            scheduler.set_timesteps(num_inference_steps, device=noise.device, **told)
         network = problem.checked(network)
         if method in ("pigdm", "tmpd"):
             if method == "pigdm":

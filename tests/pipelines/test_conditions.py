@@ -28,7 +28,7 @@ def draw(pipeline, **arguments):
 def by_hand(network, scale, told, away):
     """Samples of guidance from one set of the network's arguments to another."""
     scheduler, x = ScoreSDEScheduler(prediction_type="v_prediction"), torch.randn(2, 1, 4, 4, generator=seeded(0))
-    scheduler.set_timesteps(3)
+    scheduler.set_timesteps(3, guidance_scale=scale)
     with torch.no_grad():
         for timestep in scheduler.timesteps:
             origin, output = (network(x, timestep, **each).sample for each in (away, told))
@@ -95,7 +95,7 @@ def test_callbacks_change_any_condition():
     arguments |= {"num_inference_steps": 2, "callback_on_step_end_tensor_inputs": names}
     changed = draw(pipeline, callback_on_step_end=callback, **arguments)
     scheduler, x = ScoreSDEScheduler(prediction_type="v_prediction"), torch.randn(2, 1, 4, 4, generator=seeded(0))
-    scheduler.set_timesteps(2)
+    scheduler.set_timesteps(2, guidance_scale=1.0)
     for timestep, labels, told in zip(scheduler.timesteps, ([0, 2], [1, 1]), (WORDS, words[0]), strict=True):
         with torch.no_grad():
             output = pipeline.transformer(x, timestep, torch.tensor(labels), told).sample

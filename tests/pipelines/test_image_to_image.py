@@ -58,7 +58,7 @@ def test_it_begins_where_the_noise_puts_it(pipeline):
     # by hand
     noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     x = scheduler.path.sample(2 * image() - 1, noise, begin)
-    scheduler.set_timesteps(12, t_start=float(begin))
+    scheduler.set_timesteps(12, t_start=float(begin), guidance_scale=1.0)
     network = pipeline.guided_network(2, [0, 2])
     with torch.no_grad():
         for timestep in scheduler.timesteps:

@@ -57,7 +57,8 @@ def by_hand(network, scheduler, latents, labels=None, guidance_scale=1.0, null_l
     """The sampling loop as diffusers' pipelines write it, with two separate network calls for guidance."""
     # stock schedulers draw noise from the generator where their step takes one
     arguments = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    scheduler.set_timesteps(steps)
+    told = {"guidance_scale": guidance_scale} if isinstance(scheduler, ScoreSDEScheduler) else {}
+    scheduler.set_timesteps(steps, **told)
     x = latents * scheduler.init_noise_sigma
     with torch.no_grad():
         for timestep in scheduler.timesteps:
@@ -200,7 +201,7 @@ def test_callbacks_change_guidance_and_labels():
 
     scheduler, network = ScoreSDEScheduler(), pipeline.transformer
     for callback, later in ((begin, [1, 4]), (swap, [0, 0])):
-        scheduler.set_timesteps(2)
+        scheduler.set_timesteps(2, guidance_scale=1.0)
         first, second = scheduler.timesteps
         with torch.no_grad():
             x = scheduler.step(network(latents, first, torch.tensor([1, 4])).sample, first, latents).prev_sample

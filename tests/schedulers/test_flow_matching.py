@@ -270,7 +270,7 @@ def test_networks_that_count_from_noise_to_data():
     """Mochi's and OmniGen's."""
     stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, invert_sigmas=True)
     ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
-    assert ours.config.prediction_type == "inverse_flow_prediction"
+    assert ours.config.prediction_type == "inverted_flow_prediction"
     x, levels = noise(2, 3, 4, 4), np.linspace(1.0, 1 / 8, 8)
     assert (run(stock, x, sigmas=levels) - run(ours, x, sigmas=levels)).abs().max() < 2e-6
     assert (stock.timesteps - ours.timesteps).abs().max() < 1e-3 and ours.timesteps[0] == 0

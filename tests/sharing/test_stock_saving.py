@@ -161,6 +161,14 @@ def test_copies_go_on_where_the_scheduler_is(copied):
     assert torch.equal(a, b)
 
 
+def test_components_are_moved_as_with_any_scheduler(image):
+    pipeline = stable_diffusion(ScoreSDEScheduler.from_config(STOCK.config))
+    pipeline.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(draw(pipeline), image)
+    pipeline.remove_all_hooks()
+    assert draw(pipeline.to(torch.bfloat16)).dtype == torch.bfloat16
+
+
 # --- as a bundle ------------------------------------------------------------------------------------------------------
 
 PUSH_AND_OPEN = """

@@ -206,8 +206,17 @@ class Recording(_Scheduler):
         if begin_index:
             raise ValueError("times are fitted to whole trajectories: leave out what cuts them, such as strength")
 
-    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, t_start=None, mu=None):
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, t_start, mu)
+    def set_timesteps(
+        self,
+        num_inference_steps=None,
+        device=None,
+        timesteps=None,
+        sigmas=None,
+        t_start=None,
+        mu=None,
+        guidance_scale=None,
+    ):
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, t_start, mu, guidance_scale)
         n, shift = self.nfe, self._shift_of(mu)
         if not torch.equal(self._times, self._grid(n, self.t_max, shift)):
             raise ValueError(
@@ -231,7 +240,22 @@ class Recording(_Scheduler):
     def scale_model_input(self, sample, timestep=None):
         return sample * float(self.parameterization.row(self._t).input_scale)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True):
+    def step(
+        self,
+        model_output,
+        timestep,
+        sample,
+        generator=None,
+        return_dict: bool = True,
+        prev_timestep=None,
+        use_clipped_model_output=None,
+        per_token_timesteps=None,
+        **kwargs,
+    ):
+        if kwargs.get("eta"):
+            raise ValueError(f"times are fitted to trajectories without noise: leave out eta {kwargs['eta']}")
+        if per_token_timesteps is not None:
+            raise ValueError("times are fitted to whole samples: leave out what gives tokens times of their own")
         entry, x = self._step_index, sample.to(torch.promote_types(sample.dtype, torch.float32))
         if entry == 0:
             self._begin = x.clone()

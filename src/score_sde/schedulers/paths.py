@@ -614,7 +614,7 @@ def _flow_prediction(path, t, sigma_data):
     return sigma_prime / norm, -sigma / norm
 
 
-def _inverse_flow_prediction(path, t, sigma_data):
+def _inverted_flow_prediction(path, t, sigma_data):
     # from noise to data: the negative
     a, b = _flow_prediction(path, t, sigma_data)
     return a, -b
@@ -640,7 +640,7 @@ PREDICTIONS = {
     "score": _score,
     "v_prediction": _v_prediction,
     "flow_prediction": _flow_prediction,
-    "inverse_flow_prediction": _inverse_flow_prediction,
+    "inverted_flow_prediction": _inverted_flow_prediction,
     "edm": _edm,
     "edm_v_prediction": _edm_v_prediction,
 }
@@ -651,7 +651,7 @@ def prediction(path, prediction_type, t, sigma_data=0.5):
 
     Args:
         prediction_type: epsilon (the noise), sample (x0), score, v_prediction, flow_prediction (the velocity),
-        inverse_flow_prediction (its negative), edm: the preconditioned output of Karras et al. 2022, whose input is
+        inverted_flow_prediction (its negative), edm: the preconditioned output of Karras et al. 2022, whose input is
         scaled to unit variance, or edm_v_prediction, its negative.
         sigma_data: standard deviation of the data, used by edm only.
     """

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,17 @@ from .paths import (
     time_grid,
 )
 from .per_token import step_tokens
-from .solvers import CORRECTORS, PREDICTORS, VARIANCES, Memory, Stage, automatic, plan, predictor_options
+from .solvers import (
+    CORRECTORS,
+    ON_GIVEN_TIMES,
+    PREDICTORS,
+    VARIANCES,
+    Memory,
+    Stage,
+    automatic,
+    plan,
+    predictor_options,
+)
 from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import (
     FLOW,
@@ -88,6 +98,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     | predictor | what it is for | order | evaluations a step | source |
     |---|---|---|---|---|
     | auto | the default: the best measured predictor and grid for the number of steps | | 1 | below |
+    | rising_1, _2, _3, _4 | ODE with guidance: Adams whose order rises to 4 | 2, 2, 2, 3 | 1 | below |
     | adams_2, _3, _4 | ODE, 10 steps and more: Adams in straight coordinates | 3, 4, 5 | 1 | below |
     | dpmpp_3b | ODE, 5 to 9 steps: dpmpp_3m in a bounded variable | 3 | 1 | below |
     | dpmpp_2m, _3m | ODE, exponential multistep; SDE with eta | 2, 3 | 1 | Lu et al. 2022b; Xue et al. 2023 |
@@ -106,13 +117,15 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     ODE is the probability-flow ODE, SDE the reverse SDE. With `eta` heun, rk4, dpmpp_2s and dpmpp_3s step to a lower
     level and add noise from there (ancestral sampling).
 
-    `auto` takes dpmpp_3b below 10 steps, adams_2 below 15, and adams_4 from there on, each on a logistic grid of lambda
-    of its own (`solvers.AUTOMATIC`), whatever `timestep_spacing` says; or, where the scheduler was calibrated for a
-    number of steps, what was found then (`calibrate`). adams and dpmpp_3b extrapolate past evaluations by polynomials
-    in a variable that stays finite at clean data, so that their last step has the order of the others; adams does so
-    with the velocity of flow matching, noise - x0, in the coordinates x / (alpha + sigma), sigma / (alpha + sigma),
-    where data and noise have the same scale. The rules were chosen by error on mixtures with known scores;
-    benchmarks/README.md shows them on others.
+    `auto` takes a predictor and a logistic grid of lambda by the number of steps and by `guidance_scale` of
+    `set_timesteps` (`solvers.AUTOMATIC`, `solvers.UNGUIDED`), whatever `timestep_spacing` says; on times that are given
+    it takes rising_1, robust on most of them; or, where the scheduler was calibrated for a number of steps, what was
+    found then (`calibrate`). adams and dpmpp_3b extrapolate past evaluations by polynomials in a variable that stays
+    finite at clean data, so that their last step has the order of the others; adams does so with the velocity of flow
+    matching, noise - x0, in the coordinates x / (alpha + sigma), sigma / (alpha + sigma), where data and noise have the
+    same scale. Guided fields bend most at high noise: rising_1 to rising_4 are adams whose order, there 1 or 2 with a
+    corrector, rises to 4 with lambda, the earlier the more steps there are. The rules were chosen by error on mixtures
+    with known scores; benchmarks/README.md shows them on others.
 
     A corrector (`langevin` with Song's signal-to-noise rule, or `annealed_langevin`) adds `corrector_steps` evaluations
     to every step of any predictor. Samplers of the papers as settings:
@@ -133,7 +146,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: number of the network's training time steps; for discrete_vp, of noise levels.
         sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
-        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, inverse_flow_prediction (its
+        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, inverted_flow_prediction (its
             negative, of Mochi and OmniGen), or edm (preconditioned).
         predictor: see the table.
         predictor_kwargs: options of the predictor, {name: number}, as its row in `solvers.PREDICTORS` names them:
@@ -193,7 +206,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         interpolation_type: "linear", or "log_linear": without one of these flags, n of n + 1 levels of log_snr.
         use_flow_sigmas, timestep_type: of a stock scheduler on the linear path, or ("continuous") on edm, whose betas
             are in the config for the way back.
-        invert_sigmas: on the linear path, the network receives 1 - t and returns inverse_flow_prediction (Mochi).
+        invert_sigmas: on the linear path, the network receives 1 - t and returns inverted_flow_prediction (Mochi).
         init_noise: standard deviation of the noise that sampling starts from: None for the path's prior, "sigma" for
             sigma(t_max), "unit_data" for that of data of unit variance with their noise.
         shift: of the grids, see `paths.shifted`: what SD3, FLUX and Wan call shift or flow_shift. The grid of auto
@@ -310,6 +323,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if shift_terminal is not None and sde_type != "linear":
             raise ValueError(f"shift_terminal {shift_terminal} is for sde_type 'linear', not for {sde_type!r}")
         self._check_solver()
+        self._guidance_scale: float | None = None  # of the trajectory
         check_calibration(self.config.calibration)
 
         unused = not_of_the_path(self.config)
@@ -484,6 +498,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 shutil.copy(entry.with_name(f"{name}.py"), save_directory)
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
+    def register_to_config(self, **kwargs):
+        """As of every scheduler of diffusers. A `prediction_type`, which training scripts set so, is then the
+        network's."""
+        if "prediction_type" in kwargs and "parameterization" in vars(self):
+            check_choice("prediction_type", kwargs["prediction_type"], PREDICTIONS)
+            self.parameterization = replace(self.parameterization, prediction_type=kwargs["prediction_type"])
+        super().register_to_config(**kwargs)
+
     @property
     def config(self) -> Any:
         """The arguments, as a mapping with attributes: `scheduler.config.sde_type`."""
@@ -629,6 +651,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         sigmas: list | None = None,
         t_start: float | None = None,
         mu: float | None = None,
+        guidance_scale: float | None = None,
     ):
         """Plan a trajectory. Call it before `step`, and again before every new trajectory.
 
@@ -646,6 +669,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             t_start: path time in (0, 1] at which the num_inference_steps begin, instead of t_max: from an image with
                 its noise (image-to-image). The leading grid, which does not begin at t_max either, doesn't know it.
             mu: of use_dynamic_shifting; without, it is not used.
+            guidance_scale: of classifier-free guidance, by which `auto` chooses: what is best without guidance (0 to 1)
+                is unstable with much of it. None where it isn't known, as in stock pipelines: what holds for 1 to 12.
+                Other predictors don't use it.
 
         Raises ValueError where none of number, timesteps and sigmas is given, where they contradict each other, or when
         no falling grid of this size exists.
@@ -659,6 +685,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("pass either num_inference_steps or timesteps or sigmas")
         if num_inference_steps is not None:
             check_number("num_inference_steps", num_inference_steps, 1, LARGEST_NFE // self.order, whole=True)
+        if guidance_scale is not None:
+            check_number("guidance_scale", guidance_scale, -math.inf, math.inf)
+        self._guidance_scale = guidance_scale
         shift = self._shift_of(mu)
         n = num_inference_steps if timesteps is sigmas is None else None
         times = torch.ones(0) if n is not None else self._explicit_times(timesteps, sigmas, shift)
@@ -675,7 +704,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             )
         given = times
         if n is None:
-            predictor = self._solver(len(times))
+            predictor = ON_GIVEN_TIMES if self.config.predictor == "auto" else self.config.predictor
         elif t_start is None and self._is_calibrated(n):
             times, predictor = fitted(self, n, shift)
         else:
@@ -788,7 +817,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """The times of n steps up to t_max."""
         if self.config.predictor != "auto":
             return self._stock_grid(n, t_max, shift)
-        rule = automatic(n)
+        rule = automatic(n, self._guidance_scale)
         center = rule.center - math.log(shift)
         return self._spaced("logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)
 
@@ -842,7 +871,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _solver(self, n):
         """The predictor of a trajectory of n steps, as `plan` takes it."""
-        return automatic(n).predictor if self.config.predictor == "auto" else self.config.predictor
+        return (
+            automatic(n, self._guidance_scale).predictor if self.config.predictor == "auto" else self.config.predictor
+        )
 
     def _build_plan(self, times, predictor, options=None):
         return plan(
@@ -1016,6 +1047,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         stages, at = self._require_plan(), self._enter(timestep)
         if kwargs:
             self._take_eta(at, **kwargs)
+        if use_clipped_model_output is False and (self.config.clip_sample or self.config.thresholding):
+            raise ValueError("use_clipped_model_output=False has no counterpart here: leave it out, or pass True")
         if at >= len(stages):
             raise ValueError(f"all {len(stages)} entries of the plan have run: call set_timesteps again")
         stage, variance = stages[at], None

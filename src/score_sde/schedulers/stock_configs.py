@@ -283,7 +283,7 @@ def _of_flow_matching(name, given, stock):
     if name in FLOW_MATCHING:
         ours |= FLOW_MATCHING[name]
         if ours.get("invert_sigmas"):
-            ours["prediction_type"] = "inverse_flow_prediction"
+            ours["prediction_type"] = "inverted_flow_prediction"
         if "num_train_timesteps" not in given:
             return ours
         # where their grids end

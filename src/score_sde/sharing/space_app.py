@@ -85,7 +85,9 @@ def draw(pipeline, label, predictor, num_inference_steps, guidance_scale, seed, 
     )
 
     # the plan that the pipeline followed
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    # the code of older bundles tells nothing of guidance
+    told = pipeline.told_of_guidance(guidance_scale) if hasattr(pipeline, "told_of_guidance") else {}
+    scheduler.set_timesteps(num_inference_steps, device=noise.device, **told)
     samples = [noise[:1] * scheduler.init_noise_sigma, *samples]
     # where time steps begin: the entries between are stages of one
     begins = range(0, output.nfe, scheduler.order)
