@@ -650,9 +650,9 @@ def prediction(path, prediction_type, t, sigma_data=0.5):
     """The row of a prediction type at times t, as a `Prediction`.
 
     Args:
-        prediction_type: epsilon (the noise), sample (x0), score, v_prediction, flow_prediction (the velocity),
-        inverted_flow_prediction (its negative), edm: the preconditioned output of Karras et al. 2022, whose input is
-        scaled to unit variance, or edm_v_prediction, its negative.
+        prediction_type: epsilon (the noise), sample or original_sample (x0), score, v_prediction, flow_prediction (the
+            velocity), inverted_flow_prediction (its negative), edm: the preconditioned output of Karras et al. 2022,
+            whose input is scaled to unit variance, or edm_v_prediction, its negative.
         sigma_data: standard deviation of the data, used by edm only.
     """
     a, b = PREDICTIONS[prediction_type](path, t, sigma_data)

@@ -146,8 +146,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: number of the network's training time steps; for discrete_vp, of noise levels.
         sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
-        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, inverted_flow_prediction (its
-            negative, of Mochi and OmniGen), or edm (preconditioned).
+        prediction_type: epsilon, sample (once original_sample), score, v_prediction, flow_prediction,
+            inverted_flow_prediction (its negative, of Mochi and OmniGen), edm (preconditioned), or edm_v_prediction
+            (its negative, of Stable Video Diffusion).
         predictor: see the table.
         predictor_kwargs: options of the predictor, {name: number}, as its row in `solvers.PREDICTORS` names them:
             eta and the s_... below, which may also be arguments of their own, and whatever a solver has for itself.
