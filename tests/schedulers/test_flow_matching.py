@@ -134,11 +134,67 @@ def test_even_levels_are_for_auto_their_number():
     assert ours.timesteps.tolist() == pytest.approx([1000.0, 875.0, 3 * 0.2 / 1.4 * 1000], rel=1e-6)
 
 
-@pytest.mark.parametrize("key", ["use_karras_sigmas", "use_beta_sigmas"])
-def test_what_has_no_counterpart_is_refused(key):
-    stock = diffusers.FlowMatchEulerDiscreteScheduler(**{key: True})
-    with pytest.raises(ValueError, match=f"{key}=True of FlowMatchEuler.* has no counterpart"):
+@pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+@pytest.mark.parametrize("sigmas", [None, [0.95, 0.7, 0.3, 0.1]], ids=["n", "own"])
+@pytest.mark.parametrize("shift", [{"shift": 3.0}, {"use_dynamic_shifting": True}, {"shift_terminal": 0.1}], ids=str)
+def test_grids_of_sigma_equal_the_stock_ones(flag, sigmas, shift):
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(**{flag: True}, **shift)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    given = {"num_inference_steps": 7} if sigmas is None else {"sigmas": sigmas}
+    given |= {"mu": 0.8} if "use_dynamic_shifting" in shift else {}
+    x = noise(2, 3, 4, 4)
+    assert (run(stock, x, **given) - run(ours, x, **given)).abs().max() < 2e-6
+    assert (stock.sigmas - ours.sigmas).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("ends", [{}, {"sigma_min": 0.01, "sigma_max": 200.0}], ids=["chain", "own"])
+def test_karras_levels_of_unipc_are_those_of_sigma_over_alpha(ends):
+    """Cosmos'."""
+    stock = diffusers.UniPCMultistepScheduler(**FLOW, use_karras_sigmas=True, **ends)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="unipc_2")
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(9)
+    assert (stock.sigmas[:9] / ours.sigmas[:9] - 1).abs().max() < 1e-4
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1
+
+
+@pytest.mark.parametrize("flag", ["use_exponential_sigmas", "use_beta_sigmas"])
+def test_flow_sigmas_above_one_are_refused(flag):
+    stock = diffusers.UniPCMultistepScheduler(**FLOW, **{flag: True})
+    assert run(stock, noise(1, 3, 4, 4), num_inference_steps=5).isnan().any()
+    with pytest.raises(ValueError, match=f"{flag} of UniPC.* has no counterpart with use_flow_sigmas"):
         ScoreSDEScheduler.from_config(stock.config)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_inverted_levels(shift):
+    """Mochi's: the network is told how much of the sample is clean, and returns clean sample - noise."""
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, shift=shift)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    x = noise(2, 3, 4, 4)
+    assert (run(stock, x, num_inference_steps=6) - run(ours, x, num_inference_steps=6)).abs().max() < 2e-6
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1e-3
+    assert (stock.sigmas - ours.sigmas).abs().max() < 1e-6
+
+
+def test_minimax_counts_its_last_level():
+    stock = diffusers.schedulers.MiniMaxH3Scheduler(shift=5.0)
+    ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
+    x = noise(2, 3, 4, 4)
+    assert (run(stock, x, num_inference_steps=9) - run(ours, x, num_inference_steps=8)).abs().max() < 2e-6
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1e-6
+
+
+def test_ltx_has_the_grid_of_the_scheduler_it_was_made_of():
+    before = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.1, use_karras_sigmas=True)
+    stock = diffusers.schedulers.LTXEulerAncestralRFScheduler.from_config(before.config)
+    ours = ScoreSDEScheduler.from_config({"_class_name": "LTXEulerAncestralRFScheduler"} | stock.config)
+    ours = ScoreSDEScheduler.from_config(ours.config, predictor="euler")
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(7)
+    assert (stock.sigmas - ours.sigmas).abs().max() < 1e-6
+    with pytest.raises(ValueError, match="eta=0.5 of LTX.* has no counterpart"):
+        ScoreSDEScheduler.from_config({"_class_name": "LTXEulerAncestralRFScheduler", "eta": 0.5})
 
 
 def test_shifts_that_mean_nothing_are_refused():
@@ -214,7 +270,7 @@ def test_networks_that_count_from_noise_to_data():
     """Mochi's and OmniGen's."""
     stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, invert_sigmas=True)
     ours = ScoreSDEScheduler.from_config(stock.config, predictor="euler")
-    assert ours.config.prediction_type == "inverse_flow_prediction"
+    assert ours.config.prediction_type == "inverted_flow_prediction"
     x, levels = noise(2, 3, 4, 4), np.linspace(1.0, 1 / 8, 8)
     assert (run(stock, x, sigmas=levels) - run(ours, x, sigmas=levels)).abs().max() < 2e-6
     assert (stock.timesteps - ours.timesteps).abs().max() < 1e-3 and ours.timesteps[0] == 0

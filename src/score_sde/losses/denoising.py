@@ -87,7 +87,7 @@ def _of_prediction(scheduler, prediction_type, t):
 
 def output_weight(scheduler, t):
     """The squared error of the network's output, whatever it predicts."""
-    return _of_prediction(scheduler, scheduler.config.prediction_type, t)
+    return _of_prediction(scheduler, scheduler.parameterization.prediction_type, t)
 
 
 def simple_weight(scheduler, t):
@@ -239,8 +239,9 @@ def _evaluate(network, scheduler, x0, noise, t, conditions, mask):
     type) at x_t."""
     path, config = scheduler.path, scheduler.config
     x_t = path.sample(x0, noise, t)
-    row = prediction(path, config.prediction_type, t, config.sigma_data)
-    target = training_target(path, config.prediction_type, x0, noise, t, config.sigma_data)
+    prediction_type = scheduler.parameterization.prediction_type
+    row = prediction(path, prediction_type, t, config.sigma_data)
+    target = training_target(path, prediction_type, x0, noise, t, config.sigma_data)
     timestep = moved(scheduler.timestep(t), x_t.device)
     output = network(expand_to(row.input_scale, x_t) * x_t, timestep, **conditions or {}).sample
     return output, _masked(output[:, : x0.shape[1]].float() - target.float(), mask), row
@@ -346,7 +347,7 @@ def sliced_score_matching(network, scheduler, x_t, t, probes, conditions=None, m
     """
     path = scheduler.path
     x_t = x_t.detach().requires_grad_()
-    row = prediction(path, scheduler.config.prediction_type, t, scheduler.config.sigma_data)
+    row = prediction(path, scheduler.parameterization.prediction_type, t, scheduler.config.sigma_data)
     timestep = moved(scheduler.timestep(t), x_t.device)
     output = network(expand_to(row.input_scale, x_t) * x_t, timestep, **conditions or {}).sample
     denoised = expand_to(row.a, x_t) * x_t + expand_to(row.b, x_t) * output[:, : x_t.shape[1]]

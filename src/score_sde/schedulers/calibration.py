@@ -249,10 +249,13 @@ class Recording(_Scheduler):
         return_dict: bool = True,
         prev_timestep=None,
         use_clipped_model_output=None,
+        per_token_timesteps=None,
         **kwargs,
     ):
         if kwargs.get("eta"):
             raise ValueError(f"times are fitted to trajectories without noise: leave out eta {kwargs['eta']}")
+        if per_token_timesteps is not None:
+            raise ValueError("times are fitted to whole samples: leave out what gives tokens times of their own")
         entry, x = self._step_index, sample.to(torch.promote_types(sample.dtype, torch.float32))
         if entry == 0:
             self._begin = x.clone()

@@ -301,8 +301,43 @@ def _cosine_betas(n, start, end):
     return (1 - alpha2[1:] / alpha2[:-1]).clamp_max(0.999)
 
 
+def _sigmoid_betas(n, start, end):
+    # GeoDiff (Xu et al. 2022)
+    return torch.sigmoid(torch.linspace(-6, 6, n, dtype=torch.float64)) * (end - start) + start
+
+
+def _exponential_betas(n, start, end):
+    return torch.full((n,), -math.expm1(-12 / n), dtype=torch.float64)
+
+
+def _laplace_betas(n, start, end):
+    # a Laplace distribution of log SNR (Hang et al. 2024), of which diffusers takes the root twice
+    t = torch.arange(n + 1, dtype=torch.float64) / n
+    side = torch.where(t <= 0.5, 1.0, -1.0)
+    alpha2 = torch.sigmoid(-side / 2 * torch.log(1 - 2 * (0.5 - t).abs() + 1e-6)).sqrt()
+    return (1 - alpha2[1:] / alpha2[:-1]).clamp_max(0.999)
+
+
+def wuerstchen_betas(n, start=None, end=None, offset=0.008, scaler=1.0):
+    """Those of Wuerstchen's cosine path (Pernias et al. 2024) at n times: alpha^2 is kept between 1e-4 and 0.9999, and
+    time is warped for a scaler other than 1."""
+    t = torch.arange(1, n + 1, dtype=torch.float64) / n
+    warped = 1 - (1 - t) ** scaler if scaler > 1 else t**scaler
+    alpha2 = (CosineVPSDE(offset).alpha(warped) ** 2).clamp(1e-4, 0.9999)
+    # levels fall strictly, also where they are kept
+    return (1 - alpha2 / torch.cat([torch.ones(1).to(alpha2), alpha2[:-1]])).clamp_min(1e-12)
+
+
 # of the stock schedulers of diffusers: (number of levels, beta_start, beta_end) -> betas
-BETA_SCHEDULES = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "squaredcos_cap_v2": _cosine_betas}
+BETA_SCHEDULES = {
+    "linear": _linear_betas,
+    "scaled_linear": _scaled_linear_betas,
+    "squaredcos_cap_v2": _cosine_betas,
+    "sigmoid": _sigmoid_betas,
+    "exp": _exponential_betas,
+    "laplace": _laplace_betas,
+    "wuerstchen": wuerstchen_betas,
+}
 
 
 class DiscreteVPSDE(_VariancePreserving):
@@ -579,7 +614,7 @@ def _flow_prediction(path, t, sigma_data):
     return sigma_prime / norm, -sigma / norm
 
 
-def _inverse_flow_prediction(path, t, sigma_data):
+def _inverted_flow_prediction(path, t, sigma_data):
     # from noise to data: the negative
     a, b = _flow_prediction(path, t, sigma_data)
     return a, -b
@@ -591,14 +626,23 @@ def _edm(path, t, sigma_data):
     return path.alpha(t) * gain, path.sigma(t) * gain.sqrt()
 
 
+def _edm_v_prediction(path, t, sigma_data):
+    # of diffusers' EDM schedulers and SVD: the negative
+    a, b = _edm(path, t, sigma_data)
+    return a, -b
+
+
 PREDICTIONS = {
     "epsilon": _epsilon,
     "sample": _sample,
+    # its old name in diffusers
+    "original_sample": _sample,
     "score": _score,
     "v_prediction": _v_prediction,
     "flow_prediction": _flow_prediction,
-    "inverse_flow_prediction": _inverse_flow_prediction,
+    "inverted_flow_prediction": _inverted_flow_prediction,
     "edm": _edm,
+    "edm_v_prediction": _edm_v_prediction,
 }
 
 
@@ -607,13 +651,13 @@ def prediction(path, prediction_type, t, sigma_data=0.5):
 
     Args:
         prediction_type: epsilon (the noise), sample (x0), score, v_prediction, flow_prediction (the velocity),
-            inverse_flow_prediction (its negative), or edm: the preconditioned output of Karras et al. 2022, whose
-            input is scaled to unit variance.
+        inverted_flow_prediction (its negative), edm: the preconditioned output of Karras et al. 2022, whose input is
+        scaled to unit variance, or edm_v_prediction, its negative.
         sigma_data: standard deviation of the data, used by edm only.
     """
     a, b = PREDICTIONS[prediction_type](path, t, sigma_data)
     input_scale = torch.ones_like(a)
-    if prediction_type == "edm":
+    if prediction_type in ("edm", "edm_v_prediction"):
         input_scale = (path.alpha(t) ** 2 * sigma_data**2 + path.sigma(t) ** 2).rsqrt()
     return Prediction(a, b, input_scale)
 
@@ -629,19 +673,21 @@ def training_target(path, prediction_type, x0, noise, t, sigma_data=0.5):
 # --- how a network is told the time -----------------------------------------------------------------------------------
 
 
-TIME_INPUTS = ("t", "sigma", "log_sigma")
+TIME_INPUTS = ("t", "sigma", "log_sigma", "atan_sigma")
 
 
 def network_time(path, t, time_input, scale, offset):
     """The number that the network receives at path time t: scale * q + offset, float64.
 
     q is t; or sigma, the noise of x_t / alpha (for alpha = 1 the path's own sigma, as NCSN++ receives it); or its
-    natural logarithm (Karras et al. 2022 receive log(sigma) / 4).
+    natural logarithm (Karras et al. 2022 receive log(sigma) / 4) or arc tangent (Stable Audio receives 2 / pi of it).
     """
     if time_input == "t":
         return scale * as_time(t) + offset
     log_sigma = -path.half_log_snr(t)
-    return scale * (log_sigma if time_input == "log_sigma" else log_sigma.exp()) + offset
+    if time_input == "log_sigma":
+        return scale * log_sigma + offset
+    return scale * (log_sigma.exp() if time_input == "sigma" else log_sigma.exp().atan()) + offset
 
 
 def path_time(path, timestep, time_input, scale, offset):
@@ -649,6 +695,8 @@ def path_time(path, timestep, time_input, scale, offset):
     value = (as_time(timestep) - offset) / scale
     if time_input == "t":
         return value
+    if time_input == "atan_sigma":
+        value = value.tan()
     return path.t_from_half_log_snr(-(value if time_input == "log_sigma" else value.log()))
 
 
@@ -663,10 +711,15 @@ def _whole(path, level):
     return level.round() if path.levels else level
 
 
-def _linspace(path, n, t_min, t_max, *, levels, open_end=False, **_):
+def _linspace(path, n, t_min, t_max, *, levels, open_end=False, whole_levels=True, **_):
     # diffusers counts levels from 0: rounding there, not at t * levels, makes ties fall the same way
     level = torch.linspace(t_max * levels - 1, t_min * levels - 1, n + open_end, dtype=torch.float64)[:n]
-    return (_whole(path, level) + 1) / levels
+    if whole_levels or not path.levels:
+        return (_whole(path, level) + 1) / levels
+    # between two levels their sigma / alpha, on the line between them
+    lower, upper = (torch.exp(-path.half_log_snr((end + 1) / levels)) for end in (level.floor(), level.ceil()))
+    sigma = torch.lerp(lower, upper, level.frac())
+    return torch.where(level.frac() > 0, path.t_from_half_log_snr(-sigma.log()), (level + 1) / levels)
 
 
 def _leading(path, n, t_min, t_max, *, levels, offset=0, open_end=False, **_):
@@ -679,6 +732,10 @@ def _trailing(path, n, t_min, t_max, *, levels, **_):
     return _whole(path, level) / levels
 
 
+def _to_zero(path, n, t_min, t_max, **_):
+    return t_max * (1 - torch.arange(n, dtype=torch.float64) / n)
+
+
 def _uniform(path, n, t_min, t_max, **_):
     return torch.linspace(t_max, t_min, n, dtype=torch.float64)
 
@@ -687,16 +744,28 @@ def _quadratic(path, n, t_min, t_max, **_):
     return torch.linspace(t_max**0.5, t_min**0.5, n, dtype=torch.float64) ** 2
 
 
-def _karras(path, n, t_min, t_max, *, rho=7.0, **_):
-    # in the noise level of x / alpha (Karras et al. 2022, Eq. 5)
-    ends = [math.exp(-float(path.half_log_snr(t)) / rho) for t in (t_max, t_min)]
-    sigma = torch.linspace(*ends, n, dtype=torch.float64) ** rho
-    return path.t_from_half_log_snr(-sigma.log())
+# in u = sigma / (alpha + slope sigma) of (9): for slope 0 the noise level of x / alpha, for 1 on the linear path sigma
 
 
-def _log_snr(path, n, t_min, t_max, **_):
-    ends = [float(path.half_log_snr(t)) for t in (t_max, t_min)]
-    return path.t_from_half_log_snr(torch.linspace(*ends, n, dtype=torch.float64))
+def _ends(path, t_min, t_max, slope):
+    return [float(path.straight_coordinates(t, slope)[1]) for t in (t_max, t_min)]
+
+
+def _karras(path, n, t_min, t_max, *, rho=7.0, slope=0.0, **_):
+    # Karras et al. 2022, Eq. 5
+    ends = [u ** (1 / rho) for u in _ends(path, t_min, t_max, slope)]
+    return path.t_from_straight(torch.linspace(*ends, n, dtype=torch.float64) ** rho, slope)
+
+
+def _log_snr(path, n, t_min, t_max, *, slope=0.0, **_):
+    ends = [math.log(u) for u in _ends(path, t_min, t_max, slope)]
+    return path.t_from_straight(torch.linspace(*ends, n, dtype=torch.float64).exp(), slope)
+
+
+def _beta_sigmas(path, n, t_min, t_max, *, slope=0.0, **_):
+    first, last = _ends(path, t_min, t_max, slope)
+    share = _beta_quantile(torch.linspace(1, 0, n, dtype=torch.float64), 0.6)
+    return path.t_from_straight(last + (first - last) * share, slope)
 
 
 def _logistic(path, n, t_min, t_max, *, center=0.4, width=1.2, tail=0.5, **_):
@@ -714,26 +783,29 @@ def _beta(path, n, t_min, t_max, *, levels, **_):
 
 def _beta_quantile(share, concentration, points=4096):
     """The inverse of the distribution function of Beta(concentration, concentration)."""
-    # with x = sin(angle)^2 the density is 2 (sin cos)^(2 concentration - 1), without a singularity
-    angle = torch.linspace(0, math.pi / 2, points + 1, dtype=torch.float64)
-    density = (torch.sin(angle) * torch.cos(angle)).abs() ** (2 * concentration - 1)
-    mass = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density, angle)])
-    mass = mass / mass[-1]
-    right = torch.searchsorted(mass, share).clamp(1, points)
-    inside = (share - mass[right - 1]) / (mass[right] - mass[right - 1])
-    return torch.sin(angle[right - 1] + inside * (angle[right] - angle[right - 1])) ** 2
+    # in v = x^concentration the density (1 - x)^(concentration - 1) has no singularity up to the median
+    v = torch.linspace(0, 0.5**concentration, points + 1, dtype=torch.float64)
+    mass = torch.cumulative_trapezoid((1 - v ** (1 / concentration)) ** (concentration - 1), v)
+    mass = torch.cat([torch.zeros(1, dtype=torch.float64), mass / (2 * mass[-1])])
+    lower = torch.minimum(share, 1 - share)
+    right = torch.searchsorted(mass, lower).clamp(1, points)
+    inside = (lower - mass[right - 1]) / (mass[right] - mass[right - 1])
+    quantile = torch.lerp(v[right - 1], v[right], inside) ** (1 / concentration)
+    return torch.where(share > 0.5, 1 - quantile, quantile)
 
 
-TIME_GRIDS = {
+TIME_GRIDS: dict[str, Callable[..., torch.Tensor]] = {
     "linspace": _linspace,
     "leading": _leading,
     "trailing": _trailing,
+    "to_zero": _to_zero,
     "uniform": _uniform,
     "quadratic": _quadratic,
     "karras": _karras,
     "log_snr": _log_snr,
     "logistic": _logistic,
     "beta": _beta,
+    "beta_sigmas": _beta_sigmas,
 }
 
 
@@ -751,12 +823,15 @@ def time_grid(path, spacing, n, t_min, t_max, *, levels, **options):
 
     Args:
         spacing: linspace (uniform in t from t_max to t_min), leading and trailing: as in diffusers, in whole levels on
-            a discrete path; uniform (in t), quadratic (uniform in sqrt(t)), karras, log_snr (uniform in lambda),
-            logistic (equal shares of a logistic distribution of lambda; where it ends depends on n), or beta (quantiles
-            of Beta(0.6, 0.6) in t).
+            a discrete path; to_zero (equal steps from t_max to 0), uniform (in t), quadratic (uniform in sqrt(t)),
+            karras, log_snr (uniform in lambda), logistic (equal shares of a logistic distribution of lambda; where it
+            ends depends on n), beta (quantiles of Beta(0.6, 0.6) in t), or beta_sigmas (the same in sigma / alpha).
         levels: number of training time steps, in which leading, trailing and linspace count.
         offset: added to the levels of leading (diffusers' steps_offset).
         open_end: linspace and leading are those of n + 1 levels without the last.
+        whole_levels: linspace is rounded to whole levels on a discrete path; otherwise sigma / alpha is interpolated
+            between levels.
+        slope: karras, log_snr and beta_sigmas are grids of sigma / (alpha + slope sigma).
         rho: exponent of karras.
         center, width, tail: of logistic; `tail` is the share of lambda that is left to the last step, to clean data,
             in units of the other steps' shares.

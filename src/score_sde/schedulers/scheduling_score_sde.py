@@ -7,6 +7,7 @@ to a model in `calibration`, what arguments may be in `checks`.
 
 import difflib
 import inspect
+import json
 import math
 import numbers
 import os
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from .calibration import calibrate, check_calibration, fitted
@@ -53,7 +54,20 @@ from .solvers import (
     predictor_options,
 )
 from .stock_attributes import TABLES, stock_tables, why_not
-from .stock_configs import FLOW, GRIDS, SAME, VALUES, from_stock_config, refuse_unknown_meaning
+from .stock_configs import (
+    FLOW,
+    GRIDS,
+    HANDED_ON,
+    VARIANCES_OF_STOCK,
+    curve,
+    from_stock_config,
+    not_of_the_path,
+    of_network,
+    refuse_unknown_meaning,
+)
+
+
+logger = logging.get_logger(__name__)
 
 
 # whether this code came out of a folder, where diffusers keeps such code
@@ -132,16 +146,17 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: number of the network's training time steps; for discrete_vp, of noise levels.
         sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
-        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, inverse_flow_prediction (its
+        prediction_type: epsilon, sample, score, v_prediction, flow_prediction, inverted_flow_prediction (its
             negative, of Mochi and OmniGen), or edm (preconditioned).
         predictor: see the table.
         predictor_kwargs: options of the predictor, {name: number}, as its row in `solvers.PREDICTORS` names them:
             eta and the s_... below, which may also be arguments of their own, and whatever a solver has for itself.
         eta: amount of noise: 0 to 1 for ddim, heun, rk4, dpmpp_2s and dpmpp_3s, 0 and above for euler_maruyama,
             dpmpp_2m, dpmpp_3m, dpmpp_3b and unipc; None for the predictor's own default, 1 for euler_maruyama, else 0.
-        variance_type: what the network learned of the noise, which ancestral uses: fixed_small (the posterior's),
-            fixed_large (the transition's), or learned_range (between them, from a network with twice the channels, such
-            as DiT).
+        variance_type: what the network learned of the noise, which ancestral uses: fixed_small (the posterior's; also
+            None), fixed_large (the transition's), or learned_range (between them, from a network with twice the
+            channels, such as DiT). diffusers' fixed_small_log and fixed_large_log are the same; ancestral has no use
+            for its "learned".
         s_churn, s_tmin, s_tmax, s_noise: of euler, heun, rk4, dpmpp_2s and dpmpp_3s, and refused elsewhere: noise
             added before the steps that begin at noise levels sigma / alpha from s_tmin to s_tmax (None: no limit)
             (Karras et al. 2022).
@@ -149,11 +164,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         corrector_steps: Langevin steps with each predictor step.
         corrector_snr: signal-to-noise ratio r of the corrector's step size.
         corrector_position: "after" each predictor step but the last, to clean data, or "before" each.
-        timestep_spacing: linspace, leading, trailing, uniform, quadratic, karras, log_snr, logistic, or beta: see
-            `paths.time_grid`. Not used by auto.
+        timestep_spacing: linspace, leading, trailing, to_zero, uniform, quadratic, karras, log_snr, logistic, beta, or
+            beta_sigmas: see `paths.time_grid`. Not used by auto.
         steps_offset: offset of the leading grid.
         open_end: the linspace and leading grids are those of one level more, without the last, as diffusers'
             DPM-Solver, UniPC, DEIS and SA-Solver have them.
+        whole_levels: the linspace grid of discrete_vp is rounded to whole levels; otherwise sigma / alpha is
+            interpolated between levels, as diffusers' Euler, Heun, LMS and KDPM2 do.
         rho: exponent of the karras grid.
         calibration: {number of steps: [predictor, times, what they were fitted with]}, written by `calibrate`, for
             auto.
@@ -162,21 +179,36 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         t_min: smallest time, in (0, 1); None for the path's own.
         t_max: largest time, in (0, 1]; None for 1, or a little less where alpha(1) = 0 and the predictor, grid or
             prediction type is singular there.
-        beta_min, beta_max: of vp and subvp. sigma_min, sigma_max: of ve and edm. beta_start, beta_end, beta_schedule,
-            trained_betas, rescale_betas_zero_snr, snr_shift_scale: of discrete_vp, as in diffusers. None means the
-            path's own default.
+        beta_min, beta_max: of vp and subvp. sigma_min, sigma_max: of ve and edm; on discrete_vp the ends of the grids
+            that the use_..._sigmas ask for. beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr,
+            snr_shift_scale: of discrete_vp, as in diffusers. None means the path's own default. On another path
+            beta_schedule is "sde_type=..." in the config: a name at which the stock schedulers raise, to which their
+            own betas would be another path.
         sigma_data: standard deviation of the data, for prediction type edm.
+        preconditioned: prediction_type epsilon and v_prediction are those of diffusers' EDM schedulers, which is edm
+            with the sign of either.
         time_input: what the network receives as time is time_scale q + time_offset, where q is "t", "sigma" (of
-            x_t / alpha) or "log_sigma" (its natural logarithm). None for the path's own: t for all (with offset -1 on
-            discrete_vp, which gives 0 to num_train_timesteps - 1), but log_sigma for edm.
+            x_t / alpha), "log_sigma" (its natural logarithm) or "atan_sigma". None for the path's own: t for all (with
+            offset -1 on discrete_vp, which gives 0 to num_train_timesteps - 1), but log_sigma for edm.
         time_scale: None for num_train_timesteps with "t", a quarter of it with "log_sigma" (1000 times the c_noise of
-            Karras et al.), 1 with "sigma".
+            Karras et al.), 1 with "sigma" and "atan_sigma".
         time_offset: None for the path's own.
         clip_sample: clip the denoised sample to [-clip_sample_range, clip_sample_range]: for pixels only.
         thresholding: dynamic thresholding of the denoised sample (Saharia et al. 2022): the
             dynamic_thresholding_ratio-quantile of its magnitude, between 1 and sample_max_value, becomes 1.
-        use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas: diffusers' names of timestep_spacing "karras",
-            "log_snr" and "log_snr", before which they go; at most one of them.
+        use_clipped_model_output: the noise that a clipped (or thresholded) sample stands for is worked out anew, as in
+            DDIM's step with the argument of this name; False leaves the noise as the network had it, DDIM's default.
+            None: nothing is clipped, whatever the flags say (CogVideoX).
+        use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas, use_beta_sigmas: diffusers' names of timestep_spacing
+            "karras", "log_snr", "log_snr" and "beta_sigmas", which then lie between the ends of the grid that
+            timestep_spacing names, or the path's with open_end, or sigma_max and sigma_min; at most one of them. On the
+            linear path they are grids of sigma, after the shift, but with use_flow_sigmas of sigma / alpha.
+        interpolation_type: "linear", or "log_linear": without one of these flags, n of n + 1 levels of log_snr.
+        use_flow_sigmas, timestep_type: of a stock scheduler on the linear path, or ("continuous") on edm, whose betas
+            are in the config for the way back.
+        invert_sigmas: on the linear path, the network receives 1 - t and returns inverted_flow_prediction (Mochi).
+        init_noise: standard deviation of the noise that sampling starts from: None for the path's prior, "sigma" for
+            sigma(t_max), "unit_data" for that of data of unit variance with their noise.
         shift: of the grids, see `paths.shifted`: what SD3, FLUX and Wan call shift or flow_shift. The grid of auto
             moves as much.
         use_dynamic_shifting: the shift comes with each trajectory, as `mu` of `set_timesteps`: e^mu, or mu itself with
@@ -201,7 +233,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         prediction_type: str = "epsilon",
         predictor: str = "auto",
         eta: float | None = None,
-        variance_type: str = "fixed_small",
+        variance_type: str | None = "fixed_small",
         s_churn: float = 0.0,
         s_tmin: float = 0.0,
         s_tmax: float | None = None,
@@ -245,53 +277,95 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
         shift_terminal: float | None = None,
+        use_clipped_model_output: bool | None = True,
+        use_beta_sigmas: bool = False,
+        use_flow_sigmas: bool = False,
+        invert_sigmas: bool = False,
+        interpolation_type: str = "linear",
+        whole_levels: bool = True,
+        timestep_type: str = "discrete",
+        preconditioned: bool = False,
+        init_noise: str | None = None,
     ):
         check_choice("sde_type", sde_type, SDE_TYPES)
         check_choice("prediction_type", prediction_type, PREDICTIONS)
         check_choice("predictor", predictor, ("auto", *PREDICTORS))
         check_choice("corrector", corrector, (None, *CORRECTORS))
         check_choice("corrector_position", corrector_position, ("after", "before"))
-        check_choice("variance_type", variance_type, VARIANCES)
+        check_choice("variance_type", variance_type, (*VARIANCES, *VARIANCES_OF_STOCK, "learned"))
         check_choice("timestep_spacing", timestep_spacing, TIME_GRIDS)
         if trained_betas is not None:
             # an array or tensor, as a list: what a config can hold
             self.register_to_config(trained_betas=as_list("trained_betas", trained_betas))
+            if len(self.config.trained_betas) != num_train_timesteps:
+                logger.warning(
+                    f"num_train_timesteps {num_train_timesteps} becomes {len(self.config.trained_betas)}, as many as "
+                    f"trained_betas holds"
+                )
+                num_train_timesteps = len(self.config.trained_betas)
+                self.register_to_config(num_train_timesteps=num_train_timesteps)
         check_choice("time_shift_type", time_shift_type, ("exponential", "linear"))
+        check_choice("interpolation_type", interpolation_type, ("linear", "log_linear"))
+        check_choice("timestep_type", timestep_type, ("discrete", "continuous"))
+        check_choice("init_noise", init_noise, (None, "sigma", "unit_data"))
+        check_choice("use_clipped_model_output", use_clipped_model_output, (True, False, None))
         check_arguments(type(self), self.config)
-        if use_karras_sigmas + use_exponential_sigmas + use_lu_lambdas > 1:
-            raise ValueError("at most one of use_karras_sigmas, use_exponential_sigmas and use_lu_lambdas can be True")
+        if use_karras_sigmas + use_exponential_sigmas + use_lu_lambdas + use_beta_sigmas > 1:
+            raise ValueError(
+                "at most one of use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas and use_beta_sigmas can be "
+                "True"
+            )
+        for name in ("use_flow_sigmas", "invert_sigmas"):
+            if self.config[name] and sde_type != "linear":
+                raise ValueError(
+                    f"{name}=True has no counterpart on sde_type {sde_type!r}: pass sde_type='linear', or leave it out"
+                )
         if shift_terminal is not None and sde_type != "linear":
             raise ValueError(f"shift_terminal {shift_terminal} is for sde_type 'linear', not for {sde_type!r}")
         self._check_solver()
         self._guidance_scale: float | None = None  # of the trajectory
         check_calibration(self.config.calibration)
 
-        self.path = build_path(sde_type, self.config)
-        self.t_min = self.path.t_min if t_min is None else t_min
+        unused = not_of_the_path(self.config)
+        self.path = build_path(sde_type, {name: value for name, value in self.config.items() if name not in unused})
+        low, high = self._ends_of_sigmas()
+        self.t_min = t_min or low or self.path.t_min
         if time_input is None:
             time_input = self.path.time_input
         check_choice("time_input", time_input, TIME_INPUTS)
-        default_scale = {"t": num_train_timesteps, "log_sigma": num_train_timesteps / 4, "sigma": 1}[time_input]
+        default_scale = {"t": num_train_timesteps, "log_sigma": num_train_timesteps / 4}.get(time_input, 1)
+        if invert_sigmas:
+            default_scale = -num_train_timesteps
         # what the network was trained on must stand in the saved config
         time_scale = float(default_scale if time_scale is None else time_scale)
-        time_offset = float(self.path.time_offset if time_offset is None else time_offset)
+        default_offset = num_train_timesteps if invert_sigmas else self.path.time_offset
+        time_offset = float(default_offset if time_offset is None else time_offset)
         self.register_to_config(time_input=time_input, time_scale=time_scale, time_offset=time_offset)
         self.parameterization = Parameterization(
-            self.path, prediction_type, sigma_data, time_input, time_scale, time_offset, self._limit
+            self.path, of_network(self.config), sigma_data, time_input, time_scale, time_offset, self._limit
         )
         if sde_type == "discrete_vp":
             chain = inspect.signature(DiscreteVPSDE.from_beta_schedule).parameters
             self.register_to_config(**{name: chain[name].default for name in chain if self.config[name] is None})
+        elif self.config.beta_schedule is None:
+            self.register_to_config(beta_schedule=f"sde_type={sde_type}")
         # and is handed to stock schedulers: diffusers leaves out what it thinks was left at a default
-        left_out = self.config.get("_use_default_values", ())
-        handed_on = {name for name in (*SAME, *VALUES, *GRIDS, *FLOW, "sde_type") if self.config.get(name) is not None}
-        self.register_to_config(_use_default_values=sorted(set(left_out) - handed_on))
-        self.t_max = self._largest_time() if t_max is None else t_max
+        if "_use_default_values" in self.config:
+            names = HANDED_ON | {*FLOW} if sde_type == "linear" else HANDED_ON
+            handed_on = {name for name in names if self.config.get(name) is not None}
+            left_out = set(self.config["_use_default_values"])
+            self.register_to_config(_use_default_values=sorted(left_out - handed_on))
+        self.t_max = t_max or high or self._largest_time()
         if not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(f"0 < t_min < t_max <= 1 is needed; got t_min={self.t_min}, t_max={self.t_max}")
 
         # standard deviation of the noise that sampling starts from
-        self.init_noise_sigma = self.path.prior_std * float(self.path.sigma(self.t_max) / self.path.sigma(1.0))
+        alpha, sigma = float(self.path.alpha(self.t_max)), float(self.path.sigma(self.t_max))
+        self.init_noise_sigma = {
+            None: self.path.prior_std * sigma / float(self.path.sigma(1.0)),
+            "sigma": sigma,
+            "unit_data": math.hypot(alpha, sigma),
+        }[init_noise]
         # entries of the plan per time step: where img2img pipelines may cut `timesteps`
         evaluations = 1 if predictor == "auto" else PREDICTORS[predictor].evaluations
         self.order = evaluations + (corrector_steps if corrector else 0)
@@ -334,7 +408,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         row = PREDICTORS.get(self.config.predictor)
         # a fact of the trained network, told also where the predictor has no use for it
         if row is not None and "variance_type" in row.takes:
-            given.setdefault("variance_type", self.config.variance_type)
+            own = VARIANCES_OF_STOCK.get(self.config.variance_type, self.config.variance_type)
+            given.setdefault("variance_type", own)
         return given
 
     def _check_solver(self):
@@ -346,6 +421,23 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"s_churn {options['s_churn']} does not go with a corrector: leave out one of them")
         if self.config.predictor == "none" and self.config.corrector is None:
             raise ValueError(f"predictor 'none' needs a corrector; choose one of {', '.join(CORRECTORS)}")
+
+    def _ends_of_sigmas(self):
+        """The times of sigma_min and sigma_max where they are the ends of a grid on a chain of levels, None otherwise.
+
+        Raises ValueError for one that is none of the chain's.
+        """
+        ends = {"sigma_min": None, "sigma_max": None}
+        if self.path.levels and any(self.config[flag] for flag in GRIDS):
+            least, most = (float(torch.exp(-self.path.half_log_snr(t))) for t in (self.path.t_min, 1.0))
+            for name in ends:
+                value = self.config[name]
+                if value is not None and not least * (1 - 1e-3) <= value <= most * (1 + 1e-3):
+                    raise ValueError(f"{name} {value} is none of the chain's levels, from {least:.4g} to {most:.4g}")
+                if value is not None:
+                    time = float(self.path.t_from_half_log_snr(-math.log(value)))
+                    ends[name] = min(max(time, self.path.t_min), 1.0)
+        return ends.values()
 
     def _largest_time(self):
         """1 where everything that this scheduler computes is finite there, the path's t_max otherwise."""
@@ -376,9 +468,25 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                     raise ValueError(f"{name!r} is no argument of {cls.__name__}; the nearest is {nearest!r}")
             if "sde_type" in config:
                 refuse_unknown_meaning(config, but=own)
+                # a file doesn't hold them
+                if "_use_default_values" not in config:
+                    config = dict.fromkeys(cls._none_by_default()) | config
             else:
                 config = from_stock_config(config, own)
+            if kwargs.get("sde_type", config["sde_type"]) != config["sde_type"]:
+                config = {name: value for name, value in config.items() if name != "beta_schedule"}
         return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def _none_by_default(cls):
+        return [name for name, each in inspect.signature(cls).parameters.items() if each.default is None]
+
+    def to_json_string(self) -> str:
+        """The config as a file holds it: without the arguments that are None by default, since None is no number to a
+        stock scheduler."""
+        values, left_out = json.loads(super().to_json_string()), self._none_by_default()
+        values = {name: value for name, value in values.items() if value is not None or name not in left_out}
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
         """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along."""
@@ -627,7 +735,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 f"prediction_type {self.config.prediction_type!r} says nothing of clean samples at t = {times[0]:g}, "
                 f"where alpha is {float(self.path.alpha(times[0])):g}: pass a smaller t_max, or a path with less noise"
             )
-        self._rows = list(zip(*(values.tolist() for values in row), strict=True))
+        self._rows = list(zip(*(values.tolist() for values in (*row, self.path.alpha(evaluated))), strict=True))
         self._tell(evaluated, device)
         self._memory = Memory(self._plan)
         self._eta_taken = False
@@ -639,8 +747,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             received = received.long()
         self.timesteps = received.to(device)
         levels = self._levels(times)
+        levels = torch.cat([levels, torch.zeros(1).to(levels)])
         # on the CPU, as the stock schedulers have them
-        self.sigmas = torch.cat([levels, torch.zeros(1).to(levels)]).float()
+        self.sigmas = (1 - levels if self.config.invert_sigmas else levels).float()
 
     def _levels(self, times):
         """The noise levels as diffusers counts them: see `set_timesteps`."""
@@ -686,6 +795,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         times = times.clamp_max(1.0)
         if sigmas is not None:
             times = self._stretched(shifted(self.path, times, shift)).clamp_max(self.t_max)
+            if isinstance(self.path, LinearSDE) and not self.config.use_flow_sigmas and curve(self.config):
+                times = self._curved(times, float(times[0]))
         if not small or not (times.diff() < 0).all() or not times[-1] > 0:
             raise ValueError(f"{name} {values.tolist()} must fall strictly, from at most {largest:g}")
         return times
@@ -711,10 +822,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         return self._spaced("logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)
 
     def _stock_grid(self, n, t_max, shift):
-        """The same, of timestep_spacing, whatever the predictor."""
-        spacing = next((grid for flag, grid in GRIDS.items() if self.config[flag]), self.config.timestep_spacing)
+        """The same, of timestep_spacing and the stock schedulers' keys beside it, whatever the predictor."""
+        spacing = self.config.timestep_spacing
+        if self.config.use_flow_sigmas and spacing in ("leading", "trailing"):
+            # as the stock schedulers have it
+            spacing = "linspace"
         times = self._spaced(spacing, n, t_max, rho=self.config.rho)
-        return self._stretched(shifted(self.path, times, shift))
+        times = self._stretched(shifted(self.path, times, shift))
+        return self._curved(times, t_max) if curve(self.config) else times
 
     def _spaced(self, spacing, n, t_max, **options):
         return time_grid(
@@ -727,8 +842,32 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             levels=self.config.num_train_timesteps,
             offset=self.config.steps_offset,
             open_end=self.config.open_end,
+            whole_levels=self.config.whole_levels,
             **options,
         )
+
+    def _curved(self, times, t_max):
+        """As many times, on the grid that one of the use_..._sigmas asks for, between the ends of these or, where the
+        config says so, of the path or of its own."""
+        n, config, is_flow = len(times), self.config, isinstance(self.path, LinearSDE)
+        # log_linear alone takes n of n + 1
+        more = not any(config[flag] for flag in GRIDS)
+        first, last = float(times[0]), float(times[-1])
+        if config.open_end or config.interpolation_type == "log_linear" or not (is_flow or self.path.levels):
+            first, last = t_max, self.t_min
+        if self.path.levels:
+            first = first if config.sigma_max is None else t_max
+            last = last if config.sigma_min is None else self.t_min
+        return time_grid(
+            self.path,
+            curve(config),
+            n + more,
+            last,
+            first,
+            levels=config.num_train_timesteps,
+            rho=config.rho,
+            slope=float(is_flow and not config.use_flow_sigmas),
+        )[:n]
 
     def _solver(self, n):
         """The predictor of a trajectory of n steps, as `plan` takes it."""
@@ -869,7 +1008,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             and not self._is_noised
         ):
             self._begin_with_stock(0)
-        if self.config.prediction_type != "edm":
+        if not self.parameterization.prediction_type.startswith("edm"):
             return sample
         return sample * self._rows[self._enter(timestep)][2]
 
@@ -896,8 +1035,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             return_dict: return a `ScoreSDESchedulerOutput` instead of the tuple (prev_sample,).
             prev_timestep: passed by pipelines of UnCLIP and Kandinsky, which pass the next entry of `timesteps`; the
                 step goes there anyway.
-            use_clipped_model_output: passed by `DDIMPipeline`: True or None, as the noise is always that of the clipped
-                sample.
+            use_clipped_model_output: instead of the scheduler's own, unless None.
             per_token_timesteps: (B, L) or (B, 1), what the network received as times of the tokens of a sample
                 (B, L, C), whose model_output is then -flow_prediction, as in the pipelines that do so (LTX). Tokens
                 with less noise than the plan's next step to its first lower one.
@@ -942,8 +1080,15 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 stage, self._memory, model_output.to(dtype), x, own, times, self._limit, draw_noise
             )
         else:
-            a, b, _ = self._rows[at]
-            denoised = self._limit(a * x + b * model_output.to(dtype))
+            a, b, _, alpha = self._rows[at]
+            unlimited = a * x + b * model_output.to(dtype)
+            denoised = self._limit(unlimited)
+            redone = (
+                self.config.use_clipped_model_output if use_clipped_model_output is None else use_clipped_model_output
+            )
+            if redone is False and denoised is not unlimited:
+                # the sample of the clipped one and the noise that the network had
+                x = torch.add(x, denoised - unlimited, alpha=alpha)
             if variance is not None:
                 variance = variance.to(dtype)
             prev_sample = stage.update(x, denoised, self._memory, draw_noise, variance)
@@ -963,6 +1108,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _limit(self, denoised):
         """Clip or threshold the denoised sample where configured."""
+        if self.config.use_clipped_model_output is None:
+            return denoised
         if self.config.clip_sample and not self.config.thresholding:
             return denoised.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         if not self.config.thresholding:
