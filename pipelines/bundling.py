@@ -63,7 +63,7 @@ def tensor_problems(expected, found):
 def check_saveable(name, model):
     """Raise ValueError for a component whose weights its class and config do not describe: nothing could open it."""
     if not isinstance(model, ModelMixin):
-        if isinstance(model, torch.nn.Module):
+        if isinstance(model, torch.nn.Module) and type(model).__module__.split(".")[0] != "transformers":
             raise ValueError(f"{name} is a {type(model).__name__}, which is no ModelMixin: diffusers cannot save it")
         return
     # as it is saved: not without what was left at its default
@@ -88,7 +88,7 @@ def _write_config(path, config):
 
 
 # what a bundle of the same name had before and would contradict what is written now
-_STALE = re.compile(r"diffusion_pytorch_model.*\.(safetensors|bin)(\..*\.json)?|.*_[0-9a-f]{10}\.py")
+_STALE = re.compile(r"(diffusion_pytorch_)?model.*\.(safetensors|bin)(\..*\.json)?|.*_[0-9a-f]{10}\.py")
 
 
 def _move_in(new, folder, variant):

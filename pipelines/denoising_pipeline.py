@@ -3,6 +3,7 @@ samples stands in `trajectory_pipeline.py`."""
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,24 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from .adapters import AdapterMixin
 from .bundling import BundleMixin
 from .conditions import check_conditions, expand, label_ids, null_conditions, number_of_classes
 from .guidance import guided, steered_by_classifier
 from .kinds import Kind, kind_of
 from .latents import denormalize_latents, encode_moments, normalize_latents
+from .prompts import (
+    PROMPT_SETTINGS,
+    check_prompt_settings,
+    encode,
+    encoder_width,
+    fingerprint,
+    lengths,
+    open_text_encoder,
+    tokenize,
+)
 from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
+from .wording import few, quoted
 
 
 @dataclass
@@ -33,7 +46,7 @@ class ScoreSDEPipelineOutput(BaseOutput):
     nfe: int | None = None
 
 
-class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  # a bundle has fewer options
+class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: ignore[misc]  # a bundle has fewer options
     """A score-based diffusion model: scheduler, network, and an autoencoder where there is one.
 
     Args:
@@ -42,23 +55,50 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
         unet: a `ScoreUNetModel` or diffusers' `UNet2DModel`: exactly one of the two.
         vae: an autoencoder of diffusers whose latents the network was trained on; None for a model of pixels.
         id2label: {label: class name}, so that classes can be asked for by name.
+        text_encoder, tokenizer: of `transformers`, for a network that follows words.
+        prompt_settings: how they are used, those of `prompts.PROMPT_SETTINGS` that differ: max_tokens, layers, pooled;
+            and text_encoder, the id on the Hub of an encoder that is opened when a prompt is given first, with its
+            fingerprint.
     """
 
-    model_cpu_offload_seq = "transformer->unet->vae"  # type: ignore[assignment]  # declared as None
-    _optional_components = ["transformer", "unet", "vae"]
+    model_cpu_offload_seq = "text_encoder->transformer->unet->vae"  # type: ignore[assignment]  # declared as None
+    _optional_components = ["transformer", "unet", "vae", "text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
 
     scheduler: Scheduler
     transformer: Network | None
     unet: Network | None
 
-    def __init__(self, scheduler, transformer=None, unet=None, vae=None, id2label: dict | None = None):
+    def __init__(
+        self,
+        scheduler,
+        transformer=None,
+        unet=None,
+        vae=None,
+        id2label: dict | None = None,
+        text_encoder=None,
+        tokenizer=None,
+        prompt_settings: dict | None = None,
+    ):
         super().__init__()
+        check_prompt_settings(prompt_settings or {})
+        if (text_encoder is None) != (tokenizer is None):
+            raise ValueError("text_encoder and tokenizer belong together: pass both or neither")
         if (transformer is None) == (unet is None):
             raise ValueError("a ScoreSDEPipeline needs exactly one network: either transformer or unet")
-        self.register_modules(scheduler=scheduler, transformer=transformer, unet=unet, vae=vae)
+        self.register_modules(
+            scheduler=scheduler,
+            transformer=transformer,
+            unet=unet,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
         # JSON keys are strings
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
+        self.register_to_config(prompt_settings=prompt_settings or None)
+        # an encoder that the settings name, and its tokenizer: used, but not saved
+        self._named_encoder: tuple | None = None
         # of one call, on its own view: see `_for_one_call`
         self._called: DenoisingPipeline | None = None
         self._guidance_scale: float = 1.0
@@ -69,7 +109,8 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
     def __setattr__(self, name, value):
         # diffusers would leave out of the saved index what was None before
         if name in self._optional_components and value is not None and name in self.__dict__:
-            self.register_to_config(**{name: ("diffusers", type(value).__name__)})
+            library = "transformers" if name in ("text_encoder", "tokenizer") else "diffusers"
+            self.register_to_config(**{name: (library, type(value).__name__)})
         super().__setattr__(name, value)
 
     def _for_one_call(self):
@@ -194,6 +235,91 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
         found |= {name: value if batch_size is None else expand(value, batch_size) for name, value in others.items()}
         return {name: value.to(self._execution_device) for name, value in found.items()}
 
+    @property
+    def prompt_settings(self) -> dict:
+        """How prompts are encoded: `prompts.PROMPT_SETTINGS`, with what this pipeline says."""
+        return PROMPT_SETTINGS | (self.config["prompt_settings"] or {})
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether it has a text encoder, or the name of one."""
+        return self.text_encoder is not None or self.prompt_settings["text_encoder"] is not None
+
+    def open_encoder(self):
+        """(text encoder, tokenizer): the components, or those that the settings name, opened once and not saved.
+
+        Raises ValueError where there are none, and for a repo that holds another encoder than that of the training.
+        """
+        if self.text_encoder is not None:
+            return self.text_encoder, self.tokenizer
+        pipeline, settings = self._called or self, self.prompt_settings
+        if pipeline._named_encoder is None:
+            if settings["text_encoder"] is None:
+                raise ValueError(
+                    "a prompt was given, but this pipeline has no text encoder: pass text_encoder= and tokenizer= to "
+                    "from_pretrained, or prompt_embeds instead"
+                )
+            opened = open_text_encoder(settings["text_encoder"])
+            if settings["fingerprint"] not in (None, fingerprint(*opened)):
+                raise ValueError(
+                    f"the text encoder in {quoted(settings['text_encoder'])} is not the one that this model was "
+                    f"trained with: pass that as text_encoder= and tokenizer= to from_pretrained"
+                )
+            pipeline.use_named_encoder(*opened)
+        text_encoder, tokenizer = pipeline._named_encoder
+        return text_encoder.to(self._execution_device), tokenizer
+
+    def use_named_encoder(self, text_encoder, tokenizer):
+        """Encode prompts by these, which are those that the settings name, and leave them out of what is saved."""
+        self._named_encoder = text_encoder, tokenizer
+
+    def encode_prompt(self, prompt: str | list[str]) -> Conditions:
+        """What the network is told of prompts, one or a list: {argument of its forward: tensor (B, ...)}, as
+        `conditions` of every method takes them. An empty prompt is none.
+
+        Warns of prompts that are cut off. Raises ValueError for what is no text, and for an encoder of another width
+        than the network takes.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(each, str) for each in prompts):
+            raise ValueError(f"a prompt is a text, or a list of texts, not {quoted(prompt)}")
+        text_encoder, tokenizer = self.open_encoder()
+        settings, wanted = self.prompt_settings, self.denoiser.config.get("cross_attention_dim")
+        width = encoder_width(text_encoder, settings)
+        if wanted not in (None, width):
+            raise ValueError(
+                f"the text encoder, a {type(text_encoder).__name__}, makes vectors of width {width}; the network takes "
+                f"{wanted} (cross_attention_dim)"
+            )
+        most = settings["max_tokens"]
+        if long := [each for each, n in zip(prompts, lengths(tokenizer, prompts), strict=True) if n > most]:
+            warnings.warn(f"cut off after {most} tokens: {few(map(quoted, long))}", stacklevel=3)
+        device = self._execution_device
+        ids, mask = tokenize(tokenizer, prompts, most)
+        return encode(text_encoder, ids.to(device), mask.to(device), settings)
+
+    def add_prompt(self, conditions, kind, prompt=None, embeds=None, mask=None) -> Conditions:
+        """Conditions with what a prompt says, which is given as texts, or encoded as `embeds` (B, S, width) with a
+        `mask` (B, S) of what counts, all by default. `kind` is prompt or negative_prompt.
+
+        Raises ValueError for both, for a mask alone, and for what is among the conditions already.
+        """
+        told: Conditions = {}
+        if prompt is not None and embeds is not None:
+            raise ValueError(f"{kind} and {kind}_embeds were given: pass one of them")
+        if mask is not None and embeds is None:
+            raise ValueError(f"{kind}_attention_mask needs {kind}_embeds")
+        if prompt is not None:
+            told = self.encode_prompt(prompt)
+        elif embeds is not None:
+            if not torch.is_tensor(embeds) or embeds.ndim != 3:
+                raise ValueError(f"{kind}_embeds must be a tensor (batch, sequence, width), not {quoted(embeds)}")
+            mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask
+            told = {"encoder_hidden_states": embeds, "encoder_attention_mask": mask.bool()}
+        if twice := [name for name in told if name in (conditions or {})]:
+            raise ValueError(f"{', '.join(twice)} were given twice: by {kind}, and among the conditions")
+        return {**(conditions or {}), **told}
+
     def guided_network(
         self,
         batch_size: int,
@@ -204,11 +330,13 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
         classifier=None,
         classifier_scale=1.0,
         conditions=None,
+        negative_conditions=None,
     ) -> GuidedNetwork:
         """The network with its conditions and guidance applied: f(input (B, C, ...), timesteps (B,)) -> output,
         float32.
 
-        Args: as for `__call__`.
+        Args: as for `__call__`; negative_conditions: conditions that guidance leads away from, by default those that
+            stand for none.
 
         Raises ValueError for conditions that the network doesn't have, and guidance that it can't follow.
         """
@@ -234,15 +362,29 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
             # any label, for the null label of its shape
             anything = {"class_labels": torch.zeros(batch_size, dtype=torch.long, device=self._execution_device)}
             own = null_conditions(self.denoiser, anything) | own
-        null = null_conditions(self.denoiser, own)
+        negative = self.prepare_negative(negative_conditions, batch_size)
+        if negative and ((guidance_scale == 1 and guider is None) or weaker_network is not None):
+            raise ValueError(
+                "a negative prompt needs a guidance_scale other than 1, or a guider, and no weaker_network"
+            )
+        # from what is not wanted, to none
+        own = null_conditions(self.denoiser, {name: each for name, each in negative.items() if name not in own}) | own
+        null = null_conditions(self.denoiser, own) | negative
         if (guidance_scale != 1 or guider is not None) and weaker_network is None:
+            if not given and not negative and (null or self.takes_prompts):
+                needed = [] if self.num_classes is None else ["class_labels"]
+                needed += ["a prompt or its embeddings"] if self.takes_prompts else []
+                raise ValueError(f"guidance_scale {guidance_scale} needs {' or '.join(needed) or 'conditions'}")
             if not null:
                 raise ValueError(
-                    f"guidance_scale {guidance_scale} needs a class-conditional network with a null label; pass 1"
+                    f"guidance_scale {guidance_scale} needs a class-conditional network with a null label, or one that "
+                    f"was trained without its other conditions, too; pass 1"
                 )
-            if not given:
-                raise ValueError(f"guidance_scale {guidance_scale} needs class_labels")
         away = own if weaker_network is not None else own | null
+        for name in away:
+            if name not in own or away[name].shape != own[name].shape:
+                lengths = [tuple(each[name].shape) if name in each else "none" for each in (own, away)]
+                raise ValueError(f"{name} of the prompt and the negative prompt must be of one shape, not {lengths}")
         rows = [away, own] if null or weaker_network is not None else [own]
 
         call = self._for_one_call()
@@ -253,6 +395,13 @@ class DenoisingPipeline(BundleMixin, DiffusionPipeline):  # type: ignore[misc]  
         if classifier is None:
             return network
         return steered_by_classifier(call.scheduler, network, classifier, classes, classifier_scale)
+
+    def prepare_negative(self, conditions, batch_size) -> Conditions:
+        """Conditions that guidance leads away from, (B, ...) on the pipeline's device. Raises ValueError for what the
+        network doesn't take."""
+        check_conditions(self.denoiser, conditions or {}, batch_size)
+        device = self._execution_device
+        return {name: expand(value, batch_size).to(device) for name, value in (conditions or {}).items()}
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a

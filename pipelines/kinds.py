@@ -9,9 +9,10 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image as PIL_Image
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageFont
 
 from .images import to_mode
+from .wording import one_line
 from .writing import whole_file
 
 
@@ -118,9 +119,9 @@ class Signal(Kind):
 
     name = "signal"
 
-    def save_grid(self, outputs, path, columns: int | None = None) -> None:
+    def save_grid(self, outputs, path, columns: int | None = None, captions=None) -> None:
         """Write signals, an array or tensor (B, C, length), as a PNG of curves, one colour for each channel, all on one
-        scale, with a line at 0."""
+        scale, with a line at 0; with `captions`, one text for each, these beneath."""
         signals, (width, height) = np.asarray(outputs, dtype=np.float64), (256, 96)
         largest = np.abs(signals[np.isfinite(signals)]).max(initial=1e-12)
         across = np.linspace(0, width - 1, signals.shape[-1])
@@ -133,6 +134,8 @@ class Signal(Kind):
                 down = height / 2 - np.nan_to_num(channel) / largest * (height / 2 - 4)
                 draw.line(list(zip(across, down, strict=True)), fill=colour)
             pictures.append(picture)
+        if captions is not None:
+            pictures = [_with_text(*each) for each in zip(pictures, captions, strict=True)]
         _save_grid(pictures, path, columns)
 
 
@@ -195,12 +198,35 @@ class Image(Kind):
         processor = VaeImageProcessor(do_resize=False)
         return processor.postprocess(data, output_type=output_type or self.output_types[0])
 
-    def save_grid(self, outputs, path, columns: int | None = None) -> None:
-        """Write PIL images as a PNG grid, small ones enlarged."""
-        zoom = max(1, 64 // outputs[0].width)
+    def save_grid(self, outputs, path, columns: int | None = None, captions=None) -> None:
+        """Write PIL images as a PNG grid, small ones enlarged; with `captions`, one text for each, these beneath."""
+        zoom = max(1, (64 if captions is None else 128) // outputs[0].width)
         size = (zoom * outputs[0].width, zoom * outputs[0].height)
         nearest = PIL_Image.Resampling.NEAREST
-        _save_grid([image.resize(size, nearest).convert("RGB") for image in outputs], path, columns)
+        pictures = [image.resize(size, nearest).convert("RGB") for image in outputs]
+        if captions is not None:
+            pictures = [_with_text(*each) for each in zip(pictures, captions, strict=True)]
+        _save_grid(pictures, path, columns)
+
+
+def _with_text(picture, text, lines=3, size=11):
+    """An RGB picture with a text beneath, in up to three lines, cut off where it is longer."""
+    font, words, found = ImageFont.load_default(size), one_line(text).split(), [""]
+    for word in words:
+        longer = f"{found[-1]} {word}".strip()
+        if font.getlength(longer) <= picture.width - 4 or not found[-1]:
+            found[-1] = longer
+        else:
+            found.append(word)
+    if len(found) > lines:
+        found = [*found[: lines - 1], found[lines - 1] + " ..."]
+    height = lines * (size + 2) + 4
+    framed = PIL_Image.new("RGB", (picture.width, picture.height + height), "white")
+    framed.paste(picture)
+    draw = ImageDraw.Draw(framed)
+    for i, line in enumerate(found):
+        draw.text((2, picture.height + 1 + i * (size + 2)), line, fill="black", font=font)
+    return framed
 
 
 def _colours(count):

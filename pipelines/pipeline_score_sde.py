@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .adapters import AdapterMixin  # noqa: F401
 from .adaptive import probability_flow  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .bundle_files import read_config  # noqa: F401
 from .bundling import BundleMixin  # noqa: F401
@@ -16,6 +17,7 @@ from .images import to_mode  # noqa: F401
 from .kinds import kind_of  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
+from .prompts import encode  # noqa: F401
 from .protocols import Generators
 from .trajectory_pipeline import TrajectoryPipeline
 from .wording import quoted  # noqa: F401
@@ -31,6 +33,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         unet: a `ScoreUNetModel` or diffusers' `UNet2DModel`: exactly one of the two.
         vae: an autoencoder of diffusers whose latents the network was trained on; None for a model of pixels.
         id2label: {label: class name}, so that classes can be asked for by name.
+        text_encoder, tokenizer, prompt_settings: for a network that follows words: see `DenoisingPipeline`.
 
     Calls may run in several threads on one pipeline: each works on its own copy of the scheduler, which after a call is
     as it was before (the number of network evaluations is `.nfe` of the output). Not so with feature caches
@@ -60,12 +63,18 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         classifier=None,
         classifier_scale: float = 1.0,
         conditions: dict[str, torch.Tensor] | None = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
     ):
         """Generate images.
 
         Args:
-            batch_size: number of images; by default as many as labels, conditions, latents or images are given. A
-                single one is for all.
+            batch_size: number of images; by default as many as labels, prompts, conditions, latents or images are
+                given. A single one is for all.
             class_labels: a label or class name, or one per image, as a list, tensor or array; None for unconditional
                 generation.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022), on every channel: 1 is none, larger values
@@ -109,6 +118,10 @@ class ScoreSDEPipeline(TrajectoryPipeline):
             conditions: what else the network takes, {argument of its forward: tensor (B, ...)}, such as
                 encoder_hidden_states; one element per image, or one for all. guidance_scale leads away from what the
                 network's `null_conditions` has in their place.
+            prompt: words that a network with a text encoder follows, a text or one per image; an empty one is none.
+            negative_prompt: words that guidance leads away from, instead of none; a text or one per image.
+            prompt_embeds, negative_prompt_embeds: instead, sequences that were encoded before, (B, S, width), with
+                prompt_attention_mask, negative_prompt_attention_mask (B, S) of what counts, by default all.
 
         Returns:
             `.images` and `.nfe`.
@@ -118,6 +131,10 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         self._interrupt = False
         call = self._for_one_call()
         scheduler = call.scheduler
+        conditions = call.add_prompt(conditions, "prompt", prompt, prompt_embeds, prompt_attention_mask)
+        negative = call.add_prompt(
+            None, "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
+        )
         conditions = call.prepare_conditions(class_labels, conditions, batch_size, classifier)
         if image is not None:
             image = call.prepare_image(image)
@@ -127,7 +144,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         callback_inputs = call.callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         call.check_inputs(batch_size, generator, output_type, callback_inputs, conditions)
         network = call.guided_network(
-            batch_size, None, guidance_scale, guider, weaker_network, classifier, classifier_scale, conditions
+            batch_size, None, guidance_scale, guider, weaker_network, classifier, classifier_scale, conditions, negative
         )
         if num_inference_steps is None:
             call.check_adaptive(rtol, atol, adaptive_solver)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from .adapters import AdapterMixin  # noqa: F401
 from .adaptive import check_finite, rms
 from .bundle_files import read_config  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .bundling import BundleMixin  # noqa: F401
@@ -19,6 +20,7 @@ from .kinds import kind_of  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
+from .prompts import encode  # noqa: F401
 from .protocols import Generators
 from .trajectory_pipeline import TrajectoryPipeline
 from .wording import check_choice
@@ -104,7 +106,8 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
             noise_std: standard deviation of the measurement's noise, for all but dps.
             batch_size: number of images; by default as many as measurements, labels, conditions or latents are given.
             class_labels, guidance_scale, generator, latents, output_type, return_dict, callback_on_step_end,
-            callback_on_step_end_tensor_inputs, conditions: as for `ScoreSDEPipeline`.
+            callback_on_step_end_tensor_inputs, conditions: as for `ScoreSDEPipeline`; what a network is told of words
+            are conditions, too: conditions=pipe.encode_prompt("a red hat").
             num_inference_steps: time steps; None leaves them to an adaptive solver (pigdm and tmpd), with rtol, atol
                 and adaptive_solver as for `ScoreSDEPipeline`.
             data_std: of pigdm: standard deviation of the data; by default sigma_data of the scheduler's config.

@@ -17,6 +17,7 @@ from outside_network import OutsideNetwork
 from PIL import Image
 from places import CONFIGS, ROOT, TRAINING
 from tiny import tiny_pipeline
+from words import prompt_pipeline
 
 import score_sde
 from score_sde import cli, load_bundle
@@ -28,7 +29,7 @@ from score_sde.training.parts.options import WORK_BEGUN, installed_configs
 COMMANDS = [
     *("quick-start", "train", "train-autoencoder", "train-classifier", "encode-latents", "evaluate"),
     *("reconstruct-ema", "share-latents", "sample", "info", "calibrate", "plot"),
-    *("push", "verify", "card", "convert", "space", "env"),
+    *("push", "verify", "card", "convert", "space", "env", "merge"),
 ]
 TINY = [
     *("--resolution", "8", "--image_channels", "1", "--batch_size", "4", "--lr_warmup_steps", "0"),
@@ -122,6 +123,24 @@ def test_samples_are_those_of_their_seeds_in_any_batches(pipeline, tmp_path, cap
         tmp_path / "all.png",
     )
     assert Image.open(tmp_path / "all.png").size == (10 * 64, 64)
+
+
+def test_prompts_are_drawn_in_turn_with_their_words_beneath(tmp_path, pipeline, capsys):
+    folder = score_sde.save_bundle(prompt_pipeline(), tmp_path / "bundle")
+    options = ("--steps", 3, "--guidance", 2, "--negative_prompt", "a bag", "--seed", 7, "--output", tmp_path / "x.png")
+    run("sample", folder, "--prompt", "a red hat", "the blue dress", *options, "--num_images", 3)
+    grid = np.asarray(Image.open(tmp_path / "x.png").convert("L"), float)
+    # one column of pictures of 4 pixels, enlarged to 128, with three lines of text
+    assert grid.shape == (3 * (128 + 43), 128)
+    pipe = load_bundle(folder)
+    for i, prompt in enumerate(["a red hat", "the blue dress", "a red hat"]):
+        generator, told = torch.Generator().manual_seed(7 + i), {"negative_prompt": "a bag", "guidance_scale": 2.0}
+        [image] = pipe(prompt=prompt, num_inference_steps=3, generator=generator, **told).images
+        top = i * (128 + 43)
+        assert np.abs(grid[top + 16 : top + 128 : 32, 16::32] - np.asarray(image, float)).max() <= 1
+        assert grid[top + 128 : top + 128 + 43].min() < 100  # there are letters
+    run("sample", pipeline, "--prompt", "a hat", "--output", tmp_path / "x.png", status=2)
+    assert "--prompt: this model has no text encoder" in capsys.readouterr().err
 
 
 def test_info_says_what_a_pipeline_is(pipeline, capsys):

@@ -19,12 +19,13 @@ ALLOWED = {
     "src/score_sde/schedulers": set(),
     "src/score_sde/models": set(),
     "src/score_sde/losses": {"score_sde.schedulers"},
-    "src/score_sde/sharing": {"gradio", "filelock", "jinja2", "score_sde"} | OURS - {"score_sde.losses"},
+    "src/score_sde/sharing": {"gradio", "filelock", "jinja2", "peft", "score_sde", "transformers"}
+    | OURS - {"score_sde.losses"},
     "src/score_sde/sharing/convert": OURS - {"score_sde.losses", "score_sde.ema"},
-    "pipelines": {"torchdiffeq"},
+    "pipelines": {"torchdiffeq", "transformers"},
     "model_cards": set(),
     "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "matplotlib", "onnxruntime", "psutil", "pyarrow"}
-    | {"score_sde", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers", "yaml"}
+    | {"peft", "score_sde", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers", "yaml"}
     | OURS,
 }
 ALLOWED["training"] = ALLOWED["training/parts"] | {"score_sde.training"}

@@ -3,7 +3,8 @@
     score-sde encode-latents --vae runs/vae --dataset fashion_mnist_10k --output_dir runs/latents
 
 Writes moments-00000.safetensors, ... with tensors mean and std (rows, channels, height, width), in the autoencoder's
-own units, and labels (rows,), with --both_flips also mean_flipped and std_flipped, of the mirror images; and
+own units, and labels (rows,), with --both_flips also mean_flipped and std_flipped, of the mirror images; with captions
+caption_embeds (rows, captions, tokens, width), caption_mask (rows, captions, tokens) and caption_count (rows,); and
 latents.json, which says what they are and, in the end, has their statistics per channel: the mean, and the standard
 deviations of the posteriors' means (std_of_means) and of samples from the posteriors (std). Several processes share the
 shards. When it was stopped, run the same command again: whole shards stay. `LatentDataset` in data.py reads the folder.
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 
 from score_sde.pipelines.latents import encode_moments
 from score_sde.pipelines.writing import whole_file, write_json
+from score_sde.training.parts.captions import CaptionConfig, CaptionEncoder
 from score_sde.training.parts.config import DataConfig, option
 from score_sde.training.parts.cores import warn_of_busy_cores
 from score_sde.training.parts.data import (
@@ -39,7 +41,7 @@ from score_sde.training.parts.sources import on_hub
 
 
 @dataclass
-class EncodeConfig(DataConfig):
+class EncodeConfig(DataConfig, CaptionConfig):
     """Encode a dataset into moments of latents, in shards, once before training."""
 
     configs = "latents"
@@ -53,7 +55,12 @@ class EncodeConfig(DataConfig):
     )
 
     def problems(self):
-        yield from super().problems()
+        yield from DataConfig.problems(self)
+        yield from self.caption_problems()
+        if self.reads_captions != (self.text_encoder is not None):
+            yield "caption_column and text_encoder belong together: pass both or neither"
+        elif not self.reads_captions and (self.max_caption_tokens or self.caption_layers):
+            yield "max_caption_tokens and caption_layers need captions: pass caption_column and text_encoder"
         if not self.vae:
             yield "vae is missing: the folder or Hub id of an autoencoder"
         if self.shard_size < 1 or self.batch_size < 1:
@@ -71,8 +78,12 @@ def main(argv=None):
     config = parse(EncodeConfig, sys.argv[1:] if argv is None else argv)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     warn_of_busy_cores(accelerator)
+    captions = reader = None
+    if config.reads_captions:
+        captions = CaptionEncoder(config.text_encoder, config.given_settings())
+        reader = captions.reader(config.caption_column, seed=None)
     with accelerator.main_process_first():
-        dataset = NumberedRows(config)
+        dataset = NumberedRows(config, captions=reader)
     accelerator.print(dataset.describe())
     vae = load_vae(config.vae)
     vae_fingerprint = fingerprint(vae)
@@ -93,6 +104,10 @@ def main(argv=None):
         "shard_size": config.shard_size,
         "num_shards": num_shards,
     }
+    if captions is not None:
+        captions.text_encoder.to(accelerator.device)
+        words = captions.facts() | reader.facts | {"column": config.caption_column, "hash": reader.hash}
+        facts["captions"] = words | {"width": captions.width, "examples": reader.examples}
     index = os.path.join(config.output_dir, "latents.json")
     before = read_latents_json(config.output_dir) if os.path.isfile(index) else None
     changed = [
@@ -100,6 +115,8 @@ def main(argv=None):
         for key in facts
         if before and before.get(key, facts[key]) != facts[key]
     ]
+    if before and ("captions" in before) != ("captions" in facts):
+        changed.append(f"captions were {'there' if 'captions' in before else 'not there'}")
     if changed:
         raise ValueError(f"{config.output_dir!r} holds other latents ({'; '.join(changed)}): choose another output_dir")
     facts["dataset_on_hub"] = on_hub(config.dataset)
@@ -123,7 +140,7 @@ def main(argv=None):
     for shard in tqdm(missing, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
         rows = rows_of_shard(shard, len(dataset), config.shard_size)
         path = shard_path(config.output_dir, shard)
-        encode_shard(vae, islice(loader, len(batches[shard])), rows, path, config, dataset.source_of(rows))
+        encode_shard(vae, islice(loader, len(batches[shard])), rows, path, config, dataset.source_of(rows), captions)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         paths = [shard_path(config.output_dir, shard) for shard in range(num_shards)]
@@ -169,8 +186,8 @@ def batches_of_shard(shard, rows, config):
 
 
 @torch.no_grad()
-def encode_shard(vae, batches, rows, path, config, source):
-    """Write the moments of some batches of images, which are to be of these rows."""
+def encode_shard(vae, batches, rows, path, config, source, captions=None):
+    """Write the moments of some batches of images, which are to be of these rows, and their captions, encoded."""
     parts, taken = {}, []
     for batch in batches:
         taken += batch["row"].tolist()
@@ -179,6 +196,9 @@ def encode_shard(vae, batches, rows, path, config, source):
         found["mean"], found["std"] = encode_moments(vae, images)
         if config.both_flips:
             found["mean_flipped"], found["std_flipped"] = encode_moments(vae, images.flip(-1))
+        if captions is not None:
+            found |= captions.encoded(*(batch[name].to(vae.device) for name in ("caption_ids", "caption_mask")))
+            found["caption_count"] = batch["caption_count"]
         for name, values in found.items():
             parts.setdefault(name, []).append(values.cpu())
     skipped = [row for row, other in zip(rows, taken, strict=True) if row != other]

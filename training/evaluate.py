@@ -161,7 +161,10 @@ class EvaluateConfig(LoaderConfig):
         if (self.pipeline is None) == (self.samples is None):
             yield "pass either --pipeline or --samples"
         if self.pipeline is not None and not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
-            yield f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json)"
+            yield (
+                f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json); an adapter "
+                f"becomes one by `score-sde merge`"
+            )
         if self.samples is not None:
             if self.likelihood or self.save_samples or self.repeats > 1 or not self.features:
                 yield "samples are measured by --features alone: no likelihood, save_samples or repeats"
@@ -196,6 +199,11 @@ def open_pipeline(config, device):
     pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
     if not hasattr(pipeline, "log_likelihood"):
         raise ValueError(f"pipeline {config.pipeline!r} is a {type(pipeline).__name__}, which draws no images")
+    if config.num_images and not config.samples and pipeline.takes_prompts:
+        raise ValueError(
+            f"pipeline {config.pipeline!r} follows prompts, by which no images are drawn here: measure it in training, "
+            f"--evaluation_features, or images that you draw, --samples; or pass --num_images 0"
+        )
     if config.num_images and config.guidance_scale != 1 and pipeline.null_label is None:
         raise ValueError(
             f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, which that of "

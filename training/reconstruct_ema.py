@@ -78,7 +78,9 @@ def main(argv=None):
     try:
         classes = outside_classes(options.network)
         if not os.path.isfile(os.path.join(folder, "model_index.json")):
-            raise ValueError(f"{options.run!r} holds no pipeline folder: the run must have come to its end")
+            raise ValueError(
+                f"{options.run!r} holds no pipeline folder: the run must have come to its end, and not be one of LoRA"
+            )
         with open(os.path.join(folder, "training.json"), encoding="utf-8") as file:
             facts = json.load(file)
         if options.decay is None:
@@ -103,8 +105,9 @@ def main(argv=None):
 
     pipeline = load_bundle(folder, classes=classes)
     with torch.no_grad():
-        for name, parameter in pipeline.denoiser.named_parameters():
-            parameter.copy_(weights[name])
+        parameters = dict(pipeline.denoiser.named_parameters())
+        for name, average in weights.items():  # frozen weights have none
+            parameters[name].copy_(average)
     print(f"pipeline: {save_bundle(pipeline, options.output, facts=facts)}")
 
 

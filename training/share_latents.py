@@ -76,6 +76,9 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
             raise ValueError(f"the autoencoder of {folder!r} is no longer in {facts['vae']!r}: encode the dataset anew")
         facts["vae"] = "vae"
     facts["dataset"] = dataset_name(facts)
+    if os.path.isabs((facts.get("captions") or {}).get("text_encoder") or ""):
+        # a folder of this machine: who trains on the latents says where it is
+        facts["captions"] = facts["captions"] | {"text_encoder": None}
     texts = {
         "latents.json": json.dumps(facts, indent=2) + "\n",
         "README.md": str(latents_card(facts, repo_id, license)),

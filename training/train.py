@@ -20,8 +20,10 @@ from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, drop_conditions, hybrid_loss
 from score_sde.pipelines.conditions import null_conditions
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, moved
+from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
 from score_sde.sharing.facts import check_license
+from score_sde.training.parts.captions import CaptionConfig
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import LoopConfig, one_of, option
 from score_sde.training.parts.loop import fit, make_accelerator, sample_path, show_pictures
@@ -30,13 +32,22 @@ from score_sde.training.parts.options import arguments_of, mapping, one_line_err
 from score_sde.training.parts.publishing import Uploads
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
+from score_sde.training.parts.starting import (
+    AdaptedClasses,
+    StartConfig,
+    add_adapters,
+    begin,
+    begin_adapted,
+    describe,
+    freeze,
+)
 from score_sde.training.parts.tasks import Task
 from score_sde.training.parts.trackers import main_process_goes_on
 from score_sde.training.parts.validation import Validation, ValidationConfig
 
 
 @dataclass
-class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
+class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, ValidationConfig):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     configs = "diffusion"
@@ -93,6 +104,18 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
         "Optimizer steps between uploads of the averaged weights, in the background; 0 for none before the end.",
         "card and Hub",
     )
+    pooled_captions: bool = option(
+        False, "Also tell the network the mean of a caption's vectors, beside the time.", "captions"
+    )
+    save_text_encoder: bool = option(
+        True,
+        "Save the text encoder with the pipeline; false names it there, by its Hub id, to be downloaded when a prompt "
+        "is given first.",
+        "captions",
+    )
+    sample_prompts: list[str] = option(
+        [], "Prompts of the sample grids, in turn; the first captions of the data unless given.", "captions"
+    )
     sample_num_images: int = option(64, "Images in a sample grid.", "samples and logs")
     sample_guidance_scale: float = option(
         1.0, "Classifier-free guidance of the sample grids: 1 is none.", "samples and logs"
@@ -100,9 +123,29 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
     sample_num_inference_steps: int = option(50, "Time steps of the sample grids.", "samples and logs")
 
     def problems(self):
+        # first: it fills in the options that come with the weights
+        started = list(StartConfig.problems(self))
+        yield from started
+        if started:
+            return
         yield from CleanDataConfig.problems(self)
         yield from LoopConfig.problems(self)
         yield from ValidationConfig.problems(self)
+        yield from self.caption_problems()
+        if not self.latents and self.reads_captions != (self.text_encoder is not None):
+            yield "caption_column and text_encoder belong together: pass both or neither"
+        if not self.latents and not self.reads_captions:
+            unused = [
+                name for name in ("max_caption_tokens", "caption_layers", "pooled_captions") if getattr(self, name)
+            ]
+            unused += ["sample_prompts"] * bool(self.sample_prompts)
+            if unused:
+                yield f"{', '.join(unused)} need captions: pass caption_column and text_encoder"
+        if not self.save_text_encoder and self.text_encoder and os.path.isdir(self.text_encoder):
+            yield (
+                f"save_text_encoder false needs a text_encoder on the Hub, which the pipeline can name, not the folder "
+                f"{self.text_encoder!r}"
+            )
         try:
             check_license(self.license)
         except ValueError as error:
@@ -126,7 +169,8 @@ class TrainConfig(LoopConfig, CleanDataConfig, ValidationConfig):
             self.make_objective(self.make_scheduler())
             options = mapping("network_kwargs", self.network_kwargs)
             labelled = self.class_conditional and self.label_column is not None
-            if labelled and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
+            told = labelled or self.reads_captions
+            if told and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
                 yield (
                     f"sample_guidance_scale {self.sample_guidance_scale:g} needs a network that is trained with a "
                     f"class_dropout_prob above 0, not {options['class_dropout_prob']}: or sample with 1"
@@ -169,12 +213,34 @@ class DiffusionTask(Task):
     """A score-based diffusion model on the data, scheduler and network of a `TrainConfig`."""
 
     def __init__(self, config, accelerator):
-        self.config, self.scheduler, self.data = config, config.make_scheduler(), CleanData(config, accelerator)
+        config.keep_autoencoder(accelerator)
+        self.config, self.scheduler = config, config.make_scheduler()
+        self.data = CleanData(config, accelerator, captions=config)
         self.objective = config.make_objective(self.scheduler)
+        id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None
-        super().__init__(make_network(config, self.data.shape, num_classes), self.data.dataset, self.data.fingerprint())
+        self.id2label, self.labels, origin = id2label, None, config.origin
+        if config.lora_rank:
+            adapted = AdaptedClasses(config.start, origin, id2label)
+            num_classes, self.id2label, self.labels = adapted.num_classes, adapted.id2label, adapted.labels
+        captions = self.data.captions
+        told = None if captions is None else captions.arguments()
+        network = make_network(config, self.data.shape, num_classes, told)
+        if config.start is not None:
+            origin = begin_adapted(config, network) if config.lora_rank else begin(config, network, id2label)
+            accelerator.print("\n".join(describe(origin)))
+        if config.lora_rank:
+            add_adapters(network, config)
+        freeze(network, config.freeze)
+        super().__init__(network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
-        self.conditions = list(self.data.columns) if config.class_conditional else []
+        self.conditions = [name for name in self.data.told if config.class_conditional or name != "class_labels"]
+        self.prompts = None if captions is None else config.sample_prompts or self.data.examples
+        if captions is not None and not config.save_text_encoder and os.path.isdir(captions.source):
+            raise ValueError(
+                f"save_text_encoder false needs a text encoder on the Hub, which the pipeline can name, not the folder "
+                f"{captions.source!r}"
+            )
         check_conditions(self.model, self.conditions)
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
         self.push_steps, self.uploads = config.push_steps, Uploads(config)
@@ -187,8 +253,10 @@ class DiffusionTask(Task):
         a sample's conditions are left out."""
         x0 = self.data.draw(batch, draws)
         t = draws.times = self.objective.times(draws.stratified())
-        noise, given = draws.normal(x0.shape[1:]), self.data.conditions(batch)
+        noise, given = draws.normal(x0.shape[1:]), self.data.conditions(batch, draws)
         conditions = {name: given[name] for name in self.conditions}
+        if self.labels is not None:
+            conditions["class_labels"] = moved(self.labels, x0.device)[conditions["class_labels"]]
         if dropout_prob > 0:  # for guidance
             null_of = partial(null_conditions, self.model)
             conditions = drop_conditions(conditions, null_of, draws.chance(dropout_prob))
@@ -202,37 +270,50 @@ class DiffusionTask(Task):
         return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
 
     def make_pipeline(self, network):
-        id2label = self.data.id2label if self.conditions else None
-        return ScoreSDEPipeline(
-            scheduler=self.scheduler, vae=self.data.vae, id2label=id2label, **{self.component: network}
+        captions, words = self.data.captions, {}
+        if captions is not None:
+            named = {"text_encoder": captions.source, "fingerprint": captions.fingerprint}
+            settings = captions.settings if self.config.save_text_encoder else captions.settings | named
+            words = {"prompt_settings": {name: value for name, value in settings.items() if value is not None}}
+            if self.config.save_text_encoder:
+                words |= {"text_encoder": captions.text_encoder, "tokenizer": captions.tokenizer}
+        pipeline = ScoreSDEPipeline(
+            scheduler=self.scheduler, vae=self.data.vae, id2label=self.id2label, **{self.component: network}, **words
         )
+        if captions is not None and not self.config.save_text_encoder:
+            pipeline.use_named_encoder(captions.text_encoder, captions.tokenizer)
+        return pipeline
 
     def sample(self, network, path):
-        sample_grid(self.make_pipeline(network), self.config, path)
+        sample_grid(self.make_pipeline(network), self.config, path, prompts=self.prompts)
 
     def evaluate(self, network):
         return self.validation.measure(network)
 
     def make_bundle(self, network, facts, name):
-        """Save the pipeline with its facts and a sample grid as a folder of output_dir; (folder, grid or None)."""
+        """Save the pipeline, or the adapter, with its facts and a sample grid as a folder of output_dir; (folder, grid
+        or None)."""
         config, pipeline, grid = self.config, self.make_pipeline(network), None
         facts |= self.data.facts(config) | {
             "model_name": config.model_name,
-            "license": config.license,
+            "license": config.license or (self.origin or {}).get("license"),
+            "base_model": (self.origin or {}).get("base_model"),
+            "started_from": self.origin,
             "repo_id": config.push_to_hub,
             "conditions": self.conditions,
             "diffusers": diffusers.__version__,
         }
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
-            nfe = sample_grid(pipeline, config, path)
+            nfe = sample_grid(pipeline, config, path, prompts=self.prompts)
             grid = path
             facts["samples"] = {
                 "guidance_scale": config.sample_guidance_scale,
                 "num_inference_steps": config.sample_num_inference_steps,
                 "network_evaluations": nfe,
-            }
-        return save_bundle(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
+            } | ({"prompts": self.prompts[: config.sample_num_images]} if self.prompts else {})
+        save = save_adapter if config.lora_rank else save_bundle
+        return save(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
 
     def push(self, network, facts):
         if self.uploads.is_busy():

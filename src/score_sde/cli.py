@@ -3,6 +3,7 @@
     score-sde quick-start
     score-sde train quick_start/diffusion --latents runs/latents --output_dir runs/dit
     score-sde sample runs/dit/pipeline --classes Dress Bag
+    score-sde sample somebody/emoji --prompt "a red apple" "a cat"
 
 Training commands take the options of their script, and those of `accelerate launch`. What is slow to import is imported
 inside the commands, so that help is quick.
@@ -123,7 +124,15 @@ def class_numbers(classes, pipeline):
 def sample(
     bundle: Bundle,
     classes: Annotated[list[str] | None, typer.Option(metavar="NAME ...", help="Names or numbers, in turn.")] = None,
-    num_images: Annotated[int | None, typer.Option("--num_images", min=1, show_default="one per class, or 16")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT ...", help="Words that the model follows; several in turn.")
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative_prompt", help="Words that guidance leads away from.")
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option("--num_images", min=1, show_default="one per class or prompt, or 16")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Time steps.")] = 50,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance: 1 is none.")] = 1.0,
     predictor: Annotated[str | None, typer.Option(help="Solver, by its name.", show_default="the pipeline's")] = None,
@@ -147,7 +156,10 @@ def sample(
     if predictor is not None:
         pipeline.scheduler = ScoreSDEScheduler.from_config(pipeline.scheduler.config, predictor=predictor)
     asked = class_numbers(classes, pipeline) if classes else range(pipeline.num_classes or 0)
-    count = num_images or len(classes or ()) or min(16, len(asked) or 16)
+    if prompt and not pipeline.takes_prompts:
+        raise ValueError("--prompt: this model has no text encoder")
+    count = num_images or max(len(classes or ()), len(prompt or ())) or min(16, len(asked) or 16)
+    prompts = [prompt[i % len(prompt)] for i in range(count)] if prompt else None
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     images = []
     for first in range(0, count, batch_size):
@@ -155,11 +167,13 @@ def sample(
         images += pipeline(
             batch_size=len(numbers),
             class_labels=[asked[i % len(asked)] for i in numbers] if asked else None,
+            prompt=prompts and [prompts[i] for i in numbers],
+            negative_prompt=negative_prompt,
             guidance_scale=guidance,
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
         ).images
-    pipeline.kind.save_grid(images, output, columns=len(asked) or None)
+    pipeline.kind.save_grid(images, output, columns=None if prompts else len(asked) or None, captions=prompts)
     print(f"{count} images: {output}")
 
 
@@ -309,6 +323,19 @@ def space(
         print(write_space(folder, model))
     else:
         open_page(model, port)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="Of a LoRA adapter.")],
+    output: Annotated[str, typer.Argument(help="The folder that is written; it must not exist, or be empty.")],
+    network: Outside = None,
+):
+    """Write a LoRA adapter and its model as one pipeline."""
+    from score_sde.sharing.adapters import merge
+    from score_sde.training.parts.networks import outside_classes
+
+    print(f"pipeline: {merge(adapter, output, outside_classes(network))}")
 
 
 convert = typer.Typer(rich_markup_mode=None, help="Convert other people's weights, or ours to diffusers'.")
@@ -487,7 +514,7 @@ def spelled(argv):
         if each.startswith("--"):
             name, equals, value = each.partition("=")
             each = "--" + name[2:].replace("-", "_") + equals + value
-            option = each if each in ("--classes", "--nfe") else None
+            option = each if each in ("--classes", "--nfe", "--prompt") else None
         elif option and found[-1] != option:
             found.append(option)
         found.append(each)

@@ -125,7 +125,7 @@ ATTACKS = {
     # code
     "a tokenizer with code": (
         name_as_component("tokenizer", "transformers", "LlamaTokenizer"),
-        "'tokenizer' is no",
+        "tokenizer/config.json has no place in a bundle",
     ),
     "a processor as vae": (name_as_component("vae", "transformers", "LayoutLMv2Processor"), "an autoencoder of diff"),
     "a processor as scheduler": (

@@ -113,7 +113,7 @@ ATTACKS = {
         component("diffusers", "utils"),
         {"transformer": "unknown", "transformer/transformer_score_dit.py": "unknown"},
     ),
-    "a tokenizer": (component("transformers", "LlamaTokenizer", "tokenizer"), {"tokenizer": "unknown"}),
+    "a tokenizer": (component("transformers", "LayoutLMv2Processor", "tokenizer"), {"tokenizer": "unknown"}),
     "a processor as vae": (component("transformers", "LayoutLMv2Processor", "vae"), {"vae": "unknown"}),
     "a component of three": (
         lambda folder: edit(folder / INDEX, vae=["a", "b", "c"]),

@@ -31,6 +31,8 @@ def call(model, batch=2, size=None, **arguments):
     size = size or ((config.sample_size,) * axes if isinstance(config.sample_size, int) else config.sample_size)
     if config.cross_attention_dim is not None:
         arguments.setdefault("encoder_hidden_states", randn(8, 6, config.cross_attention_dim, seed=2)[:batch])
+    if config.pooled_projection_dim is not None:
+        arguments.setdefault("pooled_projections", randn(8, config.pooled_projection_dim, seed=4)[:batch])
     if config.num_classes is not None:
         arguments.setdefault("class_labels", torch.arange(batch) % config.num_classes)
     arguments.setdefault("timestep", torch.linspace(30.5, 900.25, 8)[:batch])
@@ -40,7 +42,9 @@ def call(model, batch=2, size=None, **arguments):
 
 OPTIONS = [
     *({"conditioning": conditioning} for conditioning in CONDITIONINGS),
-    *({"conditioning": conditioning, "cross_attention_dim": 7} for conditioning in ("cross_attention", "in_context")),
+    *({"conditioning": conditioning, "cross_attention_dim": 7} for conditioning in CONDITIONINGS),
+    {"shared_adaln": True, "cross_attention_dim": 7, "pooled_projection_dim": 5, "qk_norm": True},
+    {"conditioning": "in_context", "pooled_projection_dim": 5},
     {"conditioning": "in_context", "num_classes": None},
     {"shared_adaln": True},
     {"shared_adaln": True, "conditioning": "adaln"},
@@ -131,6 +135,8 @@ def test_options_take_bfloat16(options):
     arguments = {}
     if model.config.cross_attention_dim is not None:
         arguments["encoder_hidden_states"] = randn(8, 6, 7, seed=2)[:2].bfloat16()
+    if model.config.pooled_projection_dim is not None:
+        arguments["pooled_projections"] = randn(8, 5, seed=4)[:2].bfloat16()
     size = exact.shape[2:]
     with torch.no_grad():
         output = half(
@@ -179,7 +185,7 @@ def test_every_block_has_its_own_modulation(options):
     assert (last - (normed * (1 + scale[:, None]) + shift[:, None])).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("conditioning", ["cross_attention", "in_context"])
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_masked_elements_of_a_sequence_do_not_count(conditioning):
     model = small_dit(conditioning=conditioning, cross_attention_dim=7)
     text, mask = randn(2, 6, 7, seed=2), torch.tensor([[1, 1, 1, 1, 0, 0]] * 2)
@@ -188,6 +194,52 @@ def test_masked_elements_of_a_sequence_do_not_count(conditioning):
     changed = torch.cat([text[:, :4], 9 * text[:, 4:]], dim=1)
     assert (masked - call(model, encoder_hidden_states=changed, encoder_attention_mask=mask)).abs().max() < 1e-5
     assert (masked - call(model, encoder_hidden_states=text)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_what_stands_for_no_text_is_learned(conditioning):
+    """Zeros, whatever the length was, whose embeddings are biases, and what a missing text means."""
+    model = small_dit(conditioning=conditioning, cross_attention_dim=7, pooled_projection_dim=5)
+    told = {"encoder_hidden_states": randn(2, 6, 7, seed=2), "pooled_projections": randn(2, 5, seed=4)}
+    told["encoder_attention_mask"] = torch.tensor([[1, 1, 1, 1, 0, 0]] * 2)
+    null = model.null_conditions(told)
+    assert null.keys() == told.keys() and null["encoder_attention_mask"].tolist() == [[1, 0, 0, 0, 0, 0]] * 2
+    without = call(model, **null)
+    assert (without - call(model, encoder_hidden_states=None, pooled_projections=None)).abs().max() < 1e-5
+    assert (without - call(model, **told)).abs().max() > 1e-3
+    for name in ("encoder_hidden_states", "pooled_projections"):
+        assert (call(model, **told) - call(model, **told | {name: null[name]})).abs().max() > 1e-4
+    without.sum().backward()
+    for layer in (model.context_embed, model.pooled_embed[0]):
+        assert layer.bias.grad.abs().max() > 1e-5 and not layer.weight.grad.any()
+    always = small_dit(conditioning=conditioning, cross_attention_dim=7, class_dropout_prob=0)
+    assert always.null_conditions(told) == {}
+
+
+def test_cross_attention_beside_modulation_by_hand():
+    """As in PixArt-alpha, after the self-attention and without modulation; a fresh one adds nothing."""
+    model = small_dit(cross_attention_dim=7, num_layers=1)
+    block, text, seen = model.blocks[0], randn(2, 6, 7, seed=2), {}
+    block.attn.register_forward_hook(lambda _, given, output: seen.update(attended=output))
+    block.register_forward_hook(lambda _, given, output: seen.update(tokens=given[0], vectors=given[1], output=output))
+    call(model, encoder_hidden_states=text)
+    _, _, gate, shift, scale, gate_ff = seen["vectors"].unsqueeze(2).unbind(1)
+
+    def normed(x):
+        return torch.nn.functional.layer_norm(x, (48,), eps=1e-6)
+
+    x = seen["tokens"] + gate * seen["attended"]
+    attn, context = block.cross_attn, model.context_embed(text)
+    heads = (
+        project.unflatten(-1, (4, 12)).transpose(1, 2)
+        for project in (attn.to_q(normed(x)), attn.to_k(context), attn.to_v(context))
+    )
+    told = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    x = x + attn.to_out[0](told)
+    x = x + gate_ff * block.ff(normed(x) * (1 + scale) + shift)
+    assert (seen["output"] - x).abs().max() < 1e-5
+    fresh = DiTModel(8, hidden_size=48, num_layers=2, num_attention_heads=4, cross_attention_dim=7)
+    assert not any(block.cross_attn.to_out[0].weight.any() for block in fresh.blocks)
 
 
 # --- positions, patches, sizes ------------------------------------------------------------------------------------
@@ -380,7 +432,6 @@ def test_sizes_are_whole_numbers(name, value):
         ({"conditioning": "film"}, "conditioning 'film' is unknown; choose one of adaln_zero, adaln, cross_attention"),
         ({"position_embedding": "learned"}, "position_embedding 'learned' is unknown"),
         ({"position_scaling": "ntk"}, "position_scaling 'ntk' is unknown"),
-        ({"cross_attention_dim": 7}, "cross_attention_dim 7 needs conditioning 'cross_attention' or 'in_context'"),
         ({"shared_adaln": True, "conditioning": "in_context"}, "shared_adaln needs conditioning 'adaln_zero' or"),
         ({"patch_size": (2, 2, 2, 2)}, "must have 1, 2 or 3 axes"),
         ({"patch_size": (2, 0)}, r"patch_size \(2, 0\) must be a positive number, or 2 of them"),
@@ -412,7 +463,18 @@ def test_bad_arguments_are_refused(arguments, message):
         ({}, {"size": (8, 8, 8)}, r"hidden_states has shape \(2, 3, 8, 8, 8\)"),
         ({}, {"encoder_hidden_states": torch.zeros(2, 3, 7)}, "given to a model without cross_attention_dim"),
         ({}, {"encoder_attention_mask": torch.ones(2, 3)}, "encoder_attention_mask was given without"),
-        ({"cross_attention_dim": 7}, {"encoder_hidden_states": None}, r"is missing: .* \(batch, sequence, 7\)"),
+        (
+            {"cross_attention_dim": 7, "class_dropout_prob": 0.0},
+            {"encoder_hidden_states": None},
+            r"is missing: .* \(batch, sequence, 7\)",
+        ),
+        (
+            {"pooled_projection_dim": 5, "class_dropout_prob": 0.0},
+            {"pooled_projections": None},
+            r"pooled_projections is missing: this model needs \(batch, 5\)",
+        ),
+        ({}, {"pooled_projections": torch.zeros(2, 5)}, "given to a model without pooled_projection_dim"),
+        ({"pooled_projection_dim": 5}, {"pooled_projections": torch.zeros(2, 4)}, r"shape \(2, 4\); .* \(2, 5\)"),
         ({"cross_attention_dim": 7}, {"encoder_hidden_states": torch.zeros(2, 3, 8)}, r"shape \(2, 3, 8\); .* 7\)"),
         ({"cross_attention_dim": 7}, {"encoder_hidden_states": torch.zeros(3, 3, 7)}, r"shape \(3, 3, 7\)"),
         ({"cross_attention_dim": 7}, {"encoder_attention_mask": torch.ones(2, 5)}, r"needs \(2, 6\)"),

@@ -186,6 +186,76 @@ def test_null_conditions(build):
     assert build().null_conditions({}) == {}
 
 
+UNETS_TOLD = [{}, {"architecture": "adm", "num_attention_heads": 2, "block_out_channels": (32, 64)}]
+
+
+def told_unet(**options):
+    return tiny_unet(cross_attention_dim=7, pooled_projection_dim=6, num_classes=None, **options)
+
+
+def words(**changes):
+    generator = torch.Generator().manual_seed(3)
+    text, pooled = torch.randn(2, 5, 7, generator=generator), torch.randn(2, 6, generator=generator)
+    return {"encoder_hidden_states": text, "pooled_projections": pooled} | changes
+
+
+@pytest.mark.parametrize("options", UNETS_TOLD)
+def test_a_unet_attends_to_words(options):
+    model, sample, time = told_unet(**options), inputs(2)[0], torch.tensor([20.0, 700.0])
+    told = model(sample, time, **words()).sample
+    mask = torch.tensor([[1, 1, 1, 0, 0]] * 2)
+    masked = model(sample, time, **words(encoder_attention_mask=mask)).sample
+    short = words()["encoder_hidden_states"][:, :3]
+    assert (masked - model(sample, time, **words(encoder_hidden_states=short)).sample).abs().max() < 1e-5
+    assert (masked - told).abs().max() > 1e-4
+    # every self-attention is followed by one to the words
+    crossing = [module for module in model.modules() if getattr(module, "is_cross_attention", False)]
+    own = [module for module in model.modules() if type(module).__name__ == "Attention"]
+    assert len(crossing) == len(own) - len(crossing) > 0
+    # none of them is zeros, of which biases are learned, or nothing given
+    null = model.null_conditions(words())
+    assert null.keys() == words().keys() and not any(value.any() for value in null.values())
+    without = model(sample, time, **null).sample
+    assert (without - model(sample, time).sample).abs().max() < 1e-5
+    for name in null:
+        assert (told - model(sample, time, **words(**{name: null[name]})).sample).abs().max() > 1e-4
+    without.sum().backward()
+    assert crossing[0].to_v.bias.grad.abs().max() > 1e-5 and not crossing[0].to_v.weight.grad.any()
+
+
+@pytest.mark.parametrize("options", UNETS_TOLD)
+def test_words_that_say_nothing_leave_a_unet_as_it_is(options):
+    model, sample, time = told_unet(**options), inputs(2)[0], torch.tensor([20.0, 700.0])
+    for name, parameter in model.named_parameters():
+        if "cross_attentions" in name and "to_out" in name or "pooled_embed.2" in name:
+            torch.nn.init.zeros_(parameter)
+    plain = tiny_unet(num_classes=None, **options)
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name in plain.state_dict()})
+    assert (model(sample, time, **words()).sample - plain(sample, time).sample).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "message"),
+    [
+        (
+            {},
+            {"encoder_hidden_states": torch.zeros(2, 3, 8)},
+            r"shape \(2, 3, 8\); this model takes \(2, sequence, 7\)",
+        ),
+        ({}, {"encoder_hidden_states": torch.zeros(3, 3, 7)}, r"shape \(3, 3, 7\)"),
+        ({}, {"pooled_projections": torch.zeros(2, 5)}, r"pooled_projections has shape \(2, 5\); .* \(2, 6\)"),
+        ({}, {"encoder_attention_mask": torch.ones(2, 3)}, "encoder_attention_mask was given without"),
+        ({}, words(encoder_attention_mask=torch.ones(2, 4)), r"shape \(2, 4\); the sequence needs \(2, 5\)"),
+        ({"class_dropout_prob": 0.0}, {}, "pooled_projections is missing: this model needs vectors of width 6"),
+    ],
+)
+def test_words_that_a_unet_does_not_take(options, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        told_unet(**options)(inputs(2)[0], torch.tensor([20.0, 700.0]), **arguments)
+    with pytest.raises(ValueError, match="were given to a model without cross_attention_dim"):
+        tiny_unet()(inputs(2)[0], 3.0, encoder_hidden_states=torch.zeros(2, 3, 7))
+
+
 @every_model
 def test_no_label_means_the_null_label(build):
     model = build()

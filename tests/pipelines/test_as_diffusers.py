@@ -11,7 +11,7 @@ from score_sde.pipelines.operators import super_resolution
 
 def test_components_are_those_of_the_constructor():
     pipeline = tiny_pipeline()
-    assert pipeline.components.keys() == {"scheduler", "transformer", "unet", "vae"}
+    assert pipeline.components.keys() == {"scheduler", "transformer", "unet", "vae", "text_encoder", "tokenizer"}
     pipeline.register_to_config(id2label={"0": "shirt"})
     # the other pipeline around the same networks; names of classes are no component
     other = ScoreSDEInversePipeline(**pipeline.components, id2label=pipeline.config.id2label)

@@ -147,10 +147,15 @@ def facts(scheduler, n=6):
     mu = {"mu": 0.5} if config.get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(n, **mu)
     sigmas = getattr(scheduler, "sigmas", None)
-    return config, scheduler.timesteps.tolist(), None if sigmas is None else sigmas.tolist()
+    # as text, in which nan equals nan
+    return config, str(scheduler.timesteps.tolist()), str(None if sigmas is None else sigmas.tolist())
 
 
-@pytest.mark.parametrize("name", TAKEN)
+# whose set_timesteps is slow
+SLOW = {"KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TAKEN])
 def test_every_argument_comes_back(name, tmp_path):
     assert set(arguments_of(name)) - WITHOUT <= set(VALUES)
     taken = 0
@@ -159,16 +164,17 @@ def test_every_argument_comes_back(name, tmp_path):
         if stock is not None:
             found = way_back(stock, tmp_path)
             taken += len(found)
-            assert all(facts(back) == facts(stock) for back in found), arguments
+            expected = facts(stock)
+            assert all(facts(back) == expected for back in found), arguments
     assert taken
 
 
 @pytest.mark.parametrize(("name", "arguments"), TOGETHER, ids=lambda value: value if isinstance(value, str) else None)
 def test_several_arguments_come_back(name, arguments, tmp_path):
     stock = build(name, arguments)
-    found = way_back(stock, tmp_path)
+    found, expected = way_back(stock, tmp_path), facts(stock)
     assert len(found) == 2
-    assert all(facts(back) == facts(stock) for back in found)
+    assert all(facts(back) == expected for back in found)
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])

@@ -11,8 +11,10 @@ import torch
 from commands import score_sde
 from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline
 from huggingface_hub import ModelCard
+from PIL import Image
 from places import ROOT
 from tiny import random_dit, tiny_pipeline
+from words import prompt_pipeline, worded_network
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, save_bundle
 from score_sde.sharing import convert, model_card
@@ -156,6 +158,34 @@ def test_the_card_says_the_conditions_that_the_facts_do(tmp_path):
     for odd in ("class_labels", [3]):
         with pytest.raises(ValueError, match="training.json: conditions"):
             save_bundle(tiny_pipeline(), tmp_path / "odd", {"conditions": odd})
+
+
+def test_the_card_of_a_model_that_follows_words(tmp_path):
+    network = worded_network(num_classes=3)
+    captions = {"captions": 1200, "truncated": 7, "empty": 0, "text_encoder": "/home/me/words", "layers": [-1, -2]}
+    captions |= {"text_encoder_class": "BertModel", "max_tokens": 8}
+    samples = {"prompts": ['a "red" hat', "a bag"], "guidance_scale": 3.0, "num_inference_steps": 5}
+    facts = {
+        "conditions": ["class_labels", "encoder_hidden_states", "encoder_attention_mask"],
+        "captions": captions,
+        "samples": samples,
+    }
+    grid = tmp_path / "grid.png"
+    Image.new("RGB", (8, 8)).save(grid)
+    card = ModelCard.load(
+        os.path.join(save_bundle(prompt_pipeline(network), tmp_path / "bundle", facts, sample_grid=grid), "README.md")
+    )
+    assert card.data.pipeline_tag == "text-to-image" and "text-to-image" in card.data.tags
+    assert "A text-to-image score-based diffusion model" in card.text and "is also told" not in card.text
+    call = r'pipe(class_labels=[0, 2], guidance_scale=3.0, prompt="a \"red\" hat", num_inference_steps=5).images'
+    assert call in card.text and "guidance scale 3.0" in card.text and "The prompts stand beneath." in card.text
+    for row in ("captions | 1200", "captions that were cut off | 7", "text encoder | words (BertModel)"):
+        assert f"| {row} |" in card.text
+    assert r"| its layers | \-1, -2 |" in card.text and "rows without a caption" not in card.text
+    named = prompt_pipeline(worded_network(), encoder=False, settings={"text_encoder": "somebody/words"})
+    text = Path(save_bundle(named, tmp_path / "named"), "README.md").read_text()
+    assert "Prompts are encoded by `somebody/words`, which is downloaded" in text
+    assert 'pipe(batch_size=4, prompt="a prompt").images' in text
 
 
 def test_a_card_of_signals_speaks_of_signals(tmp_path):

@@ -207,9 +207,7 @@ def test_what_the_hub_refuses_is_said_with_the_remedy_and_without_the_token(
 
 
 def test_what_cannot_be_pushed_is_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match="cannot be shared: it holds no model_index.json, config.json or scheduler_con"
-    ):
+    with pytest.raises(ValueError, match="cannot be shared: it holds no model_index.json, config.json, scheduler_con"):
         hub.push_to_hub(tmp_path, "me/model")
     folder = save_bundle(tiny_pipeline(), tmp_path / "bundle")
     with pytest.raises(TypeError, match="metrics: only for a pipeline"):

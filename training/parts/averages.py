@@ -43,6 +43,11 @@ def local(tensor):
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def trained(network):
+    """{name: parameter} of a network, without those that are frozen."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
 def placed_like(tensor, parameter):
     """A whole tensor on the device, and in the shards, of a parameter."""
     tensor = tensor.to(parameter.device)
@@ -52,7 +57,7 @@ def placed_like(tensor, parameter):
 
 
 class Averages:
-    """The averages of a network's parameters, all updated after each step.
+    """The averages of a network's parameters, but for frozen ones, all updated after each step.
 
     Args:
         network: the network that is trained, its parameters sharded or not.
@@ -62,7 +67,7 @@ class Averages:
 
     def __init__(self, config, network, whole=None):
         self.network, self.whole, self.widths, self._teacher = network, whole, {}, None
-        parameters = list(network.parameters())
+        parameters = list(trained(network).values())
         self.sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
         # file in a checkpoint -> average
         self.emas = {MAIN: EMAModel(parameters, decay=config.ema_decay, foreach=True)}
@@ -76,7 +81,7 @@ class Averages:
     def step(self, skipped):
         """Update all averages by the weights of a step; `skipped`, a tensor on the device that is 1 where the step
         changed nothing and else 0, keeps them as they are. `EMAModel.step` would need to look at it from the host."""
-        weights, share = [local(parameter) for parameter in self.network.parameters()], 1 - skipped
+        weights, share = [local(parameter) for parameter in trained(self.network).values()], 1 - skipped
         for ema in self.emas.values():
             ema.optimization_step += 1
             ema.cur_decay_value = ema.get_decay(ema.optimization_step)
@@ -96,8 +101,9 @@ class Averages:
             raise ValueError("the average of a sharded network is no teacher: train this task without FSDP")
         if self._teacher is None:
             self._teacher = copy.deepcopy(self.network).eval().requires_grad_(False)
-            for own, average in zip(self._teacher.parameters(), self.emas[MAIN].shadow_params, strict=True):
-                own.data, own.grad = average, None
+            averages = dict(zip(trained(self.network), self.emas[MAIN].shadow_params, strict=True))
+            for name, own in self._teacher.named_parameters():
+                own.data, own.grad = averages.get(name, own.data), None
             for own, module in zip(self._teacher.modules(), self.network.modules(), strict=True):
                 own._buffers.update(module._buffers)
         return self._teacher
@@ -106,7 +112,7 @@ class Averages:
         """One of the averages in one piece, {name of the parameter: tensor}, on the host if it was sharded. Every
         process must ask for it; where it isn't wanted, the result is empty."""
         found = {}
-        for (name, _), average in zip(self.network.named_parameters(), self.emas[file].shadow_params, strict=True):
+        for name, average in zip(trained(self.network), self.emas[file].shadow_params, strict=True):
             tensor = gathered(average)  # one at a time: all of them may not fit the device
             if wanted:
                 found[name] = (tensor.cpu() if self.sharded else tensor).contiguous()
@@ -134,7 +140,7 @@ class Averages:
         self._teacher = None
         for file, ema in self.emas.items():
             stored = load_file(os.path.join(folder, file))
-            averages = [placed_like(stored[name], parameter) for name, parameter in self.network.named_parameters()]
+            averages = [placed_like(stored[name], parameter) for name, parameter in trained(self.network).items()]
             ema.load_state_dict({**states[file], "shadow_params": averages})
 
     def save_snapshots(self, config, accelerator, run, step):
@@ -153,12 +159,12 @@ class Averages:
         """Leave the main average in the network, or in its whole copy, in evaluation mode, and return that; None in a
         process without the whole of a sharded network. Every process must call this."""
         if not self.sharded:
-            self.emas[MAIN].copy_to(self.network.parameters())
+            self.emas[MAIN].copy_to(trained(self.network).values())
             return self.network.eval()
         averages, device = self.tensors(MAIN, wanted=self.whole is not None), next(self.network.parameters()).device
         if self.whole is None:
             return None
-        self.whole.load_state_dict(averages, strict=False)  # all but the buffers
+        self.whole.load_state_dict(averages, strict=False)  # all but the buffers and what is frozen
         try:
             self.whole.to(device)
         except torch.OutOfMemoryError:
@@ -174,10 +180,10 @@ class Averages:
         # batches of other sizes, without gradients: not worth compiling for
         with torch.compiler.set_stance("force_eager"):
             if not self.sharded:
-                main.store(self.network.parameters())
+                main.store(trained(self.network).values())
             yield self.publish()
         if not self.sharded:
-            main.restore(self.network.parameters())
+            main.restore(trained(self.network).values())
             self.network.train()
         elif self.whole is not None:
             self.whole.to("cpu")

@@ -32,6 +32,7 @@ FIXED = {
     *("class_conditional", "network", "network_name", "network_kwargs", "latent_channels", "block_out_channels"),
     *("layers_per_block", "norm_num_groups", "sde_type", "prediction_type", "scheduler_kwargs", "time_density"),
     *("time_density_kwargs", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
+    *("init_from", "init_revision", "freeze", "lora_rank", "lora_alpha", "lora_targets"),
 }
 # where the data are: free as long as they are the same data
 PLACES = {"dataset", "split", "image_column", "label_column", "num_classes", "latents", "vae", "pipeline"}
@@ -100,9 +101,9 @@ def read_state(folder):
     return state
 
 
-def save_checkpoint(config, accelerator, run, state, lr_scheduler, data_fingerprint=None):
+def save_checkpoint(config, accelerator, run, state, lr_scheduler, data_fingerprint=None, origin=None):
     """Networks, optimizer, loss scale, random state, EMA, learning rate and position in the data, as one folder, of a
-    `TrainingState`.
+    `TrainingState`; with what its task says of its data and of the weights that it began with.
 
     Where it cannot be written (a full disk), says so, leaves no half of it behind, and keeps the older ones. Returns
     whether it was written, the same in every process.
@@ -134,6 +135,7 @@ def save_checkpoint(config, accelerator, run, state, lr_scheduler, data_fingerpr
                     "lr_scheduler": lr_scheduler.state_dict(),
                     "config": asdict(config),
                     "data": data_fingerprint,
+                    "origin": origin,
                 }
                 write_state(partial, written)
     except Exception as error:  # those above, and of the folder's last step, its renaming

@@ -6,6 +6,7 @@ import torch
 
 from score_sde.pipelines.latents import encode_moments, normalize_latents
 
+from .captions import CaptionEncoder, encoder_of_latents
 from .config import DataConfig, option
 from .data import ImageDataset, ImageStream, LatentDataset
 from .latents import fetch_latents, fingerprint, latent_shape, load_vae
@@ -67,19 +68,23 @@ def normalize_by(vae, statistics, folder):
 
 
 class CleanData:
-    """The clean samples of a `CleanDataConfig`.
+    """The clean samples of a `CleanDataConfig`; with `captions`, a `CaptionConfig`, also what they are told in words.
 
     Attributes: `dataset`, its rows; `vae`, None for pixels; `shape` (channels, height, width) of a sample;
-    `num_classes` and `id2label`, None without labels; `columns` of a batch that are conditions, {keyword of a network's
-    forward: key of a batch}.
+    `num_classes` and `id2label`, None without labels; `captions`, a `CaptionEncoder`, None without captions, with the
+    `caption_column` that they are read from and `examples` of them; `told`, the keywords of a network's forward that
+    are conditions.
     """
 
-    def __init__(self, config, accelerator):
+    def __init__(self, config, accelerator, captions=None):
         self.random_flip, self.vae = config.random_flip, None
+        self.captions, self.caption_column, self.caption_facts, self.examples = None, None, {}, []
         if config.latents:
             with accelerator.main_process_first():
                 folder = fetch_latents(config.latents)
             self.dataset = LatentDataset(folder, flips=config.random_flip)
+            if captions is not None:
+                self.find_captions(config.latents, captions)
             vae = config.vae or self.dataset.facts["vae"]
             # of latents from the Hub, it may be in their own folder
             vae = folder if vae == "vae" else vae
@@ -94,22 +99,51 @@ class CleanData:
             self.vae.to(accelerator.device)
             self.shape = self.dataset.shape
         else:
-            images = ImageStream if config.streaming else ImageDataset
+            images, reader = ImageStream if config.streaming else ImageDataset, None
+            if captions is not None and captions.reads_captions:
+                self.captions = CaptionEncoder(
+                    captions.text_encoder, captions.given_settings() | {"pooled": captions.pooled_captions}
+                )
+                self.caption_column = captions.caption_column
+                reader = self.captions.reader(self.caption_column, config.seed)
             with accelerator.main_process_first():
-                self.dataset = images(config, crop_seed=config.crop_seed)
+                self.dataset = images(config, crop_seed=config.crop_seed, captions=reader)
+            if reader is not None:
+                self.caption_facts, self.examples = self.captions.facts() | reader.facts, reader.examples
             self.shape = self.dataset.shape
             if config.vae:
                 self.vae = load_vae(config.vae).to(accelerator.device)
                 self.shape = latent_shape(self.vae, self.shape)
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
-        self.columns = {} if self.num_classes is None else {"class_labels": "labels"}
+        self.told = [] if self.num_classes is None else ["class_labels"]
+        if self.captions is not None:
+            self.told += self.captions.names
+            self.captions.text_encoder.to(accelerator.device)
         accelerator.print(self.dataset.describe())
+
+    def find_captions(self, latents, config):
+        """Those that were encoded with latents. Raises ValueError where there are none but shall be."""
+        facts = self.dataset.facts.get("captions")
+        if facts is None:
+            if config.reads_captions or config.text_encoder:
+                raise ValueError(
+                    f"latents {latents!r} hold no captions: encode them anew by `score-sde encode-latents` with "
+                    f"--caption_column and --text_encoder"
+                )
+        elif config.caption_column != "none":
+            self.captions = encoder_of_latents(facts, config, latents)
+            self.captions.settings["pooled"] = config.pooled_captions
+            self.caption_column, self.examples = facts["column"], facts["examples"]
+            self.caption_facts = {name: value for name, value in facts.items() if name != "examples"}
 
     def fingerprint(self):
         """What tells these data from others, as JSON: {"classes": names in order, "rows": a hash, "autoencoder": a hash
         of its weights}, each None where there are none. It is the same on every machine."""
         autoencoder = None if self.vae is None else fingerprint(self.vae)
-        return self.dataset.fingerprint() | {"autoencoder": autoencoder}
+        found = self.dataset.fingerprint() | {"autoencoder": autoencoder}
+        if self.captions is not None:
+            found |= {"text_encoder": self.captions.fingerprint, "caption_settings": self.captions.settings}
+        return found
 
     def facts(self, config):
         """What the rows are and where they are from, for the card: "rows", "class_counts" ({name: rows}),
@@ -123,11 +157,14 @@ class CleanData:
         facts = {key: source.get(key) for key in keys}
         unread = {field.name for field in fields(DataConfig)} - {"num_workers"} if config.latents else set()
         options = {name: value for name, value in asdict(config).items() if name not in unread}
-        return self.dataset.row_facts() | facts | {"config": options}
+        captions = {} if self.captions is None else {"captions": self.caption_facts}
+        return self.dataset.row_facts() | facts | captions | {"config": options}
 
-    def conditions(self, batch):
-        """What a network may be told of the samples of a batch, {keyword of its forward: tensor (B, ...)}."""
-        return {name: batch[column] for name, column in self.columns.items()}
+    def conditions(self, batch, draws=None):
+        """What a network may be told of the samples of a batch, {keyword of its forward: tensor (B, ...)}; `draws`
+        choose among captions."""
+        found = {} if self.num_classes is None else {"class_labels": batch["labels"]}
+        return found if self.captions is None else found | self.captions.conditions(batch, draws)
 
     def draw(self, batch, draws):
         """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised

@@ -44,13 +44,16 @@ class ImageRows:
     the classes, None without labels or where only reading all of a stream could tell.
     """
 
-    def __init__(self, config, split, crop_seed, streaming):
+    def __init__(self, config, split, crop_seed, streaming, captions=None):
         self.name, self.split, self.crop_seed = config.dataset, split or config.split, crop_seed
+        self.captions = captions
         self.data, self.origin = open_split(self.name, self.split, streaming)
         self.image_column, self.label_column = config.image_column, config.label_column
         if os.path.isdir(self.name) and list(self.data.features) == ["image"] and self.label_column == "label":
             self.label_column = None  # there are no folders of classes
-        for kind, column in (("image", self.image_column), ("label", self.label_column)):
+        caption_column = captions and captions.column
+        columns = ("image", self.image_column), ("label", self.label_column), ("caption", caption_column)
+        for kind, column in columns:
             try:
                 _ = column and field(self.data.features, column)
             except (LookupError, TypeError):
@@ -81,6 +84,21 @@ class ImageRows:
             if found:
                 self.class_counts = {name: found.get(label, 0) for label, name in self.id2label.items()}
         self.data = self.data.cast_column(self.image_column, ImageFeature(decode=False))
+        if captions is not None:
+            self.count_captions()
+
+    def count_captions(self):
+        """Look at all captions, of a stream at the first ones."""
+        top = self.captions.column
+        top = top if top in self.data.features else top.split(".")[0]
+        try:
+            if isinstance(self.data, Dataset):
+                self.captions.count(field(row, self.captions.column) for row in self.data.select_columns([top]))
+            else:
+                first = itertools.islice(self.data.select_columns([top]), 64)
+                self.captions.examples = [self.captions.texts(field(row, self.captions.column))[0] for row in first]
+        except ValueError as error:
+            raise ValueError(f"dataset {self.name!r}: {error}") from error
 
     def count_labels(self):
         """{label: rows}; sets `labels_hash`, and `num_classes` where it isn't known."""
@@ -146,6 +164,8 @@ class ImageRows:
         item = {"images": pixels.float().div_(127.5).sub_(1)}
         if self.label_column is not None:
             item["labels"] = field(row, self.label_column)
+        if self.captions is not None:
+            item |= self.captions.item(field(row, self.captions.column), key)
         return item
 
     def problem(self, where, row, error):
@@ -170,8 +190,11 @@ class ImageRows:
     def describe(self):
         """One line that says what the rows are, and which files are left out."""
         left_out = [f"{few(names)} ({reason})" for reason, names in self.origin.left_out.items()]
-        return describe(f"dataset {self.name!r}, split {self.split!r}", self) + (
-            f"; left out: {', '.join(left_out)}" if left_out else ""
+        captions = "" if not (self.captions and self.captions.facts) else f"; {self.captions.describe()}"
+        return (
+            describe(f"dataset {self.name!r}, split {self.split!r}", self)
+            + captions
+            + (f"; left out: {', '.join(left_out)}" if left_out else "")
         )
 
     def fingerprint(self):
@@ -180,7 +203,8 @@ class ImageRows:
         rows = {"files": list(self.origin.sizes.items()), "labels": self.labels_hash, "rows": self.row_facts()["rows"]}
         if not self.origin.sizes:  # on the Hub
             rows |= {"name": self.name, "split": self.split, "bytes": self.data.info.dataset_size}
-        return fingerprint_of(self.id2label, rows)
+        captions = {} if self.captions is None else {"captions": self.captions.hash}
+        return fingerprint_of(self.id2label, rows) | captions
 
 
 class ImageDataset(ImageRows, torch.utils.data.Dataset):
@@ -188,8 +212,8 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
 
     knows_epochs = True
 
-    def __init__(self, config, split=None, crop_seed=None):
-        super().__init__(config, split, crop_seed, streaming=False)
+    def __init__(self, config, split=None, crop_seed=None, captions=None):
+        super().__init__(config, split, crop_seed, streaming=False, captions=captions)
         self.corrupt = set()
 
     def __len__(self):
@@ -253,8 +277,8 @@ class ImageStream(ImageRows, torch.utils.data.IterableDataset):
     this process reads and where.
     """
 
-    def __init__(self, config, crop_seed=None):
-        super().__init__(config, None, crop_seed, streaming=True)
+    def __init__(self, config, crop_seed=None, captions=None):
+        super().__init__(config, None, crop_seed, streaming=True, captions=captions)
         self.seed, self.shuffle_buffer = config.seed, config.shuffle_buffer
         if isinstance(self.data, Dataset):  # a folder of images
             self.data = as_stream(self.data)

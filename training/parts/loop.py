@@ -158,7 +158,7 @@ def fit(config, accelerator, run, task):
         else:
             model.compile(**options)
     optimizer = torch.optim.AdamW(
-        [parameter for module in (model, *modules.values()) for parameter in module.parameters()],
+        trained_parameters(model, *modules.values()),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
@@ -215,8 +215,7 @@ def fit(config, accelerator, run, task):
                 value, details = task.compute_loss(state, batch, draws)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
-                    parameters = [parameter for module in trained for parameter in module.parameters()]
-                    norm = gathered(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+                    norm = gathered(accelerator.clip_grad_norm_(trained_parameters(*trained), config.max_grad_norm))
                     norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
                     skipped = (~torch.isfinite(norm)).float()
                     if accelerator.scaler is None:
@@ -294,7 +293,7 @@ def fit(config, accelerator, run, task):
             averages.save_snapshots(config, accelerator, run, progress["step"])
         saved = False
         if saves and (done or stopped or not progress["skipped"]):
-            saved = save_checkpoint(config, accelerator, run, state, lr_scheduler, task.data_fingerprint)
+            saved = save_checkpoint(config, accelerator, run, state, lr_scheduler, task.data_fingerprint, task.origin)
         if stopped and not done:
             bar.close()
             command = typed_command()
@@ -314,6 +313,11 @@ def fit(config, accelerator, run, task):
     if progress["skipped"]:
         accelerator.print(f"the last {progress['skipped']} steps were not finite and changed nothing: nonfinite.jsonl")
     return averages.publish(), run_facts(config, accelerator, run, network, progress)
+
+
+def trained_parameters(*modules):
+    """The parameters of modules that are not frozen."""
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
 
 def prepare_to_shard(model, accelerator):
@@ -347,6 +351,7 @@ def run_facts(config, accelerator, run, network, progress):
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "trained_parameters": sum(parameter.numel() for parameter in trained_parameters(network)),
         "config": asdict(config),
         "torch": torch.__version__,
     } | provenance(accelerator.device)

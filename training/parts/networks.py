@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 
-from diffusers import ModelMixin
+from diffusers import ModelMixin, UNet2DModel
 
 from score_sde import DiTModel, ScoreUNetModel
 
@@ -46,7 +46,7 @@ def network_class(name):
         raise ValueError(
             f"network {name!r}: its forward must take (sample, timestep), and more only by name; it takes {signature}"
         ) from error
-    return "transformer", found
+    return "unet" if issubclass(found, UNet2DModel) else "transformer", found
 
 
 def outside_classes(name):
@@ -68,9 +68,10 @@ def check_conditions(model, conditions):
         )
 
 
-def make_network(config, shape, num_classes):
-    """The network of a `TrainConfig` for samples of this shape (channels, size, ...); a class from outside is told of
-    sample_size, in_channels and num_classes what its constructor takes. Raises ValueError for options that don't fit.
+def make_network(config, shape, num_classes, captions=None):
+    """The network of a `TrainConfig` for samples of this shape (channels, size, ...), with `captions`, arguments that
+    say how wide these are; a class from outside is told of these, sample_size, in_channels and num_classes what its
+    constructor takes. Raises ValueError for options that don't fit.
     """
     _, found = network_class(config.network)
     build = found
@@ -82,13 +83,23 @@ def make_network(config, shape, num_classes):
             return found.from_name(config.network_name, **kwargs)
 
     size = shape[1] if len(set(shape[1:])) == 1 else tuple(shape[1:])
-    from_data = {"sample_size": size, "in_channels": shape[0], "num_classes": num_classes}
+    from_data = {"sample_size": size, "in_channels": shape[0], "num_classes": num_classes} | (captions or {})
     if config.vlb_weight > 0 or config.network_name:
         from_data["learn_sigma"] = config.vlb_weight > 0
     if config.network not in NETWORKS:
         taken = inspect.signature(found).parameters
+        if issubclass(found, UNet2DModel):
+            outputs = shape[0] * (2 if config.vlb_weight > 0 else 1)
+            from_data |= {"out_channels": outputs, "num_class_embeds": num_classes}
         from_data = {name: value for name, value in from_data.items() if name in taken}
     options = mapping("network_kwargs", config.network_kwargs)
+    for name, width in (captions or {}).items():
+        if options.get(name) not in (None, width):
+            raise ValueError(
+                f"network_kwargs {name} {options[name]!r} contradicts the text encoder, which makes vectors of width "
+                f"{width}: give another text_encoder, or other caption_layers"
+            )
+    options = {name: value for name, value in options.items() if value is not None or name not in (captions or {})}
     try:
         return build(**(from_data | options))
     except (TypeError, RuntimeError) as error:  # of values of other types

@@ -27,6 +27,8 @@ from score_sde.pipelines.wording import one_line
 # headings of --help, in their order; a script may have others, which follow
 GROUPS = (
     "data",
+    "start from weights",
+    "captions",
     "network",
     "path and objective",
     "optimisation",
@@ -101,8 +103,9 @@ def make_parser(config_class, everything=False):
 
 
 def parse(config_class, argv):
-    """A config from command-line arguments, the first of which may name a YAML file. Exits with a message that names
-    the value and what is allowed when anything is wrong, before any work."""
+    """A config from command-line arguments, the first of which may name a YAML file; its `given` are the names of the
+    options that either says. Exits with a message that names the value and what is allowed when anything is wrong,
+    before any work."""
     WORK_BEGUN.clear()
     parser = make_parser(config_class, everything=bool({"--help_all", "--help-all"} & set(argv)))
     known = {each.name: each for each in fields(config_class)}
@@ -111,7 +114,8 @@ def parse(config_class, argv):
         from_file = yaml_arguments(config_path(name, config_class.configs), known) if name else []
     except ValueError as error:
         parser.error(str(error))
-    values, unknown = parser.parse_known_args(from_file + arguments)
+    nothing = argparse.Namespace(**dict.fromkeys(known, MISSING))
+    values, unknown = parser.parse_known_args(from_file + arguments, nothing)
     if values.list:
         for name, comment in installed_configs(config_class.configs).items():
             print(f"{name:24} {comment}")
@@ -121,7 +125,9 @@ def parse(config_class, argv):
         name, *_ = unknown[0].split("=")
         near = nearest(name, [f"--{each}" for each in known])
         parser.error(f"{name} is unknown{near or ';'} --help_all lists all options")
-    config = config_class(**vars(values))
+    given = {name: value for name, value in vars(values).items() if value is not MISSING}
+    config = config_class(**given)
+    config.given = frozenset(given)
     problems = list(config.problems())
     if problems:
         parser.error("; ".join(problems))

@@ -24,7 +24,7 @@ from score_sde.pipelines.writing import whole_file
 BY_STEP = ("checkpoints", "ema_snapshots", "samples")
 # lines of JSON, each with its step
 RECORDS = ("log.jsonl", "evaluation.jsonl", "nonfinite.jsonl")
-RESULTS = ("pipeline", "pushed", "vae", "classifier")
+RESULTS = ("pipeline", "pushed", "vae", "classifier", "init_from")
 
 
 @contextmanager

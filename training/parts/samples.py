@@ -27,12 +27,13 @@ def quantized(images):
     return from_bytes(to_bytes(images))
 
 
-def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps):
+def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None):
     """(images (B, C, H, W) in [-1, 1], network evaluations), each from the seed of its number and, of a model with
-    classes, of the class whose turn it is."""
+    classes, of the class whose turn it is, or of the prompt."""
     output = pipeline(
         batch_size=len(numbers),
         class_labels=labels_of(numbers, pipeline),
+        prompt=in_turn(prompts, numbers),
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
@@ -42,21 +43,28 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps):
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_grid(pipeline, config, path, seed=0):
-    """Draw samples as a `TrainConfig` says, the classes in turn, one seed per sample, and write them as a PNG grid;
-    return the number of network evaluations."""
+def sample_grid(pipeline, config, path, seed=0, prompts=None):
+    """Draw samples as a `TrainConfig` says, the classes in turn, or these prompts, one seed per sample, and write them
+    as a PNG grid, with the prompts beneath; return the number of network evaluations."""
     count = config.sample_num_images
     labels = labels_of(range(count), pipeline)
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     output = pipeline(
         batch_size=count,
         class_labels=labels,
-        guidance_scale=1.0 if labels is None else config.sample_guidance_scale,
+        prompt=in_turn(prompts, range(count)),
+        guidance_scale=1.0 if labels is None and prompts is None else config.sample_guidance_scale,
         num_inference_steps=config.sample_num_inference_steps,
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
     )
-    pipeline.kind.save_grid(output.images, path, columns=pipeline.num_classes)
+    words = {} if prompts is None else {"captions": in_turn(prompts, range(count))}
+    pipeline.kind.save_grid(output.images, path, columns=None if prompts else pipeline.num_classes, **words)
     return output.nfe
+
+
+def in_turn(values, numbers):
+    """The value of each number, in turn; None for None."""
+    return None if values is None else [values[i % len(values)] for i in numbers]
 
 
 def labels_of(numbers, pipeline):

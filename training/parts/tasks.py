@@ -37,6 +37,8 @@ class Task:
         model: the network. Its averaged weights are sampled, evaluated and published.
         dataset: of a map style, whose items are dicts of tensors, or an `ImageStream`.
         data_fingerprint: what tells the data from others, JSON-able; a checkpoint of other data is refused.
+        origin: what is known of the weights that the network was started from, JSON-able, None without; checkpoints
+            carry it.
     """
 
     # optimizer steps between calls of `evaluate` and `push`, 0 for none; those of `sample` are config.sample_steps
@@ -44,8 +46,8 @@ class Task:
     # what trackers call the pictures of `sample`
     pictures = "samples"
 
-    def __init__(self, model, dataset, data_fingerprint=None):
-        self.model, self.dataset, self.data_fingerprint = model, dataset, data_fingerprint
+    def __init__(self, model, dataset, data_fingerprint=None, origin=None):
+        self.model, self.dataset, self.data_fingerprint, self.origin = model, dataset, data_fingerprint, origin
 
     def modules_to_save(self):
         """{name: module} beside the network: a discriminator, the head of a learned weighting. Their parameters are

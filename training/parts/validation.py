@@ -76,7 +76,10 @@ class Validation:
 
     def __init__(self, config, accelerator, task):
         self.config, self.accelerator, self.task = config, accelerator, task
-        self.held_out = ImageDataset(self.image_config(), split=config.evaluation_split)
+        reader = None if task.data.captions is None else task.data.captions.reader(task.data.caption_column)
+        self.held_out = ImageDataset(self.image_config(), split=config.evaluation_split, captions=reader)
+        # of generated images
+        self.prompts = reader and reader.examples
         self.count = min(config.evaluation_images, len(self.held_out))
         if config.evaluation_features:
             self.features, self.of_real = self.measure_real(ImageDataset(self.image_config()))
@@ -118,7 +121,7 @@ class Validation:
             pipeline.set_progress_bar_config(disable=True)
             for own, size in rounds(config.evaluation_images, config.batch_size, accelerator):
                 settings = config.seed, config.sample_guidance_scale, config.sample_num_inference_steps
-                images, _ = draw(pipeline, own, *settings)
+                images, _ = draw(pipeline, own, *settings, prompts=self.prompts)
                 self.add_features(found, self.features, quantized(images), size)
             values["frechet_distance"] = frechet_distance(*found.result(), *self.of_real)
         return values

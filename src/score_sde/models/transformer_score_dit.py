@@ -169,25 +169,38 @@ def feed_forward(hidden_size, mlp_ratio, swiglu):
 
 
 class DiTBlock(nn.Module):
-    """A transformer block with adaLN-Zero or adaLN conditioning (Peebles & Xie 2023, Fig. 3)."""
+    """A transformer block with adaLN-Zero or adaLN conditioning (Peebles & Xie 2023, Fig. 3), and where there is a
+    context cross-attention to it after the self-attention, without modulation (PixArt-alpha, Chen et al. 2024)."""
 
-    def __init__(self, hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu):
+    def __init__(self, hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu, cross_attention=False):
         super().__init__()
         self.attn = DiTAttention(hidden_size, num_attention_heads, qk_norm)
+        self.cross_attn = None
+        if cross_attention:
+            self.cross_attn = DiTAttention(hidden_size, num_attention_heads, qk_norm, is_cross_attention=True)
         self.ff = feed_forward(hidden_size, mlp_ratio, swiglu)
 
-    def forward(self, hidden_states, modulation, rotary=None):
+    def forward(self, hidden_states, modulation, rotary=None, context=None, mask=None):
         """hidden_states (B, T, D); modulation (B, 6, D): shift, scale, gate of attention, then of the MLP; for adaLN
-        (B, 4, D), without the gates; rotary as `DiTAttention` takes it."""
+        (B, 4, D), without the gates; rotary, context and its mask as `DiTAttention` takes them."""
         if modulation.shape[1] == 6:
             shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.unbind(1)
             attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary)
             hidden_states = torch.addcmul(hidden_states, gate_attn.unsqueeze(1), attended)
+            hidden_states = self.attend_to(context, mask, hidden_states)
             changed = self.ff(modulate(hidden_states, shift_ff, scale_ff))
             return torch.addcmul(hidden_states, gate_ff.unsqueeze(1), changed)
         shift_attn, scale_attn, shift_ff, scale_ff = modulation.unbind(1)
         hidden_states = hidden_states + self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary)
+        hidden_states = self.attend_to(context, mask, hidden_states)
         return hidden_states + self.ff(modulate(hidden_states, shift_ff, scale_ff))
+
+    def attend_to(self, context, mask, hidden_states):
+        """The residual branch of cross-attention, where there is one."""
+        if self.cross_attn is None:
+            return hidden_states
+        normed = F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=NORM_EPS)
+        return hidden_states + self.cross_attn(normed, context, mask)
 
 
 class DiTTokenBlock(nn.Module):
@@ -257,8 +270,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         mlp_ratio: hidden width of the MLP in units of `hidden_size`.
         conditioning: how time and label reach the blocks (section 3.2): adaln_zero, adaln, cross_attention (to a
             sequence of both), or in_context (both as further tokens).
-        cross_attention_dim: width of `encoder_hidden_states`, a sequence such as an encoded text, which joins time and
-            label in cross_attention or in_context; None for a model without.
+        cross_attention_dim: width of `encoder_hidden_states`, a sequence such as an encoded text; None for a model
+            without. The blocks attend to it by cross-attention (with adaln_zero or adaln as PixArt-alpha, Chen et al.
+            2024; with cross_attention in one sequence with time and label), or it joins the tokens (in_context).
         shared_adaln: one modulation for all blocks, with a learned offset for each (PixArt-alpha, Chen et al. 2024),
             instead of one matrix for every block.
         qk_norm: RMS norm of queries and keys, for each head (Dehghani et al. 2023).
@@ -268,6 +282,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             extrapolate goes on counting.
         frequency_shift: the lowest frequency of the timestep's embedding is 10000^(-127 / (128 - frequency_shift)): 0
             as the original has it, 1 as diffusers does.
+        pooled_projection_dim: width of `pooled_projections`, one vector for each sample such as a text's mean, whose
+            embedding is added to that of time (Esser et al. 2024); None for a model without.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -299,6 +315,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         position_embedding: str = "sincos",
         position_scaling: str = "resize",
         frequency_shift: float = 0.0,
+        pooled_projection_dim: int | None = None,
     ):
         super().__init__()
         sizes = [size for size in (patch_size, sample_size) if isinstance(size, (tuple, list))]
@@ -323,6 +340,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         )
         if cross_attention_dim is not None:
             check_counts(cross_attention_dim=cross_attention_dim)
+        if pooled_projection_dim is not None:
+            check_counts(pooled_projection_dim=pooled_projection_dim)
         if hidden_size % num_attention_heads or hidden_size % (2 * dimensions):
             raise ValueError(
                 f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads} and of "
@@ -341,11 +360,6 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 f"hidden_size {hidden_size} with {num_attention_heads} heads has {hidden_size // num_attention_heads}"
             )
         vectors = CONDITIONINGS[conditioning]
-        if cross_attention_dim is not None and vectors is not None:
-            raise ValueError(
-                f"cross_attention_dim {cross_attention_dim} needs conditioning 'cross_attention' or 'in_context', not "
-                f"{conditioning!r}"
-            )
         if shared_adaln and vectors is None:
             raise ValueError(f"shared_adaln needs conditioning 'adaln_zero' or 'adaln', not {conditioning!r}")
         if num_classes is not None:
@@ -375,6 +389,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         )
         self.class_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes is not None else None
         self.context_embed = nn.Linear(cross_attention_dim, hidden_size) if cross_attention_dim is not None else None
+        self.pooled_embed = None
+        if pooled_projection_dim is not None:
+            self.pooled_embed = nn.Sequential(
+                nn.Linear(pooled_projection_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            )
 
         self.adaln = self.block_offsets = self.norm_out = None
         if vectors is not None:
@@ -384,7 +403,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             if shared_adaln:
                 self.block_offsets = nn.Parameter(torch.zeros(num_layers, vectors, hidden_size))
             self.blocks = nn.ModuleList(
-                DiTBlock(hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu) for _ in range(num_layers)
+                DiTBlock(hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu, cross_attention_dim is not None)
+                for _ in range(num_layers)
             )
         else:
             self.blocks = nn.ModuleList(
@@ -420,7 +440,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         return cls(**(config | overrides))
 
     def initialize_weights(self):
-        """Initialise as the original does: Xavier uniform, embeddings N(0, 0.02), and zero modulation and output."""
+        """Initialise as the original does: Xavier uniform, embeddings N(0, 0.02), and zero modulation and output; zero,
+        too, where cross-attention joins blocks with modulation."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -433,10 +454,12 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         nn.init.normal_(self.time_embed[2].weight, std=0.02)
         if self.class_embed is not None:
             nn.init.normal_(self.class_embed.weight, std=0.02)
-        for zeroed in (self.adaln, self.proj_out):
-            if zeroed is not None:
-                nn.init.zeros_(zeroed.weight)
-                nn.init.zeros_(zeroed.bias)
+        zeroed = [self.proj_out]
+        if self.adaln is not None:
+            zeroed += [self.adaln, *(block.cross_attn.to_out[0] for block in self.blocks if block.cross_attn)]
+        for layer in zeroed:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def enable_cache(self, config):
         """As diffusers' `CacheMixin.enable_cache`, whose hooks are told of our blocks here."""
@@ -452,15 +475,23 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         Args:
             conditions: {argument of `forward`: tensor (B, ...)}.
 
-        Returns {argument: tensor of the same shape} for those that have it: class_labels, the null label, and
-        encoder_hidden_states, zeros. Nothing with a class_dropout_prob of 0, where training showed neither.
+        Returns {argument: tensor of the same shape} for those that have it: class_labels, the null label;
+        encoder_hidden_states and pooled_projections, zeros, whose embeddings are biases that are learned, and
+        encoder_attention_mask, one element. Nothing with a class_dropout_prob of 0, where training showed none of them.
         """
         null = {}
         if self.config.class_dropout_prob > 0:
             if self.config.num_classes is not None and "class_labels" in conditions:
                 null["class_labels"] = torch.full_like(conditions["class_labels"], self.config.num_classes)
-            if "encoder_hidden_states" in conditions:
-                null["encoder_hidden_states"] = torch.zeros_like(conditions["encoder_hidden_states"])
+            for name in ("encoder_hidden_states", "pooled_projections"):
+                if name in conditions:
+                    null[name] = torch.zeros_like(conditions[name])
+            if "encoder_attention_mask" in conditions:
+                # one element, however many a text had
+                first = torch.arange(conditions["encoder_attention_mask"].shape[1]) == 0
+                null["encoder_attention_mask"] = first.to(conditions["encoder_attention_mask"]).expand_as(
+                    conditions["encoder_attention_mask"]
+                )
         return null
 
     def forward(
@@ -471,6 +502,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         encoder_hidden_states=None,
         encoder_attention_mask=None,
         return_dict: bool = True,
+        pooled_projections=None,
     ):
         """Run the network.
 
@@ -479,34 +511,42 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             timestep: the number(s) that the scheduler's `timesteps` hold, whole or not; a scalar or (B,).
             class_labels: (B,) integers in [0, num_classes], `num_classes` being the null label; None means the null
                 label for every sample. Must be None for an unconditional model.
-            encoder_hidden_states: (B, S, cross_attention_dim), for a model with cross_attention_dim.
-            encoder_attention_mask: (B, S), True or 1 where an element of the sequence counts; None for all.
+            encoder_hidden_states: (B, S, cross_attention_dim), for a model with cross_attention_dim; None means what
+                stands for none (`null_conditions`) for every sample.
+            encoder_attention_mask: (B, S), True or 1 where an element of the sequence counts, at least one of each;
+                None for all.
             return_dict: return a `Transformer2DModelOutput` instead of a tuple.
+            pooled_projections: (B, pooled_projection_dim), for a model with pooled_projection_dim; None as above.
 
         Returns:
             `.sample` of shape (B, out_channels, *size).
 
-        Raises ValueError for an input of the wrong shape, and for labels or a sequence that the model doesn't have.
+        Raises ValueError for an input of the wrong shape, for labels, a sequence or a vector that the model doesn't
+        have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         batch_size, size = hidden_states.shape[0], hidden_states.shape[2:]
         self.check_shape(hidden_states)
         grid = tuple(side // patch for side, patch in zip(size, self.patch, strict=True))
         time, label = self.embed_conditioning(timestep, class_labels, batch_size, hidden_states.dtype)  # (B, D) each
+        pooled = self.embed_pooled(pooled_projections, batch_size)  # (B, D)
+        time = time if pooled is None else time + pooled
         context = self.embed_context(encoder_hidden_states, encoder_attention_mask, batch_size)  # (B, S, D)
 
         tokens = self.patch_embed(self.patchify(hidden_states))  # (B, T, D)
         if self.config.position_embedding == "sincos":
             tokens = tokens + self.embed_positions(grid).to(tokens.dtype)
         if self.adaln is not None:
-            tokens = self.run_modulated(tokens, time if label is None else time + label, grid)
+            mask = None if encoder_attention_mask is None else encoder_attention_mask.to(torch.bool)[:, None, None]
+            tokens = self.run_modulated(tokens, time if label is None else time + label, grid, context, mask)
         else:
             condition = [part.unsqueeze(1) for part in (time, label) if part is not None]
             tokens = self.run_with_tokens(tokens, condition, context, encoder_attention_mask, grid)
         sample = self.unpatchify(self.proj_out(tokens), grid)  # (B, out_channels, *size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def run_modulated(self, tokens, conditioning, grid):
-        """The blocks of adaln_zero and adaln and the last norm: (B, T, D), (B, D) -> (B, T, D)."""
+    def run_modulated(self, tokens, conditioning, grid, context=None, mask=None):
+        """The blocks of adaln_zero and adaln and the last norm: (B, T, D), (B, D), a context (B, S, D) with its mask
+        (B, 1, 1, S) -> (B, T, D)."""
         modulation = self.adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
         of_blocks, (shift, scale) = modulation[:, :-2], modulation[:, -2:].unbind(1)
         vectors = CONDITIONINGS[self.config.conditioning]
@@ -516,7 +556,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 own = of_blocks + self.block_offsets[index]
             else:
                 own = of_blocks[:, vectors * index : vectors * (index + 1)]
-            tokens = self.run(block, tokens, own, rotary)
+            tokens = self.run(block, tokens, own, rotary, context, mask)
         return modulate(tokens, shift, scale)
 
     def run_with_tokens(self, tokens, condition, context, mask, grid):
@@ -602,16 +642,16 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
     def embed_context(self, encoder_hidden_states, mask, batch_size):
         """The tokens (B, S, D) of a sequence; None for a model without. Raises ValueError for one that doesn't fit."""
         width = self.config.cross_attention_dim
-        if (width is None) != (encoder_hidden_states is None):
-            raise ValueError(
-                "encoder_hidden_states were given to a model without cross_attention_dim"
-                if width is None
-                else f"encoder_hidden_states is missing: this model needs (batch, sequence, {width})"
-            )
-        if width is None:
+        if encoder_hidden_states is None:
             if mask is not None:
                 raise ValueError("encoder_attention_mask was given without encoder_hidden_states")
-            return None
+            if width is None:
+                return None
+            if self.config.class_dropout_prob == 0:
+                raise ValueError(f"encoder_hidden_states is missing: this model needs (batch, sequence, {width})")
+            encoder_hidden_states = self.context_embed.weight.new_zeros(batch_size, 1, width)
+        elif width is None:
+            raise ValueError("encoder_hidden_states were given to a model without cross_attention_dim")
         shape = tuple(encoder_hidden_states.shape)
         if len(shape) != 3 or shape[0] != batch_size or shape[2] != width:
             raise ValueError(
@@ -620,6 +660,25 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         if mask is not None and tuple(mask.shape) != shape[:2]:
             raise ValueError(f"encoder_attention_mask has shape {tuple(mask.shape)}; the sequence needs {shape[:2]}")
         return self.context_embed(encoder_hidden_states)
+
+    def embed_pooled(self, pooled_projections, batch_size):
+        """The embedding (B, D) of one vector for each sample; None for a model without. Raises ValueError for vectors
+        that don't fit."""
+        width = self.config.pooled_projection_dim
+        if pooled_projections is None:
+            if width is None:
+                return None
+            if self.config.class_dropout_prob == 0:
+                raise ValueError(f"pooled_projections is missing: this model needs (batch, {width})")
+            pooled_projections = self.proj_out.weight.new_zeros(batch_size, width)
+        elif width is None:
+            raise ValueError("pooled_projections were given to a model without pooled_projection_dim")
+        if tuple(pooled_projections.shape) != (batch_size, width):
+            raise ValueError(
+                f"pooled_projections has shape {tuple(pooled_projections.shape)}; this model takes "
+                f"({batch_size}, {width})"
+            )
+        return self.pooled_embed(pooled_projections)
 
     def patchify(self, x):
         """(B, C, *size) -> (B, T, C * patch), the patches row by row."""

@@ -2,7 +2,8 @@
 and NCSN++), and of Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis" (ADM).
 
 One self-contained file: it is copied beside the weights when a model is shared, so it imports torch and diffusers only.
-The network knows nothing of noise: it maps (sample, number, label) to a tensor, and the scheduler gives it a meaning.
+The network knows nothing of noise: it maps (sample, number, label or sequence) to a tensor, and the scheduler gives it
+a meaning.
 """
 
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
@@ -152,24 +154,33 @@ class UNetAttnProcessor:
 
     def __call__(self, attn, hidden, encoder_hidden_states=None, attention_mask=None):
         tokens = attn.group_norm(hidden).flatten(2).transpose(1, 2)  # (B, H W, C)
-        heads = [project(tokens).unflatten(-1, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)]
-        out = dispatch_attention_fn(*heads, backend=self._attention_backend, parallel_config=self._parallel_config)
+        told = tokens if encoder_hidden_states is None else encoder_hidden_states  # (B, S, cross_attention_dim)
+        projected = (attn.to_q(tokens), attn.to_k(told), attn.to_v(told))
+        out = dispatch_attention_fn(
+            *(each.unflatten(-1, (attn.heads, -1)) for each in projected),
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
         out = attn.to_out[0](out.flatten(2)).transpose(1, 2).reshape(hidden.shape)  # (B, C, H, W)
         return (out + hidden) / attn.rescale_output_factor
 
 
-def attention_block(channels, style, num_heads, head_dim):
-    """Self-attention over all positions, in `num_heads` heads or, if given, in heads of `head_dim` channels."""
+def attention_block(channels, style, num_heads, head_dim, context_dim=None):
+    """Self-attention over all positions, in `num_heads` heads or, if given, in heads of `head_dim` channels; with
+    `context_dim` from the positions to a sequence of that width."""
     heads = num_heads if head_dim is None else channels // head_dim
     return Attention(
         query_dim=channels,
+        cross_attention_dim=context_dim,
         heads=heads,
         dim_head=channels // heads,
         bias=True,
         norm_num_groups=style.groups(channels),
         eps=style.norm_eps,
         residual_connection=True,
-        rescale_output_factor=style.rescale,
+        # a sequence that says nothing leaves the features as they are
+        rescale_output_factor=style.rescale if context_dim is None else 1.0,
         processor=UNetAttnProcessor(),
     )
 
@@ -226,23 +237,30 @@ class InputSkip(nn.Module):
 
 class UNetLevel(nn.Module):
     """All blocks of one resolution on the way down or up: residual blocks, the attention that follows each or only the
-    last of them, a resampling block, and a step of the progressive input or output."""
+    last of them, after each of these the attention to a sequence where there is one, a resampling block, and a step of
+    the progressive input or output."""
 
-    def __init__(self, channels, out_channels, num_attentions, resnet, attention, progressive=None, **resample):
+    def __init__(
+        self, channels, out_channels, num_attentions, resnet, attention, to_context, progressive=None, **resample
+    ):
         super().__init__()
         self.resnets = nn.ModuleList(resnet(c, out_channels) for c in channels)
         self.attentions = nn.ModuleList(attention(out_channels) for _ in range(num_attentions))
+        self.cross_attentions = None
+        if to_context is not None and num_attentions:
+            self.cross_attentions = nn.ModuleList(to_context(out_channels) for _ in range(num_attentions))
         self.resample = resnet(out_channels, out_channels, **resample) if resample else None
         self.progressive = progressive
 
     def blocks(self):
-        """Pairs of a residual block and the attention that follows it, or None."""
-        without = len(self.resnets) - len(self.attentions)
-        return zip(self.resnets, [None] * without + list(self.attentions), strict=True)
+        """Triples of a residual block, the attention that follows it, or None, and that to a sequence, or None."""
+        without = [None] * (len(self.resnets) - len(self.attentions))
+        crossing = self.cross_attentions or [None] * len(self.attentions)
+        return zip(self.resnets, [*without, *self.attentions], [*without, *crossing], strict=True)
 
 
 # diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
-class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc]
+class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):  # type: ignore[misc]
     """The score U-Net: DDPM++ and NCSN++ (Song et al. 2021, appendix H) and ADM (Dhariwal & Nichol 2021). The defaults
     are the published CIFAR-10 model DDPM++; `from_name` knows the others.
 
@@ -280,6 +298,10 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
         learn_sigma: predict a variance beside the mean: the output then has twice the channels of the input.
         scale_by_sigma: divide the output by the timestep, a noise level. It is here only because the published VE
             models were trained so; otherwise preconditioning belongs to the scheduler's prediction types.
+        cross_attention_dim: width of `encoder_hidden_states`, a sequence such as an encoded text, to which every
+            self-attention is followed by a cross-attention; None for a model without.
+        pooled_projection_dim: width of `pooled_projections`, one vector for each sample such as a text's mean, whose
+            embedding is added to that of time; None for a model without.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -316,6 +338,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
         progressive_output: str = "none",
         learn_sigma: bool = False,
         scale_by_sigma: bool = False,
+        cross_attention_dim: int | None = None,
+        pooled_projection_dim: int | None = None,
     ):
         super().__init__()
         for name, value, choices in (
@@ -344,6 +368,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
             "out_channels": out_channels,
             "num_classes": num_classes,
             "attention_head_dim": attention_head_dim,
+            "cross_attention_dim": cross_attention_dim,
+            "pooled_projection_dim": pooled_projection_dim,
         }
         check_counts(**{name: value for name, value in optional.items() if value is not None})
         if model_channels % 4:
@@ -402,6 +428,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
             fir=fir,
         )
         attention = partial(attention_block, style=style, num_heads=num_attention_heads, head_dim=attention_head_dim)
+        to_context = None if cross_attention_dim is None else partial(attention, context_dim=cross_attention_dim)
 
         fourier = time_embedding_type == "fourier"
         self.fourier = FourierEmbedding(model_channels, scale=FOURIER_SCALE) if fourier else None
@@ -411,6 +438,11 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
             nn.Linear(time_channels, time_channels),
         )
         self.class_embed = nn.Embedding(num_classes + 1, time_channels) if num_classes is not None else None
+        self.pooled_embed = None
+        if pooled_projection_dim is not None:
+            self.pooled_embed = nn.Sequential(
+                nn.Linear(pooled_projection_dim, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+            )
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
 
         # down: `skips` are the channels of every feature map that the way up will see again
@@ -429,11 +461,12 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
                     progressive = InputSkip(in_channels, out, fir, progressive_combine)
                     channels = 2 * out if progressive_combine == "cat" else out
                 skips.append(channels)
+            num_attentions = layers_per_block * attends[level]
             self.down_blocks.append(
-                UNetLevel(inputs, out, layers_per_block * attends[level], resnet, attention, progressive, **resample)
+                UNetLevel(inputs, out, num_attentions, resnet, attention, to_context, progressive, **resample)
             )
 
-        self.mid_block = UNetLevel([channels, channels], channels, 1, resnet, attention)
+        self.mid_block = UNetLevel([channels, channels], channels, 1, resnet, attention, to_context)
 
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(levels)):
@@ -446,7 +479,9 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
                     to_image = nn.Conv2d(out, out_channels, 3, padding=1)
                     progressive = nn.Sequential(style.norm(out), nn.SiLU(), to_image)
             num_attentions = attends[level] * (len(inputs) if style.attends_always else 1)
-            self.up_blocks.append(UNetLevel(inputs, out, num_attentions, resnet, attention, progressive, **resample))
+            self.up_blocks.append(
+                UNetLevel(inputs, out, num_attentions, resnet, attention, to_context, progressive, **resample)
+            )
             channels = out
         self.image_upsample = FIRResample(up=True) if fir else nn.Upsample(scale_factor=2)
 
@@ -500,14 +535,35 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
         Args:
             conditions: {argument of `forward`: tensor (B, ...)}.
 
-        Returns {argument: tensor of the same shape} for those that have it: class_labels, the null label. Nothing with
-        a class_dropout_prob of 0, where training never showed it.
+        Returns {argument: tensor of the same shape} for those that have it: class_labels, the null label;
+        encoder_hidden_states and pooled_projections, zeros, of which the network learns biases, and
+        encoder_attention_mask, one element. Nothing with a class_dropout_prob of 0, where training showed none of them.
         """
-        if self.config.class_dropout_prob == 0 or self.config.num_classes is None or "class_labels" not in conditions:
-            return {}
-        return {"class_labels": torch.full_like(conditions["class_labels"], self.config.num_classes)}
+        null = {}
+        if self.config.class_dropout_prob > 0:
+            if self.config.num_classes is not None and "class_labels" in conditions:
+                null["class_labels"] = torch.full_like(conditions["class_labels"], self.config.num_classes)
+            for name in ("encoder_hidden_states", "pooled_projections"):
+                if name in conditions:
+                    null[name] = torch.zeros_like(conditions[name])
+            if "encoder_attention_mask" in conditions:
+                # one element, however many a text had
+                first = torch.arange(conditions["encoder_attention_mask"].shape[1]) == 0
+                null["encoder_attention_mask"] = first.to(conditions["encoder_attention_mask"]).expand_as(
+                    conditions["encoder_attention_mask"]
+                )
+        return null
 
-    def forward(self, sample, timestep, class_labels=None, return_dict: bool = True):
+    def forward(
+        self,
+        sample,
+        timestep,
+        class_labels=None,
+        return_dict: bool = True,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        pooled_projections=None,
+    ):
         """Run the network.
 
         Args:
@@ -517,11 +573,17 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
             class_labels: (B,) integers in [0, num_classes], `num_classes` being the null label; None means the null
                 label for every sample. Must be None for an unconditional model.
             return_dict: return a `UNet2DOutput` instead of a tuple.
+            encoder_hidden_states: (B, S, cross_attention_dim), for a model with cross_attention_dim; None means what
+                stands for none (`null_conditions`) for every sample.
+            encoder_attention_mask: (B, S), True or 1 where an element of the sequence counts, at least one of each;
+                None for all.
+            pooled_projections: (B, pooled_projection_dim), for a model with pooled_projection_dim; None as above.
 
         Returns:
             `.sample` of shape (B, out_channels, H, W).
 
-        Raises ValueError for an input of the wrong shape and for labels given to an unconditional model.
+        Raises ValueError for an input of the wrong shape, for labels, a sequence or a vector that the model doesn't
+        have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         factor = 2 ** (len(self.config.block_out_channels) - 1)
         channels = self.config.in_channels
@@ -537,14 +599,16 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
             )
         timestep = timestep.expand(sample.shape[0])
         time = self.embed_conditioning(timestep, class_labels, sample.dtype)  # (B, 4 model_channels)
+        pooled = self.given_or_none("pooled_projections", pooled_projections, (len(sample),), "pooled_projection_dim")
+        if self.pooled_embed is not None:
+            time = time + self.pooled_embed(pooled)
+        context, mask = self.context_and_mask(encoder_hidden_states, encoder_attention_mask, len(sample))
 
         hidden = self.conv_in(sample)  # (B, C_0, H, W)
         skips, pyramid = [hidden], sample
         for level in self.down_blocks:
-            for resnet, attention in level.blocks():
-                hidden = self.run(resnet, hidden, time)
-                if attention is not None:
-                    hidden = self.run(attention, hidden)
+            for resnet, *attentions in level.blocks():
+                hidden = self.attend(attentions, self.run(resnet, hidden, time), context, mask)
                 skips.append(hidden)
             if level.resample is not None:
                 hidden = self.run(level.resample, hidden, time)
@@ -553,16 +617,16 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
                 skips.append(hidden)
 
         before, after = self.mid_block.resnets
+        crossing = self.mid_block.cross_attentions or [None]
         hidden = self.run(before, hidden, time)
-        hidden = self.run(self.mid_block.attentions[0], hidden)
+        hidden = self.attend([self.mid_block.attentions[0], crossing[0]], hidden, context, mask)
         hidden = self.run(after, hidden, time)
 
         image = 0
         for level in self.up_blocks:
-            for resnet, attention in level.blocks():
+            for resnet, *attentions in level.blocks():
                 hidden = self.run(resnet, torch.cat([hidden, skips.pop()], dim=1), time)
-                if attention is not None:
-                    hidden = self.run(attention, hidden)
+                hidden = self.attend(attentions, hidden, context, mask)
             if level.progressive is not None:
                 image = self.image_upsample(image + level.progressive(hidden))  # (B, out_channels, 2H', 2W')
             if level.resample is not None:
@@ -578,6 +642,48 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[m
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
+
+    def attend(self, attentions, hidden, context, mask):
+        """The attention, or None, and that to the context, or None, one after the other."""
+        attention, crossing = attentions
+        if attention is not None:
+            hidden = self.run(attention, hidden)
+        return hidden if crossing is None else self.run(crossing, hidden, context, mask)
+
+    def given_or_none(self, name, value, shape, width_name):
+        """A condition (*shape, width), or zeros for one that isn't given; None for a model without. `shape` may have
+        None for any length. Raises ValueError for one that doesn't fit."""
+        width = self.config[width_name]
+        if value is None and width is not None and self.config.class_dropout_prob > 0:
+            return self.conv_in.weight.new_zeros([1 if side is None else side for side in shape] + [width])
+        if (value is None) != (width is None):
+            raise ValueError(
+                f"{name} were given to a model without {width_name}"
+                if width is None
+                else f"{name} is missing: this model needs vectors of width {width}"
+            )
+        if value is not None:
+            fits = value.ndim == len(shape) + 1 and value.shape[-1] == width
+            if not fits or any(side not in (None, own) for side, own in zip(shape, value.shape, strict=False)):
+                wanted = ", ".join("sequence" if side is None else str(side) for side in shape)
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; this model takes ({wanted}, {width})")
+        return value
+
+    def context_and_mask(self, encoder_hidden_states, mask, batch_size):
+        """The sequence (B, S, cross_attention_dim) and which of it counts (B, 1, 1, S), each None where there is none.
+        Raises ValueError for those that don't fit."""
+        if mask is not None and encoder_hidden_states is None:
+            raise ValueError("encoder_attention_mask was given without encoder_hidden_states")
+        context = self.given_or_none(
+            "encoder_hidden_states", encoder_hidden_states, (batch_size, None), "cross_attention_dim"
+        )
+        if mask is None:
+            return context, None
+        if mask.shape != context.shape[:2]:
+            raise ValueError(
+                f"encoder_attention_mask has shape {tuple(mask.shape)}; the sequence needs {tuple(context.shape[:2])}"
+            )
+        return context, mask.to(torch.bool)[:, None, None]
 
     def embed_conditioning(self, timestep, class_labels, dtype):
         """Sum of the embeddings of time (B,) and label (B,), (B, 4 model_channels)."""

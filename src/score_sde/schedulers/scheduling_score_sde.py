@@ -453,9 +453,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """A scheduler from a config of ours or of a stock diffusers scheduler: the same path, prediction type, grid and
         clipping as the stock scheduler; the predictor is ours, unless given in `kwargs`.
 
-        Stock configs: see `stock_configs`, which knows every key of every scheduler with a `beta_schedule` (DDPM, DDIM,
-        Euler, Heun, DPM-Solver, UniPC, ...), and of ScoreSdeVe and ScoreSdeVp. Their linspace grids are on whole levels
-        here, where Euler, Heun, LMS and KDPM2 interpolate between levels; and the last step leads to clean data.
+        Stock configs: see `stock_configs`, which takes every scheduler of diffusers whose path is known, or says why
+        not. The last step leads to clean data, wherever the stock scheduler's does.
 
         Raises ValueError for other schedulers, for a key whose value has no counterpart here, and for keywords that are
         no argument of this class (with return_unused_kwargs they are returned).

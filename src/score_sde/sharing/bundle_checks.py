@@ -10,13 +10,16 @@ import inspect
 import os
 
 import diffusers
+import torch
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
 from ..pipelines.bundle_files import read_config, read_index
 from ..pipelines.bundling import FORMAT, NETWORK_ROLES, any_component
 from ..pipelines.latents import AUTOENCODERS
+from ..pipelines.prompts import check_prompt_settings
 from ..pipelines.wording import quoted, shortened
 from .config_checks import check_keys, check_labels, check_numbers, check_types, fits, naming
+from .text_checks import check_text_component, text_class
 from .weight_checks import check_model
 
 
@@ -45,9 +48,13 @@ ROLES = {
     "transformer": (f"one of {', '.join(NETWORKS)}", NETWORKS, ModelMixin),
     "unet": (f"one of {', '.join(NETWORKS)}", NETWORKS, ModelMixin),
     "vae": ("an autoencoder of diffusers", AUTOENCODERS, ModelMixin),
+    "text_encoder": ("a model of transformers without a head", (), torch.nn.Module),
+    "tokenizer": ("a fast tokenizer of transformers", (), object),
     # in stock pipelines
     "vqvae": ("an autoencoder of diffusers", AUTOENCODERS, ModelMixin),
 }
+# of these, those of transformers
+TEXT_ROLES = ("text_encoder", "tokenizer")
 
 
 def check_classes(classes):
@@ -123,6 +130,8 @@ def check_components(folder, index, pipeline_class, variant, given, outside=None
             classes[name] = component_class(path, name, *value)
     check_types(arguments, pipeline_class, path)
     check_labels(arguments.get("id2label"), path)
+    with naming(path):
+        check_prompt_settings(arguments.get("prompt_settings") or {})
     for name, part in parts.items():
         needed = part.default is part.empty and name in ROLES and name not in pipeline_class._optional_components
         if needed and name not in classes and name not in given:
@@ -136,7 +145,9 @@ def check_components(folder, index, pipeline_class, variant, given, outside=None
             f"available. {folder} holds none: load it without variant, or save it with one"
         )
     for name, found in classes.items():
-        if name not in given:
+        if name in TEXT_ROLES and name not in given:
+            check_text_component(folder, name, found)
+        elif name not in given:
             class_name = found.__name__ if name in outside else index[name][1]
             check_component(folder, (name,), class_name, found, variants[name])
     return classes
@@ -147,7 +158,9 @@ def component_class(path, name, library, class_name):
     can be are looked up."""
     description, names, base = ROLES[name]
     found = None
-    if class_name in names and library in ("diffusers", PACKAGE):
+    if name in TEXT_ROLES and library == "transformers":
+        found = text_class(name, class_name)
+    elif class_name in names and library in ("diffusers", PACKAGE):
         found = getattr(importlib.import_module(library), class_name, None)
     if class_name == "Transformer2DModel" and library == "diffusers" and name == "transformer":
         found = diffusers.DiTTransformer2DModel  # its name in published repos

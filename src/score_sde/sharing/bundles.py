@@ -11,6 +11,8 @@ from filelock import FileLock
 from ..pipelines.bundling import BundleMixin, add_code, plain_component
 from ..pipelines.wording import check_choice
 from ..pipelines.writing import whole_folder, write_json
+from .adapters import is_adapter, open_adapter
+from .downloading import DOWNLOAD_ARGUMENTS, NoPipelineFolder
 from .facts import check_metrics, read_json
 from .model_card import write_card
 from .opening import open_bundle
@@ -110,7 +112,7 @@ def bundle_lock(folder):
 
 def load_bundle(folder_or_repo, classes=(), **kwargs):
     """Open a bundle with the installed classes, whichever pipeline it holds, of this package or a stock one whose
-    scheduler is of this package; no code of it is run.
+    scheduler is of this package, or a LoRA adapter on the model that it is of; no code of either is run.
 
     Args:
         folder_or_repo: a folder, or the id of a repo on the Hub.
@@ -118,6 +120,16 @@ def load_bundle(folder_or_repo, classes=(), **kwargs):
         kwargs: arguments of `DiffusionPipeline.from_pretrained` but those that would run code, or open other weights
             than safetensors.
 
-    Raises ValueError as `opening.open_bundle` does.
+    Raises ValueError as `opening.open_bundle` and `adapters.open_adapter` do.
     """
-    return open_bundle(folder_or_repo, classes=classes, **kwargs)
+    try:
+        return open_bundle(folder_or_repo, classes=classes, **kwargs)
+    except NoPipelineFolder as error:
+        if not is_adapter(error.folder):
+            raise
+        if other := kwargs.keys() - {*DOWNLOAD_ARGUMENTS, "dtype"}:
+            raise ValueError(
+                f"{', '.join(sorted(other))} cannot be given with an adapter: open the model that it is of with them, "
+                f"and pipe.load_lora_weights({error.folder!r})"
+            ) from None
+        return open_adapter(error.folder, classes, kwargs.get("dtype"))

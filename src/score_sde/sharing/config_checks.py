@@ -16,6 +16,8 @@ from ..pipelines.wording import quoted, shortened
 # keys that make diffusers or transformers run code, read weights in other ways than those that are checked, or pass
 # over what a config says; none is ever saved in a bundle
 FORBIDDEN_KEYS = {"auto_map", "custom_pipeline", "custom_pipelines", "quantization_config", "_use_default_values"}
+FORBIDDEN_KEYS |= {"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
+FORBIDDEN_KEYS |= {"transformers_weights", "use_kernels"}
 
 
 @contextmanager

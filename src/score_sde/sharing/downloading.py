@@ -37,6 +37,14 @@ def check_token(token=None):
         )
 
 
+class NoPipelineFolder(ValueError):
+    """A folder without a model_index.json; `folder` is its path."""
+
+    def __init__(self, folder):
+        super().__init__(f"{folder!r} holds no model_index.json: it is not a diffusers pipeline folder")
+        self.folder = folder
+
+
 @contextmanager
 def hub_errors(kind, what, token=None):
     """Let errors of the Hub's client inside be of one kind of exception, `what` and why it is (`hub_problem`); they,
@@ -127,5 +135,5 @@ def fetch(folder_or_repo, patterns=None, **kwargs):
             patterns = [f"{path.name}/*.safetensors" for path in without]
             folder = download(folder_or_repo, patterns, **plain, **arguments)
     if not os.path.lexists(os.path.join(folder, "model_index.json")):
-        raise ValueError(f"{folder!r} holds no model_index.json: it is not a diffusers pipeline folder")
+        raise NoPipelineFolder(folder)
     return folder, kwargs

@@ -12,6 +12,7 @@ from .. import __version__
 from ..pipelines.bundle_files import read_index, saved_class_name
 from ..pipelines.wording import few, one_line
 from ..schedulers.paths import SDE_TYPES
+from .bundle_checks import TEXT_ROLES
 from .bundle_code import is_of_libraries, known_class
 from .downloading import fetch, hub_errors
 from .facts import read_facts, read_json
@@ -53,8 +54,8 @@ def describe(folder_or_repo, **download):
     facts["components"] = {}
     for name, (_, class_name) in components.items():
         cls = known_class(name, components[name])
-        # what a stock pipeline has beside is described where diffusers and transformers are
-        described = cls is not None or not is_of_libraries(components[name])
+        # what is of transformers, or of a stock pipeline, is described where these libraries are
+        described = name not in TEXT_ROLES and (cls is not None or not is_of_libraries(components[name]))
         own = arguments(os.path.join(folder, name, "config.json"), cls) if described else {}
         facts["components"][name] = {"class": class_name, "arguments": own}
         parameters = count_parameters(folder_or_repo, folder, name, **download)

@@ -13,14 +13,25 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..pipelines.bundle_files import read_config, read_index, saved_class_name
 from ..pipelines.conditions import number_of_classes
 from ..pipelines.kinds import kind_of
-from ..pipelines.wording import one_line, quoted
+from ..pipelines.wording import few, one_line, quoted
 from ..pipelines.writing import whole_file
 from .bundle_code import is_stock_bundle
 from .config_checks import naming
-from .facts import check_metrics, check_repo_id, dataset_name, read_facts, read_json, without_local_paths, writable
+from .facts import (
+    check_metrics,
+    check_repo_id,
+    dataset_name,
+    last_part,
+    read_facts,
+    read_json,
+    without_local_paths,
+    writable,
+)
 from .markdown import Written, as_python, render
 
 
+# what a network is told of a prompt
+CONDITIONS_OF_WORDS = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
 # what the Hub calls the task of a kind of data; of others it knows none
 TASKS = {"image": "unconditional-image-generation"}
 # what a measurement may say beside, as it goes into the model index
@@ -29,13 +40,20 @@ ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "g
 
 def training_rows(training, kind="image", unit="px"):
     """What is known of the training run, as (name, value) rows; `kind` is of data, with the unit of their size."""
-    config = training.get("config") or {}
+    config, begun = training.get("config") or {}, training.get("started_from") or {}
+    trained = training.get("trained_parameters")
     counts = {name: count for name, count in (training.get("class_counts") or {}).items() if isinstance(count, int)}
     classes = ", ".join(f"{name} {count:,}" for name, count in counts.items()) if len(counts) <= 20 else ""
     if counts and not classes:
         classes = f"{len(counts):,}, of {min(counts.values()):,} to {max(counts.values()):,} {kind}s"
     rows = [
         ("run", training.get("run_id"), "{}"),
+        ("started from", begun.get("base_model") or begun.get("name") or begun.get("source"), "{}"),
+        ("its revision", begun.get("revision"), "{}"),
+        ("its licence", begun.get("license"), "{}"),
+        ("classes whose weights were kept", classes_in_words(begun, new=False), "{}"),
+        ("new classes", classes_in_words(begun, new=True), "{}"),
+        ("weights that were trained", trained if trained != training.get("parameters") else None, "{:,}"),
         ("data", dataset_name(training), "{}"),
         ("split", training.get("split"), "{}"),
         (f"training {kind}s", training.get("rows"), "{:,}"),
@@ -45,6 +63,7 @@ def training_rows(training, kind="image", unit="px"):
         ("optimizer steps", training.get("steps"), "{:,}"),
         (f"{kind}s seen", training.get("images_seen"), "{:,}"),
         ("conditions", ", ".join(training.get("conditions") or []) or None, "{}"),
+        *caption_rows(training.get("captions") or {}),
         ("final training loss", training.get("final_loss"), "{:.4f}"),
         ("time", training.get("train_seconds"), "{} s"),
         ("processes", training.get("processes"), "{}"),
@@ -61,6 +80,34 @@ def training_rows(training, kind="image", unit="px"):
         ("diffusers", training.get("diffusers"), "{}"),
     ]
     return [(name, form.format(value)) for name, value, form in rows if value is not None]
+
+
+def classes_in_words(begun, new):
+    """The classes of a network that began as another, in words: those that were new, or those that kept their weights,
+    with their former names; None where there are none."""
+    classes = begun.get("classes") or {}
+    found = [
+        name if new or before == name else f"{name} (from {before})"
+        for name, before in classes.items()
+        if (before is None) == new
+    ]
+    return few(found, 20) or None
+
+
+def caption_rows(captions):
+    """What is known of captions, as rows of `training_rows`."""
+    encoder, layers = captions.get("text_encoder"), captions.get("layers")
+    kind = captions.get("text_encoder_class")
+    if encoder and kind:
+        encoder = f"{last_part(str(encoder)) if os.path.isabs(str(encoder)) else encoder} ({kind})"
+    return [
+        ("captions", captions.get("captions"), "{}"),
+        ("captions that were cut off", captions.get("truncated") or None, "{}"),
+        ("rows without a caption", captions.get("empty") or None, "{}"),
+        ("text encoder", encoder, "{}"),
+        ("its layers", ", ".join(map(str, layers)) if layers and layers != [-1] else None, "{}"),
+        ("tokens of a caption", captions.get("max_tokens"), "{}"),
+    ]
 
 
 def sampler_table(samplers):
@@ -91,14 +138,18 @@ def eval_results(metrics, task):
     ]
 
 
-def call_arguments(stock, num_classes, labels, settings):
-    """The arguments of a call of the pipeline, Python: of the first and last class where there are some."""
+def call_arguments(stock, num_classes, labels, settings, prompts=()):
+    """The arguments of a call of the pipeline, Python: of the first and last class, and the first prompt, where there
+    are some."""
     arguments = {"batch_size": 4}
     if num_classes:
         # a stock pipeline knows numbers alone
         numbers = [0, (len(labels) or num_classes) - 1]
         arguments = {"class_labels": [labels[0], labels[-1]] if labels and not stock else numbers}
         arguments |= {"guidance_scale": settings.get("guidance_scale")}
+    if prompts:
+        # beside classes, one for both
+        arguments |= {"prompt": prompts[0], "guidance_scale": settings.get("guidance_scale")}
     arguments |= {"num_inference_steps": settings.get("num_inference_steps")}
     return Written(", ".join(f"{name}={as_python(value)}" for name, value in arguments.items() if value))
 
@@ -162,13 +213,20 @@ def write_card(folder, repo_id=None, name=None):
     caption = ", ".join(labels) if len(labels) <= 20 else f"{num_classes} classes" if num_classes else "samples"
     name = training.get("model_name") or name or os.path.basename(os.path.abspath(folder))
     others = [each for each in training.get("conditions") or [] if each != "class_labels"]
+    words = index.get("prompt_settings") if isinstance(index.get("prompt_settings"), dict) else {}
+    by_words = bool(words) or component_class(index, "text_encoder", path) is not None
+    sampled = training.get("samples") or {}
+    prompts = sampled.get("prompts") if by_words else None
+    prompts = [str(each) for each in prompts] if isinstance(prompts, list) and prompts else ["a prompt"] * by_words
+    others = [each for each in others if not by_words or each not in CONDITIONS_OF_WORDS]
     conditional = "class-conditional" if num_classes else "conditional" if others else None
+    conditional = f"text-to-{kind.name}" if by_words else conditional
     data = ModelCardData(
         license=training.get("license"),
         base_model=training.get("base_model"),
         datasets=[training["dataset"]] if training.get("dataset_on_hub") and training.get("dataset") else None,
         library_name="diffusers",
-        pipeline_tag=TASKS.get(kind.name),
+        pipeline_tag="text-to-image" if by_words and kind.name == "image" else TASKS.get(kind.name),
         tags=["score-sde", "diffusion", network_class] + ([conditional] if conditional else []),
         model_name=one_line(name),
         eval_results=eval_results(metrics, TASKS.get(kind.name)) or None,
@@ -192,7 +250,9 @@ def write_card(folder, repo_id=None, name=None):
         num_classes=num_classes,
         conditional=conditional,
         other_conditions=others,
-        arguments=call_arguments(stock, num_classes, labels, (measured or [training.get("samples") or {}])[0]),
+        prompts=prompts,
+        named_encoder=words.get("text_encoder"),
+        arguments=call_arguments(stock, num_classes, labels, (measured or [sampled])[0], prompts),
         training=training,
         training_rows=training_rows(training, kind.name, {"pixels": "px"}.get(kind.unit, kind.unit)),
         dataset_name=dataset_name,

@@ -11,7 +11,8 @@ from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from ..pipelines.bundle_files import own_file, read_index
 from ..pipelines.carried_code import sibling_imports
 from ..pipelines.wording import quoted
-from .bundle_checks import PACKAGE, ROLES
+from .adapters import ADAPTER
+from .bundle_checks import PACKAGE, ROLES, TEXT_ROLES
 from .bundle_code import is_of_libraries, is_stock_bundle
 from .downloading import DATA
 from .facts import read_json, without_local_paths
@@ -21,20 +22,22 @@ from .weight_checks import weight_files
 # what lies in a bundle beside its components
 CARD = ("README.md", "LICENSE", "training.json", "metrics.json", "samplers.json", "samples.png")
 DATA_ENDS = (".safetensors", *(pattern.removeprefix("*") for pattern in DATA))
-KINDS = ("model_index.json", "config.json", "scheduler_config.json")
+KINDS = ("model_index.json", "config.json", "scheduler_config.json", ADAPTER)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _VARIANT = re.compile(r"diffusion_pytorch_model(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
 
 
 def files_to_push(folder):
-    """The names, with /, of the files that a bundle, a model or a scheduler is made of: those that its index names, and
-    its card. Raises ValueError for a folder that is none of these, and for a file of it that is missing, or leads
-    elsewhere (`own_file`)."""
+    """The names, with /, of the files that a bundle, a model, a scheduler or an adapter is made of: those that its
+    index names, and its card. Raises ValueError for a folder that is none of these, and for a file of it that is
+    missing, or leads elsewhere (`own_file`)."""
     kind = next((name for name in KINDS if os.path.lexists(os.path.join(folder, name))), None)
     if kind is None:
         raise ValueError(f"{quoted(folder)} cannot be shared: it holds no {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     found = [os.path.join(folder, name) for name in CARD if os.path.lexists(os.path.join(folder, name))]
-    if kind != "model_index.json":
+    if kind == ADAPTER:
+        found.append(own_file(folder, ADAPTER))
+    elif kind != "model_index.json":
         found += component_files(folder)
     else:
         index = read_index(folder)
@@ -52,7 +55,7 @@ def files_to_push(folder):
                     f"{folder}/model_index.json: {quoted(name)} is without its code, and diffusers would not open it "
                     f"from the Hub: score_sde.push_to_hub(score_sde.load_bundle({quoted(folder)}), ...) pushes it with"
                 )
-            others = name not in ROLES and is_of_libraries(value)
+            others = is_of_libraries(value) and (name not in ROLES or name in TEXT_ROLES)
             found += data_files(folder, name) if others else component_files(folder, name)
             if not is_of_libraries(value):
                 found += code_files(folder, value[0], name)
@@ -88,7 +91,7 @@ def component_files(folder, *place):
 
 
 def data_files(folder, name):
-    """The paths of what a text encoder, a tokenizer or the like in a stock pipeline is made of: data, and weights."""
+    """The paths of what a text encoder, a tokenizer or the like is made of: data, and weights."""
     place = os.path.join(folder, name)
     if not os.path.isdir(place):
         raise ValueError(f"{place} is no folder: save it anew")
@@ -126,10 +129,10 @@ def published(path):
     if name.endswith(".safetensors"):
         return path
     content = Path(path).read_bytes()
-    if name in ("training.json", "metrics.json", "samplers.json", *KINDS):
+    if name in ("training.json", "metrics.json", "samplers.json", "tokenizer_config.json", *KINDS):
         value = read_json(path)
-        public = without_local_paths(value) if name not in KINDS else value
-        if name in KINDS and isinstance(value, dict):
+        public = without_local_paths(value) if name.startswith(("training", "metrics", "samplers")) else value
+        if public is value and isinstance(value, dict):
             public = {key: each for key, each in value.items() if key != "_name_or_path"}
         if public != value:
             content = (json.dumps(public, indent=2) + "\n").encode()

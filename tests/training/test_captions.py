@@ -1,0 +1,285 @@
+"""Training on captions: what the network is told, which caption of several, cached with latents, saved, refused."""
+
+import json
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from words import WIDTH, save_encoder, tiny_tokenizer
+
+from runs import EMBEDDED_TRAIN, encode, equal, forget_runs, run, train_tiny
+from score_sde import load_bundle
+from score_sde.pipelines.prompts import PROMPT_SETTINGS, open_text_encoder
+from score_sde.pipelines.prompts import encode as encode_words
+from score_sde.training import encode_latents, train
+from score_sde.training.parts.captions import CaptionReader
+from score_sde.training.parts.clean_data import CleanData
+from score_sde.training.parts.loop import Draws
+
+
+NAMES = ["t shirt top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+TOO_LONG = "the red dress with the blue hat of dots and a bag"
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory, small_data):
+    """Real images with a caption each, and with several; the first row's is empty, the second's too long."""
+    data = datasets.Dataset.from_parquet(small_data)
+    single = [f"a {NAMES[label]}" for label in data["label"]]
+    single[:2] = ["", TOO_LONG]
+    several = [["a " + NAMES[label], f"the {NAMES[label]} with dots", " "] for label in data["label"]]
+    path = tmp_path_factory.mktemp("captioned") / "train.parquet"
+    columns = {"caption": single, "captions": several, "empty": [" "] * len(data), "number": list(range(len(data)))}
+    for name, values in columns.items():
+        data = data.add_column(name, values)
+    data.to_parquet(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def options(captioned, encoder, column="caption"):
+    return [
+        *("--dataset", captioned, "--evaluation_split", "train", "--caption_column", column),
+        *("--text_encoder", encoder, "--max_caption_tokens", 8),
+    ]
+
+
+def config_of(*arguments):
+    from score_sde.training.parts.options import parse
+
+    small = ["--resolution", "8", "--image_channels", "1", "--batch_size", "4"]
+    return parse(train.TrainConfig, [*small, *map(str, arguments)])
+
+
+def items(data, rows):
+    return torch.utils.data.default_collate(data.dataset.__getitems__(rows))
+
+
+def test_a_network_is_told_what_the_encoder_makes_of_captions(captioned, encoder, capsys):
+    config = config_of(*options(captioned, encoder), "--pooled_captions")
+    data = CleanData(config, Accelerator(cpu=True), captions=config)
+    told = data.conditions(items(data, [0, 1, 2]))
+    assert list(told) == data.told == ["class_labels", *data.captions.names] and len(told) == 4
+    by_hand = tiny_tokenizer()(TOO_LONG, truncation=True, max_length=8, return_tensors="pt")
+    text_encoder, _ = open_text_encoder(encoder)
+    with torch.no_grad():
+        expected = text_encoder(**{name: by_hand[name] for name in ("input_ids", "attention_mask")}).last_hidden_state
+    assert (told["encoder_hidden_states"][1] - expected[0]).abs().max() < 1e-5
+    assert (told["pooled_projections"][1] - expected[0].mean(0)).abs().max() < 1e-5
+    # an empty caption is what stands for none
+    null = train.make_network(config, data.shape, 10, data.captions.arguments()).null_conditions(told)
+    assert all(torch.equal(told[name][0], null[name][0]) for name in data.captions.names)
+    assert "; 59 captions of up to 14 tokens, 1 cut off after 8 tokens (--max_caption_tokens), 1 rows without" in (
+        capsys.readouterr().out
+    )
+
+
+def test_one_of_several_captions_is_drawn(captioned, encoder):
+    reader = CaptionReader("captions", tiny_tokenizer(), 8, seed=3)
+    value = ["a red hat", "", None, "the blue bag"]
+    drawn = [reader.item(value, (epoch, 5))["caption_ids"] for epoch in range(40)]
+    red, blue = (reader.item(text, (0, 0))["caption_ids"] for text in ("a red hat", "the blue bag"))
+    counts = [sum(torch.equal(each, text) for each in drawn) for text in (red, blue)]
+    assert sum(counts) == 40 and min(counts) > 8
+    assert torch.equal(drawn[7], reader.item(value, (7, 5))["caption_ids"])
+    other = [
+        CaptionReader("captions", tiny_tokenizer(), 8, seed=4).item(value, (e, 5))["caption_ids"] for e in range(40)
+    ]
+    assert not all(torch.equal(a, b) for a, b in zip(drawn, other, strict=True))
+
+
+def test_captions_are_dropped_with_the_classes_for_guidance(captioned, encoder):
+    config = config_of(*options(captioned, encoder))
+    task = train.DiffusionTask(config, Accelerator(cpu=True))
+    seen = {}
+
+    def network(x, timestep, **conditions):
+        seen.update(conditions)
+        return SimpleNamespace(sample=x)
+
+    draws = Draws(0, 0, Accelerator(cpu=True), 4)
+    task.losses(network, items(task.data, [1, 2, 3, 4]), draws, dropout_prob=0.5)
+    dropped = seen["class_labels"] == 10
+    assert 0 < dropped.sum() < 4
+    assert torch.equal(~seen["encoder_hidden_states"].flatten(1).any(1), dropped)
+    assert torch.equal(seen["encoder_attention_mask"].sum(1) == 1, dropped)
+
+
+def test_a_run_learns_captions_resumes_and_is_opened_with_its_words(captioned, encoder, tmp_path):
+    arguments = [*options(captioned, encoder, "captions"), "--checkpointing_steps", 2, "--pooled_captions"]
+    arguments += ["--evaluation_steps", 4, "--evaluation_images", 8, "--sample_guidance_scale", 2]
+    whole = train_tiny(tmp_path / "whole", *arguments, "--max_train_steps", 4)
+    forget_runs()
+    train_tiny(tmp_path / "parts", *arguments, "--max_train_steps", 2)
+    forget_runs()
+    resumed = ["--max_train_steps", 4, "--resume_from_checkpoint", "latest"]
+    assert equal(train_tiny(tmp_path / "parts", *arguments, *resumed), whole)
+    assert {"context_embed.weight", "pooled_embed.0.weight", "class_embed.weight"} <= whole.keys()
+
+    pipeline = load_bundle(tmp_path / "whole" / "pipeline")
+    assert pipeline.prompt_settings == PROMPT_SETTINGS | {"max_tokens": 8, "pooled": True}
+    told = pipeline.encode_prompt("a bag")
+    ids = tiny_tokenizer()("a bag", padding="max_length", max_length=8, return_tensors="pt")
+    settings = PROMPT_SETTINGS | {"pooled": True}
+    expected = encode_words(open_text_encoder(encoder)[0], ids.input_ids, ids.attention_mask.bool(), settings)
+    assert all((told[name].float() - expected[name].float()).abs().max() < 1e-5 for name in expected)
+    facts = json.loads((tmp_path / "whole" / "pipeline" / "training.json").read_text())
+    assert facts["captions"] | {"captions": 120, "truncated": 0, "empty": 0, "per_row": 2} == facts["captions"]
+    assert facts["samples"]["prompts"][0].startswith("a ") and len(facts["samples"]["prompts"]) == 10
+    # the grid has the prompts beneath its ten pictures of 128 px, in rows of three
+    assert Image.open(tmp_path / "whole" / "pipeline" / "samples.png").size == (3 * 128, 4 * (128 + 43))
+    forget_runs()
+    with pytest.raises(ValueError, match="text_encoder was .*, is "):
+        other = save_encoder(tmp_path / "other", "qwen")
+        train_tiny(tmp_path / "parts", *arguments, *resumed, "--text_encoder", other, "--max_train_steps", 5)
+
+
+def test_captions_that_are_cached_with_latents_are_those_of_the_images(captioned, encoder, tiny_vae, tmp_path):
+    forget_runs()
+    words = ["--caption_column", "captions", "--text_encoder", encoder, "--max_caption_tokens", 8]
+    encode(captioned, tiny_vae, tmp_path / "latents", *words)
+    latents = config_of("--latents", tmp_path / "latents", "--pooled_captions")
+    images = config_of(*options(captioned, encoder, "captions"), "--vae", tiny_vae, "--pooled_captions")
+    cached, read = (CleanData(config, Accelerator(cpu=True), captions=config) for config in (latents, images))
+    assert cached.told == read.told and cached.examples == read.examples
+    assert cached.captions.arguments() == read.captions.arguments() == {
+        "cross_attention_dim": WIDTH,
+        "pooled_projection_dim": WIDTH,
+    }  # fmt: skip
+    rows = [3, 7, 11, 15]
+    # each caption of a row is drawn, and it is what the encoder makes of it
+    seen = set()
+    for step in range(20):
+        told = cached.conditions(items_by_row(cached, rows), Draws(0, 4 * step, Accelerator(cpu=True), 4))
+        for i, row in enumerate(rows):
+            choices = read.dataset.data[row]["captions"][:2]
+            ids, mask = zip(*(read.dataset.captions.item(text, (0, 0)).values() for text in choices), strict=True)
+            expected = encode_words(
+                read.captions.text_encoder, torch.stack(ids), torch.stack(mask), read.captions.settings
+            )
+            errors = (expected["encoder_hidden_states"] - told["encoder_hidden_states"][i]).abs().amax((1, 2))
+            choice = int(errors.argmin())
+            assert errors[choice] < 0.02 and (errors.max() > 0.1)
+            assert torch.equal(told["encoder_attention_mask"][i], expected["encoder_attention_mask"][choice])
+            assert (told["pooled_projections"][i] - expected["pooled_projections"][choice]).abs().max() < 0.02
+            seen.add((row, choice))
+    assert len(seen) == 8
+    # again, it has nothing to do; with other captions it refuses
+    forget_runs()
+    encode(captioned, tiny_vae, tmp_path / "latents", *words)
+    with pytest.raises(ValueError, match="holds other latents .captions was"):
+        encode(captioned, tiny_vae, tmp_path / "latents", *words[:-1], 7)
+    with pytest.raises(ValueError, match="holds other latents .captions were there"):
+        encode(captioned, tiny_vae, tmp_path / "latents")
+    # trained on, with and without
+    forget_runs()
+    weights = train_tiny(tmp_path / "run", "--latents", tmp_path / "latents", "--max_train_steps", 1)
+    assert "context_embed.weight" in weights
+    assert load_bundle(tmp_path / "run" / "pipeline").takes_prompts
+    forget_runs()
+    without = ["--latents", tmp_path / "latents", "--max_train_steps", 1, "--caption_column", "none"]
+    assert "context_embed.weight" not in train_tiny(tmp_path / "without", *without)
+    # what contradicts them
+    other = save_encoder(tmp_path / "other", "qwen")
+    for arguments, message in (
+        (["--text_encoder", other], "were encoded by another text encoder than the one that is now in"),
+        (["--max_caption_tokens", 7], "max_caption_tokens 7: the captions in latents .* were encoded with 8"),
+        (["--caption_column", "caption"], "the captions in latents .* are those of 'captions'"),
+    ):
+        config = config_of("--latents", tmp_path / "latents", *arguments)
+        with pytest.raises(ValueError, match=message):
+            CleanData(config, Accelerator(cpu=True), captions=config)
+
+
+def items_by_row(data, rows):
+    return torch.utils.data.default_collate([data.dataset[row] for row in rows])
+
+
+def test_a_stream_has_captions(captioned, encoder, tmp_path):
+    arguments = [*options(captioned, encoder, "captions"), "--streaming", "--max_train_steps", 2]
+    assert "context_embed.weight" in train_tiny(tmp_path / "run", *arguments)
+    facts = json.loads((tmp_path / "run" / "pipeline" / "training.json").read_text())
+    assert facts["samples"]["prompts"][0].startswith("a ")
+
+
+def test_words_alone_and_a_unet(captioned, encoder, tmp_path):
+    small = "{block_out_channels: [8, 16], layers_per_block: 1, attention_resolutions: [4]}"
+    arguments = [*options(captioned, encoder), "--class_conditional", "false", "--network", "unet"]
+    arguments += ["--network_kwargs", small, "--sample_prompts", "a hat", "a red bag", "--max_train_steps", 1]
+    run(
+        train.main,
+        *("--resolution", 8, "--image_channels", 1, "--batch_size", 4, "--output_dir", tmp_path / "run"),
+        *("--sample_num_images", 2, "--sample_num_inference_steps", 1, *arguments),
+    )
+    pipeline = load_bundle(tmp_path / "run" / "pipeline")
+    assert pipeline.num_classes is None and pipeline.config.id2label is None
+    facts = json.loads((tmp_path / "run" / "pipeline" / "training.json").read_text())
+    assert facts["conditions"] == ["encoder_hidden_states", "encoder_attention_mask"]
+    assert facts["samples"]["prompts"] == ["a hat", "a red bag"]
+
+
+def test_classes_alone_remain_as_they_are(tmp_path):
+    weights = train_tiny(tmp_path / "run", "--dataset", EMBEDDED_TRAIN, "--max_train_steps", 1)
+    assert not any("context" in name or "pooled" in name for name in weights)
+    index = json.loads((tmp_path / "run" / "pipeline" / "model_index.json").read_text())
+    assert index["text_encoder"] == index["tokenizer"] == [None, None] and index["prompt_settings"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--caption_column", "text"], "has no column 'text'; it has .*: name its caption column by --caption_column"),
+        (["--caption_column", "empty"], "caption column 'empty' holds no captions: all 60 are empty"),
+        (["--caption_column", "number"], "caption column 'number' must hold texts, or lists of texts; it has 0"),
+        (["--text_encoder", "no_such_folder"], "text encoder 'no_such_folder' cannot be opened"),
+        (["--max_caption_tokens", 40], "40 tokens of a text are more than the 32 that its encoder takes"),
+        (["--caption_layers", 5], "layer 5 of the text encoder is not among its -3 to 2"),
+        (
+            ["--network_kwargs", "{cross_attention_dim: 12}"],
+            "network_kwargs cross_attention_dim 12 contradicts the text encoder, which makes vectors of width 16",
+        ),
+    ],
+)
+def test_captions_that_cannot_be_learned_are_refused_before_work(captioned, encoder, arguments, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = config_of(*options(captioned, encoder), *arguments)
+    with pytest.raises(ValueError, match=message):
+        train.DiffusionTask(config, Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--caption_column", "caption"], "caption_column and text_encoder belong together"),
+        (["--text_encoder", "words"], "caption_column and text_encoder belong together"),
+        (["--pooled_captions"], "pooled_captions need captions"),
+        (["--sample_prompts", "a hat"], "sample_prompts need captions"),
+        (["--caption_column", "c", "--text_encoder", "t", "--max_caption_tokens", "0"], "max_caption_tokens 0 must be"),
+        (
+            ["--caption_column", "c", "--text_encoder", ".", "--save_text_encoder", "false"],
+            "save_text_encoder false needs a text_encoder on the Hub, which the pipeline can name, not the folder '.'",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_each_other(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        config_of(*arguments)
+    assert message in capsys.readouterr().err
+    if "--pooled_captions" not in arguments and "--sample_prompts" not in arguments and "--save" not in message:
+        with pytest.raises(SystemExit):
+            run(encode_latents.main, "--vae", "vae", *[a for a in arguments if not a.startswith("--save")])
+
+
+def test_latents_without_captions_say_so(captioned, encoder, tiny_vae, tmp_path):
+    forget_runs()
+    encode(captioned, tiny_vae, tmp_path / "latents")
+    config = config_of("--latents", tmp_path / "latents", "--caption_column", "caption", "--text_encoder", encoder)
+    with pytest.raises(ValueError, match="hold no captions: encode them anew by `score-sde encode-latents` with"):
+        CleanData(config, Accelerator(cpu=True), captions=config)

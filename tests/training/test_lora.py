@@ -1,0 +1,166 @@
+"""LoRA adapters: trained alone, resumed, saved as diffusers has them, opened, merged, refused on other models."""
+
+import json
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
+from test_init_from import DIT, STAND_STILL, STOCK_UNET, UNET, photographs, randomized, refused
+
+from runs import equal, forget_runs, run
+from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel, cli, load_bundle, save_bundle
+from score_sde.training import train
+
+
+FILE = "pytorch_lora_weights.safetensors"
+LORA = ["--lora_rank", 2, "--learning_rate", "1e-2"]
+NETWORKS = {"transformer": (DiTModel, DIT), "unet": (ScoreUNetModel, UNET)}
+
+
+def make_source(folder, role="transformer", names=("cat", "dog"), **changes):
+    kind, config = NETWORKS[role]
+    network = randomized(kind(**(config | {"num_classes": len(names)} | changes)))
+    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), **{role: network}, id2label=dict(enumerate(names)))
+    return save_bundle(pipeline, folder, facts={"license": "mit", "model_name": "Animals"})
+
+
+def adapt(source, output_dir, *arguments):
+    forget_runs()
+    run(train.main, "--init_from", source, "--output_dir", output_dir, *STAND_STILL, *LORA, *arguments)
+    return output_dir / "pipeline"
+
+
+@torch.no_grad()
+def output(pipeline, seed=0):
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return pipeline.denoiser(x, torch.tensor([3.0, 500.0]), class_labels=torch.tensor([0, 1])).sample
+
+
+@pytest.mark.parametrize("role", NETWORKS)
+def test_an_adapter_opens_with_its_model_on_any_pipeline_and_merged(role, tmp_path):
+    source, data = make_source(tmp_path / "source", role), photographs(tmp_path / "data", "dog")
+    adapter = adapt(source, tmp_path / "run", "--dataset", data, "--max_train_steps", 3)
+    assert sorted(each.name for each in adapter.iterdir()) == ["README.md", FILE, "samples.png", "training.json"]
+    tensors = load_file(adapter / FILE)
+    assert all(name.startswith(f"{role}.") and ".lora_" in name for name in tensors)
+    plain, opened, loaded = load_bundle(source), load_bundle(adapter), load_bundle(source)
+    loaded.load_lora_weights(adapter)
+    assert (output(opened) - output(plain)).abs().max() > 1e-3  # it has learned something
+    assert torch.equal(output(loaded), output(opened))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["merge", str(adapter), str(tmp_path / "merged")])
+    assert not end.value.code
+    merged = load_bundle(tmp_path / "merged")
+    assert merged.denoiser.state_dict().keys() == plain.denoiser.state_dict().keys()
+    assert (output(merged) - output(opened)).abs().max() < 1e-5 * output(opened).abs().max()
+    assert merged.config.id2label == plain.config.id2label
+    loaded.unload_lora_weights()
+    assert torch.equal(output(loaded), output(plain))
+    facts = json.loads((adapter / "training.json").read_text())
+    assert facts["trained_parameters"] == sum(each.numel() for each in tensors.values())
+    card = (adapter / "README.md").read_text()
+    assert "LoRA adapter of rank 2 for `Animals`" in card and "license: mit" in card
+
+
+def test_what_is_published_is_the_average_of_the_adapters_and_resume_is_bit_for_bit(tmp_path):
+    source, data = make_source(tmp_path / "source"), photographs(tmp_path / "data", "dog", "cat")
+    arguments = ["--dataset", data, "--checkpointing_steps", 2, "--ema_decay", 0.5]
+    whole = load_file(adapt(source, tmp_path / "whole", *arguments, "--max_train_steps", 4) / FILE)
+    adapt(source, tmp_path / "parts", *arguments, "--max_train_steps", 2)
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+    more = ["--max_train_steps", 4, "--resume_from_checkpoint", "latest"]
+    parts = load_file(adapt(source, tmp_path / "parts", *arguments, *more) / FILE)
+    assert equal(whole, parts)
+    checkpoint = tmp_path / "whole" / "checkpoints" / "step-00000004"
+    average, last = load_file(checkpoint / "ema.safetensors"), load_file(checkpoint / "model.safetensors")
+    published = {name.removeprefix("transformer."): value for name, value in whole.items()}
+    assert equal({name.replace(".default", ""): value for name, value in average.items()}, published)
+    assert not equal({name: last[name] for name in average}, average)
+    base = load_bundle(tmp_path / "elsewhere").transformer.state_dict()
+    frozen = {name.replace(".base_layer", ""): value for name, value in last.items() if "lora" not in name}
+    assert equal(frozen, base)
+
+
+def test_the_data_are_of_the_classes_of_the_model_by_name(tmp_path, capsys):
+    """The adapter of one class of three learns from rows that are told as that class, whatever its number there."""
+    source = make_source(tmp_path / "source", names=("cat", "dog", "eel"))
+    told = []
+    forward = DiTModel.forward
+
+    def recording(self, x, timestep, class_labels=None, **arguments):
+        if self.training and x.device.type != "meta":
+            told.extend(class_labels.tolist())
+        return forward(self, x, timestep, class_labels=class_labels, **arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiTModel, "forward", recording)
+        adapt(source, tmp_path / "run", "--dataset", photographs(tmp_path / "data", "dog"), "--max_train_steps", 3)
+    assert set(told) == {1, 3} and told.count(1) > 6  # 3 is the null label
+    birds = photographs(tmp_path / "birds", "bird")
+    arguments = ["--init_from", source, *STAND_STILL, *LORA, "--dataset", birds]
+    found = refused(capsys, *arguments, "--output_dir", tmp_path / "no")
+    assert "it doesn't know bird: train without --lora_rank" in found
+    adapt(source, tmp_path / "unlabelled", "--dataset", birds, "--class_conditional", "false")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lora_targets", "to_w"], "lora_targets 'to_w' is no layer of the network; there are"),
+        (["--freeze", "blocks"], "leave freeze out"),
+        (["--lora_rank", -1], "lora_rank -1 must be at least 0"),
+        (["--lora_alpha", 0], "lora_alpha 0.0 must be positive"),
+        (["--ema_snapshot_steps", 1], "leave them out with lora_rank"),
+        (["--image_channels", 3], "lora_rank leaves the network as it is, of in_channels 1"),
+        (["--resolution", 16], "lora_rank leaves the network as it is, of sample_size 8"),
+    ],
+)
+def test_what_an_adapter_cannot_be_is_refused(tmp_path, capsys, arguments, message):
+    source, data = make_source(tmp_path / "source"), photographs(tmp_path / "data", "dog")
+    start = ["--init_from", source, "--output_dir", tmp_path / "run", "--dataset", data, *STAND_STILL, *LORA]
+    assert message in refused(capsys, *start, *arguments)
+    assert "lora_rank need init_from" in refused(capsys, "--lora_rank", 2, "--output_dir", tmp_path / "run")
+
+
+def test_a_network_of_diffusers_without_adapters_is_refused(tmp_path, capsys):
+    source = ScoreSDEPipeline(ScoreSDEScheduler(), unet=randomized(UNet2DModel(**STOCK_UNET)))
+    source, data = save_bundle(source, tmp_path / "source"), photographs(tmp_path / "data")
+    start = ["--init_from", source, "--output_dir", tmp_path / "run", "--dataset", data, *STAND_STILL, *LORA]
+    assert "a UNet2DModel takes no adapters" in refused(capsys, *start)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    source, data = make_source(tmp_path / "source"), photographs(tmp_path / "data", "dog")
+    adapter = adapt(source, tmp_path / "run", "--dataset", data)
+    for name, other in [
+        ("wider", load_bundle(make_source(tmp_path / "wider", hidden_size=32))),
+        ("unet", load_bundle(make_source(tmp_path / "unet", "unet"))),
+    ]:
+        before = output(other)
+        with pytest.raises(ValueError, match="adapter is of another model than this .*: it"):
+            other.load_lora_weights(adapter)
+        assert torch.equal(output(other), before), name
+    tensors = load_file(adapter / FILE)
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name] * float("nan")}, adapter / FILE)
+    with pytest.raises(ValueError, match="is not finite"):
+        load_bundle(source).load_lora_weights(adapter)
+    torch.save(tensors, adapter / "pytorch_lora_weights.bin")
+    (adapter / FILE).unlink()
+    with pytest.raises((ValueError, OSError), match=FILE):
+        load_bundle(source).load_lora_weights(adapter)
+
+
+def test_the_model_of_an_adapter_must_be_what_it_was(tmp_path):
+    source, data = make_source(tmp_path / "source"), photographs(tmp_path / "data", "dog")
+    adapter = adapt(source, tmp_path / "run", "--dataset", data)
+    pipeline = load_bundle(source)
+    with torch.no_grad():
+        pipeline.transformer.proj_out.bias += 1
+    save_bundle(pipeline, source)
+    with pytest.raises(ValueError, match="holds other weights than those that the adapter"):
+        load_bundle(adapter)
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="or open the model yourself, and pipe.load_lora_weights"):
+        load_bundle(adapter)

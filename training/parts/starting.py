@@ -1,0 +1,506 @@
+"""Training that starts from weights: what comes with them, which of them are kept, and which are trained.
+
+The options that come with the weights (network, path, time conventions, size) are filled in before anything else reads
+them, as if they had been given, so that checkpoints hold them and a resumed run needs the weights no more.
+"""
+
+import fnmatch
+import importlib.util
+import inspect
+import json
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.loaders import PeftAdapterMixin
+
+from score_sde import ScoreSDEScheduler
+from score_sde.pipelines.conditions import number_of_classes
+from score_sde.pipelines.latents import spatial_factor
+from score_sde.pipelines.wording import few, one_line
+from score_sde.pipelines.writing import whole_folder
+from score_sde.sharing.convert.starting_point import StartingPoint, starting_point, weights_hash
+
+from .checkpoints import list_checkpoints
+from .config import option
+from .data import read_latents_json
+from .latents import fingerprint, load_vae
+from .networks import NETWORKS, outside_classes
+from .options import mapping
+
+
+# options that come with the weights
+ADOPTED = ("network", "network_kwargs", "sde_type", "prediction_type", "scheduler_kwargs", "vlb_weight")
+# arguments of networks that may be other than they were: those that no weight hangs on
+FREE_OF_NETWORK = {"class_dropout_prob", "dropout", "attention_resolutions", "position_scaling"}
+# and those that the data decide
+FROM_DATA = {"sample_size", "in_channels", "out_channels", "num_classes", "num_class_embeds"}
+# arguments of the scheduler that say what the network was trained on; the others are of sampling
+TRAINED_ON = {
+    *("num_train_timesteps", "variance_type", "t_min", "t_max", "beta_min", "beta_max", "sigma_min", "sigma_max"),
+    *("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "snr_shift_scale"),
+    *("sigma_data", "time_input", "time_scale", "time_offset"),
+}
+# DiT's weight of the variational bound, for a network that learned the variance
+VLB_WEIGHT = 0.001
+# where a run keeps the autoencoder that came with the weights
+KEPT_VAE = os.path.join("init_from", "vae")
+
+
+@dataclass
+class StartConfig:
+    init_from: str | None = option(
+        None,
+        "Weights to start from, a folder or repo on the Hub: a pipeline of this package, a DiTPipeline, a pipeline "
+        "around a UNet2DModel, or a network alone. What network, path and autoencoder are comes with them.",
+        "start from weights",
+        common=True,
+    )
+    init_revision: str | None = option(None, "Branch, tag or commit of that repo.", "start from weights")
+    freeze: list[str] = option(
+        [],
+        "Weights that stay as they are, by patterns of their names, or of the modules that they are in: time_embed "
+        "'blocks.[0-3].*'.",
+        "start from weights",
+    )
+    lora_rank: int = option(
+        0,
+        "Train LoRA adapters of this rank alone, beside the weights; 0 trains the weights. Needs peft.",
+        "start from weights",
+        common=True,
+    )
+    lora_alpha: float | None = option(
+        None, "Adapters count lora_alpha / lora_rank; None is the rank.", "start from weights"
+    )
+    lora_targets: list[str] = option(
+        ["to_q", "to_k", "to_v", "to_out.0"],
+        "Layers that get adapters, by the ends of their names.",
+        "start from weights",
+    )
+
+    # what the command line or the YAML file said (`options.parse`)
+    given: ClassVar[frozenset[str]] = frozenset()
+    # what to start from, None for a run that is resumed; and what is known of it, JSON-able
+    start: ClassVar[StartingPoint | None] = None
+    origin: ClassVar[dict | None] = None
+
+    def problems(self):
+        if self.init_from is None:
+            if self.freeze or self.init_revision or self.lora_rank:
+                yield "freeze, init_revision and lora_rank need init_from, the weights to start from"
+            return
+        yield from self.adapter_problems()
+        try:
+            checkpoint, state = resumable_state(self)
+            if state is not None:
+                self.origin = state["origin"]
+                yield from self.adopt({name: state["config"][name] for name in ADOPTED}, f"checkpoint {checkpoint!r}")
+                taken = {name: state["config"][name] for name in ("resolution", "image_channels")}
+                if self.origin["has_vae"]:
+                    # the run's folder may have moved
+                    self.vae = os.path.join(os.path.dirname(os.path.dirname(checkpoint)), KEPT_VAE)
+            else:
+                self.start = starting_point(self.init_from, self.init_revision, self.outside())
+                options = options_of(self.start, self.given)
+                yield from self.adopt(options, repr(self.init_from))
+                yield from self.adopt_autoencoder()
+                taken = sizes_of(self.start)
+            for name, value in taken.items():
+                if name not in self.given:
+                    setattr(self, name, value)
+        except ValueError as error:
+            yield f"init_from {self.init_from!r}: {one_line(error)}"
+
+    def adapter_problems(self):
+        if not self.lora_rank >= 0:
+            yield f"lora_rank {self.lora_rank} must be at least 0"
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            yield f"lora_alpha {self.lora_alpha} must be positive"
+        if not self.lora_rank and {"lora_alpha", "lora_targets"} & self.given:
+            yield "lora_alpha and lora_targets need lora_rank"
+        if self.lora_rank and importlib.util.find_spec("peft") is None:
+            yield "lora_rank needs peft: pip install score-sde[lora]"
+        if self.lora_rank and self.freeze:
+            yield "lora_rank trains adapters alone, all else is frozen: leave freeze out"
+        if self.lora_rank and (self.further_ema_decays or self.ema_snapshot_steps):
+            yield "further_ema_decays and ema_snapshot_steps are of whole networks: leave them out with lora_rank"
+
+    def outside(self):
+        return outside_classes(self.network) if ":" in self.network else []
+
+    def adopt(self, options, whence):
+        """Take options that aren't given from somewhere; yields what contradicts them."""
+        if "network_name" in self.given:
+            yield f"network_name {self.network_name!r}: the network comes from {whence}, leave network_name out"
+        for name, theirs in options.items():
+            own = getattr(self, name)
+            if name.endswith("_kwargs"):
+                own, theirs = mapping(name, own) if name in self.given else {}, mapping(name, theirs)
+                if name == "scheduler_kwargs":
+                    known = inspect.signature(ScoreSDEScheduler).parameters
+                    fixed = {key: theirs.get(key, known[key].default) for key in TRAINED_ON}
+                else:
+                    # what it has not may be added
+                    fixed = {k: v for k, v in theirs.items() if k not in FREE_OF_NETWORK and v is not None}
+                for key in own.keys() & fixed.keys():
+                    if own[key] != fixed[key]:
+                        yield f"{name} {key} {own[key]!r} contradicts {fixed[key]!r} of {whence}: leave it out"
+                setattr(self, name, json.dumps(theirs | own))
+            elif name == "vlb_weight" and name in self.given and (own > 0) == (theirs > 0):
+                continue
+            elif name in self.given and own != theirs:
+                yield f"{name} {own!r} contradicts {theirs!r} of {whence}: leave it out"
+            else:
+                setattr(self, name, theirs)
+
+    def adopt_autoencoder(self):
+        """Take the autoencoder from what to start from; yields what contradicts it."""
+        ours = self.start.vae
+        if self.start.scheduler is not None and ours is None and (self.vae or self.latents):
+            yield (
+                f"{'vae' if self.vae else 'latents'} {self.vae or self.latents!r} contradicts {self.init_from!r}, a "
+                f"model of pixels: leave it out"
+            )
+        if ours is None:
+            return
+        if self.normalize_latents:
+            yield (
+                f"normalize_latents contradicts the autoencoder of {self.init_from!r}, whose config says how its "
+                f"latents are normalised: leave it out"
+            )
+        if self.vae and fingerprint(load_vae(self.vae)) != fingerprint(ours):
+            yield f"vae {self.vae!r} is another autoencoder than that of {self.init_from!r}: leave it out"
+        here = self.latents and os.path.isdir(self.latents)
+        if here and read_latents_json(self.latents)["vae_fingerprint"] != fingerprint(ours):
+            yield (
+                f"latents {self.latents!r} were encoded by another autoencoder than that of {self.init_from!r}: "
+                f"encode them anew by it, --vae {self.init_from}"
+            )
+        self.vae = os.path.join(self.output_dir, KEPT_VAE)
+
+    def keep_autoencoder(self, accelerator):
+        """Write the autoencoder that came with the weights into the run's folder."""
+        if self.start is not None and self.start.vae is not None:
+            if accelerator.is_main_process:
+                with whole_folder(os.path.join(self.output_dir, KEPT_VAE)) as folder:
+                    self.start.vae.save_pretrained(folder)
+            accelerator.wait_for_everyone()
+
+
+def resumable_state(config):
+    """(folder, state.json) of the checkpoint that a run is to go on from, which is checked later; (None, None) where it
+    begins. Raises ValueError for a checkpoint of a run that started from nothing."""
+    latest = config.resume_from_checkpoint == "latest"
+    folders = list_checkpoints(config.output_dir)[::-1] if latest else [config.resume_from_checkpoint]
+    for folder in filter(None, folders):
+        try:
+            with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
+                state = json.load(file)
+            if state["origin"] is None or not all(name in state["config"] for name in ADOPTED):
+                raise ValueError(f"checkpoint {folder!r} is of a run that began without init_from: leave it out")
+            return os.path.abspath(folder), state
+        except (OSError, LookupError, TypeError, json.JSONDecodeError):
+            continue  # a damaged one: the one before is taken
+    return None, None
+
+
+def options_of(start, given):
+    """{name of an option: value} that come with a starting point. Raises ValueError where a network alone doesn't say
+    what only its scheduler would."""
+    classes = {found: name for name, (_, found) in NETWORKS.items()}
+    kind = type(start.network)
+    # modules that carry code have long names
+    module = "diffusers" if kind.__module__.split(".")[0] == "diffusers" else kind.__module__
+    defaults = {
+        name: each.default for name, each in inspect.signature(kind).parameters.items() if name not in FROM_DATA
+    }
+    config = {name: start.network.config[name] for name in defaults if name in start.network.config}
+    # conditions that it hasn't are the data's matter
+    config = {name: each for name, each in config.items() if each is not None or defaults[name] is not None}
+    options = {
+        "network": classes.get(kind, f"{module}:{kind.__name__}"),
+        "network_kwargs": json.dumps(config),
+    }
+    if start.scheduler is None:
+        missing = [name for name in ("sde_type", "prediction_type") if name not in given]
+        if missing:
+            raise ValueError(
+                f"it is a network alone, which doesn't say what it was trained on: pass "
+                f"{' and '.join(f'--{name}' for name in missing)}, and more by --scheduler_kwargs"
+            )
+        return options
+    known = inspect.signature(ScoreSDEScheduler).parameters
+    config = {name: each for name, each in start.scheduler.config.items() if name in known}
+    # times calibrated to weights hold for these alone
+    other = {
+        name: each
+        for name, each in config.items()
+        if each != known[name].default and name not in ("sde_type", "prediction_type", "calibration")
+    }
+    learned = config["variance_type"] == "learned_range"
+    return options | {
+        "sde_type": config["sde_type"],
+        "prediction_type": config["prediction_type"],
+        "scheduler_kwargs": json.dumps(other),
+        "vlb_weight": VLB_WEIGHT if learned else 0.0,
+    }
+
+
+def sizes_of(start):
+    """{"resolution", "image_channels"} of the images that a starting point was trained on, where it says so."""
+    config, vae = start.network.config, start.vae
+    size = config.get("sample_size")
+    sizes = {size} if isinstance(size, int) else set(size or ())
+    factor, channels = (1, config.in_channels) if vae is None else (spatial_factor(vae), vae.config.in_channels)
+    found = {"resolution": sizes.pop() * factor} if len(sizes) == 1 else {}
+    return found | ({"image_channels": channels} if channels in (1, 3) else {})
+
+
+# weights of further conditions that a network may be told, and those by which they join what there was
+CONDITIONS = ("context_embed.*", "pooled_embed.*", "*.cross_attn.*", "*.cross_attentions.*")
+LAST_OF_CONDITIONS = ("pooled_embed.2.*", "*.cross_attn.to_out.0.*", "*.cross_attentions.*.to_out.0.*")
+
+
+def matches(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def class_table(network):
+    """(name, table) of the embedding of classes of a network; (None, None) without classes."""
+    for name in ("class_embed.weight", "class_embedding.weight"):
+        if name in network.state_dict():
+            return name, network.state_dict()[name]
+    return None, None
+
+
+def class_of_none(network):
+    """The row of a table of classes that stands for none (D,): the null label's, or, where that was never trained, the
+    mean of all classes."""
+    _, table = class_table(network)
+    count = number_of_classes(network.config)
+    return table[count] if network.config.get("class_dropout_prob", 0) > 0 else table[:count].mean(0)
+
+
+def kept_classes(before, names):
+    """{new label: old label} of classes of the same name, or of a name that is one of an old class's synonyms,
+    "goldfish, Carassius auratus", and of no other's.
+
+    Args:
+        before, names: {label: name}.
+    """
+    synonyms: dict[str, list[int]] = {}
+    for label, name in before.items():
+        for each in name.split(", "):
+            synonyms.setdefault(each, []).append(label)
+    whole = {name: label for label, name in before.items()}
+    whole |= {name: labels[0] for name, labels in synonyms.items() if len(labels) == 1 and name not in whole}
+    return {label: whole[name] for label, name in names.items() if name in whole}
+
+
+@torch.no_grad()
+def transfer(source, network, kept):
+    """Give a network the weights of another, so that its output is the other's for what both know.
+
+    Args:
+        source: the other, of the same class.
+        network: it may have other classes, or more channels, whose weights begin as zero; more channels of the output
+            are zero then. A sequence or a vector that it is told, too, goes through layers the last of which is zero.
+        kept: {its label: label of the source} of the classes that keep their rows. The others begin as no class
+            (`class_of_none`), and so does a network without classes; of a source without classes, as zero.
+
+    Raises ValueError for weights that the one has and the other has not, or of shapes that channels don't explain.
+    """
+    old, new = source.state_dict(), network.state_dict()
+    (old_name, old_table), (new_name, new_table) = class_table(source), class_table(network)
+    tokens = source.config.get("conditioning") in ("cross_attention", "in_context")
+    if tokens and (old_table is None) != (new_table is None):
+        raise ValueError(
+            f"with conditioning {source.config.conditioning!r} classes are tokens of their own, which a network cannot "
+            f"begin with, or without, and give what it gave: "
+            + ("pass --class_conditional false" if old_table is None else "train on data with classes")
+        )
+    before, now = source.config.in_channels, network.config.in_channels
+    if now < before:
+        raise ValueError(f"the network takes {before} channels, the data have {now}: they may have more, not fewer")
+    added = new.keys() - old.keys() - {new_name}
+    # tokens change what is attended to, whatever they say
+    if missing := {name for name in added if tokens or not matches(name, CONDITIONS)}:
+        raise ValueError(f"it has no {few(sorted(missing))}, which the network is to have")
+    if other := old.keys() - new.keys() - {old_name}:
+        raise ValueError(f"it has {few(sorted(other))}, which the network is not to have")
+    for name in added:
+        if matches(name, LAST_OF_CONDITIONS):
+            new[name].zero_()
+    for name in old.keys() - {old_name}:
+        new[name].copy_(widened(name, old[name], new[name].shape, source.config, network.config))
+    if new_table is not None:
+        new_table.zero_()
+        if old_table is not None:
+            new_table.copy_(class_of_none(source))
+            for label, old_label in kept.items():
+                new_table[label] = old_table[old_label]
+    elif old_table is not None:
+        place = "time_embedding.linear_2.bias" if isinstance(network, UNet2DModel) else "time_embed.2.bias"
+        new[place] += class_of_none(source)
+
+
+def widened(name, tensor, shape, before, now):
+    """A weight as it is, or for more channels of the input (columns) or the output (rows), with zeros in their places.
+
+    A DiT's patches hold their channels one after the other at the input, side by side at the output; channels of a
+    learned variance follow those of the mean.
+    """
+    if tensor.shape == shape:
+        return tensor
+    result, own = tensor.new_zeros(shape), tensor.shape
+    if own[0] == shape[0] and own[2:] == shape[2:] and own[1] * now.in_channels == shape[1] * before.in_channels:
+        result[:, : own[1]] = tensor
+        return result
+    outputs = now.out_channels // now.in_channels  # 2 with a learned variance
+    if own[1:] == shape[1:] and own[0] * now.out_channels == shape[0] * before.out_channels:
+        parts = result.view(-1, outputs, now.in_channels, *shape[1:])
+        parts[:, :, : before.in_channels] = tensor.view(-1, outputs, before.in_channels, *own[1:])
+        return result
+    raise ValueError(f"its {name} is of shape {tuple(own)}, the network's of {tuple(shape)}")
+
+
+def begin(config, network, id2label, keep_all=False):
+    """Give a network the weights that a config starts from; return what is known of them, JSON-able.
+
+    Args:
+        config: a `TrainConfig` whose `start` is there.
+        network: of the options that came with them.
+        id2label: {label: name} of the network's classes, None without.
+        keep_all: let the network keep the classes that it had.
+    """
+    start = config.start
+    count = number_of_classes(start.network.config)
+    before = names_of_classes(count, start.id2label)
+    kept = {label: label for label in before} if keep_all else kept_classes(before, id2label or {})
+    try:
+        transfer(start.network.float(), network, kept)
+    except ValueError as error:
+        raise ValueError(f"init_from {config.init_from!r}: {error}") from error
+    classes = {name: before[kept[label]] if label in kept else None for label, name in (id2label or {}).items()}
+    origin = {
+        **{key: getattr(start, key) for key in ("source", "name", "base_model", "revision", "license")},
+        "weights": weights_hash(start.network),
+        "has_vae": start.vae is not None,
+        "had_classes": count,
+        "classes": classes or None,
+    }
+    return origin
+
+
+def names_of_classes(count, id2label):
+    """{label: name} of a network of so many classes, or None, whose names are known or not."""
+    return id2label or {label: str(label) for label in range(count or 0)}
+
+
+def describe(origin):
+    """What a network was started from, in lines to print: the source, and the classes with where their rows are
+    from."""
+    revision = f", revision {origin['revision']}" if origin["revision"] else ""
+    yield f"started from {origin['source']}{revision}; licence {origin['license'] or 'not known'}"
+    classes = origin["classes"] or {}
+    width = max(map(len, classes), default=0)
+    for name, old in classes.items():
+        yield f"  class {name:{width}}  {'new' if old is None else f'kept from {old}' if old != name else 'kept'}"
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+class AdaptedClasses:
+    """The classes of a network that keeps its own while adapters are trained on data that have others, by their names.
+
+    Attributes: `num_classes` and `id2label` of the network, None without; `labels`, of every class of the data (N,).
+
+    Raises ValueError for data with a class that the network hasn't, and for data without where it always needs one.
+    """
+
+    def __init__(self, start, origin, id2label):
+        """`start` is None for a run that goes on, of which `origin` knows as much; `id2label` are the data's classes,
+        None where they are not told."""
+        if start is not None:
+            self.num_classes, self.id2label = number_of_classes(start.network.config), start.id2label
+            never_none = start.network.config.get("class_dropout_prob", 0) == 0
+        else:
+            names = origin["id2label"]
+            self.num_classes, never_none = origin["had_classes"], False
+            self.id2label = names and {int(label): name for label, name in names.items()}
+        self.labels = None
+        if id2label is not None:
+            kept = kept_classes(names_of_classes(self.num_classes, self.id2label), id2label)
+            if unknown := [name for label, name in id2label.items() if label not in kept]:
+                raise ValueError(
+                    f"lora_rank leaves the classes of the network as they are, and it doesn't know {few(unknown)}: "
+                    f"train without --lora_rank, or with --class_conditional false"
+                )
+            self.labels = torch.tensor([kept[label] for label in sorted(id2label)])
+        elif self.num_classes is not None and never_none:
+            raise ValueError("lora_rank: the network always needs a class, and the data have none")
+
+
+def begin_adapted(config, network):
+    """Give a network all the weights that a config starts from; return what is known of them, as `begin` does.
+
+    Raises ValueError for one of another shape, which an adapter alone could not describe.
+    """
+    own, now = config.start.network.config, network.config
+    for name in ("sample_size", "in_channels"):
+        if own.get(name) != now.get(name):
+            raise ValueError(
+                f"lora_rank leaves the network as it is, of {name} {own.get(name)}, which the data are not: "
+                f"{now.get(name)}"
+            )
+    if added := network.state_dict().keys() - config.start.network.state_dict().keys():
+        raise ValueError(f"lora_rank leaves the network as it is, and it has no {few(sorted(added))}: train without")
+    return begin(config, network, None, keep_all=True) | {"id2label": config.start.id2label}
+
+
+def add_adapters(network, config):
+    """Put LoRA adapters on a network, which alone are trained. Raises ValueError for a network that takes none, and for
+    targets that are none of its layers."""
+    from peft import LoraConfig
+
+    if not isinstance(network, PeftAdapterMixin):
+        raise ValueError(f"lora_rank: a {type(network).__name__} takes no adapters, it is no PeftAdapterMixin")
+    layers = [
+        name for name, module in network.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+    ]
+    for target in config.lora_targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            ends = dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers)
+            raise ValueError(f"lora_targets {target!r} is no layer of the network; there are {few(ends, 30)}")
+    network.requires_grad_(False)
+    alpha = config.lora_rank if config.lora_alpha is None else config.lora_alpha
+    network.add_adapter(LoraConfig(r=config.lora_rank, lora_alpha=alpha, target_modules=list(config.lora_targets)))
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+def freeze(network, patterns):
+    """Let parameters stay as they are: those whose names, or the names of modules that they are in, match one of some
+    shell patterns. Raises ValueError for a pattern that matches nothing, and where nothing is left to train."""
+    names = dict(network.named_parameters())
+    for pattern in patterns:
+        found = [name for name in names if fnmatch.fnmatchcase(name, pattern) or within(name, pattern)]
+        if not found:
+            raise ValueError(f"freeze {pattern!r} matches no weight; there are {few(names, 30)}")
+        for name in found:
+            names[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in names.values()):
+        raise ValueError(f"freeze {' '.join(patterns)}: nothing is left to train")
+
+
+def within(name, pattern):
+    """Whether a parameter is in a module whose name matches a pattern."""
+    parts = name.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts)))
