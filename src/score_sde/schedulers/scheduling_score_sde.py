@@ -166,7 +166,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         corrector_snr: signal-to-noise ratio r of the corrector's step size.
         corrector_position: "after" each predictor step but the last, to clean data, or "before" each.
         timestep_spacing: linspace, leading, trailing, to_zero, uniform, quadratic, karras, log_snr, logistic, beta, or
-            beta_sigmas: see `paths.time_grid`. Not used by auto.
+            beta_sigmas, as `paths.time_grid` has them. Not used by auto.
         steps_offset: offset of the leading grid.
         open_end: the linspace and leading grids are those of one level more, without the last, as diffusers'
             DPM-Solver, UniPC, DEIS and SA-Solver have them.
