@@ -408,9 +408,9 @@ def test_no_more_than_a_batch_is_held(small_data, bundle, tmp_path, monkeypatch)
     """When a batch is drawn, the one before the last is gone; features carry no graph."""
     folder, alive, draw = shutil.copytree(bundle, tmp_path / "pipeline"), [], evaluate.draw
 
-    def watched(*arguments):
+    def watched(*arguments, **more):
         assert sum(each() is not None for each in alive) <= 1
-        images, nfe = draw(*arguments)
+        images, nfe = draw(*arguments, **more)
         alive.append(weakref.ref(images))
         return images, nfe
 

@@ -525,7 +525,7 @@ def test_a_second_interrupt_ends_the_run_at_once(tmp_path, monkeypatch, capfd):
 
 
 def test_a_grid_that_cannot_be_drawn_costs_itself_alone(tmp_path, monkeypatch, capsys):
-    def fails(*_):
+    def fails(*_, **__):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(train, "sample_grid", fails)

@@ -107,6 +107,9 @@ def test_time_densities(sde_type):
 def target_by_hand(prediction_type, path, t, x0, noise, sigma_data=0.5):
     """What a network of this prediction type should return, from its definition."""
     alpha, sigma = expand_to(path.alpha(t), x0), expand_to(path.sigma(t), x0)
+    if prediction_type in ("inverted_flow_prediction", "edm_v_prediction"):
+        positive = {"inverted_flow_prediction": "flow_prediction", "edm_v_prediction": "edm"}[prediction_type]
+        return -target_by_hand(positive, path, t, x0, noise, sigma_data)
     if prediction_type == "edm":  # Karras et al. 2022, Table 1, for x_t / alpha
         scaled, ratio = x0 + sigma / alpha * noise, sigma / alpha
         c_skip, c_out = (
@@ -117,6 +120,7 @@ def target_by_hand(prediction_type, path, t, x0, noise, sigma_data=0.5):
     return {
         "epsilon": noise,
         "sample": x0,
+        "original_sample": x0,
         "score": -noise / sigma,
         "v_prediction": alpha * noise - sigma * x0,
         "flow_prediction": expand_to(path.alpha_prime(t), x0) * x0 + expand_to(path.sigma_prime(t), x0) * noise,
@@ -653,7 +657,7 @@ FREE = {
     *("gradient_checkpointing", "compile", "logging_steps", "log_with", "push_to_hub", "hub_private", "push_steps"),
     *("evaluation_steps", "evaluation_images", "evaluation_features", "evaluation_split", "model_name", "license"),
     *("sample_steps", "sample_num_images", "sample_guidance_scale", "sample_num_inference_steps"),
-    *("statistics_images", "test_split", "test_images"),
+    *("statistics_images", "test_split", "test_images", "sample_prompts", "save_text_encoder"),
 }
 
 
