@@ -78,7 +78,7 @@ TAKEN = (*ACCEPTED, *SCORE_SDE, *EDM, *FLOW_MATCHING, WUERSTCHEN)
 
 _CONSISTENCY = "its network is a consistency model, which no solver can sample"
 _INVERSE = "it runs from data to noise; take the config of the scheduler that samples"
-_TOKENS = "its samples are tokens; see DiscreteScoreScheduler"
+_TOKENS = "its samples are tokens, whose noise is not Gaussian"
 _STAGES = "it changes the size of the sample within a trajectory, and adds noise as it does"
 # those that mean something else, some by the same keys
 REFUSED = {
