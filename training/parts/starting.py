@@ -41,7 +41,7 @@ FROM_DATA = {"sample_size", "in_channels", "out_channels", "num_classes", "num_c
 TRAINED_ON = {
     *("num_train_timesteps", "variance_type", "t_min", "t_max", "beta_min", "beta_max", "sigma_min", "sigma_max"),
     *("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "snr_shift_scale"),
-    *("sigma_data", "time_input", "time_scale", "time_offset"),
+    *("sigma_data", "preconditioned", "time_input", "time_scale", "time_offset", "invert_sigmas"),
 }
 # DiT's weight of the variational bound, for a network that learned the variance
 VLB_WEIGHT = 0.001
