@@ -21,5 +21,6 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """The pages of docs/ are the site's root."""
-    from_docs = page.file.src_dir == config.docs_dir
-    return markdown.replace("](../", "](") if from_docs else markdown.replace("](docs/", "](")
+    if page.file.src_dir == config.docs_dir:
+        return markdown.replace("](../", "](")
+    return markdown.replace("](../docs/", "](../").replace("](docs/", "](")
