@@ -99,7 +99,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     |---|---|---|---|---|
     | auto | the default: the best measured predictor and grid for the number of steps | | 1 | below |
     | rising_1, _2, _3, _4 | ODE with guidance: Adams whose order rises to 4 | 2, 2, 2, 3 | 1 | below |
-    | adams_2, _3, _4 | ODE, 10 steps and more: Adams in straight coordinates | 3, 4, 5 | 1 | below |
+    | adams_1, _2, _3, _4 | ODE: Adams in straight coordinates; _1 for few guided steps | 2, 3, 4, 5 | 1 | below |
     | dpmpp_3b | ODE, 5 to 9 steps: dpmpp_3m in a bounded variable | 3 | 1 | below |
     | dpmpp_2m, _3m | ODE, exponential multistep; SDE with eta | 2, 3 | 1 | Lu et al. 2022b; Xue et al. 2023 |
     | dpmpp_2s, _3s | the same, single-step | 2, 3 | 2, 3 | Lu et al. 2022a, 2022b |
@@ -818,7 +818,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if self.config.predictor != "auto":
             return self._stock_grid(n, t_max, shift)
         rule = automatic(n, self._guidance_scale)
-        center = rule.center - math.log(shift)
+        # half as far as the stock grid: good for data that ask for the whole of it, and for data that ask for none
+        center = rule.center - math.log(shift) / 2
         return self._spaced("logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)
 
     def _stock_grid(self, n, t_max, shift):

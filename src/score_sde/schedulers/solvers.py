@@ -466,6 +466,7 @@ PREDICTORS = {
     "deis_2": _multistep(2, slope=0.0),
     "deis_3": _multistep(3, slope=0.0),
     "dpmpp_3b": _multistep(3, bound=2.2),
+    "adams_1": _multistep(1, slope=1.0, bound=1.0, corrected=True),
     "adams_2": _multistep(2, slope=1.0, bound=1.0, corrected=True),
     "adams_3": _multistep(3, slope=1.0, bound=1.0, corrected=True),
     "adams_4": _multistep(4, slope=1.0, bound=1.0, corrected=True),
@@ -523,8 +524,11 @@ UNGUIDED = [
 # With guidance, or where it isn't known: chosen on class-conditional mixtures with scales from 1 to 12, first for
 # no diverged sample. benchmarks/README.md has the errors of both on other data, beside those of diffusers.
 AUTOMATIC = [
-    Rule(1, "rising_1", -1.05, 1.45, 0.9),
-    Rule(12, "rising_2", -1.05, 1.45, 0.9),
+    Rule(1, "adams_1", -1.4, 1.45, 0.9),
+    Rule(6, "adams_1", -1.05, 1.45, 0.9),
+    Rule(7, "adams_1", -0.75, 1.45, 0.9),
+    Rule(10, "adams_1", -0.9, 1.45, 0.9),
+    Rule(15, "rising_2", -1.05, 1.45, 0.9),
     Rule(18, "rising_3", -1.05, 1.45, 0.6),
     Rule(25, "rising_4", -1.05, 1.45, 0.6),
 ]
