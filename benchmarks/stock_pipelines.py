@@ -25,6 +25,7 @@ import copy
 import functools
 import inspect
 import json
+import multiprocessing
 import re
 import sys
 import time
@@ -255,6 +256,15 @@ def one_step_method(scheduler):
     return scheduler, "euler" if "FlowMatch" in name else "ddim"
 
 
+def with_last_level(scheduler):
+    """The same, with alpha^2 of 2^-24 at the last level where it is 0: ours is that of stock's Euler, UniPC and
+    DPM-Solver for all."""
+    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
+    if alphas_cumprod is not None and len(alphas_cumprod) and alphas_cumprod[-1] == 0:
+        alphas_cumprod[-1] = 2**-24
+    return scheduler
+
+
 def doubled_network(component):
     return copy.deepcopy(component).double() if isinstance(component, torch.nn.Module) else component
 
@@ -277,14 +287,17 @@ def in_float64(scheduler):
 
 
 def deterministic(scheduler):
-    """The same, of an ODE: what 500 steps of it tend to is what `auto` tends to."""
+    """The same, of an ODE: what 500 steps of it tend to is what `auto` tends to. Clipping is left out: stock's changes
+    the sample in every step by as much, however short the steps are, and has no limit."""
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    unclipped = {key: False for key in ("clip_sample", "thresholding") if key in config}
     if type(scheduler).__name__ == "DDPMScheduler":
-        config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-        return diffusers.DDIMScheduler.from_config(config | {"set_alpha_to_one": True, "variance_type": "fixed_small"})
+        given = {"set_alpha_to_one": True, "variance_type": "fixed_small"}
+        return with_last_level(diffusers.DDIMScheduler.from_config(config | unclipped | given))
     if type(scheduler).__name__ in ("UnCLIPScheduler", "DDPMWuerstchenScheduler"):
         # no stock scheduler of an ODE takes the arguments that their pipelines pass
-        return ScoreSDEScheduler.from_config(scheduler.config, predictor="ddim")
-    return scheduler
+        return ScoreSDEScheduler.from_config(scheduler.config, predictor="ddim", **unclipped)
+    return with_last_level(type(scheduler).from_config(scheduler.config, **unclipped))
 
 
 def ours(schedulers, predictors):
@@ -312,7 +325,7 @@ def check(name, kind, steps=10, long=500):
             return row | {"reason": "no scheduler"}
         stage = "runs"
         stock = {key: one_step_method(each) for key, each in schedulers.items()}
-        methods = {key: scheduler for key, (scheduler, _) in stock.items()}
+        methods = {key: with_last_level(scheduler) for key, (scheduler, _) in stock.items()}
         expected = draw(kind, case, components, methods, steps)
         if not all(torch.isfinite(each).all() for each in expected):
             raise ValueError("the stock result is not finite")
@@ -341,6 +354,37 @@ def check(name, kind, steps=10, long=500):
         row |= {"failed": stage, "error": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
         row["trace"] = traceback.format_exc()
     return row | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def check_within(seconds, name, *args):
+    """The row of a pipeline, from a process of its own: a size that a pipeline has fixed may be too large for this."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=lambda: theirs.send(check(name, *args)))
+    process.start()
+    theirs.close()
+    error = f"took longer than {seconds} s"
+    try:
+        if ours.poll(seconds):
+            return ours.recv()
+    except EOFError:
+        error = "the process ended without a word"
+    finally:
+        process.kill()
+        process.join()
+    return {"pipeline": name, "family": args[0].__module__.split(".")[2], "failed": "all", "error": error}
+
+
+def save(rows, path):
+    """Counts and rows as JSON; gives the counts."""
+    counts = {"pass": 0, "not applicable": 0, "fail": 0}
+    for row in rows:
+        word = verdict(row).split(":")[0].split(",")[0]
+        counts[word if word in counts else "fail"] += 1
+    if path:
+        with open(path, "w") as file:
+            json.dump({"diffusers": diffusers.__version__, "counts": counts, "rows": rows}, file, indent=1)
+    return counts
 
 
 def verdict(row):
@@ -374,7 +418,8 @@ def main():
         "--long", type=int, default=500, help="steps that `auto` with a tenth is compared with; 0: not at all"
     )
     parser.add_argument("--verbose", action="store_true", help="traces of what failed")
-    parser.add_argument("--output", help="JSON file")
+    parser.add_argument("--limit", type=int, default=600, help="seconds for a pipeline")
+    parser.add_argument("--output", help="JSON file, written anew after every pipeline")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
@@ -383,20 +428,14 @@ def main():
     for name, kind in pipelines().items():
         if args.only and name not in args.only or args.family and kind.__module__.split(".")[2] not in args.family:
             continue
-        row = check(name, kind, args.steps, args.long)
+        row = check_within(args.limit, name, kind, args.steps, args.long)
         numbers = [f"{row[key]:.1e}" for key in ("difference", "stock_few", "auto_few") if key in row]
         print(f"{name} | {row.get('scheduler', '')} | {' '.join(numbers)} | {verdict(row)}", flush=True)
         if args.verbose and "trace" in row:
             print(row["trace"])
         rows.append({key: value for key, value in row.items() if key != "trace"})
-    counts = {"pass": 0, "not applicable": 0, "fail": 0}
-    for row in rows:
-        word = verdict(row).split(":")[0].split(",")[0]
-        counts[word if word in counts else "fail"] += 1
-    print(counts, table(rows), sep="\n")
-    if args.output:
-        with open(args.output, "w") as file:
-            json.dump({"diffusers": diffusers.__version__, "counts": counts, "rows": rows}, file, indent=1)
+        save(rows, args.output)
+    print(save(rows, args.output), table(rows), sep="\n")
 
 
 if __name__ == "__main__":
