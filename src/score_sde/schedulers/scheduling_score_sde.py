@@ -756,7 +756,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     def _ends_with_zero(self):
         """Whether `timesteps` end with clean data, where nothing is evaluated: Wuerstchen's pipelines leave out the
         last of them."""
-        return self.config.beta_schedule == "wuerstchen" and self.config.denoise_final
+        is_told_shares = self.config.beta_schedule == "wuerstchen" and self.config.time_scale == 1
+        return is_told_shares and self.config.denoise_final
 
     def _levels(self, times):
         """The noise levels as diffusers counts them: see `set_timesteps`."""
