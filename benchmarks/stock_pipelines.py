@@ -420,9 +420,9 @@ def check_within(seconds, name, *args):
 
 def save(rows, path):
     """Counts and rows as JSON; gives the counts."""
-    counts = {"pass": 0, "not applicable": 0, "not run": 0, "fail": 0}
+    counts = {"equal and auto": 0, "equal": 0, "not applicable": 0, "not run": 0, "fail": 0}
     for row in rows:
-        word = verdict(row).split(":")[0].split(",")[0]
+        word = re.split("[:,]", verdict(row))[0]
         counts[word if word in counts else "fail"] += 1
     if path:
         with open(path, "w") as file:
@@ -446,7 +446,9 @@ def verdict(row):
     wrong = [key for key in ("equal", "auto") if row.get(key) is False]
     if wrong:
         return f"differs: {', '.join(wrong)}"
-    return f"pass, but for auto: {row['auto_reason']}" if "auto_reason" in row else "pass"
+    if "auto_reason" in row:
+        return f"equal, auto not compared: {row['auto_reason']}"
+    return "equal and auto" if "auto" in row else "equal, auto not compared: no time"
 
 
 def table(rows):
@@ -456,7 +458,7 @@ def table(rows):
         groups.setdefault(verdict(row), []).append(row["pipeline"].replace("Pipeline", ""))
     lines = ["| result | pipelines | which |", "|---|---|---|"]
     for result, names in sorted(groups.items(), key=lambda group: -len(group[1])):
-        lines.append(f"| {result} | {len(names)} | {', '.join(names) if result != 'pass' else ''} |")
+        lines.append(f"| {result} | {len(names)} | {', '.join(names) if result != 'equal and auto' else ''} |")
     return "\n".join(lines)
 
 
