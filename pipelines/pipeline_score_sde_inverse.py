@@ -316,7 +316,7 @@ class _Problem:
         """(alpha, sigma, missing) of the sample after this entry: `missing` is the variance that its noise has beyond
         the measurement's own. The last entry leads to clean data."""
         alpha, sigma = 1.0, 0.0
-        if entry + 1 < len(self.scheduler.timesteps):
+        if entry + 1 < self.scheduler.nfe:
             t = self.scheduler.path_time(self.scheduler.timesteps[entry + 1])
             alpha, sigma = float(self.path.alpha(t)), float(self.path.sigma(t))
         return alpha, sigma, sigma**2 - (alpha * self.noise_std) ** 2 / (self.operator.gram or 1.0)
@@ -345,7 +345,7 @@ class _Problem:
     def resampled(self, jump_length, resamplings):
         """RePaint's order of the planned entries: every stretch of jump_length entries `resamplings` times, as long as
         the measurement is replaced at its end."""
-        entries, order = list(range(len(self.scheduler.timesteps))), []
+        entries, order = list(range(self.scheduler.nfe)), []
         for begin in range(0, len(entries), jump_length):
             stretch = entries[begin : begin + jump_length]
             _, _, missing = self._reached(stretch[-1])

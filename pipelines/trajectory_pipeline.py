@@ -47,7 +47,7 @@ class TrajectoryPipeline(DenoisingPipeline):
             step_kwargs["generator"] = generator
         # stock schedulers either use a learned variance or cannot take its channels
         takes_variance = "learned" in str(scheduler.config.get("variance_type"))
-        entries = list(range(len(scheduler.timesteps)) if entries is None else entries)
+        entries = list(range(getattr(scheduler, "nfe", len(scheduler.timesteps))) if entries is None else entries)
         self._num_timesteps, nfe = len(entries), 0
         for i, entry, following in zip(
             range(len(entries)), self.progress_bar(entries), [*entries[1:], None], strict=True

@@ -19,7 +19,8 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 FAST = (
     ("StableDiffusionPipeline", "StableDiffusionXLInpaintPipeline", "StableDiffusionControlNetImg2ImgPipeline")
     + ("DDPMPipeline", "DDIMPipeline", "LDMTextToImagePipeline", "IFPipeline", "KandinskyV22PriorPipeline")
-    + ("UnCLIPPipeline", "StableDiffusionSAGPipeline", "FluxPipeline", "WanPipeline")
+    + ("UnCLIPPipeline", "StableDiffusionSAGPipeline", "FluxPipeline", "WanPipeline", "StableDiffusion3Pipeline")
+    + ("ZImagePipeline", "LTXPipeline", "CogView3PlusPipeline", "WuerstchenCombinedPipeline", "StableAudioPipeline")
 )
 PIPELINES = stock_pipelines.pipelines()
 TAKE_STRENGTH = [name for name, kind in PIPELINES.items() if "strength" in inspect.signature(kind.__call__).parameters]

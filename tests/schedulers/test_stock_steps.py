@@ -162,11 +162,13 @@ def test_wuerstchen_takes_the_stock_steps(arguments):
     # on the levels of the path, which is a curve through 1,000 of the stock one's
     for scheduler in (stock, ours):
         scheduler.set_timesteps(10)
-    # theirs holds the end, too
-    assert (stock.timesteps[:-1] - ours.timesteps).abs().max() < 1e-6
+    # both hold the end, too, which their pipelines leave out, and pass
+    assert (stock.timesteps - ours.timesteps).abs().max() < 1e-6
+    ours.set_timesteps(timesteps=ours.timesteps)
+    assert ours.nfe == 10 and (stock.timesteps - ours.timesteps).abs().max() < 1e-6
     generators = [torch.Generator().manual_seed(1) for _ in range(2)]
     ends, x0 = [noise(), noise()], noise(3)
-    for timestep, own in zip(stock.timesteps[:-1], ours.timesteps, strict=True):
+    for timestep, own in zip(stock.timesteps[:-1], ours.timesteps[:-1], strict=True):
         times = timestep.expand(2)
         assert_close(stock.add_noise(x0, noise(4), times), ours.add_noise(x0, noise(4), own))
         ends[0] = stock.step(network(ends[0], timestep), times, ends[0], generator=generators[0]).prev_sample

@@ -594,7 +594,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def nfe(self):
-        """Network evaluations of one trajectory: the length of `timesteps`."""
+        """Network evaluations of one trajectory: the length of `timesteps`, but for the last of Wuerstchen's."""
         return len(self._require_plan())
 
     @property
@@ -661,7 +661,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             device: where `timesteps` shall be.
             timesteps: the falling numbers (as the network receives them) at which to evaluate. On the linear path
                 with sigmas, what the network receives at these levels, whatever their own times are (CogView 4); in
-                between, as interpolated.
+                between, as interpolated. A last 0 of Wuerstchen's is left out.
             sigmas: the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
                 sigma itself on the linear path, before they are shifted. A last 0 is where every trajectory leads, and
                 is left out; a first one of all noise is the largest that the predictor can begin at, where that is
@@ -745,11 +745,19 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         received = self.timestep(times)
         if self.path.levels and torch.equal(received, received.round()):
             received = received.long()
+        if self._ends_with_zero():
+            received = torch.cat([received, torch.zeros(1).to(received)])
         self.timesteps = received.to(device)
         levels = self._levels(times)
         levels = torch.cat([levels, torch.zeros(1).to(levels)])
         # on the CPU, as the stock schedulers have them
         self.sigmas = (1 - levels if self.config.invert_sigmas else levels).float()
+
+    def _ends_with_zero(self):
+        """Whether `timesteps` end with clean data, where nothing is evaluated: Wuerstchen's pipelines leave out the
+        last of them."""
+        is_told_shares = self.config.beta_schedule == "wuerstchen" and self.config.time_scale == 1
+        return is_told_shares and self.config.denoise_final
 
     def _levels(self, times):
         """The noise levels as diffusers counts them: see `set_timesteps`."""
@@ -782,6 +790,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """The times of given numbers, as `set_timesteps` takes them."""
         given, name = (sigmas, "sigmas") if timesteps is None else (timesteps, "timesteps")
         values = torch.tensor(as_list(name, given), dtype=torch.float64)
+        if timesteps is not None and values[-1] == 0 and len(values) > 1 and self._ends_with_zero():
+            values = values[:-1]
         if timesteps is not None:
             times, largest, rounding = self.path_time(values), float(self.timestep(1.0)), 1e-6
         else:
