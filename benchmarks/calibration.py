@@ -114,7 +114,7 @@ def compare(job):
             except (ValueError, IndexError, RuntimeError, AssertionError):
                 continue
     auto = ScoreSDEScheduler(**settings)
-    found["auto"] = {n: figures(ours(auto, denoise, noise, n), exact) for n in EVALUATIONS}
+    found["auto"] = {n: figures(ours(auto, denoise, noise, n, guidance_scale=None), exact) for n in EVALUATIONS}
     for scale in FITTED_AT:
         scheduler, seconds = fitted(target, PATHS[path_name], scale)
         found[f"fitted at {scale:g}"] = {n: figures(ours(scheduler, denoise, noise, n), exact) for n in EVALUATIONS}
