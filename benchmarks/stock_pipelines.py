@@ -12,7 +12,7 @@ For each, with nothing downloaded:
   order 1 with the same config;
   Where it is not, both are compared in float64, with the stock tables of betas in float64: some networks amplify the
   rounding of float32, and so does the division by alpha near all noise;
-- auto: the result of predictor "auto" at 50 steps is no farther from the stock method's at 500 steps (`--long`) than the
+- auto: the result of predictor "auto" at 50 steps is no farther from the stock method's at 500 (`--long`) than the
   stock method's at 50 steps, or less than 5 % of the result's standard deviation; both without clipping.
 
 Components are chosen by the type hints of `__init__` and arguments by the signature of `__call__`; `tiny_unets` and
