@@ -1,7 +1,7 @@
 """Pipelines around a small random network, for tests of what pipelines do with any network."""
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
@@ -76,6 +76,21 @@ def text_unet():
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
+
+
+def flux_transformer():
+    """FLUX's network, of latents of one channel and text of width 32."""
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    ).eval()
 
 
 def letter_tokenizer():

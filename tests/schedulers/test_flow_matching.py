@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers import AysSchedules
+from tiny import flux_transformer
 
 from score_sde import ScoreSDEScheduler
 
@@ -220,22 +221,12 @@ def test_published_levels_with_their_last_zero():
 
 @pytest.fixture(scope="module")
 def flux_components():
-    torch.manual_seed(0)
-    transformer = diffusers.FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-    )
+    transformer = flux_transformer()
     vae = diffusers.AutoencoderKL(
         block_out_channels=(4,), latent_channels=1, norm_num_groups=1, shift_factor=0.1, scaling_factor=1.5
     )
     absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    return {"transformer": transformer.eval(), "vae": vae.eval()} | absent
+    return {"transformer": transformer, "vae": vae.eval()} | absent
 
 
 def draw(components, scheduler, kind=diffusers.FluxPipeline, **arguments):

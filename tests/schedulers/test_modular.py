@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxAutoBlocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks
+from tiny import flux_transformer
 
 from score_sde import ScoreSDEScheduler
 
@@ -14,19 +15,9 @@ def noise(*shape, seed=0):
 
 
 def flux():
-    transformer = diffusers.FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-    )
     vae = diffusers.AutoencoderKL(block_out_channels=(4,), latent_channels=1, norm_num_groups=1, shift_factor=0.1)
     given = {"prompt_embeds": noise(1, 6, 32), "pooled_prompt_embeds": noise(1, 32), "height": 16, "width": 16}
-    return FluxAutoBlocks(), {"transformer": transformer, "vae": vae}, given, "images"
+    return FluxAutoBlocks(), {"transformer": flux_transformer(), "vae": vae}, given, "images"
 
 
 def wan():

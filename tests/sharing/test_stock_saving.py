@@ -13,7 +13,7 @@ import torch
 from bundles import LOAD_BY_REMOTE_CODE, edit
 from commands import score_sde
 from safetensors.torch import load_file, save_file
-from tiny import seeded, stable_diffusion
+from tiny import flux_transformer, seeded, stable_diffusion
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.sharing.hub import verify
@@ -32,20 +32,9 @@ def draw(pipeline):
 
 def flux():
     """Without text encoders, which the caller leaves out again to open it."""
-    torch.manual_seed(0)
-    transformer = diffusers.FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        pooled_projection_dim=16,
-        axes_dims_rope=(4, 4, 8),
-    )
     absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return diffusers.FluxPipeline(ScoreSDEScheduler.from_config(stock.config), transformer=transformer, **absent)
+    return diffusers.FluxPipeline(ScoreSDEScheduler.from_config(stock.config), transformer=flux_transformer(), **absent)
 
 
 @pytest.fixture(scope="module")
