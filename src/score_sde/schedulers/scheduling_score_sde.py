@@ -211,7 +211,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         init_noise: standard deviation of the noise that sampling starts from: None for the path's prior, "sigma" for
             sigma(t_max), "unit_data" for that of data of unit variance with their noise.
         shift: of the grids, see `paths.shifted`: what SD3, FLUX and Wan call shift or flow_shift. The grid of auto
-            moves as much.
+            moves half as far in lambda.
         use_dynamic_shifting: the shift comes with each trajectory, as `mu` of `set_timesteps`: e^mu, or mu itself with
             time_shift_type "linear" instead of "exponential".
         shift_terminal: on the linear path, the time of the last evaluation, to which grids are stretched (LTX-Video).
