@@ -614,22 +614,20 @@ def _flow_prediction(path, t, sigma_data):
     return sigma_prime / norm, -sigma / norm
 
 
-def _inverted_flow_prediction(path, t, sigma_data):
-    # from noise to data: the negative
-    a, b = _flow_prediction(path, t, sigma_data)
-    return a, -b
-
-
 def _edm(path, t, sigma_data):
     # c_skip and c_out of Karras et al. 2022, Table 1, for any alpha
     gain = path.gaussian_gain(t, sigma_data)
     return path.alpha(t) * gain, path.sigma(t) * gain.sqrt()
 
 
-def _edm_v_prediction(path, t, sigma_data):
-    # of diffusers' EDM schedulers and SVD: the negative
-    a, b = _edm(path, t, sigma_data)
-    return a, -b
+def _negative(row):
+    """The row of the same output with the other sign."""
+
+    def negative(path, t, sigma_data):
+        a, b = row(path, t, sigma_data)
+        return a, -b
+
+    return negative
 
 
 PREDICTIONS = {
@@ -640,9 +638,11 @@ PREDICTIONS = {
     "score": _score,
     "v_prediction": _v_prediction,
     "flow_prediction": _flow_prediction,
-    "inverted_flow_prediction": _inverted_flow_prediction,
+    # from noise to data: of Mochi and OmniGen
+    "inverted_flow_prediction": _negative(_flow_prediction),
     "edm": _edm,
-    "edm_v_prediction": _edm_v_prediction,
+    # of diffusers' EDM schedulers and SVD
+    "edm_v_prediction": _negative(_edm),
 }
 
 
