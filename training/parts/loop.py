@@ -58,6 +58,8 @@ EXIT_RESUME = 75
 # steps between two looks, over several processes, at whether one was told to stop
 STOP_INTERVAL = 10
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# what tells seeds apart that begin with the same numbers
+NOISE, TIMES, DROPOUT = 1, 2, 3
 
 
 def make_accelerator(config):
@@ -91,33 +93,52 @@ def make_accelerator(config):
 
 
 class Draws:
-    """Random numbers for one of the micro-batches of an optimizer step that begins after `images_seen` images. They are
-    drawn for the whole step, all its micro-batches on all processes, and only the own rows are kept: training doesn't
-    depend on how processes and micro-batches share the images of a step."""
+    """Random numbers for one of the micro-batches of an optimizer step that begins after `images_seen` images. The rows
+    of the whole step, of all its micro-batches on all processes, are parted into blocks, each with generators of its
+    own; a process draws those blocks that its rows touch, and keeps its rows: training doesn't depend on how processes
+    and micro-batches share the images of a step."""
+
+    BLOCK = 32  # rows
 
     def __init__(self, seed, images_seen, accelerator, batch_size, micro_batch=0, micro_batches=1):
         self.rows, self.device = batch_size * accelerator.num_processes * micro_batches, accelerator.device
         first = (micro_batch * accelerator.num_processes + accelerator.process_index) * batch_size
-        self.own = slice(first, first + batch_size)
-        self.generator = torch.Generator(self.device).manual_seed(mix_seeds(seed, images_seen))
+        self.own = torch.arange(first, first + batch_size)
+        begins = range(first // self.BLOCK * self.BLOCK, first + batch_size, self.BLOCK)
+        # of each block: how many rows of the step are in it, which of them are kept
+        sizes = [min(self.BLOCK, self.rows - begin) for begin in begins]
+        kept = [slice(max(first - begin, 0), first + batch_size - begin) for begin in begins]
+        self.blocks = list(zip(sizes, kept, strict=True))
+        seeds = [images_seen + begin for begin in begins]
+        self.generators = [torch.Generator(self.device).manual_seed(mix_seeds(seed, each, NOISE)) for each in seeds]
         # numbers that path times are made of: not every device has float64
-        on_cpu = self.device.type == "cpu"
-        self.of_times = self.generator if on_cpu else torch.Generator().manual_seed(mix_seeds(seed, images_seen))
+        self.of_times = [torch.Generator().manual_seed(mix_seeds(seed, each, TIMES)) for each in seeds]
         self.times = None  # the path times of the micro-batch, for the record of a loss that is not finite
 
     def normal(self, shape):
         """Standard normal (batch_size, *shape)."""
-        return torch.randn((self.rows, *shape), generator=self.generator, device=self.device)[self.own]
+        return torch.cat(
+            [
+                torch.randn((rows, *shape), generator=generator, device=self.device)[kept]
+                for (rows, kept), generator in zip(self.blocks, self.generators, strict=True)
+            ]
+        )
+
+    def _numbers(self):
+        return torch.cat(
+            [
+                torch.rand(rows, generator=generator, dtype=torch.float64)[kept]
+                for (rows, kept), generator in zip(self.blocks, self.of_times, strict=True)
+            ]
+        )
 
     def uniform(self):
         """Uniform in (0, 1), float64 on the CPU, (batch_size,)."""
-        numbers = torch.rand(self.rows, generator=self.of_times, dtype=torch.float64)
-        return numbers[self.own].clamp_min(2**-53)
+        return self._numbers().clamp_min(2**-53)
 
     def stratified(self):
         """Uniform in (0, 1) like `uniform`, one number in each of as many equal parts as the step has images."""
-        parts = torch.rand(self.rows, generator=self.of_times, dtype=torch.float64) + torch.arange(self.rows)
-        return (parts / self.rows)[self.own].clamp(2**-53, 1 - 2**-53)
+        return ((self._numbers() + self.own) / self.rows).clamp(2**-53, 1 - 2**-53)
 
     def chance(self, probability):
         """True with this probability, (batch_size,) on the device."""
@@ -208,7 +229,9 @@ def fit(config, accelerator, run, task):
                 with window.waiting():
                     batch = {name: moved(x, accelerator.device) for name, x in next(loader).items()}
                 # train mode: dropout draws from the global generator
-                torch.manual_seed(mix_seeds(config.seed, progress["images_seen"], accelerator.process_index))
+                seed_device(
+                    mix_seeds(config.seed, progress["images_seen"], accelerator.process_index, DROPOUT), accelerator
+                )
                 draws = Draws(
                     config.seed, step_began, accelerator, config.batch_size, i, config.gradient_accumulation_steps
                 )
@@ -313,6 +336,13 @@ def fit(config, accelerator, run, task):
     if progress["skipped"]:
         accelerator.print(f"the last {progress['skipped']} steps were not finite and changed nothing: nonfinite.jsonl")
     return averages.publish(), run_facts(config, accelerator, run, network, progress)
+
+
+def seed_device(seed, accelerator):
+    """`torch.manual_seed` for the CPU and this process's device alone, at a hundredth of its time."""
+    torch.default_generator.manual_seed(seed)
+    if accelerator.device.type != "cpu":
+        torch.get_device_module(accelerator.device).manual_seed(seed)
 
 
 def trained_parameters(*modules):
