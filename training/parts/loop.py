@@ -22,6 +22,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -259,8 +260,8 @@ def fit(config, accelerator, run, task):
         stopped = stop.is_set(progress["step"])
         saves = stopped or config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done)
         if progress["step"] % config.logging_steps == 0 or saves or done:
-            progress["skipped"] = window.skipped_in_a_row(progress["skipped"], config, accelerator, run)
-            values = window.means(accelerator)
+            values, finite = window.read(accelerator)
+            progress["skipped"] = window.skipped_in_a_row(finite, progress["skipped"], config, accelerator, run)
             if math.isfinite(values["loss"]):
                 progress["loss"] = values["loss"]
             speed = window.steps * micro_batch * config.gradient_accumulation_steps / window.seconds()
@@ -443,7 +444,7 @@ class Window:
     """The values of the steps since the last log. Nothing here waits for the device until they are asked for."""
 
     def __init__(self):
-        self.sums, self.records, self.steps = {}, [], 0
+        self.records, self.steps = [], 0
         self.started, self.seconds_of_waiting = time.monotonic(), 0.0
 
     def seconds(self):
@@ -458,37 +459,51 @@ class Window:
     def begin_step(self, progress):
         self.steps += 1
         self.records.append(
-            {"step": progress["step"] + 1, "images_seen": progress["images_seen"], "finite": [], "times": []}
+            {"step": progress["step"] + 1, "images_seen": progress["images_seen"], "values": [], "times": []}
         )
 
     def add(self, values, times):
-        """The values of a micro-batch: scalars, or (sum, count)."""
-        finite = torch.stack(
-            [values[name].detach().isfinite().all() for name in ("loss", "gradient_norm") if name in values]
-        )
-        self.records[-1]["finite"].append(finite.all())
+        """The values of a micro-batch, as `Task.compute_loss` has them, joined by one kernel."""
+        pairs = {name: value if isinstance(value, tuple) else (value, None) for name, value in values.items()}
+        joined = torch.cat([value.detach().reshape(-1) for value, _ in pairs.values()])
+        of_names = {name: (value.numel(), counted) for name, (value, counted) in pairs.items()}
+        self.records[-1]["values"].append((joined, of_names))
         self.records[-1]["times"].append(times)
-        for name, value in values.items():
-            value = value.detach().float()
-            pair = value if value.ndim else torch.stack([value, torch.ones_like(value)])
-            # what is not finite counts for nothing
-            pair = torch.where(pair.isfinite().all(), pair, torch.zeros_like(pair))
-            self.sums[name] = self.sums.get(name, 0) + pair
 
-    def means(self, accelerator):
-        """{name: mean} over the steps and processes, nan where there was nothing finite."""
-        sums = accelerator.reduce(torch.stack(list(self.sums.values())).float(), reduction="sum").tolist()
-        return {
-            name: total / count if count else float("nan") for name, (total, count) in zip(self.sums, sums, strict=True)
+    def read(self, accelerator):
+        """({name: mean} over the steps and processes, nan where there was nothing finite, [whether a step was finite in
+        every process]). Here the device is waited for."""
+        values = [each for record in self.records for each in record["values"]]
+        numbers = torch.cat([joined for joined, _ in values]).float().cpu()
+        pieces = iter(numbers.split([size for _, of_names in values for size, _ in of_names.values()]))
+        sums, finite = {}, []
+        for record in self.records:
+            finite.append(1.0)
+            for _, of_names in record["values"]:
+                for name, (_, counted) in of_names.items():
+                    piece, before = next(pieces), sums.setdefault(name, [0.0, 0.0])
+                    if counted is not None:
+                        piece = torch.stack([piece[counted].sum(), counted.sum()])
+                    total, count = (*piece.tolist(), 1.0)[:2]
+                    # what is not finite counts for nothing
+                    if math.isfinite(total) and math.isfinite(count):
+                        sums[name] = [before[0] + total, before[1] + count]
+                    elif name in ("loss", "gradient_norm"):
+                        finite[-1] = 0.0
+        shared = moved(torch.tensor([*chain(*sums.values()), *finite]), accelerator.device)
+        shared = accelerator.reduce(shared, reduction="sum").tolist()
+        totals, good = shared[: 2 * len(sums)], shared[2 * len(sums) :]
+        means = {
+            name: total / count if count else math.nan
+            for name, total, count in zip(sums, totals[::2], totals[1::2], strict=True)
         }
+        return means, [each > accelerator.num_processes - 0.5 for each in good]
 
-    def skipped_in_a_row(self, before, config, accelerator, run):
+    def skipped_in_a_row(self, finite, before, config, accelerator, run):
         """How many steps up to now were not finite, in a row, of which `before` precede this window. They are written
         to the record."""
-        finite = torch.stack([torch.stack(record["finite"]).all() for record in self.records]).float()
-        finite = accelerator.reduce(finite, reduction="sum") >= accelerator.num_processes - 0.5
         count = before
-        for record, good in zip(self.records, finite.tolist(), strict=True):
+        for record, good in zip(self.records, finite, strict=True):
             count = 0 if good else count + 1
             if not good and accelerator.is_main_process:
                 rows = [None if times is None else [round(float(t), 6) for t in times] for times in record["times"]]
