@@ -19,6 +19,7 @@ from diffusers.models.embeddings import apply_rotary_emb, get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+from torch._subclasses import FakeTensor
 
 
 # Peebles & Xie 2023, Table 1: layers, hidden size, attention heads.
@@ -634,11 +635,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         key = (grid, self.positions.device, self.positions.dtype)
         table = self.other_positions.get(key)
         # FakeTensors have no values to keep
-        if table is None or type(self.positions) is not torch.Tensor:
+        if table is None or isinstance(self.positions, FakeTensor):
             # that training can use, too
             with torch.inference_mode(False):
                 table = self.position_table(grid).to(self.positions)
-            if type(table) is torch.Tensor:
+            if not isinstance(table, FakeTensor):
                 for oldest in list(self.other_positions)[: 1 - MAX_TABLES]:
                     self.other_positions.pop(oldest, None)
                 self.other_positions[key] = table
