@@ -116,6 +116,24 @@ class ModulationLinear(nn.Linear):
             return super().forward(conditioning.to(self.weight.dtype)).to(torch.get_autocast_dtype("cpu"))
 
 
+def together(layers, tokens):
+    """The outputs of several `Linear` layers of one size. Compiled they are one matrix product, which reads the tokens
+    once; its weights are put together in the kernel that rounds them for autocast."""
+    autocast = torch.is_autocast_enabled(tokens.device.type)
+    # others, which are adapted, quantised, offloaded or stored in another dtype, do more than multiply
+    plain = all(
+        type(layer) is Linear
+        and type(layer.weight) is nn.Parameter
+        and layer.weight.device == tokens.device
+        and (autocast or layer.weight.dtype == tokens.dtype)
+        for layer in layers
+    )
+    if not (plain and torch.compiler.is_compiling()):
+        return [layer(tokens) for layer in layers]
+    weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    return F.linear(tokens, weight, bias).chunk(len(layers), dim=-1)
+
+
 class DiTAttnProcessor:
     """Calls diffusers' attention dispatch, so `set_attention_backend` works."""
 
@@ -130,7 +148,7 @@ class DiTAttnProcessor:
         elif attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+            query, key, value = together((attn.to_q, attn.to_k, attn.to_v), hidden_states)
         query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))  # (B, T, heads, D / heads)
         if attn.norm_q is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
@@ -567,14 +585,14 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         """The blocks of adaln_zero and adaln and the last norm: (B, T, D), (B, D), a context (B, S, D) with its mask
         (B, 1, 1, S) -> (B, T, D)."""
         modulation = self.adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
-        of_blocks, (shift, scale) = modulation[:, :-2], modulation[:, -2:].unbind(1)
+        # the gradient of a split is one concatenation; that of slices would sum as many whole matrices
         vectors = CONDITIONINGS[self.config.conditioning]
+        *of_blocks, of_output = modulation.split([vectors] * (modulation.shape[1] // vectors) + [2], dim=1)
+        shift, scale = of_output.unbind(1)
         rotary = self.rotary_positions(grid)
         for index, block in enumerate(self.blocks):
-            if self.block_offsets is not None:
-                own = of_blocks + self.block_offsets[index]
-            else:
-                own = of_blocks[:, vectors * index : vectors * (index + 1)]
+            shared = self.block_offsets is not None
+            own = of_blocks[0] + self.block_offsets[index] if shared else of_blocks[index]
             tokens = self.run(block, tokens, own, rotary, context, mask)
         return modulate(tokens, shift, scale)
 
