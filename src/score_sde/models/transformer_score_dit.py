@@ -119,8 +119,10 @@ class ModulationLinear(nn.Linear):
 def together(layers, tokens):
     """The outputs of several `Linear` layers of one size. Compiled they are one matrix product, which reads the tokens
     once; its weights are put together in the kernel that rounds them for autocast."""
-    autocast = torch.is_autocast_enabled(tokens.device.type)
+    if not torch.compiler.is_compiling():
+        return [layer(tokens) for layer in layers]
     # others, which are adapted, quantised, offloaded or stored in another dtype, do more than multiply
+    autocast = torch.is_autocast_enabled(tokens.device.type)
     plain = all(
         type(layer) is Linear
         and type(layer.weight) is nn.Parameter
@@ -128,7 +130,7 @@ def together(layers, tokens):
         and (autocast or layer.weight.dtype == tokens.dtype)
         for layer in layers
     )
-    if not (plain and torch.compiler.is_compiling()):
+    if not plain:
         return [layer(tokens) for layer in layers]
     weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
     return F.linear(tokens, weight, bias).chunk(len(layers), dim=-1)
