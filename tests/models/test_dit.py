@@ -8,7 +8,6 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from dit_gflops import PUBLISHED, count
 from networks import DIT_OPTIONS, call, parameters, randn, small_dit
-from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -370,52 +369,22 @@ def test_tokens_are_convolved_unless_compiled():
     assert "aten::conv2d" not in called(torch.compile(layer, backend="eager"))
 
 
-def products(model):
-    """Matrix products of the first block in training, compiled, whose outputs and gradients are as they were before."""
-    counts, gradients = [], []
-
-    def counting(graph, inputs):
-        counts.append(sum(node.target is torch._C._nn.linear for node in graph.graph.nodes))
-        return graph
-
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend=counting)
-    for run in (model, compiled):
-        model.zero_grad()
-        output = call(model, run=run)
-        output.square().sum().backward()
-        gradients.append([output, *(each.grad for each in model.parameters() if each.grad is not None)])
-    for before, after in zip(*gradients, strict=True):
-        assert (before - after).abs().max() < 1e-5
-    (count,) = counts
-    # of patches, time (2), modulation and output
-    return (count - 5) / len(model.blocks)
-
-
-def test_queries_keys_and_values_are_one_product_once_compiled():
-    assert products(small_dit()) == 4
-    adapted = small_dit()
-    adapted.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
-    assert products(adapted) == 8
-
-
 def test_the_gradient_of_the_modulation_is_put_together_at_once():
     """Nothing as large as all modulations is made for a single block."""
     model = small_dit(num_layers=4)
-    whole = (2, 6 * 4 + 2, model.config.hidden_size)
     made = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             output = function(*args, **kwargs or {})
-            if isinstance(output, torch.Tensor) and output.shape == whole and not output._is_view():
+            if isinstance(output, torch.Tensor) and output.ndim == 3 and output.shape[1] in (6 * 4, 6 * 4 + 2):
                 made.append(str(function))
             return output
 
     output = call(model, batch=2)
     with Watch():
         output.sum().backward()
-    assert len(made) <= 2, made
+    assert made == ["aten.cat.default"]
 
 
 @every_option

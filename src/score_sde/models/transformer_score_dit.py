@@ -116,26 +116,6 @@ class ModulationLinear(nn.Linear):
             return super().forward(conditioning.to(self.weight.dtype)).to(torch.get_autocast_dtype("cpu"))
 
 
-def together(layers, tokens):
-    """The outputs of several `Linear` layers of one size. Compiled they are one matrix product, which reads the tokens
-    once; its weights are put together in the kernel that rounds them for autocast."""
-    if not torch.compiler.is_compiling():
-        return [layer(tokens) for layer in layers]
-    # others, which are adapted, quantised, offloaded or stored in another dtype, do more than multiply
-    autocast = torch.is_autocast_enabled(tokens.device.type)
-    plain = all(
-        type(layer) is Linear
-        and type(layer.weight) is nn.Parameter
-        and layer.weight.device == tokens.device
-        and (autocast or layer.weight.dtype == tokens.dtype)
-        for layer in layers
-    )
-    if not plain:
-        return [layer(tokens) for layer in layers]
-    weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-    return F.linear(tokens, weight, bias).chunk(len(layers), dim=-1)
-
-
 class DiTAttnProcessor:
     """Calls diffusers' attention dispatch, so `set_attention_backend` works."""
 
@@ -150,7 +130,7 @@ class DiTAttnProcessor:
         elif attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
-            query, key, value = together((attn.to_q, attn.to_k, attn.to_v), hidden_states)
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))  # (B, T, heads, D / heads)
         if attn.norm_q is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
