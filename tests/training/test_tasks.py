@@ -207,3 +207,32 @@ def test_what_is_not_finite_is_null_in_the_log(tmp_path):
 
     fit_task(tmp_path, Broken, max_train_steps=3, logging_steps=1)
     assert [line["loss"] is None for line in records(tmp_path)] == [False, True, False]
+
+
+class Convolution(Task):
+    """A convolution to 0, in a memory layout."""
+
+    layout = torch.contiguous_format
+
+    def __init__(self, rows):
+        torch.manual_seed(0)
+        super().__init__(torch.nn.Conv2d(3, 4, 3).to(memory_format=self.layout), rows)
+
+    def compute_loss(self, state, batch, draws):
+        return state.model(batch["x"]).square().mean(), {}
+
+
+class ChannelsLast(Convolution):
+    layout = torch.channels_last
+
+
+def test_a_run_goes_on_in_another_memory_layout(tmp_path, monkeypatch):
+    """As on a GPU, what was begun on a CPU."""
+    monkeypatch.setitem(globals(), "ROWS", [{"x": torch.randn(3, 5, 5)} for _ in range(8)])
+    _, whole, _ = fit_task(tmp_path / "whole", Convolution, max_train_steps=6)
+    for first, then in ((Convolution, ChannelsLast), (ChannelsLast, Convolution)):
+        folder = tmp_path / first.__name__
+        fit_task(folder, first, max_train_steps=3)
+        _, network, _ = fit_task(folder, then, max_train_steps=6, resume_from_checkpoint="latest")
+        assert network.weight.is_contiguous(memory_format=then.layout)
+        assert (network.weight - whole.weight).abs().max() < 1e-5 < (network.weight).abs().max()
