@@ -78,6 +78,8 @@ def make_accelerator(config):
         log_with=config.log_with.split(",") if config.log_with else None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision 'fp16' needs a GPU: use bf16 or no on a CPU")
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("fsdp_version 1 is not supported: set fsdp_version: 2 in the configuration of accelerate")
     if accelerator.state.deepspeed_plugin is not None:
