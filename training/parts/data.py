@@ -23,6 +23,7 @@ from score_sde.pipelines.images import to_mode
 from score_sde.pipelines.wording import few
 
 from .hashes import hash_of, hash_of_file
+from .samples import from_bytes
 from .sources import FORMATS, as_stream, nearest_path, open_split
 
 
@@ -194,28 +195,39 @@ class ImageRows:
         return open(path, "rb")
 
     def item(self, row, key):
-        """A row as it is trained on. A random crop is a function of the seed and `key`, integers."""
+        """A row as it is trained on."""
+        return self.item_of(from_bytes(self.pixels(row, key)), row, key)
+
+    def pixels(self, row, key):
+        """The image of a row, uint8 (channels, resolution, resolution), its condition image behind it. A random crop is
+        a function of the seed and `key`, integers."""
         image = to_mode(self.open_image(row[self.image_column]), self.mode, self.background)
-        item = {"images": self.pixels_of(image, key)}
+        pixels = self.pixels_of(image, key)
         if self.condition_column is not None:
             condition = self.open_image(row[self.condition_column])
             condition = to_mode(condition, "L" if self.condition_channels == 1 else "RGB", self.background)
             check_pair(image.size, condition.size)
             # the same crop
-            item["condition_images"] = self.pixels_of(condition, key, image.size)
+            pixels = torch.cat([pixels, self.pixels_of(condition, key, image.size)])
+        return pixels
+
+    def pixels_of(self, image, key, like=None):
+        """A PIL image, resized and cropped, as uint8 (channels, resolution, resolution); `like` as `resize_and_crop`
+        takes it."""
+        seed = None if self.crop_seed is None else (self.crop_seed, *key)
+        image = resize_and_crop(image, self.resolution, seed, like)
+        return torch.from_numpy(np.array(image)).reshape(*self.shape[1:], -1).permute(2, 0, 1).contiguous()
+
+    def item_of(self, pixels, row, key):
+        """An image with its condition image, and what a row says of it."""
+        item = {"images": pixels[: self.shape[0]]}
+        if self.condition_column is not None:
+            item["condition_images"] = pixels[self.shape[0] :]
         if self.label_column is not None:
             item["labels"] = field(row, self.label_column)
         if self.captions is not None:
             item |= self.captions.item(field(row, self.captions.column), key)
         return item
-
-    def pixels_of(self, image, key, like=None):
-        """A PIL image, resized and cropped, as (channels, resolution, resolution) in [-1, 1]; `like` as
-        `resize_and_crop` takes it."""
-        seed = None if self.crop_seed is None else (self.crop_seed, *key)
-        image = resize_and_crop(image, self.resolution, seed, like)
-        pixels = torch.from_numpy(np.array(image)).reshape(*self.shape[1:], -1).permute(2, 0, 1).contiguous()
-        return pixels.float().div_(127.5).sub_(1)
 
     def problem(self, where, row, error):
         """What to say of a row that cannot be decoded."""
@@ -264,7 +276,7 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
 
     def __init__(self, config, split=None, crop_seed=None, captions=None, condition=None):
         super().__init__(config, split, crop_seed, streaming=False, captions=captions, condition=condition)
-        self.corrupt = set()
+        self.corrupt, self.kept = set(), None
 
     def __len__(self):
         return len(self.data)
@@ -277,6 +289,14 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
     def __getitems__(self, keys):
         """Items for the keys of a `GlobalBatchSampler`."""
         return [item for item, _ in self.items_and_rows(keys)]
+
+    def keep_images(self):
+        """Decode every image once and keep it in memory as uint8, which all processes of a data loader share."""
+        channels, size = self.shape[0] + (self.condition_channels or 0), self.shape[1:]
+        self.kept = torch.zeros((len(self), channels, *size), dtype=torch.uint8).share_memory_()
+        self.is_kept = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+        others = [name for name in self.data.column_names if name not in (self.image_column, self.condition_column)]
+        self.beside = self.data.select_columns(others) if others else None
 
     def is_readable(self, row):
         """Whether the image of a row can be decoded."""
@@ -297,15 +317,25 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         """The items for some keys, each with the number of the row that it is of: the next one, where one cannot be
         decoded."""
         epochs, numbers = zip(*(divmod(key, len(self)) for key in keys), strict=True)
-        columns = self.data[list(numbers)]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        if self.kept is not None and self.is_kept[list(numbers)].all():
+            images, rows = from_bytes(self.kept[list(numbers)]), rows_of(self.beside, numbers)
+            return [
+                (self.item_of(image, row, key), key[1])
+                for image, row, key in zip(images, rows, zip(epochs, numbers, strict=True), strict=True)
+            ]
+        rows = rows_of(self.data, numbers)
         return [self.item_or_next(*each) for each in zip(epochs, numbers, rows, strict=True)]
 
     def item_or_next(self, epoch, number, row):
         taken = number
         while True:
             try:
-                return self.item(row, (epoch, number)), taken
+                pixels = self.pixels(row, (epoch, number))
+                item = self.item_of(from_bytes(pixels), row, (epoch, number))
+                if self.kept is not None and taken == number:
+                    self.kept[number] = pixels
+                    self.is_kept[number] = True
+                return item, taken
             except Exception as error:  # whatever the decoder raises
                 problem = self.problem(f"row {taken}", row, error)
                 if not self.skip_corrupt_images:
@@ -392,6 +422,14 @@ def check_pair(image, condition):
             f"the condition image of {own_width} x {own_height} pixels is not paired with its image of {width} x "
             f"{height}: it must have its size, or its proportions"
         )
+
+
+def rows_of(data, numbers):
+    """Rows of a dataset by their numbers, each as {column: value}; None has no columns."""
+    if data is None:
+        return [{} for _ in numbers]
+    columns = data[list(numbers)]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def resize_and_crop(image, resolution, seed=None, like=None):
