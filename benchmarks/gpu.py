@@ -476,7 +476,6 @@ def variants(arguments):
     found = {}
     if arguments.original:
         # as its own train.py runs: float32 by TF32, not compiled
-        torch.set_float32_matmul_precision("high")
         published = {"dtype": "float32", "compile": "off", "batch": 2 if arguments.tiny else 96}
         found["facebookresearch, as published"] = (build_original, published, compile_blocks, 20)
 
@@ -890,6 +889,8 @@ def run_here(part, arguments):
     if arguments.device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(0.97, MEMORY_LIMIT / total))
+    # what is left of float32, of all sides; to change it later would compile everything anew
+    torch.set_float32_matmul_precision("high")
     # a batch of another size is another program
     torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.recompile_limit = 64
