@@ -245,7 +245,8 @@ def test_compiled_for_the_device_it_computes_the_same(build, dtype):
     bound = OF_CONVOLUTIONS if dtype == torch.float32 else HALF[dtype]
     with torch.no_grad():
         assert difference(call(model, run=compiled), call(model)) < bound
-    if dtype == torch.float32:
+    # of the U-Net that takes a minute
+    if dtype == torch.float32 and build is tiny_dit:
         call(model, run=compiled).square().sum().backward()
         found = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
         model.zero_grad()
