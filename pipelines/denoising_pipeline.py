@@ -15,12 +15,12 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .adapters import AdapterMixin
-from .bundling import BundleMixin
+from .bundling import BundleMixin, plain_component
 from .conditions import check_conditions, expand, label_ids, null_conditions, number_of_classes
 from .guidance import guided, steered_by_classifier
 from .image_conditions import Measurement, at_size
 from .kinds import Kind, kind_of
-from .latents import denormalize_latents, encode_moments, normalize_latents, spatial_factor
+from .latents import AUTOENCODERS, denormalize_latents, encode_moments, normalize_latents, spatial_factor
 from .prompts import (
     PROMPT_SETTINGS,
     check_prompt_settings,
@@ -33,6 +33,10 @@ from .prompts import (
 )
 from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
 from .wording import few, quoted
+
+
+# pixels that an autoencoder decodes or encodes at once: 16 images of 512 x 512
+PIXELS_AT_ONCE = 2**22
 
 
 @dataclass
@@ -476,10 +480,14 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a
-        model of pixels the same."""
-        if self.vae is not None:
-            latents = self.vae.decode(denormalize_latents(latents, self.vae.config).to(self.vae.dtype)).sample
-        return latents.float()
+        model of pixels the same. An autoencoder decodes `PIXELS_AT_ONCE`, and at least one image."""
+        if self.vae is None:
+            return latents.float()
+        vae, at_once = plain_component(self.vae), 1
+        if type(vae).__name__ in AUTOENCODERS:
+            at_once = max(1, PIXELS_AT_ONCE // (math.prod(latents.shape[2:]) * spatial_factor(vae) ** 2))
+        parts = denormalize_latents(latents, self.vae.config).to(self.vae.dtype).split(at_once)
+        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
     def to_latents(self, images: torch.Tensor) -> torch.Tensor:
         """What the network works on for images (B, channels, height, width) in [-1, 1], the inverse of `decode`: the
@@ -494,7 +502,8 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         """`to_latents` without its checks."""
         images = images.to(self._execution_device)
         if self.vae is not None:
-            moments, _ = encode_moments(self.vae, images.to(self.vae.dtype))
+            parts = images.to(self.vae.dtype).split(max(1, PIXELS_AT_ONCE // math.prod(images.shape[2:])))
+            moments = torch.cat([encode_moments(self.vae, part)[0] for part in parts])
             images = normalize_latents(moments, self.vae.config)
         return images.float()
 
