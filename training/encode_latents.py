@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from score_sde.pipelines.latents import encode_moments
 from score_sde.pipelines.writing import whole_file, write_json
 from score_sde.training.parts.captions import CaptionConfig, CaptionEncoder
-from score_sde.training.parts.config import DataConfig, option
+from score_sde.training.parts.config import DataConfig, PrecisionConfig, option
 from score_sde.training.parts.cores import loading_processes, warn_of_busy_cores
 from score_sde.training.parts.data import (
     ImageDataset,
@@ -43,7 +43,7 @@ from score_sde.training.parts.sources import on_hub
 
 
 @dataclass
-class EncodeConfig(DataConfig, CaptionConfig, ImageConditionConfig):
+class EncodeConfig(PrecisionConfig, DataConfig, CaptionConfig, ImageConditionConfig):
     """Encode a dataset into moments of latents, in shards, once before training."""
 
     configs = "latents"
@@ -52,6 +52,12 @@ class EncodeConfig(DataConfig, CaptionConfig, ImageConditionConfig):
     output_dir: str = option("runs/latents", "Folder for the shards.", "run", common=True)
     shard_size: int = option(2048, "Rows per shard.", "data")
     batch_size: int = option(64, "Images encoded at once.", "optimisation", common=True)
+    mixed_precision: str | None = option(
+        None,
+        "no, or bf16 for the autoencoder, faster where a device has it: latents differ by 0.5 to 1 % of their standard "
+        "deviation (with TAESD 0.03 to 0.05 dB). That of `accelerate launch` where it isn't given.",
+        "speed and memory",
+    )
     both_flips: bool = option(
         False, "Encode the mirror images, too: training on the latents may then --random_flip.", "data"
     )
@@ -59,6 +65,7 @@ class EncodeConfig(DataConfig, CaptionConfig, ImageConditionConfig):
     def problems(self):
         yield from DataConfig.problems(self)
         yield from self.caption_problems()
+        yield from self.precision_problems(("no", "bf16"))
         yield from self.condition_problems()
         if self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
@@ -105,6 +112,7 @@ def main(argv=None):
         "vae": os.path.abspath(config.vae) if os.path.isdir(config.vae) else config.vae,
         "vae_fingerprint": vae_fingerprint,
         "both_flips": config.both_flips,
+        "mixed_precision": config.mixed_precision,
         "shape": list(shape),
         "shard_size": config.shard_size,
         "num_shards": num_shards,
@@ -204,9 +212,11 @@ def encode_shard(vae, batches, rows, path, config, source, captions=None, condit
         taken += batch["row"].tolist()
         images = batch["images"].to(vae.device, non_blocking=True)
         found = {"labels": batch["labels"]} if "labels" in batch else {}
-        found["mean"], found["std"] = encode_moments(vae, images)
-        if config.both_flips:
-            found["mean_flipped"], found["std_flipped"] = encode_moments(vae, images.flip(-1))
+        with torch.autocast(vae.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            found["mean"], found["std"] = encode_moments(vae, images)
+            if config.both_flips:
+                found["mean_flipped"], found["std_flipped"] = encode_moments(vae, images.flip(-1))
+        found |= {name: values.float() for name, values in found.items() if name != "labels"}
         if condition is not None:
             shown = condition.pixels(batch).to(vae.device)
             found["condition_mean"] = condition.encoded(shown)
