@@ -350,12 +350,12 @@ def cifar10(work):
         real, _ = measured.features(network, train_data)
         of_test, labels = measured.features(network, test_data)
         right_of_real = of_test.columns()[1].argmax(1) == labels
+    if "opening" in work.facts["failed"]:
+        return
     measured.in_bf16()
-    grids = {}
     for scale in (1.0, 1.5, 2.0):
         with work.part(f"samples_{scale:g}", least=15):
             images, asked, nfe = measured.drawn(scale)
-            grids[scale] = images[:100]
             save_grid(images[:100], work.folder / f"samples_{scale:g}.png", columns=10)
             table = measured.table(network, images)
             metrics = measured.distances(network, table, real, scale, nfe)
@@ -373,7 +373,7 @@ def cifar10(work):
 def clothing128(work):
     dataset, output, latents = work.data / "clothing256", work.folder / "run", work.folder / "latents"
     with work.part("encoding"):
-        path = few_rows(work, work.data / "clothing256/train.parquet")
+        path = few_rows(work, dataset)
         arguments = ["clothing128/latents", "--dataset", path, "--vae", work.data / "taesd3", "--output_dir", latents]
         arguments += ["--both_flips", "true", "--num_workers", 0 if work.options.little else 8]
         arguments += ["--resolution", 32] if work.options.little else []
@@ -394,6 +394,8 @@ def clothing128(work):
         of_test, test_labels = measured.features(network, test_data)
         classify = linear_classifier(real.columns()[0], labels, measured.pipeline.num_classes)
         right_of_real = classify(of_test.columns()[0]).argmax(1) == test_labels
+    if "opening" in work.facts["failed"]:
+        return
     measured.in_bf16()
     who = f"a linear classifier of training photographs on {network.name}"
     for scale in (1.0, 2.0, 3.0):
