@@ -48,7 +48,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from cifar10 import ResNet56Features
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from score_sde.pipelines import kinds
 from score_sde.pipelines.latents import encode_moments
@@ -562,8 +562,8 @@ def gather(options):
 
 
 def pack(options):
-    """What comes back of a machine that is given back: an archive of all but weights and data, and the weights of
-    cifar10 in fp16, in pieces."""
+    """What comes back of a machine that is given back: an archive of all but weights and data; and the weights of
+    cifar10 in fp16, in pieces (cat weights-* > model.fp16.safetensors)."""
     options.pack.mkdir(parents=True, exist_ok=True)
 
     def small(entry):
@@ -572,6 +572,11 @@ def pack(options):
 
     with tarfile.open(options.pack / "reference_runs.tar.gz", "w:gz") as archive:
         archive.add(options.output, arcname="reference", filter=small)
+    [weights] = [*(options.output / "cifar10/run/pipeline/unet").glob("*.safetensors")] or [None]
+    if weights is not None:
+        content = save({name: tensor.half().contiguous() for name, tensor in load_file(weights).items()})
+        for i, start in enumerate(range(0, len(content), PIECE)):
+            (options.pack / f"weights-{i:02d}").write_bytes(content[start : start + PIECE])
 
 
 def main():
