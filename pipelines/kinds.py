@@ -1,7 +1,7 @@
 """Kinds of data: what shape samples have, the noise that they begin as, what goes in, and what comes out."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -42,6 +42,23 @@ def kind_of(network_config, vae_config=None):
     return kind(channels, size, channels if vae_config is None else vae_config.get("in_channels"))
 
 
+# networks of diffusers whose forward takes any number of tokens for that of a square
+SQUARES_ALONE = ("DiTTransformer2DModel",)
+
+
+def divisors_of_sides(network_config, axes=2):
+    """What the sides of a network's samples must be multiples of, a number for each axis: the patch, or 2 for each time
+    that a U-Net halves them; 1 where its config says neither.
+
+    Args:
+        network_config: as of `kind_of`.
+    """
+    patch, levels = (network_config.get(name) for name in ("patch_size", "block_out_channels"))
+    if isinstance(patch, (list, tuple)):
+        return tuple(patch)
+    return (patch or (2 ** (len(levels) - 1) if levels else 1),) * axes
+
+
 @dataclass
 class Kind:
     """Data of any number of axes (B, C, *size), which go in and out as they are; what has more to it is a subclass.
@@ -59,6 +76,12 @@ class Kind:
     unit: ClassVar[str] = "values"
     # the first is the default
     output_types: ClassVar[tuple[str, ...]] = ("np", "pt", "latent")
+
+    def of_size(self, height: int | None, width: int | None, divisors, factor: int = 1):
+        """The same data in another size, which only images have."""
+        raise ValueError(
+            f"height {height} and width {width} are of images; this model makes {self.name}s of size {self.size}"
+        )
 
     def sample_shape(self, batch_size: int) -> tuple[int, ...]:
         """Shape (batch, channels, *size) of what the network generates."""
@@ -145,6 +168,31 @@ class Image(Kind):
     name = "image"
     unit = "pixels"
     output_types = ("pil", "np", "pt", "latent")
+
+    def of_size(self, height: int | None, width: int | None, divisors, factor: int = 1):
+        """The same images in another size.
+
+        Args:
+            height, width: in pixels; None for what it is.
+            divisors: what the network's samples must be multiples of, in height and width: see `divisors_of_sides`.
+            factor: how many times smaller than an image its latent is, in height and width.
+
+        Raises ValueError for a side that is no such multiple, naming the nearest ones that are.
+        """
+        size = []
+        for name, own, given, divisor in zip(("height", "width"), self.size, (height, width), divisors, strict=True):
+            side, step = own * factor if given is None else given, divisor * factor
+            whole = isinstance(side, int) and not isinstance(side, bool)
+            if not whole or side < 1 or side % step:
+                below = side // step * step if whole else own * factor
+                near = [each for each in (below, below + step * whole) if each > 0] or [step]
+                product = f", {factor} of the autoencoder times {divisor} of the network" if factor > 1 else ""
+                raise ValueError(
+                    f"{name} {side!r} must be a multiple of {step} pixels{product}: use "
+                    f"{' or '.join(map(str, dict.fromkeys(near)))}"
+                )
+            size.append(side // factor)
+        return replace(self, size=tuple(size))
 
     def check(self, data) -> None:
         """Raise ValueError for what are no images (B, C, height, width) in [-1, 1]."""

@@ -69,6 +69,8 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         prompt_attention_mask: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ):
         """Generate images.
 
@@ -122,6 +124,8 @@ class ScoreSDEPipeline(TrajectoryPipeline):
             negative_prompt: words that guidance leads away from, instead of none; a text or one per image.
             prompt_embeds, negative_prompt_embeds: instead, sequences that were encoded before, (B, S, width), with
                 prompt_attention_mask, negative_prompt_attention_mask (B, S) of what counts, by default all.
+            height, width: of the images in pixels; by default those of the network's sample_size. Multiples of its
+                patch, or of what a U-Net halves away, times the factor of the autoencoder.
 
         Returns:
             `.images` and `.nfe`.
@@ -130,6 +134,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         """
         self._interrupt = False
         call = self._for_one_call()
+        call.set_size(height, width)
         scheduler = call.scheduler
         conditions = call.add_prompt(conditions, "prompt", prompt, prompt_embeds, prompt_attention_mask)
         negative = call.add_prompt(
