@@ -254,6 +254,8 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--latents", "here", "--crop", "random"], "crop random and streaming need images"),
         (["--latents", "here", "--streaming"], "crop random and streaming need images"),
         (["--crop", "corner"], "crop 'corner' is unknown; choose one of centre, random"),
+        (["--cache_images", "--crop", "random"], "cache_images keeps an image as it is cropped first"),
+        (["--cache_images", "--streaming"], "cache_images needs a dataset of images"),
         (["--normalize_latents"], "normalize_latents needs the statistics of latents"),
         (["--num_classes", "0"], "num_classes 0 must be at least 1"),
         (["--shuffle_buffer", "0"], "shuffle_buffer 0 must be at least 1"),
@@ -657,7 +659,7 @@ FREE = {
     *("gradient_checkpointing", "compile", "logging_steps", "log_with", "push_to_hub", "hub_private", "push_steps"),
     *("evaluation_steps", "evaluation_images", "evaluation_features", "evaluation_split", "model_name", "license"),
     *("sample_steps", "sample_num_images", "sample_guidance_scale", "sample_num_inference_steps"),
-    *("statistics_images", "test_split", "test_images", "sample_prompts", "save_text_encoder"),
+    *("statistics_images", "test_split", "test_images", "sample_prompts", "save_text_encoder", "cache_images"),
 }
 
 
