@@ -247,11 +247,13 @@ class Image(Kind):
         return processor.postprocess(data, output_type=output_type or self.output_types[0])
 
     def save_grid(self, outputs, path, columns: int | None = None, captions=None) -> None:
-        """Write PIL images as a PNG grid, small ones enlarged; with `captions`, one text for each, these beneath."""
+        """Write PIL images as a PNG grid, small ones enlarged, all by the same factor; with `captions`, one text for
+        each, these beneath."""
         zoom = max(1, (64 if captions is None else 128) // outputs[0].width)
-        size = (zoom * outputs[0].width, zoom * outputs[0].height)
         nearest = PIL_Image.Resampling.NEAREST
-        pictures = [image.resize(size, nearest).convert("RGB") for image in outputs]
+        pictures = [
+            image.resize((zoom * image.width, zoom * image.height), nearest).convert("RGB") for image in outputs
+        ]
         if captions is not None:
             pictures = [_with_text(*each) for each in zip(pictures, captions, strict=True)]
         _save_grid(pictures, path, columns)
@@ -281,15 +283,21 @@ def _colours(count):
     return [f"hsl({210 + 360 * i // count}, 70%, 40%)" for i in range(count)]
 
 
-def _save_grid(pictures, path, columns):
-    """Write RGB pictures of one size as a PNG grid, black where there is none; by default, or for more than 16 columns,
-    as many rows as columns."""
+def grid_columns(count, columns=None):
+    """How many columns a grid of so many pictures has: by default, or for more than 16, as many as rows."""
     if columns is None or columns > 16:
-        columns = max(1, math.isqrt(len(pictures)))
-    columns = min(columns, len(pictures))
-    (width, height), rows = pictures[0].size, -(-len(pictures) // columns)
-    grid = PIL_Image.new("RGB", (columns * width, rows * height))
-    for i, picture in enumerate(pictures):
-        grid.paste(picture, (i % columns * width, i // columns * height))
+        columns = max(1, math.isqrt(count))
+    return min(columns, count)
+
+
+def _save_grid(pictures, path, columns):
+    """Write RGB pictures as a PNG grid, black where there is none; each row is as high as its highest."""
+    columns = grid_columns(len(pictures), columns)
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    width, heights = max(each.width for each in pictures), [max(each.height for each in row) for row in rows]
+    grid = PIL_Image.new("RGB", (columns * width, sum(heights)))
+    for number, row in enumerate(rows):
+        for i, picture in enumerate(row):
+            grid.paste(picture, (i * width, sum(heights[:number])))
     with whole_file(path) as temporary:
         grid.save(temporary, format="PNG")

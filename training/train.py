@@ -27,7 +27,7 @@ from score_sde.training.parts.captions import CaptionConfig
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import LoopConfig, one_of, option
 from score_sde.training.parts.loop import fit, make_accelerator, sample_path, show_pictures
-from score_sde.training.parts.networks import NETWORKS, check_conditions, make_network, network_class
+from score_sde.training.parts.networks import NETWORKS, check_conditions, check_sizes, make_network, network_class
 from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
 from score_sde.training.parts.publishing import Uploads
 from score_sde.training.parts.run_folder import open_run, surviving
@@ -178,8 +178,10 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Valid
             _, found = network_class(self.network)
             arguments_of(found, "network_kwargs", self.network_kwargs)
             if not (self.latents or self.vae):
+                own = self.first_size or (self.resolution, self.resolution)
                 with torch.device("meta"):  # without memory or time
-                    make_network(self, (self.image_channels, self.resolution, self.resolution), num_classes=1)
+                    network = make_network(self, (self.image_channels, *own), num_classes=1)
+                check_sizes(network, self.sizes or [])
         except (TypeError, ValueError, RuntimeError) as error:
             yield str(error)
 
@@ -226,6 +228,7 @@ class DiffusionTask(Task):
         captions = self.data.captions
         told = None if captions is None else captions.arguments()
         network = make_network(config, self.data.shape, num_classes, told)
+        check_sizes(network, self.data.sizes or [], self.data.vae)
         if config.start is not None:
             origin = begin_adapted(config, network) if config.lora_rank else begin(config, network, id2label)
             accelerator.print("\n".join(describe(origin)))
@@ -285,7 +288,7 @@ class DiffusionTask(Task):
         return pipeline
 
     def sample(self, network, path):
-        sample_grid(self.make_pipeline(network), self.config, path, prompts=self.prompts)
+        sample_grid(self.make_pipeline(network), self.config, path, prompts=self.prompts, sizes=self.data.sizes)
 
     def evaluate(self, network):
         return self.validation.measure(network)
@@ -305,7 +308,7 @@ class DiffusionTask(Task):
         }
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
-            nfe = sample_grid(pipeline, config, path, prompts=self.prompts)
+            nfe = sample_grid(pipeline, config, path, prompts=self.prompts, sizes=self.data.sizes)
             grid = path
             facts["samples"] = {
                 "guidance_scale": config.sample_guidance_scale,

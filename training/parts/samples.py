@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from score_sde.pipelines.images import to_mode
+from score_sde.pipelines.kinds import grid_columns
 from score_sde.pipelines.writing import whole_file
 
 
@@ -43,22 +44,30 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=N
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_grid(pipeline, config, path, seed=0, prompts=None):
+def sample_grid(pipeline, config, path, seed=0, prompts=None, sizes=None):
     """Draw samples as a `TrainConfig` says, the classes in turn, or these prompts, one seed per sample, and write them
-    as a PNG grid, with the prompts beneath; return the number of network evaluations."""
+    as a PNG grid, with the prompts beneath; of several sizes, (height, width) in pixels, each row is of one in turn.
+    Return the number of network evaluations."""
     count = config.sample_num_images
-    labels = labels_of(range(count), pipeline)
+    columns = grid_columns(count, None if prompts else pipeline.num_classes)
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
-    output = pipeline(
-        batch_size=count,
-        class_labels=labels,
-        prompt=in_turn(prompts, range(count)),
-        guidance_scale=1.0 if labels is None and prompts is None else config.sample_guidance_scale,
-        num_inference_steps=config.sample_num_inference_steps,
-        generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
-    )
+    sizes, images = sizes or [(None, None)], {}
+    for height, width in sizes[: -(-count // columns)]:
+        numbers = [i for i in range(count) if sizes[i // columns % len(sizes)] == (height, width)]
+        labels = labels_of(numbers, pipeline)
+        output = pipeline(
+            batch_size=len(numbers),
+            class_labels=labels,
+            prompt=in_turn(prompts, numbers),
+            guidance_scale=1.0 if labels is None and prompts is None else config.sample_guidance_scale,
+            num_inference_steps=config.sample_num_inference_steps,
+            generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
+            height=height,
+            width=width,
+        )
+        images |= dict(zip(numbers, output.images, strict=True))
     words = {} if prompts is None else {"captions": in_turn(prompts, range(count))}
-    pipeline.kind.save_grid(output.images, path, columns=None if prompts else pipeline.num_classes, **words)
+    pipeline.kind.save_grid([images[i] for i in range(count)], path, columns=columns, **words)
     return output.nfe
 
 
