@@ -129,19 +129,32 @@ def inpainting(mask):
     return LinearOperator(keep, keep, gram=1.0, value_range=(-1, 1))
 
 
-def colourisation(channels=3):
+# of red, green and blue in grey (ITU-R 601), as Pillow has it
+LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def colourisation(channels=3, weights=None):
     """Only the mean of the channels is known, (B, 1, H, W): the image in grey. Up to its scale it is one of the
-    decoupled coordinates of Song et al. 2021, appendix I.2."""
+    decoupled coordinates of Song et al. 2021, appendix I.2.
+
+    Args:
+        weights: of the channels in the mean, whose sum is 1, such as `LUMINANCE`; None for the same.
+
+    Raises ValueError for weights of another number or sum.
+    """
+    weights = torch.full((channels,), 1 / channels) if weights is None else torch.as_tensor(weights)
+    if weights.shape != (channels,) or not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-4:
+        raise ValueError(f"weights {weights.tolist()} of {channels} channels must be as many, positive, and sum to 1")
 
     def to_grey(x):
         if x.shape[1] != channels:
             raise ValueError(f"colourisation of {channels} channels does not fit images of shape {tuple(x.shape)}")
-        return x.mean(1, keepdim=True)
+        return (x * weights.to(x)[:, None, None]).sum(1, keepdim=True)
 
     def to_channels(y):
-        return y.expand(-1, channels, -1, -1) / channels
+        return y * weights.to(y)[:, None, None]
 
-    return LinearOperator(to_grey, to_channels, gram=1 / channels, value_range=(-1, 1))
+    return LinearOperator(to_grey, to_channels, gram=float((weights.double() ** 2).sum()), value_range=(-1, 1))
 
 
 def super_resolution(factor):

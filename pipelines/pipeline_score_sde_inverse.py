@@ -15,6 +15,7 @@ from .carried_code import write_code  # noqa: F401
 from .conditions import null_conditions  # noqa: F401
 from .denoising_pipeline import ScoreSDEPipelineOutput
 from .guidance import guided  # noqa: F401
+from .image_conditions import at_size  # noqa: F401
 from .images import to_mode  # noqa: F401
 from .kinds import kind_of  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
@@ -109,7 +110,8 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
             batch_size: number of images; by default as many as measurements, labels, conditions or latents are given.
             class_labels, guidance_scale, generator, latents, output_type, return_dict, callback_on_step_end,
             callback_on_step_end_tensor_inputs, conditions: as for `ScoreSDEPipeline`; what a network is told of words
-            are conditions, too: conditions=pipe.encode_prompt("a red hat").
+            are conditions, too: conditions=pipe.encode_prompt("a red hat"), and so is an image that it sees beside the
+            sample: conditions=pipe.encode_condition(image).
             num_inference_steps: time steps; None leaves them to an adaptive solver (pigdm and tmpd), with rtol, atol
                 and adaptive_solver as for `ScoreSDEPipeline`.
             data_std: of pigdm: standard deviation of the data; by default sigma_data of the scheduler's config.

@@ -4,10 +4,11 @@
 
 Writes moments-00000.safetensors, ... with tensors mean and std (rows, channels, height, width), in the autoencoder's
 own units, and labels (rows,), with --both_flips also mean_flipped and std_flipped, of the mirror images; with captions
-caption_embeds (rows, captions, tokens, width), caption_mask (rows, captions, tokens) and caption_count (rows,); and
-latents.json, which says what they are and, in the end, has their statistics per channel: the mean, and the standard
-deviations of the posteriors' means (std_of_means) and of samples from the posteriors (std). Several processes share the
-shards. When it was stopped, run the same command again: whole shards stay. `LatentDataset` in data.py reads the folder.
+caption_embeds (rows, captions, tokens, width), caption_mask (rows, captions, tokens) and caption_count (rows,); with
+condition images condition_mean, and condition_mean_flipped, as of the images; and latents.json, which says what they
+are and, in the end, has their statistics per channel: the mean, and the standard deviations of the posteriors' means
+(std_of_means) and of samples from the posteriors (std). Several processes share the shards. When it was stopped, run
+the same command again: whole shards stay. `LatentDataset` in data.py reads the folder.
 
 With --aspect_ratio_buckets the rows are put in order by size, and every shard is of one: latents.json lists them as
 buckets, with height, width, shape and rows of each.
@@ -40,13 +41,14 @@ from score_sde.training.parts.data import (
     shard_path,
     shard_record,
 )
+from score_sde.training.parts.image_conditions import ImageConditionConfig
 from score_sde.training.parts.latents import fingerprint, latent_shape, latent_statistics, load_vae
 from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
 from score_sde.training.parts.sources import on_hub
 
 
 @dataclass
-class EncodeConfig(DataConfig, CaptionConfig, BucketConfig):
+class EncodeConfig(DataConfig, CaptionConfig, ImageConditionConfig, BucketConfig):
     """Encode a dataset into moments of latents, in shards, once before training."""
 
     configs = "latents"
@@ -62,7 +64,10 @@ class EncodeConfig(DataConfig, CaptionConfig, BucketConfig):
     def problems(self):
         yield from DataConfig.problems(self)
         yield from self.caption_problems()
+        yield from self.condition_problems()
         yield from self.bucket_problems()
+        if self.has_conditions and self.aspect_ratio_buckets:
+            yield "condition images and aspect_ratio_buckets do not go together: leave one of them out"
         if self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
         elif not self.reads_captions and (self.max_caption_tokens or self.caption_layers):
@@ -90,12 +95,14 @@ def main(argv=None):
         reader = captions.reader(config.caption_column, seed=None)
     with accelerator.main_process_first():
         named = {"sizes": config.sizes, "first_size": config.first_size} if config.sizes else {}
-        dataset = NumberedRows(config, captions=reader, **named)
+        pairs = config.paired_column(config.image_channels)
+        dataset = NumberedRows(config, captions=reader, condition=pairs, **named)
     accelerator.print(dataset.describe())
     vae = load_vae(config.vae)
     vae_fingerprint = fingerprint(vae)
     vae.to(accelerator.device)
     shapes = [list(latent_shape(vae, (dataset.shape[0], *size))) for size in dataset.sizes]
+    condition = config.make_condition(dataset.shape, vae, shapes[0][0])
     facts = {
         "dataset": config.dataset,
         "split": config.split,
@@ -125,6 +132,8 @@ def main(argv=None):
         captions.text_encoder.to(accelerator.device)
         words = captions.facts() | reader.facts | {"column": config.caption_column, "hash": reader.hash}
         facts["captions"] = words | {"width": captions.width, "examples": reader.examples}
+    if condition is not None:
+        facts["condition"] = condition.facts()
     index = os.path.join(config.output_dir, "latents.json")
     before = read_latents_json(config.output_dir) if os.path.isfile(index) else None
     changed = [
@@ -132,7 +141,8 @@ def main(argv=None):
         for key in facts
         if before and before.get(key, facts[key]) != facts[key]
     ]
-    for name, what in (("captions", "captions"), ("buckets", "aspect_ratio_buckets")):
+    optional = {"captions": "captions", "condition": "condition images", "buckets": "aspect_ratio_buckets"}
+    for name, what in optional.items():
         if before and (name in before) != (name in facts):
             changed.append(f"{what} were {'there' if name in before else 'not there'}")
     if changed:
@@ -161,7 +171,9 @@ def main(argv=None):
     for shard in tqdm(missing, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
         rows = rows_of_shards[shard]
         path = shard_path(config.output_dir, shard)
-        encode_shard(vae, islice(loader, len(batches[shard])), rows, path, config, dataset.source_of(rows), captions)
+        encode_shard(
+            vae, islice(loader, len(batches[shard])), rows, path, config, dataset.source_of(rows), captions, condition
+        )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         paths = [shard_path(config.output_dir, shard) for shard in range(num_shards)]
@@ -203,8 +215,9 @@ def in_batches(rows, batch_size):
 
 
 @torch.no_grad()
-def encode_shard(vae, batches, rows, path, config, source, captions=None):
-    """Write the moments of some batches of images, which are to be of these rows, and their captions, encoded."""
+def encode_shard(vae, batches, rows, path, config, source, captions=None, condition=None):
+    """Write the moments of some batches of images, which are to be of these rows, and their captions and condition
+    images, encoded."""
     parts, taken = {}, []
     for batch in batches:
         taken += batch["row"].tolist()
@@ -213,6 +226,11 @@ def encode_shard(vae, batches, rows, path, config, source, captions=None):
         found["mean"], found["std"] = encode_moments(vae, images)
         if config.both_flips:
             found["mean_flipped"], found["std_flipped"] = encode_moments(vae, images.flip(-1))
+        if condition is not None:
+            shown = condition.pixels(batch).to(vae.device)
+            found["condition_mean"] = condition.encoded(shown)
+            if config.both_flips:
+                found["condition_mean_flipped"] = condition.encoded(shown.flip(-1))
         if captions is not None:
             found |= captions.encoded(*(batch[name].to(vae.device) for name in ("caption_ids", "caption_mask")))
             found["caption_count"] = batch["caption_count"]

@@ -204,6 +204,11 @@ def open_pipeline(config, device):
             f"pipeline {config.pipeline!r} follows prompts, by which no images are drawn here: measure it in training, "
             f"--evaluation_features, or images that you draw, --samples; or pass --num_images 0"
         )
+    if pipeline.takes_condition_image and (config.likelihood or (config.num_images and not config.samples)):
+        raise ValueError(
+            f"pipeline {config.pipeline!r} sees an image beside the sample, without which it is not measured: do so "
+            f"in training, --evaluation_features, or measure images that you draw, --samples"
+        )
     if config.num_images and config.guidance_scale != 1 and pipeline.null_label is None:
         raise ValueError(
             f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, which that of "

@@ -12,6 +12,7 @@ import fsspec
 import huggingface_hub.constants
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import torch
 from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
@@ -31,6 +32,8 @@ from .sources import FORMATS, as_stream, nearest_path, open_split
 
 # a side of 1 pixel would be made as long as the resolution, and the other as many times longer
 MOST_PIXELS = 2**27
+# rows of which a look is taken at how the images are paired
+CHECKED_PAIRS = 64
 
 
 def field(values, column):
@@ -49,15 +52,18 @@ class ImageRows:
     reading all of a stream could tell.
     """
 
-    def __init__(self, config, split, crop_seed, streaming, captions=None, sizes=None):
+    def __init__(self, config, split, crop_seed, streaming, captions=None, condition=None, sizes=None):
         self.name, self.split, self.crop_seed = config.dataset, split or config.split, crop_seed
         self.captions = captions
+        # (column, channels) of images that are paired with the images
+        self.condition_column, self.condition_channels = condition or (None, None)
         self.data, self.origin = open_split(self.name, self.split, streaming)
         self.image_column, self.label_column = config.image_column, config.label_column
         if os.path.isdir(self.name) and list(self.data.features) == ["image"] and self.label_column == "label":
             self.label_column = None  # there are no folders of classes
         caption_column = captions and captions.column
-        columns = ("image", self.image_column), ("label", self.label_column), ("caption", caption_column)
+        columns = [("image", self.image_column), ("label", self.label_column), ("caption", caption_column)]
+        columns += [("condition", self.condition_column)]
         for kind, column in columns:
             try:
                 _ = column and field(self.data.features, column)
@@ -89,8 +95,39 @@ class ImageRows:
             if found:
                 self.class_counts = {name: found.get(label, 0) for label, name in self.id2label.items()}
         self.data = self.data.cast_column(self.image_column, ImageFeature(decode=False))
+        if self.condition_column is not None:
+            self.open_conditions()
         if captions is not None:
             self.count_captions()
+
+    def open_conditions(self):
+        """Have a look at the condition images: that all rows have one, and at the sizes of the first ones. Raises
+        ValueError where they are not paired with the images."""
+        column, name = self.condition_column, self.name
+        try:
+            self.data = self.data.cast_column(column, ImageFeature(decode=False))
+        except Exception as error:  # datasets and pyarrow have their own
+            found = field(self.data.features, column)
+            raise ValueError(f"dataset {name!r}: condition column {column!r} must hold images, not {found}") from error
+        if isinstance(self.data, Dataset):
+            values = self.data.select_columns([column]).with_format("arrow")[:].column(column)
+            absent = [pyarrow.compute.is_null(pyarrow.compute.struct_field(values, each)) for each in ("bytes", "path")]
+            missing = np.flatnonzero(absent[0].to_numpy() & absent[1].to_numpy()).tolist()
+            if missing:
+                raise ValueError(
+                    f"dataset {name!r}: {len(missing):,} rows have no image in condition column {column!r} (rows "
+                    f"{few(map(str, missing))}): every image needs one"
+                )
+        pairs = self.data.select_columns([self.image_column, column])
+        for number, row in enumerate(itertools.islice(pairs, CHECKED_PAIRS)):
+            try:
+                sizes = [to_mode(self.open_image(row[each]), "L").size for each in (self.image_column, column)]
+            except Exception:
+                continue  # what cannot be decoded is said where it is read
+            try:
+                check_pair(*sizes)
+            except ValueError as error:
+                raise ValueError(f"dataset {name!r}: row {number} of condition column {column!r}: {error}") from error
 
     def count_captions(self):
         """Look at all captions, of a stream at the first ones."""
@@ -174,24 +211,35 @@ class ImageRows:
 
     def item(self, row, key):
         """A row as it is trained on."""
-        return self.item_of(from_bytes(self.pixels(row, key)), row, key)
+        return self.item_of(from_bytes_of(self.pixels(row, key)), row, key)
 
     def pixels(self, row, key, size=None):
-        """The image of a row, uint8 (channels, height, width), by default of the first size. A random crop is a
-        function of the seed and `key`, integers."""
-        size = self.sizes[0] if size is None else size
+        """The images of a row, uint8 (channels, height, width), by default of the first size: {"images", and where
+        there are such "condition_images"}. A random crop is a function of the seed and `key`, integers."""
         image = to_mode(self.open_image(row[self.image_column]), self.mode, self.background)
-        image = resize_and_crop(image, size, None if self.crop_seed is None else (self.crop_seed, *key))
-        return torch.from_numpy(np.array(image)).reshape(*size, -1).permute(2, 0, 1).contiguous()
+        found = {"images": self.pixels_of(image, key, size)}
+        if self.condition_column is not None:
+            condition = self.open_image(row[self.condition_column])
+            condition = to_mode(condition, "L" if self.condition_channels == 1 else "RGB", self.background)
+            check_pair(image.size, condition.size)
+            # the same crop
+            found["condition_images"] = self.pixels_of(condition, key, size, image.size)
+        return found
 
-    def item_of(self, image, row, key):
-        """An image, and what a row says of it."""
-        item = {"images": image}
+    def item_of(self, images, row, key):
+        """The images of a row, in [-1, 1], and what else it says."""
+        item = dict(images)
         if self.label_column is not None:
             item["labels"] = field(row, self.label_column)
         if self.captions is not None:
             item |= self.captions.item(field(row, self.captions.column), key)
         return item
+
+    def pixels_of(self, image, key, size=None, like=None):
+        """A PIL image, resized and cropped, uint8 (channels, height, width); `like` as `resize_and_crop` takes it."""
+        seed, size = None if self.crop_seed is None else (self.crop_seed, *key), size or self.sizes[0]
+        image = resize_and_crop(image, size, seed, like)
+        return torch.from_numpy(np.array(image)).reshape(*size, -1).permute(2, 0, 1).contiguous()
 
     def problem(self, where, row, error):
         """What to say of a row that cannot be decoded."""
@@ -199,6 +247,7 @@ class ImageRows:
         found = ", ".join(path for path in paths if path)
         return (
             f"{where} of dataset {self.name!r}, split {self.split!r}: the image in column {self.image_column!r}"
+            + (f", or its condition in {self.condition_column!r}," if self.condition_column else "")
             + (f" ({found})" if found else "")
             + f" cannot be decoded: {error}"
         )
@@ -244,8 +293,8 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
 
     knows_epochs = True
 
-    def __init__(self, config, split=None, crop_seed=None, captions=None, sizes=None, first_size=None):
-        super().__init__(config, split, crop_seed, streaming=False, captions=captions, sizes=sizes)
+    def __init__(self, config, split=None, crop_seed=None, captions=None, condition=None, sizes=None, first_size=None):
+        super().__init__(config, split, crop_seed, False, captions, condition, sizes)
         self.corrupt, self.kept = set(), None
         self.has_sizes, self.size_of_row, self.buckets = sizes is not None, None, None
         if len(self.sizes) > 1:
@@ -344,7 +393,7 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         if self.kept is not None and self.is_kept[list(numbers)].all():
             images, rows = from_bytes(self.kept[list(numbers)]), rows_of(self.beside, numbers)
             return [
-                (self.item_of(image, row, key), key[1])
+                (self.item_of({"images": image}, row, key), key[1])
                 for image, row, key in zip(images, rows, zip(epochs, numbers, strict=True), strict=True)
             ]
         rows = rows_of(self.data, numbers)
@@ -355,9 +404,9 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         while True:
             try:
                 pixels = self.pixels(row, (epoch, number), self.size_of(number))
-                item = self.item_of(from_bytes(pixels), row, (epoch, number))
+                item = self.item_of(from_bytes_of(pixels), row, (epoch, number))
                 if self.kept is not None and taken == number:
-                    self.kept[number] = pixels
+                    self.kept[number] = pixels["images"]
                     self.is_kept[number] = True
                 return item, taken
             except Exception as error:  # whatever the decoder raises
@@ -382,8 +431,8 @@ class ImageStream(ImageRows, torch.utils.data.IterableDataset):
     this process reads and where.
     """
 
-    def __init__(self, config, crop_seed=None, captions=None):
-        super().__init__(config, None, crop_seed, streaming=True, captions=captions)
+    def __init__(self, config, crop_seed=None, captions=None, condition=None):
+        super().__init__(config, None, crop_seed, streaming=True, captions=captions, condition=condition)
         self.seed, self.shuffle_buffer = config.seed, config.shuffle_buffer
         if isinstance(self.data, Dataset):  # a folder of images
             self.data = as_stream(self.data)
@@ -445,14 +494,32 @@ def rows_of(data, numbers):
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def resize_and_crop(image, size, seed=None):
+def from_bytes_of(images):
+    return {name: from_bytes(each) for name, each in images.items()}
+
+
+def check_pair(image, condition):
+    """Raise ValueError for a condition image whose proportions are not its image's, up to a rounding to whole pixels;
+    sizes (width, height)."""
+    (width, height), (own_width, own_height) = image, condition
+    allowed = max(width, height, own_width, own_height)
+    if abs(width * own_height - height * own_width) > allowed:
+        raise ValueError(
+            f"the condition image of {own_width} x {own_height} pixels is not paired with its image of {width} x "
+            f"{height}: it must have its size, or its proportions"
+        )
+
+
+def resize_and_crop(image, size, seed=None, like=None):
     """Resize a PIL image to cover `size` (Lanczos), then crop the centre, or a random place where a seed is given
-    (integers); `size` is a height and width, or one number for both. Raises ValueError for an image so long that it
+    (integers); `size` is a height and width, or one number for both. `like` is the size (width, height) of an image
+    that it is paired with: it is resized to what that one would be. Raises ValueError for an image so long that it
     would be of too many pixels."""
     height, width = (size, size) if isinstance(size, int) else size
-    scale = max(width / image.width, height / image.height)
-    if scale != 1:
-        size = [max(least, round(side * scale)) for least, side in zip((width, height), image.size, strict=True)]
+    before = like or image.size
+    scale = max(width / before[0], height / before[1])
+    size = [max(least, round(side * scale)) for least, side in zip((width, height), before, strict=True)]
+    if tuple(size) != image.size:
         if size[0] * size[1] > MOST_PIXELS:
             raise ValueError(
                 f"an image of {image.width} x {image.height} pixels would be resized to {size[0]} x {size[1]}: cut it"

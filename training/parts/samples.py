@@ -1,5 +1,6 @@
 """Generated images: drawn, read from where they were saved, written as 8 bits."""
 
+import math
 import os
 import zipfile
 import zlib
@@ -28,13 +29,14 @@ def quantized(images):
     return from_bytes(to_bytes(images))
 
 
-def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None):
+def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None, conditions=None):
     """(images (B, C, H, W) in [-1, 1], network evaluations), each from the seed of its number and, of a model with
-    classes, of the class whose turn it is, or of the prompt."""
+    classes, of the class whose turn it is, or of the prompt; or of conditions, one for each number."""
     output = pipeline(
         batch_size=len(numbers),
-        class_labels=labels_of(numbers, pipeline),
+        class_labels=labels_of(numbers, pipeline) if conditions is None else None,
         prompt=in_turn(prompts, numbers),
+        conditions=conditions,
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
@@ -44,30 +46,39 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=N
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_grid(pipeline, config, path, seed=0, prompts=None, sizes=None):
+def sample_grid(pipeline, config, path, seed=0, prompts=None, conditions=None, sizes=None):
     """Draw samples as a `TrainConfig` says, the classes in turn, or these prompts, one seed per sample, and write them
-    as a PNG grid, with the prompts beneath; of several sizes, (height, width) in pixels, each row is of one in turn.
-    Return the number of network evaluations."""
+    as a PNG grid, with the prompts beneath; or by conditions, one for each, right of the images that the network sees
+    beside them. Of several sizes, (height, width) in pixels, each row is of one in turn. Return the number of network
+    evaluations."""
     count = config.sample_num_images
+    if conditions is not None:
+        count = len(conditions["condition_sample"])
     columns = grid_columns(count, None if prompts else pipeline.num_classes)
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     sizes, images = sizes or [(None, None)], {}
     for height, width in sizes[: -(-count // columns)]:
         numbers = [i for i in range(count) if sizes[i // columns % len(sizes)] == (height, width)]
-        labels = labels_of(numbers, pipeline)
+        labels = labels_of(numbers, pipeline) if conditions is None else None
         output = pipeline(
             batch_size=len(numbers),
             class_labels=labels,
             prompt=in_turn(prompts, numbers),
-            guidance_scale=1.0 if labels is None and prompts is None else config.sample_guidance_scale,
+            conditions=conditions,
+            guidance_scale=config.sample_guidance_scale if labels or prompts or conditions else 1.0,
             num_inference_steps=config.sample_num_inference_steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
             height=height,
             width=width,
         )
         images |= dict(zip(numbers, output.images, strict=True))
-    words = {} if prompts is None else {"captions": in_turn(prompts, range(count))}
-    pipeline.kind.save_grid([images[i] for i in range(count)], path, columns=columns, **words)
+    pictures, words = [images[i] for i in range(count)], in_turn(prompts, range(count))
+    if conditions is not None:
+        seen = pipeline.kind.output(pipeline.decode(conditions["condition_sample"].to(pipeline.device)))
+        pictures = [each for pair in zip(seen, pictures, strict=True) for each in pair]
+        words = words and [each for word in words for each in ("", word)]
+        columns = min(16, 2 * max(1, math.isqrt(len(pictures)) // 2))
+    pipeline.kind.save_grid(pictures, path, columns, **({} if words is None else {"captions": words}))
     return output.nfe
 
 

@@ -257,7 +257,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         patch_size: side of a patch, a number or one for each axis; must divide `sample_size`. The axes are as many as
             there are numbers here or in `sample_size`, from 1 to 3 (a signal, an image, a video with its frames first),
             or 2 where both are one number.
-        in_channels: channels of the input.
+        in_channels: channels of the input, with those of the condition.
         hidden_size: width D of the tokens; a multiple of `num_attention_heads`, and of twice the number of axes.
         num_layers: number of transformer blocks.
         num_attention_heads: heads per block.
@@ -265,7 +265,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             null label.
         class_dropout_prob: probability, in [0, 1], that a training sample's conditions are replaced by those that stand
             for none; at 0 the model has none.
-        learn_sigma: predict a variance beside the mean: the output then has twice the channels of the input.
+        learn_sigma: predict a variance beside the mean: the output then has twice the channels of the sample.
         out_channels: channels of the output; derived from `learn_sigma` when None.
         mlp_ratio: hidden width of the MLP in units of `hidden_size`.
         conditioning: how time and label reach the blocks (section 3.2): adaln_zero, adaln, cross_attention (to a
@@ -284,6 +284,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             as the original has it, 1 as diffusers does.
         pooled_projection_dim: width of `pooled_projections`, one vector for each sample such as a text's mean, whose
             embedding is added to that of time (Esser et al. 2024); None for a model without.
+        condition_channels: channels of `condition_sample`, such as an image that the sample is made from, which the
+            network sees beside the sample: the last of in_channels; None for a model without.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -316,6 +318,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         position_scaling: str = "resize",
         frequency_shift: float = 0.0,
         pooled_projection_dim: int | None = None,
+        condition_channels: int | None = None,
     ):
         super().__init__()
         sizes = [size for size in (patch_size, sample_size) if isinstance(size, (tuple, list))]
@@ -342,6 +345,13 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             check_counts(cross_attention_dim=cross_attention_dim)
         if pooled_projection_dim is not None:
             check_counts(pooled_projection_dim=pooled_projection_dim)
+        if condition_channels is not None:
+            check_counts(condition_channels=condition_channels)
+            if condition_channels >= in_channels:
+                raise ValueError(
+                    f"condition_channels {condition_channels} are a part of in_channels {in_channels}, which must be "
+                    f"more: those of the sample, too"
+                )
         if hidden_size % num_attention_heads or hidden_size % (2 * dimensions):
             raise ValueError(
                 f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads} and of "
@@ -372,11 +382,12 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             raise ValueError(
                 f"frequency_shift {frequency_shift} must be at least 0 and below {FREQUENCY_EMBEDDING_SIZE // 2}"
             )
-        derived_channels = in_channels * (2 if learn_sigma else 1)
+        derived_channels = (in_channels - (condition_channels or 0)) * (2 if learn_sigma else 1)
         if out_channels not in (None, derived_channels):
             raise ValueError(
-                f"out_channels {out_channels} contradicts in_channels {in_channels} with learn_sigma={learn_sigma}: "
-                f"leave it out, or pass {derived_channels}"
+                f"out_channels {out_channels} contradicts in_channels {in_channels} with learn_sigma={learn_sigma}"
+                + (f" and condition_channels={condition_channels}" if condition_channels else "")
+                + f": leave it out, or pass {derived_channels}"
             )
         # stock pipelines read config.out_channels as a number
         self.register_to_config(out_channels=derived_channels)
@@ -477,13 +488,14 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
         Returns {argument: tensor of the same shape} for those that have it: class_labels, the null label;
         encoder_hidden_states and pooled_projections, zeros, whose embeddings are biases that are learned, and
-        encoder_attention_mask, one element. Nothing with a class_dropout_prob of 0, where training showed none of them.
+        encoder_attention_mask, one element; condition_sample, zeros. Nothing with a class_dropout_prob of 0, where
+        training showed none of them.
         """
         null = {}
         if self.config.class_dropout_prob > 0:
             if self.config.num_classes is not None and "class_labels" in conditions:
                 null["class_labels"] = torch.full_like(conditions["class_labels"], self.config.num_classes)
-            for name in ("encoder_hidden_states", "pooled_projections"):
+            for name in ("encoder_hidden_states", "pooled_projections", "condition_sample"):
                 if name in conditions:
                     null[name] = torch.zeros_like(conditions[name])
             if "encoder_attention_mask" in conditions:
@@ -503,11 +515,13 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         encoder_attention_mask=None,
         return_dict: bool = True,
         pooled_projections=None,
+        condition_sample=None,
     ):
         """Run the network.
 
         Args:
-            hidden_states: (B, in_channels, *size) with 1 to 3 axes, each a multiple of the patch.
+            hidden_states: (B, C, *size) with 1 to 3 axes, each a multiple of the patch; C is in_channels less
+                condition_channels.
             timestep: the number(s) that the scheduler's `timesteps` hold, whole or not; a scalar or (B,).
             class_labels: (B,) integers in [0, num_classes], `num_classes` being the null label; None means the null
                 label for every sample. Must be None for an unconditional model.
@@ -517,15 +531,18 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 None for all.
             return_dict: return a `Transformer2DModelOutput` instead of a tuple.
             pooled_projections: (B, pooled_projection_dim), for a model with pooled_projection_dim; None as above.
+            condition_sample: (B, condition_channels, *size), seen beside the sample, for a model with
+                condition_channels; None as above.
 
         Returns:
             `.sample` of shape (B, out_channels, *size).
 
-        Raises ValueError for an input of the wrong shape, for labels, a sequence or a vector that the model doesn't
+        Raises ValueError for an input of the wrong shape, for labels or another condition that the model doesn't
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         batch_size, size = hidden_states.shape[0], hidden_states.shape[2:]
         self.check_shape(hidden_states)
+        hidden_states = self.with_condition(hidden_states, condition_sample)  # (B, in_channels, *size)
         grid = tuple(side // patch for side, patch in zip(size, self.patch, strict=True))
         time, label = self.embed_conditioning(timestep, class_labels, batch_size, hidden_states.dtype)  # (B, D) each
         pooled = self.embed_pooled(pooled_projections, batch_size)  # (B, D)
@@ -587,14 +604,32 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         return block(*inputs)
 
     def check_shape(self, hidden_states):
-        """Raise ValueError unless this is (B, in_channels, *size) with axes that the patches divide."""
-        channels, size = self.config.in_channels, tuple(hidden_states.shape[2:])
+        """Raise ValueError unless this is a sample (B, C, *size) with axes that the patches divide."""
+        channels = self.config.in_channels - (self.config.condition_channels or 0)
+        size = tuple(hidden_states.shape[2:])
         fits = len(size) == len(self.patch) and all(side % p == 0 for side, p in zip(size, self.patch, strict=True))
         if not fits or hidden_states.shape[1] != channels:
             raise ValueError(
                 f"hidden_states has shape {tuple(hidden_states.shape)}; this model takes (batch, {channels}, *size) "
                 f"with {len(self.patch)} axes that are multiples of {self.patch}"
             )
+
+    def with_condition(self, hidden_states, condition_sample):
+        """A sample (B, C, *size) with the channels that it is seen beside behind it, (B, in_channels, *size). Raises
+        ValueError for those that don't fit."""
+        channels = self.config.condition_channels
+        if channels is None:
+            if condition_sample is not None:
+                raise ValueError("condition_sample was given to a model without condition_channels")
+            return hidden_states
+        wanted = (len(hidden_states), channels, *hidden_states.shape[2:])
+        if condition_sample is None:
+            if self.config.class_dropout_prob == 0:
+                raise ValueError(f"condition_sample is missing: this model needs {wanted}")
+            condition_sample = hidden_states.new_zeros(wanted)
+        if tuple(condition_sample.shape) != wanted:
+            raise ValueError(f"condition_sample has shape {tuple(condition_sample.shape)}; this model takes {wanted}")
+        return torch.cat([hidden_states, condition_sample.to(hidden_states.dtype)], dim=1)
 
     def position_table(self, grid):
         """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads)."""
