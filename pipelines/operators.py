@@ -142,19 +142,20 @@ def colourisation(channels=3, weights=None):
 
     Raises ValueError for weights of another number or sum.
     """
-    weights = torch.full((channels,), 1 / channels) if weights is None else torch.as_tensor(weights)
-    if weights.shape != (channels,) or not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-4:
-        raise ValueError(f"weights {weights.tolist()} of {channels} channels must be as many, positive, and sum to 1")
+    weights = [1 / channels] * channels if weights is None else [float(each) for each in weights]
+    if len(weights) != channels or not min(weights) >= 0 or abs(sum(weights) - 1) > 1e-4:
+        raise ValueError(f"weights {weights} of {channels} channels must be as many, none negative, and sum to 1")
 
     def to_grey(x):
         if x.shape[1] != channels:
             raise ValueError(f"colourisation of {channels} channels does not fit images of shape {tuple(x.shape)}")
-        return (x * weights.to(x)[:, None, None]).sum(1, keepdim=True)
+        # numbers of the host, which nothing waits for
+        return sum(weight * x[:, i : i + 1] for i, weight in enumerate(weights))
 
     def to_channels(y):
-        return y * weights.to(y)[:, None, None]
+        return torch.cat([weight * y for weight in weights], 1)
 
-    return LinearOperator(to_grey, to_channels, gram=float((weights.double() ** 2).sum()), value_range=(-1, 1))
+    return LinearOperator(to_grey, to_channels, gram=sum(each**2 for each in weights), value_range=(-1, 1))
 
 
 def super_resolution(factor):

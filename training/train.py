@@ -136,8 +136,6 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Image
         yield from self.condition_problems()
         if self.has_conditions and self.aspect_ratio_buckets:
             yield "condition images and aspect_ratio_buckets do not go together: leave one of them out"
-        if self.reads_conditions and self.cache_images:
-            yield "cache_images keeps the images alone, not those of condition_column: leave one of them out"
         if not self.latents and self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
         if not self.latents and not self.reads_captions:
@@ -211,11 +209,10 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Image
 
 
 def loss_by_time(losses, t, scheduler, parts=4):
-    """{name: (sum, count)} of the losses in equal parts of the time."""
+    """{name: (losses, which of them count)} of the losses in equal parts of the time; t on the CPU. Their mean is
+    worked out where it is logged: nothing is to do for the device."""
     part = ((t - scheduler.t_min) / (scheduler.t_max - scheduler.t_min) * parts).long().clamp(0, parts - 1)
-    part = moved(part, losses.device)
-    sums, counts = (torch.zeros(parts, device=losses.device).index_add(0, part, x) for x in (losses, losses * 0 + 1))
-    return {f"loss_in_quarter_{i + 1}": torch.stack([sums[i], counts[i]]) for i in range(parts)}
+    return {f"loss_in_quarter_{i + 1}": (losses, part == i) for i in range(parts)}
 
 
 class DiffusionTask(Task):

@@ -25,6 +25,7 @@ from score_sde.training.parts.starting import transfer
 
 
 COLUMNS = ("same", "small", "inverse", "mask", "absent", "wide", "number")
+COLUMNS_BESIDE = [name for name in COLUMNS if name != "mask"]
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +76,15 @@ def clean_and_conditions(data, rows=range(24), seed=3):
 
 
 # --- what a network is told -------------------------------------------------------------------------------------------
+
+
+def test_images_that_are_kept_in_memory_have_theirs(paired):
+    data = data_of("--dataset", paired, "--condition_column", "mask", "--condition_channels", 1, "--cache_images")
+    first, again = ([data.dataset.__getitems__(list(range(4)))] for _ in range(2))
+    assert data.dataset.is_kept[:4].all() and data.dataset.beside.column_names == [*COLUMNS_BESIDE, "label"]
+    for one, other in zip(*first, *again, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(*map(torch.as_tensor, (one[n], other[n]))) for n in one)
+        assert other["images"].shape == (3, 8, 8) and other["condition_images"].shape == (1, 8, 8)
 
 
 def test_mirroring_and_cropping_do_to_both_what_they_do_to_one(paired):

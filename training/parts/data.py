@@ -211,35 +211,38 @@ class ImageRows:
 
     def item(self, row, key):
         """A row as it is trained on."""
-        return self.item_of(from_bytes_of(self.pixels(row, key)), row, key)
+        return self.item_of(from_bytes(self.pixels(row, key)), row, key)
 
     def pixels(self, row, key, size=None):
-        """The images of a row, uint8 (channels, height, width), by default of the first size: {"images", and where
-        there are such "condition_images"}. A random crop is a function of the seed and `key`, integers."""
+        """The image of a row, uint8 (channels, height, width), by default of the first size, its condition image behind
+        it. A random crop is a function of the seed and `key`, integers."""
         image = to_mode(self.open_image(row[self.image_column]), self.mode, self.background)
-        found = {"images": self.pixels_of(image, key, size)}
+        pixels = self.pixels_of(image, key, size)
         if self.condition_column is not None:
             condition = self.open_image(row[self.condition_column])
             condition = to_mode(condition, "L" if self.condition_channels == 1 else "RGB", self.background)
             check_pair(image.size, condition.size)
             # the same crop
-            found["condition_images"] = self.pixels_of(condition, key, size, image.size)
-        return found
+            pixels = torch.cat([pixels, self.pixels_of(condition, key, size, image.size)])
+        return pixels
 
-    def item_of(self, images, row, key):
-        """The images of a row, in [-1, 1], and what else it says."""
-        item = dict(images)
+    def pixels_of(self, image, key, size=None, like=None):
+        """A PIL image, resized and cropped, as uint8 (channels, height, width); `like` as `resize_and_crop` takes
+        it."""
+        seed, size = None if self.crop_seed is None else (self.crop_seed, *key), size or self.sizes[0]
+        image = resize_and_crop(image, size, seed, like)
+        return torch.from_numpy(np.array(image)).reshape(*size, -1).permute(2, 0, 1).contiguous()
+
+    def item_of(self, pixels, row, key):
+        """An image with its condition image, and what a row says of it."""
+        item = {"images": pixels[: self.shape[0]]}
+        if self.condition_column is not None:
+            item["condition_images"] = pixels[self.shape[0] :]
         if self.label_column is not None:
             item["labels"] = field(row, self.label_column)
         if self.captions is not None:
             item |= self.captions.item(field(row, self.captions.column), key)
         return item
-
-    def pixels_of(self, image, key, size=None, like=None):
-        """A PIL image, resized and cropped, uint8 (channels, height, width); `like` as `resize_and_crop` takes it."""
-        seed, size = None if self.crop_seed is None else (self.crop_seed, *key), size or self.sizes[0]
-        image = resize_and_crop(image, size, seed, like)
-        return torch.from_numpy(np.array(image)).reshape(*size, -1).permute(2, 0, 1).contiguous()
 
     def problem(self, where, row, error):
         """What to say of a row that cannot be decoded."""
@@ -314,9 +317,10 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
 
     def keep_images(self):
         """Decode every image once and keep it in memory as uint8, which all processes of a data loader share."""
-        self.kept = torch.zeros((len(self), *self.shape), dtype=torch.uint8).share_memory_()
+        channels, size = self.shape[0] + (self.condition_channels or 0), self.shape[1:]
+        self.kept = torch.zeros((len(self), channels, *size), dtype=torch.uint8).share_memory_()
         self.is_kept = torch.zeros(len(self), dtype=torch.bool).share_memory_()
-        others = [name for name in self.data.column_names if name != self.image_column]
+        others = [name for name in self.data.column_names if name not in (self.image_column, self.condition_column)]
         self.beside = self.data.select_columns(others) if others else None
 
     def sort_by_size(self, first_size):
@@ -393,7 +397,7 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         if self.kept is not None and self.is_kept[list(numbers)].all():
             images, rows = from_bytes(self.kept[list(numbers)]), rows_of(self.beside, numbers)
             return [
-                (self.item_of({"images": image}, row, key), key[1])
+                (self.item_of(image, row, key), key[1])
                 for image, row, key in zip(images, rows, zip(epochs, numbers, strict=True), strict=True)
             ]
         rows = rows_of(self.data, numbers)
@@ -404,9 +408,9 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         while True:
             try:
                 pixels = self.pixels(row, (epoch, number), self.size_of(number))
-                item = self.item_of(from_bytes_of(pixels), row, (epoch, number))
+                item = self.item_of(from_bytes(pixels), row, (epoch, number))
                 if self.kept is not None and taken == number:
-                    self.kept[number] = pixels["images"]
+                    self.kept[number] = pixels
                     self.is_kept[number] = True
                 return item, taken
             except Exception as error:  # whatever the decoder raises
@@ -492,10 +496,6 @@ def rows_of(data, numbers):
         return [{} for _ in numbers]
     columns = data[list(numbers)]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def from_bytes_of(images):
-    return {name: from_bytes(each) for name, each in images.items()}
 
 
 def check_pair(image, condition):

@@ -19,6 +19,7 @@ from diffusers.models.embeddings import apply_rotary_emb, get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+from torch._subclasses import FakeTensor
 
 
 # Peebles & Xie 2023, Table 1: layers, hidden size, attention heads.
@@ -35,6 +36,8 @@ FREQUENCY_EMBEDDING_SIZE = 256
 NORM_EPS = 1e-6
 # what a table of positions may hold
 MAX_TOKENS = 2**20
+# tables of positions that a model keeps, beside that of its training size
+MAX_TABLES = 16
 
 
 def modulate(x, shift, scale):
@@ -43,33 +46,47 @@ def modulate(x, shift, scale):
     return torch.addcmul(shift.unsqueeze(1), normed, 1 + scale.unsqueeze(1))
 
 
-def position_angles(grid, trained_grid, scaling, frequencies_per_axis):
-    """Angles of sine-cosine and rotary positions, one tensor (T, frequencies_per_axis) for each axis, float64, with the
-    tokens in the order of the patches, row by row; frequencies 10000^(-i / frequencies_per_axis).
+def position_angles(grid, trained_grid, scaling, frequencies_per_axis, device=None):
+    """Angles of sine-cosine and rotary positions along each axis, (size, frequencies_per_axis), float64; frequencies
+    10000^(-i / frequencies_per_axis).
 
     Positions count patches. For another grid than the trained one they go on counting (extrapolate), or are spread over
     the extent that was trained (resize).
     """
-    frequencies = 10000.0 ** (-torch.arange(frequencies_per_axis, dtype=torch.float64) / frequencies_per_axis)
+    exponents = -torch.arange(frequencies_per_axis, dtype=torch.float64, device=device) / frequencies_per_axis
     axes = []
     for size, trained in zip(grid, trained_grid, strict=True):
-        place = torch.arange(size, dtype=torch.float64)
-        axes.append((place + 0.5) * trained / size - 0.5 if scaling == "resize" else place)
-    return [place.flatten().outer(frequencies) for place in torch.meshgrid(*axes, indexing="ij")]
+        place = torch.arange(size, dtype=torch.float64, device=device)
+        place = (place + 0.5) * trained / size - 0.5 if scaling == "resize" else place
+        axes.append(place.outer(10000.0**exponents))
+    return axes
 
 
-def sincos_position_embedding(grid, trained_grid, scaling, hidden_size):
+def on_grid(values, axis, grid):
+    """Values (size, n) along one axis for all tokens (T, n), in the order of the patches, row by row."""
+    shape = [1] * len(grid)
+    shape[axis] = grid[axis]
+    return values.reshape(*shape, -1).expand(*grid, -1).flatten(0, len(grid) - 1)
+
+
+def sincos_position_embedding(grid, trained_grid, scaling, hidden_size, device=None):
     """Fixed sine-cosine positions (T, hidden_size), float32, an equal share for each axis, the last axis first."""
-    angles = position_angles(grid, trained_grid, scaling, hidden_size // (2 * len(grid)))
-    return torch.cat([part for axis in reversed(angles) for part in (axis.sin(), axis.cos())], dim=1).float()
+    angles = position_angles(grid, trained_grid, scaling, hidden_size // (2 * len(grid)), device)
+    axes = [torch.cat([angle.sin(), angle.cos()], dim=1).float() for angle in angles]
+    return torch.cat([on_grid(axes[axis], axis, grid) for axis in reversed(range(len(grid)))], dim=1)
 
 
-def rotary_position_embedding(grid, trained_grid, scaling, head_size):
+def rotary_position_embedding(grid, trained_grid, scaling, head_size, device=None):
     """Cosines and sines (2, T, head_size), float32, that rotate queries and keys (Su et al. 2021), an equal share of
     the head for each axis."""
-    angles = position_angles(grid, trained_grid, scaling, head_size // (2 * len(grid)))
-    angles = torch.cat(angles, dim=1).repeat_interleave(2, dim=1)
-    return torch.stack([angles.cos(), angles.sin()]).float()
+    angles = position_angles(grid, trained_grid, scaling, head_size // (2 * len(grid)), device)
+    angles = [angle.repeat_interleave(2, dim=1) for angle in angles]
+    return torch.stack(
+        [
+            torch.cat([on_grid(function(angle).float(), axis, grid) for axis, angle in enumerate(angles)], dim=1)
+            for function in (torch.cos, torch.sin)
+        ]
+    )
 
 
 class Linear(nn.Linear):
@@ -395,6 +412,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         self.trained_grid = tuple(size // patch for size, patch in zip(sample, self.patch, strict=True))
         self.patch_embed = Linear(in_channels * math.prod(self.patch), hidden_size)
         self.register_buffer("positions", self.position_table(self.trained_grid), persistent=False)
+        # of other sizes: {(grid, device, dtype): table}
+        self.other_positions: dict[tuple, torch.Tensor] = {}
         self.time_embed = nn.Sequential(
             nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
@@ -500,10 +519,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                     null[name] = torch.zeros_like(conditions[name])
             if "encoder_attention_mask" in conditions:
                 # one element, however many a text had
-                first = torch.arange(conditions["encoder_attention_mask"].shape[1]) == 0
-                null["encoder_attention_mask"] = first.to(conditions["encoder_attention_mask"]).expand_as(
-                    conditions["encoder_attention_mask"]
-                )
+                mask = conditions["encoder_attention_mask"]
+                first = torch.arange(mask.shape[1], device=mask.device) == 0
+                null["encoder_attention_mask"] = first.to(mask.dtype).expand_as(mask)
         return null
 
     def forward(
@@ -540,20 +558,21 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         Raises ValueError for an input of the wrong shape, for labels or another condition that the model doesn't
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
-        batch_size, size = hidden_states.shape[0], hidden_states.shape[2:]
         self.check_shape(hidden_states)
         hidden_states = self.with_condition(hidden_states, condition_sample)  # (B, in_channels, *size)
-        grid = tuple(side // patch for side, patch in zip(size, self.patch, strict=True))
-        time, label = self.embed_conditioning(timestep, class_labels, batch_size, hidden_states.dtype)  # (B, D) each
-        pooled = self.embed_pooled(pooled_projections, batch_size)  # (B, D)
+        grid = tuple(side // patch for side, patch in zip(hidden_states.shape[2:], self.patch, strict=True))
+        if encoder_attention_mask is not None:
+            encoder_attention_mask = encoder_attention_mask.to(hidden_states.device, torch.bool)
+        time, label = self.embed_conditioning(timestep, class_labels, hidden_states)  # (B, D) each
+        pooled = self.embed_pooled(pooled_projections, hidden_states)  # (B, D)
         time = time if pooled is None else time + pooled
-        context = self.embed_context(encoder_hidden_states, encoder_attention_mask, batch_size)  # (B, S, D)
+        context = self.embed_context(encoder_hidden_states, encoder_attention_mask, hidden_states)  # (B, S, D)
 
         tokens = self.patch_embed(self.patchify(hidden_states))  # (B, T, D)
         if self.config.position_embedding == "sincos":
             tokens = tokens + self.embed_positions(grid).to(tokens.dtype)
         if self.adaln is not None:
-            mask = None if encoder_attention_mask is None else encoder_attention_mask.to(torch.bool)[:, None, None]
+            mask = None if encoder_attention_mask is None else encoder_attention_mask[:, None, None]
             tokens = self.run_modulated(tokens, time if label is None else time + label, grid, context, mask)
         else:
             condition = [part.unsqueeze(1) for part in (time, label) if part is not None]
@@ -581,7 +600,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         (B, 1, D) each."""
         sequence = torch.cat([*condition, *([] if context is None else [context])], dim=1)  # (B, S, D)
         if mask is not None:
-            mask = F.pad(mask.to(torch.bool), (len(condition), 0), value=True)
+            mask = F.pad(mask, (len(condition), 0), value=True)
         if self.config.conditioning == "cross_attention":
             mask = mask if mask is None else mask[:, None, None]
             rotary = self.rotary_positions(grid)
@@ -629,19 +648,37 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             condition_sample = hidden_states.new_zeros(wanted)
         if tuple(condition_sample.shape) != wanted:
             raise ValueError(f"condition_sample has shape {tuple(condition_sample.shape)}; this model takes {wanted}")
-        return torch.cat([hidden_states, condition_sample.to(hidden_states.dtype)], dim=1)
+        return torch.cat([hidden_states, condition_sample.to(hidden_states)], dim=1)
 
-    def position_table(self, grid):
+    def position_table(self, grid, device=None):
         """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads)."""
         config = self.config
-        if config.position_embedding == "sincos":
-            return sincos_position_embedding(grid, self.trained_grid, config.position_scaling, config.hidden_size)
-        head_size = config.hidden_size // config.num_attention_heads
-        return rotary_position_embedding(grid, self.trained_grid, config.position_scaling, head_size)
+        build, width = sincos_position_embedding, config.hidden_size
+        if config.position_embedding == "rotary":
+            build, width = rotary_position_embedding, config.hidden_size // config.num_attention_heads
+        return build(grid, self.trained_grid, config.position_scaling, width, device)
 
     def embed_positions(self, grid):
-        """`position_table` on the model's device and in its dtype."""
-        return self.positions if grid == self.trained_grid else self.position_table(grid).to(self.positions)
+        """`position_table` on the model's device and in its dtype, worked out once for every grid; in a compiled model
+        as a part of its graph, where it is small."""
+        if grid == self.trained_grid:
+            return self.positions
+        if torch.compiler.is_compiling():
+            # Apple's GPUs have no float64
+            device = None if self.positions.device.type == "mps" else self.positions.device
+            return self.position_table(grid, device).to(self.positions)
+        key = (grid, self.positions.device, self.positions.dtype)
+        table = self.other_positions.get(key)
+        # FakeTensors have no values to keep
+        if table is None or isinstance(self.positions, FakeTensor):
+            # that training can use, too
+            with torch.inference_mode(False):
+                table = self.position_table(grid).to(self.positions)
+            if not isinstance(table, FakeTensor):
+                for oldest in list(self.other_positions)[: 1 - MAX_TABLES]:
+                    self.other_positions.pop(oldest, None)
+                self.other_positions[key] = table
+        return table
 
     def rotary_positions(self, grid, num_extra_tokens=0):
         """(cosines, sines) for a grid of patches and for further tokens, which aren't rotated; None without rotary
@@ -649,11 +686,13 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         if self.config.position_embedding != "rotary":
             return None
         cosines, sines = self.embed_positions(grid)
+        if num_extra_tokens == 0:
+            return cosines, sines
         return F.pad(cosines, (0, 0, 0, num_extra_tokens), value=1), F.pad(sines, (0, 0, 0, num_extra_tokens))
 
-    def embed_conditioning(self, timestep, class_labels, batch_size, dtype):
+    def embed_conditioning(self, timestep, class_labels, hidden_states):
         """The embeddings of time and label, (B, D) each; None for the label of an unconditional model."""
-        device = self.proj_out.weight.device
+        batch_size, device = len(hidden_states), hidden_states.device
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=device).expand(batch_size)
         # cosines first
         frequencies = get_timestep_embedding(
@@ -662,7 +701,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             flip_sin_to_cos=True,
             downscale_freq_shift=self.config.frequency_shift,
         )
-        embedding = self.time_embed(frequencies.to(dtype))
+        embedding = self.time_embed(frequencies.to(hidden_states.dtype))
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")
@@ -672,9 +711,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             class_labels = torch.full((batch_size,), self.config.num_classes, device=device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
-        return embedding, self.class_embed(class_labels)
+        return embedding, self.class_embed(class_labels.to(device))
 
-    def embed_context(self, encoder_hidden_states, mask, batch_size):
+    def embed_context(self, encoder_hidden_states, mask, hidden_states):
         """The tokens (B, S, D) of a sequence; None for a model without. Raises ValueError for one that doesn't fit."""
         width = self.config.cross_attention_dim
         if encoder_hidden_states is None:
@@ -684,28 +723,28 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 return None
             if self.config.class_dropout_prob == 0:
                 raise ValueError(f"encoder_hidden_states is missing: this model needs (batch, sequence, {width})")
-            encoder_hidden_states = self.context_embed.weight.new_zeros(batch_size, 1, width)
+            encoder_hidden_states = hidden_states.new_zeros(len(hidden_states), 1, width)
         elif width is None:
             raise ValueError("encoder_hidden_states were given to a model without cross_attention_dim")
-        shape = tuple(encoder_hidden_states.shape)
+        batch_size, shape = len(hidden_states), tuple(encoder_hidden_states.shape)
         if len(shape) != 3 or shape[0] != batch_size or shape[2] != width:
             raise ValueError(
                 f"encoder_hidden_states has shape {shape}; this model takes ({batch_size}, sequence, {width})"
             )
         if mask is not None and tuple(mask.shape) != shape[:2]:
             raise ValueError(f"encoder_attention_mask has shape {tuple(mask.shape)}; the sequence needs {shape[:2]}")
-        return self.context_embed(encoder_hidden_states)
+        return self.context_embed(encoder_hidden_states.to(hidden_states.device))
 
-    def embed_pooled(self, pooled_projections, batch_size):
+    def embed_pooled(self, pooled_projections, hidden_states):
         """The embedding (B, D) of one vector for each sample; None for a model without. Raises ValueError for vectors
         that don't fit."""
-        width = self.config.pooled_projection_dim
+        width, batch_size = self.config.pooled_projection_dim, len(hidden_states)
         if pooled_projections is None:
             if width is None:
                 return None
             if self.config.class_dropout_prob == 0:
                 raise ValueError(f"pooled_projections is missing: this model needs (batch, {width})")
-            pooled_projections = self.proj_out.weight.new_zeros(batch_size, width)
+            pooled_projections = hidden_states.new_zeros(batch_size, width)
         elif width is None:
             raise ValueError("pooled_projections were given to a model without pooled_projection_dim")
         if tuple(pooled_projections.shape) != (batch_size, width):
@@ -713,7 +752,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 f"pooled_projections has shape {tuple(pooled_projections.shape)}; this model takes "
                 f"({batch_size}, {width})"
             )
-        return self.pooled_embed(pooled_projections)
+        return self.pooled_embed(pooled_projections.to(hidden_states.device))
 
     def patchify(self, x):
         """(B, C, *size) -> (B, T, C * patch), the patches row by row."""

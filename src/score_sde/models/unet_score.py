@@ -565,10 +565,9 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                     null[name] = torch.zeros_like(conditions[name])
             if "encoder_attention_mask" in conditions:
                 # one element, however many a text had
-                first = torch.arange(conditions["encoder_attention_mask"].shape[1]) == 0
-                null["encoder_attention_mask"] = first.to(conditions["encoder_attention_mask"]).expand_as(
-                    conditions["encoder_attention_mask"]
-                )
+                mask = conditions["encoder_attention_mask"]
+                first = torch.arange(mask.shape[1], device=mask.device) == 0
+                null["encoder_attention_mask"] = first.to(mask.dtype).expand_as(mask)
         return null
 
     def forward(
@@ -619,11 +618,13 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                 f"timestep has shape {tuple(timestep.shape)}; it must be a number or have shape ({sample.shape[0]},)"
             )
         timestep = timestep.expand(sample.shape[0])
-        time = self.embed_conditioning(timestep, class_labels, sample.dtype)  # (B, 4 model_channels)
-        pooled = self.given_or_none("pooled_projections", pooled_projections, (len(sample),), "pooled_projection_dim")
+        time = self.embed_conditioning(timestep, class_labels, sample)  # (B, 4 model_channels)
+        pooled = self.given_or_none(
+            "pooled_projections", pooled_projections, (len(sample),), "pooled_projection_dim", sample
+        )
         if self.pooled_embed is not None:
             time = time + self.pooled_embed(pooled)
-        context, mask = self.context_and_mask(encoder_hidden_states, encoder_attention_mask, len(sample))
+        context, mask = self.context_and_mask(encoder_hidden_states, encoder_attention_mask, sample)
 
         sample = self.with_condition(sample, condition_sample)  # (B, in_channels, H, W)
         hidden = self.conv_in(sample)  # (B, C_0, H, W)
@@ -687,14 +688,14 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             condition_sample = sample.new_zeros(wanted)
         if tuple(condition_sample.shape) != wanted:
             raise ValueError(f"condition_sample has shape {tuple(condition_sample.shape)}; this model takes {wanted}")
-        return torch.cat([sample, condition_sample.to(sample.dtype)], dim=1)
+        return torch.cat([sample, condition_sample.to(sample)], dim=1)
 
-    def given_or_none(self, name, value, shape, width_name):
-        """A condition (*shape, width), or zeros for one that isn't given; None for a model without. `shape` may have
-        None for any length. Raises ValueError for one that doesn't fit."""
+    def given_or_none(self, name, value, shape, width_name, sample):
+        """A condition (*shape, width) on the sample's device, or zeros for one that isn't given; None for a model
+        without. `shape` may have None for any length. Raises ValueError for one that doesn't fit."""
         width = self.config[width_name]
         if value is None and width is not None and self.config.class_dropout_prob > 0:
-            return self.conv_in.weight.new_zeros([1 if side is None else side for side in shape] + [width])
+            return sample.new_zeros([1 if side is None else side for side in shape] + [width])
         if (value is None) != (width is None):
             raise ValueError(
                 f"{name} were given to a model without {width_name}"
@@ -706,15 +707,15 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             if not fits or any(side not in (None, own) for side, own in zip(shape, value.shape, strict=False)):
                 wanted = ", ".join("sequence" if side is None else str(side) for side in shape)
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; this model takes ({wanted}, {width})")
-        return value
+        return value if value is None else value.to(sample.device)
 
-    def context_and_mask(self, encoder_hidden_states, mask, batch_size):
+    def context_and_mask(self, encoder_hidden_states, mask, sample):
         """The sequence (B, S, cross_attention_dim) and which of it counts (B, 1, 1, S), each None where there is none.
         Raises ValueError for those that don't fit."""
         if mask is not None and encoder_hidden_states is None:
             raise ValueError("encoder_attention_mask was given without encoder_hidden_states")
         context = self.given_or_none(
-            "encoder_hidden_states", encoder_hidden_states, (batch_size, None), "cross_attention_dim"
+            "encoder_hidden_states", encoder_hidden_states, (len(sample), None), "cross_attention_dim", sample
         )
         if mask is None:
             return context, None
@@ -722,9 +723,9 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             raise ValueError(
                 f"encoder_attention_mask has shape {tuple(mask.shape)}; the sequence needs {tuple(context.shape[:2])}"
             )
-        return context, mask.to(torch.bool)[:, None, None]
+        return context, mask.to(sample.device, torch.bool)[:, None, None]
 
-    def embed_conditioning(self, timestep, class_labels, dtype):
+    def embed_conditioning(self, timestep, class_labels, sample):
         """Sum of the embeddings of time (B,) and label (B,), (B, 4 model_channels)."""
         if self.fourier is not None:
             features = self.fourier(timestep.float())
@@ -736,7 +737,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                 flip_sin_to_cos=style.cosines_first,
                 downscale_freq_shift=style.frequency_shift,
             )
-        embedding = self.time_embed(features.to(dtype))
+        embedding = self.time_embed(features.to(sample.dtype))
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")
@@ -747,4 +748,4 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             class_labels = torch.full((batch_size,), self.config.num_classes, device=timestep.device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
-        return embedding + self.class_embed(class_labels)
+        return embedding + self.class_embed(class_labels.to(sample.device))
