@@ -31,7 +31,7 @@ from score_sde.pipelines.writing import whole_file, write_json
 from score_sde.training.parts.buckets import BucketConfig
 from score_sde.training.parts.captions import CaptionConfig, CaptionEncoder
 from score_sde.training.parts.config import DataConfig, option
-from score_sde.training.parts.cores import warn_of_busy_cores
+from score_sde.training.parts.cores import loading_processes, warn_of_busy_cores
 from score_sde.training.parts.data import (
     ImageDataset,
     check_shard,
@@ -163,7 +163,7 @@ def main(argv=None):
     loader = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=[rows for shard in missing for rows in batches[shard]],
-        num_workers=config.num_workers,
+        num_workers=loading_processes(config, accelerator, dataset),
         pin_memory=accelerator.device.type == "cuda",
     )
     loader = iter(loader)

@@ -265,6 +265,7 @@ def load(folder, state, accelerator, averages, lr_scheduler):
         accelerator.scaler = None
     try:
         accelerator.load_state(folder)
+        lay_out(lr_scheduler.optimizer)
         averages.load(folder, state["ema"])
         lr_scheduler.load_state_dict(state["lr_scheduler"])
     except Exception as error:  # torch, accelerate and safetensors have their own
@@ -273,6 +274,19 @@ def load(folder, state, accelerator, averages, lr_scheduler):
     if any_process(problem, accelerator):
         return f"{folder!r} cannot be read: {problem or 'by another process'}"
     return None
+
+
+def lay_out(optimizer):
+    """Give an optimizer's moments the memory layout of their parameters: that in which they were saved, on another
+    device, may be another, and fused kernels take them for the same."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if (
+                isinstance(value, torch.Tensor)
+                and value.shape == parameter.shape
+                and value.stride() != parameter.stride()
+            ):
+                state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def follow_schedule(config, accelerator, lr_scheduler):

@@ -42,12 +42,15 @@ def one_of(names):
 
 @dataclass
 class LoaderConfig:
-    num_workers: int = option(
-        0, "Processes that decode images, per training process; 0 decodes in the process itself.", "speed and memory"
+    num_workers: int | None = option(
+        None,
+        "Processes that read and decode data, per training process; 0 reads in the process itself. Unless given 0 on "
+        "CPUs, and for a GPU one less than there are cores for it, at most 8 and no more than fit shared memory.",
+        "speed and memory",
     )
 
     def problems(self):
-        if self.num_workers < 0:
+        if self.num_workers is not None and self.num_workers < 0:
             yield f"num_workers {self.num_workers} must be 0 or more"
 
 

@@ -25,6 +25,7 @@ from score_sde.pipelines.images import to_mode
 from score_sde.pipelines.wording import few
 
 from .buckets import in_words, nearest_size
+from .cores import loading_processes
 from .hashes import hash_of, hash_of_file
 from .samples import from_bytes
 from .sources import FORMATS, as_stream, nearest_path, open_split
@@ -808,8 +809,11 @@ def training_batches(dataset, config, accelerator, progress):
     Raises ValueError for a stream that was begun with other processes, workers or batches than now, and for images of
     several sizes with another number in an optimizer step.
     """
-    rank, world_size, workers = accelerator.process_index, accelerator.num_processes, config.num_workers
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    workers = loading_processes(config, accelerator, dataset)
     if isinstance(dataset, torch.utils.data.IterableDataset):
+        if config.num_workers is None:  # what it was begun with on another machine
+            workers = progress.get("stream", {}).get("num_workers", workers)
         layout = {"processes": world_size, "num_workers": workers, "batch_size": config.batch_size}
         if progress.setdefault("stream", layout) != layout:
             raise ValueError(f"a stream goes on only as it was begun, with {progress['stream']}; now it is {layout}")
