@@ -26,6 +26,7 @@ from score_sde.training.parts.data import (
     training_batches,
 )
 from score_sde.training.parts.loop import make_accelerator
+from score_sde.training.share_latents import latents_card
 
 
 SIZES = "8,8;12,8;8,12"
@@ -406,6 +407,10 @@ def test_latents_of_several_sizes(tiny_vae, pictures, tmp_path):
                 assert (flipped[row][name] - expected).abs().max() < 1e-5
         assert latents[row + 24]["labels"] == images[image]["labels"]
     assert [rows.tolist() for rows in latents.buckets] == [list(range(6)), list(range(6, 12)), list(range(12, 24))]
+
+    card = str(latents_card(latents.facts, "me/latents"))
+    assert "split train, of several sizes, encoded by an autoencoder into latents." in card
+    assert "| images of 12 x 8 pixels (height x width), latents of shape 4 x 6 x 4 | 6 |" in card
 
     # nothing is done twice, and what is damaged is mended
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
