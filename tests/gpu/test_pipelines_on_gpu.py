@@ -62,11 +62,25 @@ def signal_pipeline():
     return tiny_pipeline(network=network.eval())
 
 
+def seeing_pipeline():
+    torch.manual_seed(0)
+    network = DiTModel(
+        8, 2, 2, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=3, condition_channels=1
+    )
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return tiny_pipeline(network=network.eval())
+
+
 PIPELINES = {
     "pixels": (tiny_pipeline, {"class_labels": [0, 2]}),
     "a u-net": (unet_pipeline, {"batch_size": 2}),
     "latents": (latent_pipeline, {"class_labels": [0, 2]}),
     "signals": (signal_pipeline, {"class_labels": [0, 2]}),
+    "an image": (
+        seeing_pipeline,
+        {"class_labels": [0, 2], "condition_image": torch.rand(2, 1, 8, 8, generator=seeded(1))},
+    ),
     "words": (prompt_pipeline, {"prompt": ["a red hat", "the blue dress with dots"]}),
 }
 every_pipeline = pytest.mark.parametrize("name", PIPELINES)
@@ -78,6 +92,11 @@ def test_generation(name):
     compare(build, lambda pipeline: draw(pipeline, **told))
     if name != "a u-net":
         compare(build, lambda pipeline: draw(pipeline, **told, guidance_scale=3.0))
+
+
+def test_other_sizes():
+    compare(tiny_pipeline, lambda pipeline: draw(pipeline, class_labels=[0, 2], height=8, width=4))
+    compare(latent_pipeline, lambda pipeline: draw(pipeline, class_labels=[0, 2], height=8, width=16))
 
 
 @pytest.mark.parametrize("name", ["pixels", "latents"])
