@@ -10,6 +10,7 @@ from dit_gflops import PUBLISHED, count
 from networks import DIT_OPTIONS, call, parameters, randn, small_dit
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from score_sde import DiTModel
 from score_sde.models import transformer_score_dit
@@ -379,6 +380,24 @@ def test_whether_convolving_pays_is_measured_once():
     convolution_pays.cache_clear()
     assert convolution_pays(torch.float32) is convolution_pays(torch.float32)
     assert convolution_pays.cache_info().misses == 1
+
+
+def test_the_gradient_of_the_modulation_is_put_together_at_once():
+    """Nothing as large as all modulations is made for a single block."""
+    model = small_dit(num_layers=4)
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **kwargs or {})
+            if isinstance(output, torch.Tensor) and output.ndim == 3 and output.shape[1] in (6 * 4, 6 * 4 + 2):
+                made.append(str(function))
+            return output
+
+    output = call(model, batch=2)
+    with Watch():
+        output.sum().backward()
+    assert made == ["aten.cat.default"]
 
 
 @every_option

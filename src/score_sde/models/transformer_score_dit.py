@@ -606,14 +606,14 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         """The blocks of adaln_zero and adaln and the last norm: (B, T, D), (B, D), a context (B, S, D) with its mask
         (B, 1, 1, S) -> (B, T, D)."""
         modulation = self.adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
-        of_blocks, (shift, scale) = modulation[:, :-2], modulation[:, -2:].unbind(1)
+        # the gradient of a split is one concatenation; that of slices would sum as many whole matrices
         vectors = CONDITIONINGS[self.config.conditioning]
+        *of_blocks, of_output = modulation.split([vectors] * (modulation.shape[1] // vectors) + [2], dim=1)
+        shift, scale = of_output.unbind(1)
         rotary = self.rotary_positions(grid)
         for index, block in enumerate(self.blocks):
-            if self.block_offsets is not None:
-                own = of_blocks + self.block_offsets[index]
-            else:
-                own = of_blocks[:, vectors * index : vectors * (index + 1)]
+            shared = self.block_offsets is not None
+            own = of_blocks[0] + self.block_offsets[index] if shared else of_blocks[index]
             tokens = self.run(block, tokens, own, rotary, context, mask)
         return modulate(tokens, shift, scale)
 
