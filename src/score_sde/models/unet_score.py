@@ -268,7 +268,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     those of `null_conditions`; the network itself drops nothing.
 
     Args:
-        sample_size: height and width of the training images; the network itself takes other sizes too.
+        sample_size: height and width of the training images, one number where they are the same; the network itself
+            takes other sizes too.
         in_channels: channels of the input, with those of the condition.
         out_channels: channels of the output; those of the sample, or twice as many with `learn_sigma`, when None.
         block_out_channels: channels at each resolution, multiples of 4; each but the first halves height and width.
@@ -319,7 +320,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 32,
+        sample_size: int | tuple[int, int] = 32,
         in_channels: int = 3,
         out_channels: int | None = None,
         block_out_channels: tuple[int, ...] = (128, 256, 256, 256),
@@ -360,8 +361,12 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         if not levels or not whole or any(channels % 4 for channels in block_out_channels):
             raise ValueError(f"block_out_channels {tuple(block_out_channels)} must be one or more multiples of 4")
         model_channels = block_out_channels[0] if model_channels is None else model_channels
+        sides = tuple(sample_size) if isinstance(sample_size, (tuple, list)) else (sample_size, sample_size)
+        if len(sides) != 2:
+            raise ValueError(f"sample_size {sample_size} must be one number, or a height and a width")
+        for side in sides:
+            check_counts(sample_size=side)
         check_counts(
-            sample_size=sample_size,
             in_channels=in_channels,
             layers_per_block=layers_per_block,
             model_channels=model_channels,
@@ -380,11 +385,11 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             raise ValueError(f"model_channels {model_channels} must be a multiple of 4")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout {dropout} must lie in [0, 1)")
-        if sample_size % 2 ** (levels - 1):
+        if any(side % 2 ** (levels - 1) for side in sides):
             raise ValueError(
                 f"sample_size {sample_size} must be a multiple of {2 ** (levels - 1)} for {levels} resolutions"
             )
-        resolutions = [sample_size // 2**level for level in range(levels)]
+        resolutions = [sides[0] // 2**level for level in range(levels)]
         if not set(attention_resolutions) <= set(resolutions):
             raise ValueError(f"attention_resolutions {tuple(attention_resolutions)} must be among {resolutions}")
         attends = [resolution in attention_resolutions for resolution in resolutions]
