@@ -62,11 +62,23 @@ def signal_pipeline():
     return tiny_pipeline(network=network.eval())
 
 
+def seeing_pipeline():
+    """In latents, told classes and a grey image beside."""
+    torch.manual_seed(0)
+    network = DiTModel(4, 2, 6, 16, 1, 2, num_classes=3, condition_channels=3)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    scheduler = ScoreSDEScheduler(prediction_type="v_prediction")
+    vae = tiny_vae(channels=3)
+    return ScoreSDEPipeline(scheduler, transformer=network.eval(), vae=vae, condition_from="grayscale")
+
+
 PIPELINES = {
     "pixels": (tiny_pipeline, {"class_labels": [0, 2]}),
     "a u-net": (unet_pipeline, {"batch_size": 2}),
     "latents": (latent_pipeline, {"class_labels": [0, 2]}),
     "signals": (signal_pipeline, {"class_labels": [0, 2]}),
+    "an image": (seeing_pipeline, {"class_labels": [0, 2], "condition_image": torch.rand(2, 1, 8, 8)}),
     "words": (prompt_pipeline, {"prompt": ["a red hat", "the blue dress with dots"]}),
 }
 every_pipeline = pytest.mark.parametrize("name", PIPELINES)
