@@ -50,12 +50,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ResNet56Features(Features):
-    """The pooled features (N, 64) of a ResNet-56 for CIFAR-10 (He et al. 2016, section 4.2), from its weights."""
+    """The pooled features (N, 64) and the logits (N, 10) of a ResNet-56 for CIFAR-10 (He et al. 2016, section 4.2),
+    from its weights."""
 
-    name = "ResNet-56 of CIFAR-10"
+    name, logits = "ResNet-56 of CIFAR-10", True
 
-    def __init__(self, path):
-        self.weights = load_file(path)
+    def __init__(self, path, device="cpu"):
+        self.weights = load_file(path, device=str(device))
+        self.mean, self.std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
 
     def convolve(self, x, convolution, norm, stride=1):
         w = self.weights
@@ -64,8 +66,7 @@ class ResNet56Features(Features):
         return F.batch_norm(x, mean, variance, weight, bias)
 
     def __call__(self, images):
-        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-        x = self.convolve((images / 2 + 0.5 - mean) / std, "conv1", "bn1").relu()
+        x = self.convolve((images / 2 + 0.5 - self.mean) / self.std, "conv1", "bn1").relu()
         for layer in range(1, 4):
             for block in range(9):
                 stride, name = (2 if layer > 1 and block == 0 else 1), f"layer{layer}.{block}"
@@ -74,7 +75,8 @@ class ResNet56Features(Features):
                 if stride == 2:
                     x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, x.shape[1] // 2, x.shape[1] // 2))
                 x = (x + inner).relu()
-        return x.mean((2, 3)), None
+        features = x.mean((2, 3))
+        return features, F.linear(features, self.weights["linear.weight"], self.weights["linear.bias"])
 
 
 def train_ours(options):

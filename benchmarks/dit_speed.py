@@ -90,9 +90,10 @@ def names_of(arguments):
 class Workload:
     """One model with its optimizer and a fixed batch; `train` and `sample` each do one step and wait for its end."""
 
-    def __init__(self, name, size, arguments):
+    def __init__(self, build, size, arguments):
         torch.manual_seed(0)
-        model = BUILDERS[name](size, arguments)
+        with torch.device(arguments.device):
+            model = build(size, arguments)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.02)  # all alike: no zero-initialised layers in one of them
         self.model = model.to(arguments.device)
@@ -101,7 +102,7 @@ class Workload:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         shape = (arguments.batch, model.config.in_channels, model.config.sample_size, model.config.sample_size)
         self.latents = torch.randn(shape, device=arguments.device)
-        self.timestep = torch.randint(1000, (arguments.batch,), device=arguments.device)
+        self.timestep = torch.randint(1, 1000, (arguments.batch,), device=arguments.device)
         self.labels = torch.randint(1000, (arguments.batch,), device=arguments.device)
         self.dtype = getattr(torch, arguments.dtype)
 
@@ -130,7 +131,7 @@ class Workload:
 
 def training_memory(name, size, arguments):
     """Peak memory of training steps in bytes; for a fresh process."""
-    workload = Workload(name, size, arguments)
+    workload = Workload(BUILDERS[name], size, arguments)
     for _ in range(WARMUP_STEPS):
         workload.train()
     if arguments.device == "cuda":
@@ -166,7 +167,7 @@ def peak_memory(sizes, arguments):
 
 def measure(size, memory, arguments):
     """All figures of one size, as they stand in the JSON file."""
-    workloads = {name: Workload(name, size, arguments) for name in names_of(arguments)}
+    workloads = {name: Workload(BUILDERS[name], size, arguments) for name in names_of(arguments)}
     figures = {
         name: {
             "parameters": sum(parameter.numel() for parameter in workload.model.parameters()),

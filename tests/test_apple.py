@@ -187,10 +187,13 @@ def test_statistics_of_latents_and_metrics():
 
 def test_the_window_of_logged_values():
     def mean(device):
-        window, one_process = Window(), SimpleNamespace(reduce=lambda x, reduction: x)
+        one_process = SimpleNamespace(reduce=lambda x, reduction: x, num_processes=1, device=torch.device(device))
+        window = Window()
         window.begin_step({"step": 0, "images_seen": 0})
         window.add({"loss": torch.full((), 3.0, device=device), "part": torch.ones(2, device=device)}, None)
-        return torch.tensor(list(window.means(one_process).values()))
+        means, finite = window.read(one_process)
+        assert finite == [True]
+        return torch.tensor(list(means.values()))
 
     expected, found = on_both(mean)
     assert found.tolist() == expected.tolist() == [3.0, 1.0]

@@ -145,6 +145,8 @@ class AutoencoderTask(Task):
 def train(config, accelerator, run):
     with accelerator.main_process_first():
         dataset = ImageDataset(config, crop_seed=config.crop_seed)
+    if config.cache_images:
+        dataset.keep_images()
     accelerator.print(dataset.describe())
     task = AutoencoderTask(config, dataset, accelerator.device)
     model, facts = fit(config, accelerator, run, task)

@@ -91,6 +91,7 @@ class AppleMode(TorchDispatchMode):
         where = sys.modules["torch.optim.optimizer"]
         self.known.append(mock.patch.object(where, "_get_fused_kernels_supported_devices", lambda: [APPLE.type]))
         self.known.append(mock.patch.object(torch, "Generator", lambda device=None: CPU_GENERATOR()))
+        self.known.append(mock.patch.object(torch, "get_device_module", lambda device: torch.random))
         # would make a number where no mode sees it
         self.known.append(mock.patch.object(torch, "as_tensor", as_tensor))
         for each in self.known:

@@ -54,6 +54,36 @@ def batches(dataset, count, rank=0, world_size=1, progress=None, **changes):
     return found, progress | {"images_seen": progress["images_seen"] + count * config.batch_size * world_size}
 
 
+# --- images kept in memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("label_column", ["label", None])
+def test_images_kept_in_memory_are_decoded_once(num_workers, label_column, tmp_path):
+    config = data_config(dataset=str(parquet_shards(tmp_path / "files")), resolution=8, label_column=label_column)
+    decoded, kept = ImageDataset(config), ImageDataset(config)
+    kept.keep_images()
+    expected, _ = batches(decoded, ROWS, num_workers=num_workers)
+    found, _ = batches(kept, ROWS, num_workers=num_workers)  # two passes
+    assert kept.is_kept.all()  # by whichever process
+    kept.open_image = None  # nothing is decoded now
+    again, _ = batches(kept, ROWS)
+    for each, other in ((expected, found), (expected, again)):
+        assert all(equal(batch, like) for batch, like in zip(each, other, strict=True))
+
+
+def test_an_image_that_cannot_be_decoded_is_not_kept(tmp_path):
+    images = [{"bytes": png(10 * row) if row != 1 else b"none", "path": None} for row in range(3)]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(tmp_path / "train.parquet")
+    options = {"dataset": str(tmp_path / "train.parquet"), "label_column": None, "resolution": 8}
+    kept = ImageDataset(data_config(**options, skip_corrupt_images=True))
+    kept.keep_images()
+    for _ in range(2):
+        greys = [round((float(item["images"][0, 0, 0]) + 1) * 12.75) for item in kept.__getitems__([0, 1, 2])]
+        assert greys == [0, 2, 2] and kept.is_kept.tolist() == [True, False, True]
+
+
 # --- sources ------------------------------------------------------------------------------------------------------
 
 

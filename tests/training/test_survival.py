@@ -17,6 +17,7 @@ import datasets
 import psutil
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from places import TRAINING
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -463,6 +464,44 @@ def test_averages_stay_in_a_step_that_is_skipped():
         after = [ema.tensors(file)["weight"] for file in ema.emas]
         assert len(after) == 4
         assert all(torch.equal(*pair) == bool(skipped) for pair in zip(before, after, strict=True))
+
+
+def test_averages_of_weights_of_several_types_and_layouts_are_those_of_diffusers():
+    """Half and single precision, channels last, and one that is frozen."""
+    torch.manual_seed(0)
+    network = torch.nn.ModuleDict(
+        {"a": torch.nn.Linear(3, 2), "b": torch.nn.Linear(2, 2), "c": torch.nn.Conv2d(3, 4, 3)}
+    )
+    network["b"].to(torch.bfloat16)
+    network["c"].to(memory_format=torch.channels_last)
+    network["a"].bias.requires_grad_(False)
+    own = averages.Averages(train.TrainConfig(ema_decay=0.7), network)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    other = EMAModel(trained, decay=0.7)
+    for _ in range(5):
+        for parameter in trained:
+            torch.nn.init.normal_(parameter)
+        own.step(torch.tensor(0.0))
+        other.step(trained)
+    for one, expected in zip(own.emas[averages.MAIN].shadow_params, other.shadow_params, strict=True):
+        assert one.stride() == expected.stride()
+        assert (one - expected).abs().max() <= 4 * torch.finfo(one.dtype).eps
+
+
+def test_the_network_has_its_weights_again_whatever_happens_while_it_has_the_averaged_ones():
+    network = torch.nn.Linear(3, 2)
+    ema = averages.Averages(train.TrainConfig(ema_decay=0.5), network)
+    for _ in range(3):
+        torch.nn.init.normal_(network.weight)
+        ema.step(torch.tensor(0.0))
+    before, averaged = network.weight.detach().clone(), ema.tensors(averages.MAIN)["weight"].clone()
+    where = network.weight.data_ptr()
+    with pytest.raises(RuntimeError, match="out of memory"), ema.averaged_network() as found:
+        assert torch.equal(found.weight, averaged) and not found.training
+        assert found.weight.data_ptr() == ema.emas[averages.MAIN].shadow_params[0].data_ptr()
+        raise RuntimeError("out of memory")
+    assert torch.equal(network.weight, before) and network.weight.data_ptr() == where and network.training
+    assert torch.equal(ema.tensors(averages.MAIN)["weight"], averaged)
 
 
 def do_in_loss(monkeypatch, actions):

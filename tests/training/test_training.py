@@ -155,24 +155,46 @@ def test_the_loss_is_zero_at_the_target_and_the_network_sees_what_the_sampler_sh
 # --- randomness and order of the data -----------------------------------------------------------------------------
 
 
-def test_processes_and_micro_batches_share_the_draws_of_one():
+def draws_of(rows, processes=1, micro_batches=1):
+    """The `Draws` of a step of so many rows, of all its micro-batches and processes in order."""
+    found = []
+    for micro_batch in range(micro_batches):
+        for index in range(processes):
+            accelerator = SimpleNamespace(num_processes=processes, process_index=index, device=torch.device("cpu"))
+            batch_size = rows // processes // micro_batches
+            found.append(Draws(3, 128, accelerator, batch_size, micro_batch, micro_batches))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rows", "shares"),
+    [
+        (8, [(2, 1), (1, 2), (2, 2)]),
+        # of blocks of 32 rows, which these shares don't divide
+        (120, [(8, 1), (1, 5), (3, 2), (2, 20)]),
+        (96, [(1, 3), (4, 1)]),
+    ],
+)
+def test_processes_and_micro_batches_share_the_draws_of_one(rows, shares):
     """Times are stratified over the whole optimizer step."""
-
-    def draws(processes, index, batch_size, *micro_batch):
-        accelerator = SimpleNamespace(num_processes=processes, process_index=index, device=torch.device("cpu"))
-        return Draws(3, 128, accelerator, batch_size, *micro_batch)
-
-    for shared in (
-        [draws(2, index, 4) for index in range(2)],
-        [draws(1, 0, 4, micro_batch, 2) for micro_batch in range(2)],
-        [draws(2, index, 2, micro_batch, 2) for micro_batch in range(2) for index in range(2)],
-    ):
-        alone = draws(1, 0, 8)
-        for name, arguments in (("normal", ((3, 2),)), ("uniform", ()), ("stratified", ()), ("normal", ((5,),))):
+    kinds = (("normal", ((3, 2),)), ("uniform", ()), ("stratified", ()), ("normal", ((5,),)))
+    for share in shares:
+        [alone], shared = draws_of(rows), draws_of(rows, *share)
+        for name, arguments in kinds:
             together = torch.cat([getattr(each, name)(*arguments) for each in shared])
             assert torch.equal(getattr(alone, name)(*arguments), together)
-    parts = (draws(1, 0, 8).stratified() * 8).floor()
-    assert torch.equal(parts, torch.arange(8.0, dtype=torch.float64))
+    [alone] = draws_of(rows)
+    assert torch.equal((alone.stratified() * rows).floor(), torch.arange(rows, dtype=torch.float64))
+    noise = alone.normal((64,))
+    assert len({float(row[0]) for row in noise}) == rows
+    assert noise.mean().abs() < 5 / noise.numel() ** 0.5
+    assert (noise.var() - 1).abs() < 5 * (2 / noise.numel()) ** 0.5
+
+
+def test_a_process_draws_no_more_than_its_rows_and_the_blocks_that_they_touch():
+    """One of 64 processes."""
+    for draws in draws_of(64 * 8, processes=64):
+        assert sum(rows for rows, _ in draws.blocks) == 32
 
 
 def take(sampler, batches):
@@ -254,6 +276,8 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--latents", "here", "--crop", "random"], "crop random and streaming need images"),
         (["--latents", "here", "--streaming"], "crop random and streaming need images"),
         (["--crop", "corner"], "crop 'corner' is unknown; choose one of centre, random"),
+        (["--cache_images", "--crop", "random"], "cache_images keeps an image as it is cropped first"),
+        (["--cache_images", "--streaming"], "cache_images needs a dataset of images"),
         (["--normalize_latents"], "normalize_latents needs the statistics of latents"),
         (["--num_classes", "0"], "num_classes 0 must be at least 1"),
         (["--shuffle_buffer", "0"], "shuffle_buffer 0 must be at least 1"),
@@ -657,7 +681,7 @@ FREE = {
     *("gradient_checkpointing", "compile", "logging_steps", "log_with", "push_to_hub", "hub_private", "push_steps"),
     *("evaluation_steps", "evaluation_images", "evaluation_features", "evaluation_split", "model_name", "license"),
     *("sample_steps", "sample_num_images", "sample_guidance_scale", "sample_num_inference_steps"),
-    *("statistics_images", "test_split", "test_images", "sample_prompts", "save_text_encoder"),
+    *("statistics_images", "test_split", "test_images", "sample_prompts", "save_text_encoder", "cache_images"),
 }
 
 

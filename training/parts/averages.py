@@ -9,6 +9,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
 from score_sde.ema import PowerFunctionEMA
 from score_sde.pipelines.writing import whole_file
@@ -49,11 +50,10 @@ def trained(network):
 
 
 def placed_like(tensor, parameter):
-    """A whole tensor on the device, and in the shards, of a parameter."""
-    tensor = tensor.to(parameter.device)
+    """A whole tensor on the device, and in the shards or the memory layout, of a parameter."""
     if not isinstance(parameter, DTensor):
-        return tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+        return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 class Averages:
@@ -81,14 +81,26 @@ class Averages:
     def step(self, skipped):
         """Update all averages by the weights of a step; `skipped`, a tensor on the device that is 1 where the step
         changed nothing and else 0, keeps them as they are. `EMAModel.step` would need to look at it from the host."""
-        weights, share = [local(parameter) for parameter in trained(self.network).values()], 1 - skipped
+        weights = [local(parameter) for parameter in trained(self.network).values()]
         for ema in self.emas.values():
             ema.optimization_step += 1
             ema.cur_decay_value = ema.get_decay(ema.optimization_step)
             averages = [local(average) for average in ema.shadow_params]
-            change = torch._foreach_sub(weights, averages)
-            torch._foreach_mul_(change, share * (1 - ema.cur_decay_value))
-            torch._foreach_add_(averages, change)
+            for pair, _ in _group_tensors_by_device_and_dtype([averages, weights]).values():
+                # average -= (1 - decay) (average - weight), in one kernel without a copy, which looks at `skipped`
+                # itself: gradient descent by the gradient -weight turned round, with a weight decay of 1
+                torch._fused_sgd_(
+                    *pair,
+                    [],
+                    lr=1 - ema.cur_decay_value,
+                    weight_decay=1.0,
+                    maximize=True,
+                    momentum=0.0,
+                    dampening=0.0,
+                    nesterov=False,
+                    is_first_step=False,
+                    found_inf=skipped,
+                )
 
     @property
     def teacher(self):
@@ -176,14 +188,21 @@ class Averages:
     def averaged_network(self):
         """The network with the main average, for a while; None in a process without the whole of a sharded network.
         Every process must enter and leave."""
-        main = self.emas[MAIN]
-        # batches of other sizes, without gradients: not worth compiling for
-        with torch.compiler.set_stance("force_eager"):
+        own = {parameter: parameter.data for parameter in self.network.parameters()}
+        averages = dict(zip(trained(self.network).values(), self.emas[MAIN].shadow_params, strict=True))
+        try:
+            # batches of other sizes, without gradients: not worth compiling for
+            with torch.compiler.set_stance("force_eager"):
+                if self.sharded:
+                    yield self.publish()
+                else:
+                    for parameter, average in averages.items():
+                        parameter.data = average  # itself: nothing is copied
+                    yield self.network.eval()
+        finally:
             if not self.sharded:
-                main.store(trained(self.network).values())
-            yield self.publish()
-        if not self.sharded:
-            main.restore(trained(self.network).values())
-            self.network.train()
-        elif self.whole is not None:
-            self.whole.to("cpu")
+                for parameter, data in own.items():
+                    parameter.data = data
+                self.network.train()
+            elif self.whole is not None:
+                self.whole.to("cpu")

@@ -49,6 +49,8 @@ class CleanDataConfig(DataConfig):
         yield from DataConfig.problems(self)
         if self.latents and (self.crop != "centre" or self.streaming):
             yield "crop random and streaming need images: latents are read as they were encoded"
+        if self.cache_images and (self.latents or self.streaming):
+            yield "cache_images needs a dataset of images: no latents, nor streaming"
         if self.normalize_latents and not self.latents:
             yield "normalize_latents needs the statistics of latents: encode them by `score-sde encode-latents`"
         if self.shuffle_buffer < 1:
@@ -108,6 +110,8 @@ class CleanData:
                 reader = self.captions.reader(self.caption_column, config.seed)
             with accelerator.main_process_first():
                 self.dataset = images(config, crop_seed=config.crop_seed, captions=reader)
+            if config.cache_images:
+                self.dataset.keep_images()
             if reader is not None:
                 self.caption_facts, self.examples = self.captions.facts() | reader.facts, reader.examples
             self.shape = self.dataset.shape

@@ -22,6 +22,7 @@ from score_sde.pipelines.images import to_mode
 from score_sde.pipelines.wording import few
 
 from .hashes import hash_of, hash_of_file
+from .samples import from_bytes
 from .sources import FORMATS, as_stream, nearest_path, open_split
 
 
@@ -157,11 +158,19 @@ class ImageRows:
         return open(path, "rb")
 
     def item(self, row, key):
-        """A row as it is trained on. A random crop is a function of the seed and `key`, integers."""
+        """A row as it is trained on."""
+        return self.item_of(from_bytes(self.pixels(row, key)), row, key)
+
+    def pixels(self, row, key):
+        """The image of a row, uint8 (channels, resolution, resolution). A random crop is a function of the seed and
+        `key`, integers."""
         image = to_mode(self.open_image(row[self.image_column]), self.mode, self.background)
         image = resize_and_crop(image, self.resolution, None if self.crop_seed is None else (self.crop_seed, *key))
-        pixels = torch.from_numpy(np.array(image)).reshape(*self.shape[1:], -1).permute(2, 0, 1).contiguous()
-        item = {"images": pixels.float().div_(127.5).sub_(1)}
+        return torch.from_numpy(np.array(image)).reshape(*self.shape[1:], -1).permute(2, 0, 1).contiguous()
+
+    def item_of(self, image, row, key):
+        """An image, and what a row says of it."""
+        item = {"images": image}
         if self.label_column is not None:
             item["labels"] = field(row, self.label_column)
         if self.captions is not None:
@@ -214,7 +223,7 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
 
     def __init__(self, config, split=None, crop_seed=None, captions=None):
         super().__init__(config, split, crop_seed, streaming=False, captions=captions)
-        self.corrupt = set()
+        self.corrupt, self.kept = set(), None
 
     def __len__(self):
         return len(self.data)
@@ -227,6 +236,13 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
     def __getitems__(self, keys):
         """Items for the keys of a `GlobalBatchSampler`."""
         return [item for item, _ in self.items_and_rows(keys)]
+
+    def keep_images(self):
+        """Decode every image once and keep it in memory as uint8, which all processes of a data loader share."""
+        self.kept = torch.zeros((len(self), *self.shape), dtype=torch.uint8).share_memory_()
+        self.is_kept = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+        others = [name for name in self.data.column_names if name != self.image_column]
+        self.beside = self.data.select_columns(others) if others else None
 
     def is_readable(self, row):
         """Whether the image of a row can be decoded."""
@@ -247,15 +263,25 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         """The items for some keys, each with the number of the row that it is of: the next one, where one cannot be
         decoded."""
         epochs, numbers = zip(*(divmod(key, len(self)) for key in keys), strict=True)
-        columns = self.data[list(numbers)]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        if self.kept is not None and self.is_kept[list(numbers)].all():
+            images, rows = from_bytes(self.kept[list(numbers)]), rows_of(self.beside, numbers)
+            return [
+                (self.item_of(image, row, key), key[1])
+                for image, row, key in zip(images, rows, zip(epochs, numbers, strict=True), strict=True)
+            ]
+        rows = rows_of(self.data, numbers)
         return [self.item_or_next(*each) for each in zip(epochs, numbers, rows, strict=True)]
 
     def item_or_next(self, epoch, number, row):
         taken = number
         while True:
             try:
-                return self.item(row, (epoch, number)), taken
+                pixels = self.pixels(row, (epoch, number))
+                item = self.item_of(from_bytes(pixels), row, (epoch, number))
+                if self.kept is not None and taken == number:
+                    self.kept[number] = pixels
+                    self.is_kept[number] = True
+                return item, taken
             except Exception as error:  # whatever the decoder raises
                 problem = self.problem(f"row {taken}", row, error)
                 if not self.skip_corrupt_images:
@@ -330,6 +356,14 @@ class ImageStream(ImageRows, torch.utils.data.IterableDataset):
                     f"pass {epoch} of worker {worker} in process {self.rank} found no image in dataset {self.name!r}, "
                     f"split {self.split!r}, among its {position - first} rows: use fewer processes or num_workers"
                 )
+
+
+def rows_of(data, numbers):
+    """Rows of a dataset by their numbers, each as {column: value}; None has no columns."""
+    if data is None:
+        return [{} for _ in numbers]
+    columns = data[list(numbers)]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def resize_and_crop(image, resolution, seed=None):

@@ -22,6 +22,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -58,6 +59,8 @@ EXIT_RESUME = 75
 # steps between two looks, over several processes, at whether one was told to stop
 STOP_INTERVAL = 10
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# what tells seeds apart that begin with the same numbers
+NOISE, TIMES, DROPOUT = 1, 2, 3
 
 
 def make_accelerator(config):
@@ -91,33 +94,52 @@ def make_accelerator(config):
 
 
 class Draws:
-    """Random numbers for one of the micro-batches of an optimizer step that begins after `images_seen` images. They are
-    drawn for the whole step, all its micro-batches on all processes, and only the own rows are kept: training doesn't
-    depend on how processes and micro-batches share the images of a step."""
+    """Random numbers for one of the micro-batches of an optimizer step that begins after `images_seen` images. The rows
+    of the whole step, of all its micro-batches on all processes, are parted into blocks, each with generators of its
+    own; a process draws those blocks that its rows touch, and keeps its rows: training doesn't depend on how processes
+    and micro-batches share the images of a step."""
+
+    BLOCK = 32  # rows
 
     def __init__(self, seed, images_seen, accelerator, batch_size, micro_batch=0, micro_batches=1):
         self.rows, self.device = batch_size * accelerator.num_processes * micro_batches, accelerator.device
         first = (micro_batch * accelerator.num_processes + accelerator.process_index) * batch_size
-        self.own = slice(first, first + batch_size)
-        self.generator = torch.Generator(self.device).manual_seed(mix_seeds(seed, images_seen))
+        self.own = torch.arange(first, first + batch_size)
+        begins = range(first // self.BLOCK * self.BLOCK, first + batch_size, self.BLOCK)
+        # of each block: how many rows of the step are in it, which of them are kept
+        sizes = [min(self.BLOCK, self.rows - begin) for begin in begins]
+        kept = [slice(max(first - begin, 0), first + batch_size - begin) for begin in begins]
+        self.blocks = list(zip(sizes, kept, strict=True))
+        seeds = [images_seen + begin for begin in begins]
+        self.generators = [torch.Generator(self.device).manual_seed(mix_seeds(seed, each, NOISE)) for each in seeds]
         # numbers that path times are made of: not every device has float64
-        on_cpu = self.device.type == "cpu"
-        self.of_times = self.generator if on_cpu else torch.Generator().manual_seed(mix_seeds(seed, images_seen))
+        self.of_times = [torch.Generator().manual_seed(mix_seeds(seed, each, TIMES)) for each in seeds]
         self.times = None  # the path times of the micro-batch, for the record of a loss that is not finite
 
     def normal(self, shape):
         """Standard normal (batch_size, *shape)."""
-        return torch.randn((self.rows, *shape), generator=self.generator, device=self.device)[self.own]
+        return torch.cat(
+            [
+                torch.randn((rows, *shape), generator=generator, device=self.device)[kept]
+                for (rows, kept), generator in zip(self.blocks, self.generators, strict=True)
+            ]
+        )
+
+    def _numbers(self):
+        return torch.cat(
+            [
+                torch.rand(rows, generator=generator, dtype=torch.float64)[kept]
+                for (rows, kept), generator in zip(self.blocks, self.of_times, strict=True)
+            ]
+        )
 
     def uniform(self):
         """Uniform in (0, 1), float64 on the CPU, (batch_size,)."""
-        numbers = torch.rand(self.rows, generator=self.of_times, dtype=torch.float64)
-        return numbers[self.own].clamp_min(2**-53)
+        return self._numbers().clamp_min(2**-53)
 
     def stratified(self):
         """Uniform in (0, 1) like `uniform`, one number in each of as many equal parts as the step has images."""
-        parts = torch.rand(self.rows, generator=self.of_times, dtype=torch.float64) + torch.arange(self.rows)
-        return (parts / self.rows)[self.own].clamp(2**-53, 1 - 2**-53)
+        return ((self._numbers() + self.own) / self.rows).clamp(2**-53, 1 - 2**-53)
 
     def chance(self, probability):
         """True with this probability, (batch_size,) on the device."""
@@ -208,7 +230,9 @@ def fit(config, accelerator, run, task):
                 with window.waiting():
                     batch = {name: moved(x, accelerator.device) for name, x in next(loader).items()}
                 # train mode: dropout draws from the global generator
-                torch.manual_seed(mix_seeds(config.seed, progress["images_seen"], accelerator.process_index))
+                seed_device(
+                    mix_seeds(config.seed, progress["images_seen"], accelerator.process_index, DROPOUT), accelerator
+                )
                 draws = Draws(
                     config.seed, step_began, accelerator, config.batch_size, i, config.gradient_accumulation_steps
                 )
@@ -236,8 +260,8 @@ def fit(config, accelerator, run, task):
         stopped = stop.is_set(progress["step"])
         saves = stopped or config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done)
         if progress["step"] % config.logging_steps == 0 or saves or done:
-            progress["skipped"] = window.skipped_in_a_row(progress["skipped"], config, accelerator, run)
-            values = window.means(accelerator)
+            values, finite = window.read(accelerator)
+            progress["skipped"] = window.skipped_in_a_row(finite, progress["skipped"], config, accelerator, run)
             if math.isfinite(values["loss"]):
                 progress["loss"] = values["loss"]
             speed = window.steps * micro_batch * config.gradient_accumulation_steps / window.seconds()
@@ -313,6 +337,13 @@ def fit(config, accelerator, run, task):
     if progress["skipped"]:
         accelerator.print(f"the last {progress['skipped']} steps were not finite and changed nothing: nonfinite.jsonl")
     return averages.publish(), run_facts(config, accelerator, run, network, progress)
+
+
+def seed_device(seed, accelerator):
+    """`torch.manual_seed` for the CPU and this process's device alone, at a hundredth of its time."""
+    torch.default_generator.manual_seed(seed)
+    if accelerator.device.type != "cpu":
+        torch.get_device_module(accelerator.device).manual_seed(seed)
 
 
 def trained_parameters(*modules):
@@ -413,7 +444,7 @@ class Window:
     """The values of the steps since the last log. Nothing here waits for the device until they are asked for."""
 
     def __init__(self):
-        self.sums, self.records, self.steps = {}, [], 0
+        self.records, self.steps = [], 0
         self.started, self.seconds_of_waiting = time.monotonic(), 0.0
 
     def seconds(self):
@@ -428,37 +459,51 @@ class Window:
     def begin_step(self, progress):
         self.steps += 1
         self.records.append(
-            {"step": progress["step"] + 1, "images_seen": progress["images_seen"], "finite": [], "times": []}
+            {"step": progress["step"] + 1, "images_seen": progress["images_seen"], "values": [], "times": []}
         )
 
     def add(self, values, times):
-        """The values of a micro-batch: scalars, or (sum, count)."""
-        finite = torch.stack(
-            [values[name].detach().isfinite().all() for name in ("loss", "gradient_norm") if name in values]
-        )
-        self.records[-1]["finite"].append(finite.all())
+        """The values of a micro-batch, as `Task.compute_loss` has them, joined by one kernel."""
+        pairs = {name: value if isinstance(value, tuple) else (value, None) for name, value in values.items()}
+        joined = torch.cat([value.detach().reshape(-1) for value, _ in pairs.values()])
+        of_names = {name: (value.numel(), counted) for name, (value, counted) in pairs.items()}
+        self.records[-1]["values"].append((joined, of_names))
         self.records[-1]["times"].append(times)
-        for name, value in values.items():
-            value = value.detach().float()
-            pair = value if value.ndim else torch.stack([value, torch.ones_like(value)])
-            # what is not finite counts for nothing
-            pair = torch.where(pair.isfinite().all(), pair, torch.zeros_like(pair))
-            self.sums[name] = self.sums.get(name, 0) + pair
 
-    def means(self, accelerator):
-        """{name: mean} over the steps and processes, nan where there was nothing finite."""
-        sums = accelerator.reduce(torch.stack(list(self.sums.values())).float(), reduction="sum").tolist()
-        return {
-            name: total / count if count else float("nan") for name, (total, count) in zip(self.sums, sums, strict=True)
+    def read(self, accelerator):
+        """({name: mean} over the steps and processes, nan where there was nothing finite, [whether a step was finite in
+        every process]). Here the device is waited for."""
+        values = [each for record in self.records for each in record["values"]]
+        numbers = torch.cat([joined for joined, _ in values]).float().cpu()
+        pieces = iter(numbers.split([size for _, of_names in values for size, _ in of_names.values()]))
+        sums, finite = {}, []
+        for record in self.records:
+            finite.append(1.0)
+            for _, of_names in record["values"]:
+                for name, (_, counted) in of_names.items():
+                    piece, before = next(pieces), sums.setdefault(name, [0.0, 0.0])
+                    if counted is not None:
+                        piece = torch.stack([piece[counted].sum(), counted.sum()])
+                    total, count = (*piece.tolist(), 1.0)[:2]
+                    # what is not finite counts for nothing
+                    if math.isfinite(total) and math.isfinite(count):
+                        sums[name] = [before[0] + total, before[1] + count]
+                    elif name in ("loss", "gradient_norm"):
+                        finite[-1] = 0.0
+        shared = moved(torch.tensor([*chain(*sums.values()), *finite]), accelerator.device)
+        shared = accelerator.reduce(shared, reduction="sum").tolist()
+        totals, good = shared[: 2 * len(sums)], shared[2 * len(sums) :]
+        means = {
+            name: total / count if count else math.nan
+            for name, total, count in zip(sums, totals[::2], totals[1::2], strict=True)
         }
+        return means, [each > accelerator.num_processes - 0.5 for each in good]
 
-    def skipped_in_a_row(self, before, config, accelerator, run):
+    def skipped_in_a_row(self, finite, before, config, accelerator, run):
         """How many steps up to now were not finite, in a row, of which `before` precede this window. They are written
         to the record."""
-        finite = torch.stack([torch.stack(record["finite"]).all() for record in self.records]).float()
-        finite = accelerator.reduce(finite, reduction="sum") >= accelerator.num_processes - 0.5
         count = before
-        for record, good in zip(self.records, finite.tolist(), strict=True):
+        for record, good in zip(self.records, finite, strict=True):
             count = 0 if good else count + 1
             if not good and accelerator.is_main_process:
                 rows = [None if times is None else [round(float(t), 6) for t in times] for times in record["times"]]

@@ -56,8 +56,10 @@ class Task:
         return {}
 
     def compute_loss(self, state, batch, draws):
-        """(scalar loss, details to log beside it: {name: scalar tensor, or a tensor (sum, count) whose mean is logged})
-        of a micro-batch on the device; `draws` are its random numbers."""
+        """(scalar loss, details to log beside it) of a micro-batch on the device; `draws` are its random numbers.
+
+        Details are {name: value}, a value a scalar tensor, a tensor (sum, count) whose mean is logged, or a tuple
+        (values (B,), which of them the logged mean is of, bool (B,) on the CPU)."""
         raise NotImplementedError
 
     def after_step(self, state):

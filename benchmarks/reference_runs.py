@@ -1,0 +1,474 @@
+"""The reference runs of one large GPU, beside each other in one command of ten minutes: trained by `score-sde train`
+with the configurations in training/configs/, measured, and reported.
+
+    python benchmarks/reference_runs.py --data FOLDER --output runs/reference --seconds 580
+    python benchmarks/reference_runs.py --report runs/reference    # cards, curves, pictures and the table, from those
+
+FOLDER (one or several) holds what a run needs, and a run whose data are not there is left out:
+
+    cifar10/train*.parquet, test.parquet        resnet56_cifar10.safetensors
+    clothing256/train.parquet, test.parquet     taesd3/   efficientnet_lite0/model.safetensors
+    fashion_mnist/train.parquet, test.parquet   (without them, the 10,000 images inside the package)
+
+- cifar10: class-conditional, pixels (cifar10/one_gpu). Fréchet distance, KID, precision and recall in the features of
+  a ResNet-56 that classifies CIFAR-10, and what it says of the samples' classes, without guidance and with; bits/dim;
+  the training images nearest to samples.
+- clothing128: photographs at 128 px in the latents of a pretrained autoencoder (clothing128/one_gpu); whether a linear
+  classifier of real photographs, on the features of an EfficientNet-Lite0, recognises the samples' classes.
+- fashion_mnist: pixels, by likelihood (fashion_mnist/one_gpu); bits/dim, uniform dequantisation.
+- quick_start: the quick start's own configurations, longer.
+
+Each is a process of its own; those of a lane follow one another, lanes go side by side (--lanes). A run that isn't
+through with its steps when its time is nearly over stops as SIGTERM stops one, makes its pipeline of the averaged
+weights that it has, and is measured. What is found is written as it comes, to OUTPUT/NAME/result.json, tracebacks, too.
+--pack FOLDER collects all but weights in one archive, and the weights of cifar10 in fp16 in pieces of 15 MiB.
+
+--smoke trains each for its share of the time and measures speed alone; --little is a rehearsal on any machine, with
+tiny networks and few images.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import traceback
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from cifar10 import ResNet56Features
+from safetensors.torch import load_file
+
+from score_sde.pipelines import kinds
+from score_sde.sharing.bundles import add_metrics
+from score_sde.sharing.facts import dataset_name
+from score_sde.training import evaluate, train
+from score_sde.training.parts.checkpoints import list_checkpoints
+from score_sde.training.parts.data import ImageDataset
+from score_sde.training.parts.figures import distance_metrics, sampling_facts
+from score_sde.training.parts.loop import EXIT_RESUME
+from score_sde.training.parts.metrics import Features, resized
+from score_sde.training.parts.options import parse
+from score_sde.training.parts.plots import plot_runs
+from score_sde.training.parts.provenance import provenance
+from score_sde.training.parts.real_images import complete
+from score_sde.training.parts.rounds import FeatureTable, real_batches, rounds
+from score_sde.training.parts.run_folder import read_records
+from score_sde.training.parts.samples import draw, labels_of, quantized
+
+
+ROOT = Path(__file__).resolve().parents[1]
+# seconds of a run's time that its measurements may take, and the main process for packing
+MEASURING = {"cifar10": 110, "clothing128": 30, "fashion_mnist": 45, "quick_start": 30}
+PACKING = 15
+PIECE = 15 * 2**20
+TINY_UNET = "{block_out_channels: [32, 32], layers_per_block: 1, attention_resolutions: [16]}"
+TINY_DIT = "{patch_size: 4, hidden_size: 32, num_layers: 1, num_attention_heads: 2}"
+LITTLE = ["--max_train_steps", "3", "--batch_size", "4", "--lr_warmup_steps", "1", "--logging_steps", "1"]
+LITTLE += ["--compile", "false", "--num_workers", "0", "--mixed_precision", "no"]
+LITTLE_DIFFUSION = [*LITTLE, "--sample_num_images", "10", "--sample_num_inference_steps", "2", "--network_kwargs"]
+
+
+class Work:
+    """A run's time, folders and findings.
+
+    Attributes: `ends`, time.monotonic() when it must be through; `folder`; `data`; `facts`, which `write` adds to.
+    """
+
+    def __init__(self, name, data, folder, seconds, options):
+        self.name, self.data, self.folder, self.options = name, Path(data), Path(folder), options
+        self.began = time.monotonic()
+        self.ends = self.began + seconds
+        self.facts = {"run": name, "failed": {}}
+        self.accelerator = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def left(self):
+        return self.ends - time.monotonic()
+
+    def write(self, **facts):
+        self.facts |= facts | {"seconds": round(time.monotonic() - self.began, 1)}
+        temporary = self.folder / "result.json.partial"
+        temporary.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.folder / "result.json")
+
+    @contextmanager
+    def part(self, name, least=5.0):
+        """A part without which the others go on: where it fails, and where no time is left for it, that is written."""
+        began = time.monotonic()
+        try:
+            if self.left() < least:
+                raise TimeoutError(f"{self.left():.0f} s are left")
+            yield
+            print(f"[{self.name}] {name}: {time.monotonic() - began:.1f} s", flush=True)
+        except Exception as error:
+            traceback.print_exc()
+            self.facts["failed"][name] = "".join(traceback.format_exception(error))[-3000:]
+        self.write(**{f"seconds_of_{name}": round(time.monotonic() - began, 1)})
+
+    def train(self, main, arguments, little, until=None):
+        """Train by a script's main, the steps of its configuration or those that there is time for, `until` a time."""
+        arguments = [*map(str, arguments), "--seed", str(self.options.seed)]
+        if self.options.little:
+            arguments += little
+        until = self.ends - (8 if self.options.smoke else MEASURING[self.name]) if until is None else until
+        # one that comes when the loop is over changes nothing
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        stop = threading.Timer(max(0, until - time.monotonic()), os.kill, (os.getpid(), signal.SIGTERM))
+        stop.daemon = True
+        stop.start()
+        try:
+            main(arguments)
+        except SystemExit as stopped:
+            if stopped.code != EXIT_RESUME:
+                raise
+            output = arguments[arguments.index("--output_dir") + 1]
+            step = int(list_checkpoints(output)[-1].rpartition("-")[2])
+            self.write(stopped_at_step=step)
+            if self.options.smoke:
+                return
+            main([*arguments, "--resume_from_checkpoint", "latest", "--max_train_steps", str(step)])
+        finally:
+            stop.cancel()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def speed(self, folder):
+        """What the log says of a run."""
+        lines = read_records(str(self.folder / folder / "log.jsonl"))
+        keys = ("images_per_second", "mfu", "waiting_for_data", "tflops_per_second")
+        later = lines[1:] or lines
+        medians = {key: sorted(line[key] for line in later)[len(later) // 2] for key in keys if later}
+        return {"first": lines[:1], "last": lines[-1:], "medians": medians}
+
+
+# --- features -----------------------------------------------------------------------------------------------------
+
+
+class EfficientNetLite0Features(Features):
+    """The pooled features (N, 1280) of an EfficientNet-Lite0 of ImageNet (Tan & Le 2019), from its weights."""
+
+    name = "EfficientNet-Lite0 of ImageNet"
+    strides = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
+
+    def __init__(self, path, device):
+        self.weights = load_file(path, device=str(device))
+
+    def unit(self, x, name, stride=1, activated=True):
+        """Convolution with TensorFlow's padding, batch norm, ReLU6."""
+        weight = self.weights[f"{name}.conv.weight"]
+        size = weight.shape[-1]
+        spare = [max((-(-side // stride) - 1) * stride + size - side, 0) for side in x.shape[-2:]]
+        x = F.pad(x, (spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2))
+        x = F.conv2d(x, weight, stride=stride, groups=x.shape[1] // weight.shape[1])
+        keys = ("running_mean", "running_var", "weight", "bias")
+        x = F.batch_norm(x, *(self.weights[f"{name}.bn.{key}"] for key in keys), eps=1e-3)
+        return F.relu6(x) if activated else x
+
+    def __call__(self, images):
+        x = self.unit(resized(images, 224), "stem", stride=2)
+        for i, stride in enumerate(self.strides):
+            name = f"blocks.{i}"
+            inner = self.unit(x, f"{name}.expand") if f"{name}.expand.conv.weight" in self.weights else x
+            inner = self.unit(self.unit(inner, f"{name}.dw", stride), f"{name}.project", activated=False)
+            x = x + inner if inner.shape == x.shape else inner
+        return self.unit(x, "head").mean((2, 3)), None
+
+
+def linear_classifier(features, labels, classes, decay=1e-2, steps=300):
+    """f(features) -> logits: softmax regression on standardised features (N, D)."""
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    x = (features - mean) / std
+    weight = torch.zeros(classes, x.shape[1], requires_grad=True, device=x.device)
+    bias = torch.zeros(classes, requires_grad=True, device=x.device)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    weight, bias = weight.detach(), bias.detach()
+    return lambda features: F.linear((features - mean) / std, weight, bias)
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+class Measured:
+    """A pipeline that is measured, by the package's own functions, beside real images.
+
+    Args:
+        network: the `Features`; `dataset` and `reference_split` name the real images.
+    """
+
+    def __init__(self, work, pipeline, dataset, **options):
+        self.work, self.accelerator = work, Accelerator(cpu=not torch.accelerator.is_available())
+        self.device = self.accelerator.device
+        torch.set_float32_matmul_precision("high")
+        little = work.options.little
+        arguments = {"pipeline": pipeline, "dataset": dataset, "num_images": 20 if little else 5000}
+        arguments |= {"num_inference_steps": 2 if little else 30, "batch_size": 10 if little else 500} | options
+        arguments = [str(part) for key, value in arguments.items() for part in (f"--{key}", value)]
+        config = parse(evaluate.EvaluateConfig, [*arguments, "--features", "given.onnx"])
+        self.pipeline = evaluate.open_pipeline(config, self.device)
+        self.config = complete(config, evaluate.image_shape(self.pipeline))
+        self.folder = str(pipeline)
+
+    def images(self, split):
+        data = ImageDataset(self.config, split=split)
+        if self.work.options.little:
+            data.data = data.data.select(range(40))
+        data.keep_images()
+        return data
+
+    def features(self, network, data):
+        """(the `FeatureTable` of real images, labels)."""
+        table, labels = FeatureTable(network, self.accelerator), []
+        workers = 0 if self.device.type == "cpu" else 8
+        config = replace(self.config, num_workers=workers)
+        for _, batch, size in real_batches(data, len(data), config, self.accelerator, "real images"):
+            table.add(batch["images"], size)
+            labels.append(batch["labels"].cpu())
+        return table, torch.cat(labels)
+
+    def in_bf16(self):
+        """The same pipeline with a network in bfloat16, as it was trained, on a GPU; with it 5,000 images are drawn."""
+        if self.device.type == "cuda":
+            self.pipeline.denoiser.to(torch.bfloat16)
+
+    def drawn(self, scale, count=None):
+        """(images (N, C, H, W) as 8 bits have them, on the CPU, labels, network evaluations)."""
+        config, images, nfe = self.config, [], None
+        for own, _ in rounds(count or config.num_images, config.batch_size, self.accelerator):
+            found, nfe = draw(self.pipeline, own, config.seed, scale, config.num_inference_steps)
+            if not torch.isfinite(found).all():
+                raise ValueError(f"some images of seeds {own[0]} to {own[-1]} are not finite")
+            images.append(quantized(found).cpu())
+        images = torch.cat(images)
+        return images, torch.tensor(labels_of(range(len(images)), self.pipeline)), nfe
+
+    def table(self, network, images):
+        table = FeatureTable(network, self.accelerator)
+        for part in images.split(self.config.batch_size):
+            table.add(part.to(self.device), len(part))
+        return table
+
+    def distances(self, network, table, real, scale, nfe):
+        config = replace(self.config, guidance_scale=scale)
+        facts = sampling_facts(self.pipeline, nfe, config)
+        return distance_metrics([table], real, network, facts, config, self.accelerator)
+
+    def accuracies(self, right, right_of_real, who, scale, nfe):
+        """The metrics of a classifier that recognised samples, (N,), and real test images."""
+        config = replace(self.config, guidance_scale=scale)
+        found = []
+        for name, values, split in (("real images", right_of_real, "test"), ("samples", right, config.split)):
+            of_samples = sampling_facts(self.pipeline, nfe, config) if name == "samples" else {}
+            metric = {"name": f"accuracy of {who} on {name}", "type": "accuracy", "n": len(values), "split": split}
+            metric |= {"value": round(float(values.float().mean()), 4)} | of_samples
+            print(f"{metric['name']}, guidance {scale}: {metric['value']}", flush=True)
+            found.append(metric)
+        return found
+
+    def add(self, metrics):
+        """Write metrics to the pipeline's card and to the result."""
+        own = {"dataset": dataset_name({"dataset": self.config.dataset, "dataset_on_hub": False})}
+        own |= {"dataset_on_hub": False, "seed": self.config.seed} | provenance(self.device)
+        own |= {"resolution": self.config.resolution, "image_channels": self.config.image_channels}
+        metrics = [metric | own for metric in metrics]
+        add_metrics(self.folder, metrics)
+        self.work.write(metrics=self.work.facts.get("metrics", []) + metrics)
+
+    def likelihood(self, count, batch_size):
+        config = replace(self.config, likelihood=2 if self.work.options.little else count, batch_size=batch_size)
+        config.tolerance = 1e-2 if self.work.options.little else 1e-4
+        test = self.images("test")
+        self.add(evaluate.measure_likelihood(self.pipeline, test, config, self.accelerator))
+
+    def nearest(self, images, table, data, real, path, count=10, shown=5):
+        """A picture: in each row a sample and the real images nearest to it in the features; and the median distance to
+        the nearest, beside that of the real images to one another."""
+        found, _ = table.columns()
+        known, _ = real.columns()
+        found, known = (x.to(self.device).double() for x in (found, known))
+        own = known[:: max(1, len(known) // 2000)]
+        distances = torch.cat([torch.cdist(part, known) for part in found.split(500)])
+        among = torch.cat([torch.cdist(part, known).kthvalue(2).values for part in own.split(500)])
+        order = distances[:count].topk(shown, largest=False).indices.cpu()
+        rows = [torch.stack([images[i], *(data[int(j)]["images"] for j in order[i])]) for i in range(count)]
+        save_grid(torch.cat(rows), path, columns=shown + 1)
+        medians = {"of_samples": float(distances.min(1).values.median()), "among_real": float(among.median())}
+        pixels = [float((images[i] - data[int(order[i][0])]["images"]).square().mean().sqrt()) for i in range(count)]
+        return {"median_distance_to_nearest": medians, "rms_pixel_difference_to_nearest": pixels}
+
+
+def save_grid(images, path, columns):
+    kind = kinds.Image(images.shape[1], tuple(images.shape[2:]), images.shape[1])
+    kind.save_grid(kind.output(images), path, columns=columns)
+
+
+# --- the runs -----------------------------------------------------------------------------------------------------
+
+
+def cifar10(work):
+    dataset, output = work.data / "cifar10", work.folder / "run"
+    if work.options.smoke or not (output / "pipeline").is_dir():
+        with work.part("training"):
+            work.train(
+                train.main,
+                ["cifar10/one_gpu", "--dataset", dataset, "--output_dir", output],
+                [*LITTLE_DIFFUSION, TINY_UNET],
+            )
+        work.write(speed=work.speed("run"))
+    if work.options.smoke:
+        return
+    with work.part("opening"):
+        measured = Measured(work, output / "pipeline", dataset)
+        network = ResNet56Features(work.data / "resnet56_cifar10.safetensors", measured.device)
+        train_data, test_data = measured.images("train"), measured.images("test")
+        real, _ = measured.features(network, train_data)
+        of_test, labels = measured.features(network, test_data)
+        right_of_real = of_test.columns()[1].argmax(1) == labels
+    measured.in_bf16()
+    grids = {}
+    for scale in (1.0, 1.5, 2.0):
+        with work.part(f"samples_{scale:g}", least=15):
+            images, asked, nfe = measured.drawn(scale)
+            grids[scale] = images[:100]
+            save_grid(images[:100], work.folder / f"samples_{scale:g}.png", columns=10)
+            table = measured.table(network, images)
+            metrics = measured.distances(network, table, real, scale, nfe)
+            right = table.columns()[1].argmax(1) == asked
+            measured.add(metrics + measured.accuracies(right, right_of_real, network.name, scale, nfe))
+            if scale == 1.5:
+                found = measured.nearest(images, table, train_data, real, work.folder / "nearest.png")
+                work.write(nearest=found)
+    with work.part("likelihood", least=20):
+        measured = Measured(work, output / "pipeline", dataset)
+        measured.likelihood(256, batch_size=128)
+    finish(work, [output])
+
+
+def finish(work, folders):
+    with work.part("curves", least=1):
+        plot_runs(folders, work.folder / "curves.png")
+    work.write(done=True)
+
+
+RUNS = {"cifar10": (cifar10, ["cifar10", "resnet56_cifar10.safetensors"])}
+
+
+# --- all of them --------------------------------------------------------------------------------------------------
+
+
+def assemble(folders, output):
+    """One folder with links to the files of several."""
+    for folder in map(Path, folders):
+        for path in sorted(folder.rglob("*")):
+            link = output / path.relative_to(folder)
+            if path.is_file() and not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+
+
+def run_lane(lane, ends, options):
+    """The runs of a lane one after another, each with its share of the time that is left."""
+    for i, name in enumerate(lane):
+        left = ends - time.monotonic()
+        seconds = left / (len(lane) - i)
+        folder = options.output / name
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, "--run", name, "--data", options.output / "data", "--output", folder]
+        command += ["--seconds", f"{seconds:.0f}", "--seed", options.seed]
+        command += ["--little"] * options.little + ["--smoke"] * options.smoke
+        with open(folder / "output.txt", "ab") as log:
+            environment = os.environ | {"TQDM_MININTERVAL": "20"}
+            command = list(map(str, command))
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            try:
+                process.wait(timeout=max(1, seconds))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            print(f"{name}: exit status {process.returncode}", flush=True)
+
+
+def gather(options):
+    """reference_runs.json: the results of all runs."""
+    results = {}
+    for name in RUNS:
+        path = options.output / name / "result.json"
+        if path.is_file():
+            results[name] = json.loads(path.read_text())
+    document = {"seconds": options.seconds, "lanes": options.lanes, "torch": torch.__version__, "runs": results}
+    if torch.cuda.is_available():
+        document["device"] = torch.cuda.get_device_name()
+    (options.output / "reference_runs.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def pack(options):
+    """What comes back of a machine that is given back: an archive of all but weights and data, and the weights of
+    cifar10 in fp16, in pieces."""
+    options.pack.mkdir(parents=True, exist_ok=True)
+
+    def small(entry):
+        left_out = r"/(data|checkpoints|latents)(/|$)|\.(safetensors|parquet|bin|partial|lock)$"
+        return None if re.search(left_out, entry.name) else entry
+
+    with tarfile.open(options.pack / "reference_runs.tar.gz", "w:gz") as archive:
+        archive.add(options.output, arcname="reference", filter=small)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", type=Path, help="folders of data")
+    parser.add_argument("--output", type=Path, default=Path("runs/reference"), help="(default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=580, help="of the whole command (default: %(default)s)")
+    parser.add_argument("--lanes", nargs="+", default=["cifar10", "clothing128,fashion_mnist,quick_start"])
+    parser.add_argument("--run", choices=RUNS, help="one run alone, in this process")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="measure the speed of training alone")
+    parser.add_argument("--little", action="store_true", help="a rehearsal with tiny networks")
+    parser.add_argument("--pack", type=Path, help="folder for what is to be taken home")
+    options = parser.parse_args()
+
+    if options.run:
+        function, _ = RUNS[options.run]
+        work = Work(options.run, options.data[0], options.output, options.seconds, options)
+        work.write()
+        function(work)
+        return
+    began = time.monotonic()
+    assemble(options.data, options.output / "data")
+    lanes = []
+    for lane in options.lanes:
+        names = [name for name in lane.split(",") if name in RUNS]
+        there = [name for name in names if all((options.output / "data" / each).exists() for each in RUNS[name][1])]
+        print(f"lane: {', '.join(there)}" + "".join(f"; no data for {name}" for name in names if name not in there))
+        lanes.append(there)
+    ends = began + options.seconds - (PACKING if options.pack else 3)
+    threads = [threading.Thread(target=partial(run_lane, lane, ends, options)) for lane in lanes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gather(options)
+    if options.pack:
+        pack(options)
+    print((options.output / "reference_runs.json").read_text()[-6000:])
+
+
+if __name__ == "__main__":
+    main()
