@@ -16,11 +16,13 @@ class EfficientNetFeatures(Features):
     Args:
         path: its safetensors: stem, 16 blocks of expand, dw and project, head, fc.
         device: of the images.
+        size: height and width to which they are resized.
     """
 
     name, logits = "EfficientNet-Lite0", True
 
-    def __init__(self, path, device):
+    def __init__(self, path, device, size=224):
+        self.size = size
         self.weights = {name: tensor.to(device).float() for name, tensor in load_file(path).items()}
 
     def unit(self, x, name, stride=1):
@@ -36,7 +38,7 @@ class EfficientNetFeatures(Features):
         return F.batch_norm(x, mean, variance, scale, shift, eps=1e-3)
 
     def __call__(self, images):
-        x = F.relu6(self.unit(resized(images, 224), "stem", 2))
+        x = F.relu6(self.unit(resized(images, self.size), "stem", 2))
         for i, stride in enumerate(STRIDES):
             name, before = f"blocks.{i}", x
             if f"{name}.expand.conv.weight" in self.weights:

@@ -27,12 +27,12 @@ def quantized(images):
     return from_bytes(to_bytes(images))
 
 
-def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None):
+def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None, by_class=True):
     """(images (B, C, H, W) in [-1, 1], network evaluations), each from the seed of its number and, of a model with
-    classes, of the class whose turn it is, or of the prompt."""
+    classes, where they are told, of the class whose turn it is, or of the prompt."""
     output = pipeline(
         batch_size=len(numbers),
-        class_labels=labels_of(numbers, pipeline),
+        class_labels=labels_of(numbers, pipeline) if by_class else None,
         prompt=in_turn(prompts, numbers),
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,
@@ -43,11 +43,11 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=N
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_grid(pipeline, config, path, seed=0, prompts=None):
-    """Draw samples as a `TrainConfig` says, the classes in turn, or these prompts, one seed per sample, and write them
-    as a PNG grid, with the prompts beneath; return the number of network evaluations."""
+def sample_grid(pipeline, config, path, seed=0, prompts=None, by_class=True):
+    """Draw samples as a `TrainConfig` says, the classes in turn where they are told, or these prompts, one seed per
+    sample, and write them as a PNG grid, with the prompts beneath; return the number of network evaluations."""
     count = config.sample_num_images
-    labels = labels_of(range(count), pipeline)
+    labels = labels_of(range(count), pipeline) if by_class else None
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     output = pipeline(
         batch_size=count,
@@ -58,7 +58,8 @@ def sample_grid(pipeline, config, path, seed=0, prompts=None):
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
     )
     words = {} if prompts is None else {"captions": in_turn(prompts, range(count))}
-    pipeline.kind.save_grid(output.images, path, columns=None if prompts else pipeline.num_classes, **words)
+    columns = pipeline.num_classes if labels and not prompts else None
+    pipeline.kind.save_grid(output.images, path, columns=columns, **words)
     return output.nfe
 
 

@@ -70,8 +70,8 @@ class Validation:
     once.
 
     Args:
-        task: with `data`, the `CleanData` that is trained on, `losses`(network, batch, draws) -> (B,), and
-            `make_pipeline`(network).
+        task: with `data`, the `CleanData` that is trained on, `losses`(network, batch, draws) -> (B,),
+            `make_pipeline`(network) and `by_class`, whether classes are told.
     """
 
     def __init__(self, config, accelerator, task):
@@ -108,6 +108,8 @@ class Validation:
             self.add_features(moments, features, batch["images"], size)
         return features, moments.result()
 
+    # rounds of other sizes than the batches would be compiled anew
+    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def measure(self, network):
         """{"held_out_loss": ..., and where it is asked for "frechet_distance": ...}."""
@@ -121,7 +123,7 @@ class Validation:
             pipeline.set_progress_bar_config(disable=True)
             for own, size in rounds(config.evaluation_images, config.batch_size, accelerator):
                 settings = config.seed, config.sample_guidance_scale, config.sample_num_inference_steps
-                images, _ = draw(pipeline, own, *settings, prompts=self.prompts)
+                images, _ = draw(pipeline, own, *settings, prompts=self.prompts, by_class=self.task.by_class)
                 self.add_features(found, self.features, quantized(images), size)
             values["frechet_distance"] = frechet_distance(*found.result(), *self.of_real)
         return values
