@@ -235,7 +235,7 @@ class DiffusionTask(Task):
         self.component, _ = network_class(config.network)
         self.conditions = [name for name in self.data.told if config.class_conditional or name != "class_labels"]
         # a network under adapters may have classes that the data have not
-        self.by_class = "class_labels" in self.conditions
+        self.labels_drawn = None if "class_labels" in self.conditions else ()
         self.prompts = None if captions is None else config.sample_prompts or self.data.examples
         if captions is not None and not config.save_text_encoder and os.path.isdir(captions.source):
             raise ValueError(
@@ -286,7 +286,7 @@ class DiffusionTask(Task):
         return pipeline
 
     def sample(self, network, path):
-        sample_grid(self.make_pipeline(network), self.config, path, prompts=self.prompts, by_class=self.by_class)
+        sample_grid(self.make_pipeline(network), self.config, path, prompts=self.prompts, labels=self.labels_drawn)
 
     def evaluate(self, network):
         return self.validation.measure(network)
@@ -306,7 +306,7 @@ class DiffusionTask(Task):
         }
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
-            nfe = sample_grid(pipeline, config, path, prompts=self.prompts, by_class=self.by_class)
+            nfe = sample_grid(pipeline, config, path, prompts=self.prompts, labels=self.labels_drawn)
             grid = path
             facts["samples"] = {
                 "guidance_scale": config.sample_guidance_scale,

@@ -27,12 +27,12 @@ def quantized(images):
     return from_bytes(to_bytes(images))
 
 
-def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None, by_class=True):
-    """(images (B, C, H, W) in [-1, 1], network evaluations), each from the seed of its number and, of a model with
-    classes, where they are told, of the class whose turn it is, or of the prompt."""
+def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None, labels=None):
+    """(images (B, C, H, W) in [-1, 1], network evaluations), each from the seed of its number and, of these labels and
+    prompts, of those whose turn it is: see `labels_of`."""
     output = pipeline(
         batch_size=len(numbers),
-        class_labels=labels_of(numbers, pipeline) if by_class else None,
+        class_labels=labels_of(numbers, pipeline, labels),
         prompt=in_turn(prompts, numbers),
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,
@@ -43,11 +43,11 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=N
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_grid(pipeline, config, path, seed=0, prompts=None, by_class=True):
-    """Draw samples as a `TrainConfig` says, the classes in turn where they are told, or these prompts, one seed per
-    sample, and write them as a PNG grid, with the prompts beneath; return the number of network evaluations."""
+def sample_grid(pipeline, config, path, seed=0, prompts=None, labels=None):
+    """Draw samples as a `TrainConfig` says, these labels and prompts in turn as `draw` does, one seed per sample, and
+    write them as a PNG grid, with the prompts beneath; return the number of network evaluations."""
     count = config.sample_num_images
-    labels = labels_of(range(count), pipeline) if by_class else None
+    labels = labels_of(range(count), pipeline, labels)
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     output = pipeline(
         batch_size=count,
@@ -68,9 +68,12 @@ def in_turn(values, numbers):
     return None if values is None else [values[i % len(values)] for i in numbers]
 
 
-def labels_of(numbers, pipeline):
-    """The class that each image is asked to be, the classes in turn."""
-    return None if pipeline.num_classes is None else [i % pipeline.num_classes for i in numbers]
+def labels_of(numbers, pipeline, labels=None):
+    """The class that each image is asked to be: of these labels, of () none, or of all classes of the model, if it has
+    any, those whose turn it is."""
+    if labels is None and pipeline.num_classes is not None:
+        labels = range(pipeline.num_classes)
+    return in_turn(labels, numbers) if labels else None
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Validation:
 
     Args:
         task: with `data`, the `CleanData` that is trained on, `losses`(network, batch, draws) -> (B,),
-            `make_pipeline`(network) and `by_class`, whether classes are told.
+            `make_pipeline`(network) and `labels_drawn`, of `samples.draw`.
     """
 
     def __init__(self, config, accelerator, task):
@@ -123,7 +123,7 @@ class Validation:
             pipeline.set_progress_bar_config(disable=True)
             for own, size in rounds(config.evaluation_images, config.batch_size, accelerator):
                 settings = config.seed, config.sample_guidance_scale, config.sample_num_inference_steps
-                images, _ = draw(pipeline, own, *settings, prompts=self.prompts, by_class=self.task.by_class)
+                images, _ = draw(pipeline, own, *settings, prompts=self.prompts, labels=self.task.labels_drawn)
                 self.add_features(found, self.features, quantized(images), size)
             values["frechet_distance"] = frechet_distance(*found.result(), *self.of_real)
         return values
