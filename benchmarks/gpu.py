@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, UNet2DModel
 from dit_gflops import gflops
-from dit_speed import BUILDERS, Workload, build_diffusers, build_ours, machine
+from dit_speed import BUILDERS, Workload, build_diffusers, build_original, build_ours, machine
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -67,6 +67,8 @@ KINDS = {
     "norms and sums": r"triton_(red|per)|norm|reduce",
     "elementwise": r"triton_poi|elementwise|vectorized",
 }
+# of a part; all but the tests are done within eight minutes
+SECONDS = {"tests": 240, "training_step": 190, "training_loop": 90, "sampling": 80, "unets": 110}
 ATTENTION = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -82,7 +84,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--again", action="store_true", help="run parts again that are whole in the file")
     parser.add_argument("--report", action="store_true", help="print the Markdown of the file, and measure nothing")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("gpu.json"), help="JSON file")
-    parser.add_argument("--seconds", type=float, default=150, help="of a part (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help=f"of every part; unless given {SECONDS}")
     parser.add_argument("--original", help="folder of a clone of facebookresearch/DiT, measured too")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--size", default="XL/2", help="of the transformers (default: %(default)s)")
@@ -454,32 +456,22 @@ def training_step(arguments, figures):
             peak = figures["ceilings"]["matrix_product"]
             for name in sides:
                 figures[name] = figures[name] | {"mfu": figures[name]["images_per_second"] * operations / peak}
-        for name in ("whole", "fused projections"):
-            with figures.attempt(f"score_sde, {name}", needs=45):
-                variants(name, sides.get("score_sde"), arguments, figures)
-
-
-def variants(name, plain, arguments, figures):
-    """The step of ours in another way, right beside the one that everyone gets."""
-
-    def fused(size, arguments):
-        model = build_ours(size, arguments)
-        model.fuse_qkv_projections()
-        for block in model.blocks:  # which keep the weights before, too
-            del block.attn.to_q, block.attn.to_k, block.attn.to_v
-        return model
-
-    whole = name == "whole"
-    compile_it = (lambda model: model.compile()) if whole else compile_blocks
-    side, facts = fitting_side(build_ours if whole else fused, arguments.size, arguments, compile_it)
-    facts["peak_memory_gib"] = peak_gib(side, [plain], arguments.device)
-    side.sleep()
-    key = f"score_sde, {name}"
-    figures[key], before = facts, figures["score_sde"]
-    few = SimpleNamespace(**vars(arguments) | {"rounds": 2})
-    train_interleaved({"score_sde": plain, key: side}, figures, few)
-    figures[key] = figures[key] | {"plain_images_per_second": figures["score_sde"]["images_per_second"]}
-    figures["score_sde"] = before
+        # as its own train.py runs: float32 by TF32, not compiled
+        other = {"dtype": "float32", "compile": "off"}
+        variants = {"facebookresearch, as published": (build_original, other, None, 20)} if arguments.original else {}
+        variants["score_sde, compiled as a whole"] = (build_ours, {}, lambda model: model.compile(), 80)
+        for key, (build, options, compile_it, needs) in variants.items():
+            with figures.attempt(key, needs=needs):
+                changed = SimpleNamespace(**vars(arguments) | options | {"rounds": 2})
+                torch.set_float32_matmul_precision("high")
+                side, facts = fitting_side(build, arguments.size, changed, compile_it)
+                facts["peak_memory_gib"] = peak_gib(side, sides.values(), arguments.device)
+                side.sleep()
+                figures[key], before = facts, figures["score_sde"]
+                train_interleaved({"score_sde": sides["score_sde"], key: side}, figures, changed)
+                beside = figures["score_sde"]["images_per_second"]
+                figures[key] = figures[key] | {"plain_images_per_second": beside}
+                figures["score_sde"] = before
 
 
 def write_latents(folder, rows, shape, arguments):
@@ -781,7 +773,7 @@ def report_training_step(part):
         rows.append([name, f"{side['parameters']:,}", side["batch"], number(speed), number(side.get("mfu"), ".1%")])
         rows[-1] += [number(memory), number(side["first_step_seconds"], ".0f")]
         if "plain_images_per_second" in side:
-            rows[-1][3] += f" (plain beside it: {side['plain_images_per_second']:.1f})"
+            rows[-1][3] += f" (score_sde beside it: {side['plain_images_per_second']:.1f})"
     header = ["training step", "parameters", "batch", "images/s", "MFU", "peak memory, GiB", "first step, s"]
     texts.append(table(header, rows))
     ours, peers = part.get("score_sde", {}), [part.get(name, {}) for name in ("diffusers", "facebookresearch")]
@@ -849,7 +841,7 @@ def run_here(part, arguments):
     # a batch of another size is another program
     torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.recompile_limit = 64
-    figures = Figures(arguments.output, part, arguments.seconds)
+    figures = Figures(arguments.output, part, arguments.seconds or SECONDS[part])
     report = read(arguments.output)
     report["machine"] = machine(arguments.device) | {"gpu_state": gpu_state()}
     report["versions"], report["options"] = versions(), {name: str(value) for name, value in vars(arguments).items()}
@@ -874,13 +866,13 @@ def main():
         if read(arguments.output)["parts"].get(part, {}).get("complete") and not arguments.again:
             print(f"{part}: in {arguments.output} already; --again runs it again")
             continue
+        limit = (arguments.seconds or SECONDS[part]) + 45  # it stops itself; this is for one that hangs
         try:
-            # it stops itself; this is for one that hangs
             command = [sys.executable, __file__, part, *given, "--here"]
-            done = subprocess.run(command, env=environment, timeout=arguments.seconds + 45).returncode
+            done = subprocess.run(command, env=environment, timeout=limit).returncode
             problem = f"exit status {done}" if done else None
         except subprocess.TimeoutExpired:
-            problem = f"stopped after {arguments.seconds + 45:.0f} s"
+            problem = f"stopped after {limit:.0f} s"
         if problem:
             print(f"{part}: {problem}", flush=True)
             figures = Figures(arguments.output, part, 0)

@@ -17,6 +17,11 @@ def number_of_classes(config):
     return None
 
 
+def sample_channels(config):
+    """Number of channels of what a network generates by its config: those of its input less those of a condition."""
+    return config["in_channels"] - (config.get("condition_channels") or 0)
+
+
 def null_conditions(network, conditions):
     """Of conditions, those that the network knows a "none" of, as that, of the same shape: for ours what its own method
     of this name says, for diffusers' DiTTransformer2DModel the label after the last class."""

@@ -2,6 +2,7 @@
 samples stands in `trajectory_pipeline.py`."""
 
 import copy
+import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .adapters import AdapterMixin
-from .bundling import BundleMixin
+from .bundling import BundleMixin, plain_component
 from .conditions import check_conditions, expand, label_ids, null_conditions, number_of_classes
 from .guidance import guided, steered_by_classifier
+from .image_conditions import Measurement, at_size
 from .kinds import Kind, kind_of
-from .latents import denormalize_latents, encode_moments, normalize_latents
+from .latents import AUTOENCODERS, denormalize_latents, encode_moments, normalize_latents, spatial_factor
 from .prompts import (
     PROMPT_SETTINGS,
     check_prompt_settings,
@@ -31,6 +33,10 @@ from .prompts import (
 )
 from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
 from .wording import few, quoted
+
+
+# pixels that an autoencoder decodes or encodes at once: 16 images of 512 x 512
+PIXELS_AT_ONCE = 2**22
 
 
 @dataclass
@@ -59,6 +65,8 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         prompt_settings: how they are used, those of `prompts.PROMPT_SETTINGS` that differ: max_tokens, layers, pooled;
             and text_encoder, the id on the Hub of an encoder that is opened when a prompt is given first, with its
             fingerprint.
+        condition_from: for a network that sees an image beside the sample: what that is of the image which is to be
+            made, by name, such as downsample:4 (`image_conditions.Measurement`); None for any other.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->unet->vae"  # type: ignore[assignment]  # declared as None
@@ -79,9 +87,12 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         text_encoder=None,
         tokenizer=None,
         prompt_settings: dict | None = None,
+        condition_from: str | None = None,
     ):
         super().__init__()
         check_prompt_settings(prompt_settings or {})
+        if condition_from is not None:
+            Measurement(condition_from)
         if (text_encoder is None) != (tokenizer is None):
             raise ValueError("text_encoder and tokenizer belong together: pass both or neither")
         if (transformer is None) == (unet is None):
@@ -97,6 +108,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         # JSON keys are strings
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
         self.register_to_config(prompt_settings=prompt_settings or None)
+        self.register_to_config(condition_from=condition_from)
         # an encoder that the settings name, and its tokenizer: used, but not saved
         self._named_encoder: tuple | None = None
         # of one call, on its own view: see `_for_one_call`
@@ -154,7 +166,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
     @property
     def image_channels(self) -> int:
         """Number of channels of the images that the pipeline makes and takes."""
-        return (self.denoiser if self.vae is None else self.vae).config.in_channels
+        return self.kind.channels if self.vae is None else self.vae.config.in_channels
 
     def sample_shape(self, batch_size: int) -> tuple[int, ...]:
         """Shape of what the network generates: (batch, channels, height, width), of signals (batch, channels,
@@ -320,6 +332,61 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             raise ValueError(f"{', '.join(twice)} were given twice: by {kind}, and among the conditions")
         return {**(conditions or {}), **told}
 
+    @property
+    def takes_condition_image(self) -> bool:
+        """Whether the network sees an image beside the sample."""
+        return bool(self.denoiser.config.get("condition_channels"))
+
+    def condition_shape(self) -> tuple[int, ...]:
+        """Shape (channels, height, width) of a condition image as a user gives it."""
+        kind, channels = self.kind, self.denoiser.config["condition_channels"]
+        size, source = kind.size, self.config["condition_from"]
+        if self.vae is not None:
+            channels, factor = self.vae.config.in_channels, spatial_factor(self.vae)
+            size = tuple(side * factor for side in size)
+        if source is not None:
+            measurement = Measurement(source)
+            channels, size = measurement.channels(channels), tuple(side // measurement.factor for side in size)
+        return (channels, *size)
+
+    def encode_condition(self, condition_image) -> Conditions:
+        """What the network is told of condition images, {"condition_sample": (B, condition_channels, ...)}, as
+        `conditions` of every method takes it.
+
+        Args:
+            condition_image: a PIL image, an array (height, width, channels) or tensor (channels, height, width) in
+                [0, 1], or a batch or list of them, of `condition_shape`. One that was measured smaller than the image
+                (downsample) is given so, and grey where colours are to be found.
+
+        Raises ValueError for a model that sees none, and for another size or number of channels.
+        """
+        if not self.takes_condition_image:
+            raise ValueError(
+                f"condition_image was given, but this {type(self.denoiser).__name__} sees none beside the sample: it "
+                f"has no condition_channels"
+            )
+        (channels, *size), kind = self.condition_shape(), self.kind
+        images = dataclasses.replace(kind, data_channels=channels).prepare(condition_image, "condition_image")
+        if list(images.shape[2:]) != size:
+            source = self.config["condition_from"]
+            found, wanted = (" x ".join(map(str, each)) for each in (images.shape[2:], size))
+            raise ValueError(
+                f"condition_image is of {found} {kind.unit}; this model takes {wanted}"
+                + (f", as {source} makes them" if source else ": resize it")
+            )
+        factor = 1 if self.vae is None else spatial_factor(self.vae)
+        images = at_size(images, [side * factor for side in kind.size])
+        if self.vae is not None:
+            images = images.expand(-1, self.vae.config.in_channels, -1, -1)
+        return {"condition_sample": self.to_sample_space(images)}
+
+    def add_condition_image(self, conditions, condition_image) -> Conditions:
+        """Conditions with those of condition images. Raises ValueError for what is among them already."""
+        told = self.encode_condition(condition_image)
+        if "condition_sample" in (conditions or {}):
+            raise ValueError("condition_sample was given twice: by condition_image, and among the conditions")
+        return {**(conditions or {}), **told}
+
     def guided_network(
         self,
         batch_size: int,
@@ -362,6 +429,13 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             # any label, for the null label of its shape
             anything = {"class_labels": torch.zeros(batch_size, dtype=torch.long, device=self._execution_device)}
             own = null_conditions(self.denoiser, anything) | own
+        if self.takes_condition_image and "condition_sample" not in own:
+            shape = (batch_size, self.denoiser.config["condition_channels"], *self.kind.size)
+            if not null_conditions(self.denoiser, {"condition_sample": torch.zeros(shape)}):
+                raise ValueError(
+                    f"this network always saw an image beside the sample: pass condition_image, of shape "
+                    f"{self.condition_shape()}"
+                )
         negative = self.prepare_negative(negative_conditions, batch_size)
         if negative and ((guidance_scale == 1 and guider is None) or weaker_network is not None):
             raise ValueError(
@@ -374,6 +448,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             if not given and not negative and (null or self.takes_prompts):
                 needed = [] if self.num_classes is None else ["class_labels"]
                 needed += ["a prompt or its embeddings"] if self.takes_prompts else []
+                needed += ["condition_image"] if self.takes_condition_image else []
                 raise ValueError(f"guidance_scale {guidance_scale} needs {' or '.join(needed) or 'conditions'}")
             if not null:
                 raise ValueError(
@@ -405,10 +480,14 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a
-        model of pixels the same."""
-        if self.vae is not None:
-            latents = self.vae.decode(denormalize_latents(latents, self.vae.config).to(self.vae.dtype)).sample
-        return latents.float()
+        model of pixels the same. An autoencoder decodes `PIXELS_AT_ONCE`, and at least one image."""
+        if self.vae is None:
+            return latents.float()
+        vae, at_once = plain_component(self.vae), 1
+        if type(vae).__name__ in AUTOENCODERS:
+            at_once = max(1, PIXELS_AT_ONCE // (math.prod(latents.shape[2:]) * spatial_factor(vae) ** 2))
+        parts = denormalize_latents(latents, self.vae.config).to(self.vae.dtype).split(at_once)
+        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
     def to_latents(self, images: torch.Tensor) -> torch.Tensor:
         """What the network works on for images (B, channels, height, width) in [-1, 1], the inverse of `decode`: the
@@ -417,9 +496,14 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         Raises ValueError for another shape, number of channels or range.
         """
         self.kind.check(images)
+        return self.to_sample_space(images)
+
+    def to_sample_space(self, images: torch.Tensor) -> torch.Tensor:
+        """`to_latents` without its checks."""
         images = images.to(self._execution_device)
         if self.vae is not None:
-            moments, _ = encode_moments(self.vae, images.to(self.vae.dtype))
+            parts = images.to(self.vae.dtype).split(max(1, PIXELS_AT_ONCE // math.prod(images.shape[2:])))
+            moments = torch.cat([encode_moments(self.vae, part)[0] for part in parts])
             images = normalize_latents(moments, self.vae.config)
         return images.float()
 

@@ -11,6 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image as PIL_Image
 from PIL import ImageDraw, ImageFont
 
+from .conditions import sample_channels
 from .images import to_mode
 from .wording import one_line
 from .writing import whole_file
@@ -37,7 +38,7 @@ def kind_of(network_config, vae_config=None):
     size = (sample_size,) * axes if isinstance(sample_size, int) else tuple(sample_size)
     if vae_config is not None and axes != 2:
         raise ValueError(f"an autoencoder of images does not fit a network whose samples have {axes} axes, not 2")
-    channels = network_config["in_channels"]
+    channels = sample_channels(network_config)
     kind = {1: Signal, 2: Image}.get(axes, Kind)
     return kind(channels, size, channels if vae_config is None else vae_config.get("in_channels"))
 
@@ -81,9 +82,9 @@ class Kind:
             what = f"shape {tuple(data.shape)}" if torch.is_tensor(data) else f"a {type(data).__name__}"
             raise ValueError(f"{self.name}s must be a tensor {self._shape_in_words('batch')}; got {what}")
 
-    def prepare(self, given) -> torch.Tensor:
-        """What `__call__` takes as `image`, a tensor or array (C, *size), a batch or a list of them, as data (B, C,
-        *size). Raises ValueError for other types and shapes."""
+    def prepare(self, given, what="image") -> torch.Tensor:
+        """What `__call__` takes as `image`, or as another argument, a tensor or array (C, *size), a batch or a list of
+        them, as data (B, C, *size). Raises ValueError for other types and shapes."""
         prepared: list[torch.Tensor] = []
         for each in given if isinstance(given, (list, tuple)) else [given]:
             each = torch.from_numpy(each) if isinstance(each, np.ndarray) else each
@@ -92,7 +93,7 @@ class Kind:
             self.check(each)
             prepared.append(each.float())
         if not prepared:
-            raise ValueError("image is an empty list")
+            raise ValueError(f"{what} is an empty list")
         return torch.cat(prepared)
 
     def output(self, data: torch.Tensor, output_type: str | None = None):
@@ -158,9 +159,9 @@ class Image(Kind):
                 f"{what} must be floating-point in [{lowest}, 1]; got {data.dtype} from {low:g} to {high:g}"
             )
 
-    def prepare(self, given) -> torch.Tensor:
-        """What `__call__` takes as `image`, as images (B, channels, height, width) in [-1, 1]. A PIL image of any mode
-        becomes grey or RGB, as the model has it, on white where it is transparent.
+    def prepare(self, given, what="image") -> torch.Tensor:
+        """What `__call__` takes as `image`, or as another argument, as images (B, channels, height, width) in [-1, 1].
+        A PIL image of any mode becomes grey or RGB, as the model has it, on white where it is transparent.
 
         Raises ValueError for other types, shapes, numbers of channels and ranges.
         """
@@ -169,26 +170,28 @@ class Image(Kind):
         for each in given if isinstance(given, (list, tuple)) else [given]:
             if isinstance(each, PIL_Image.Image):
                 if channels not in (1, 3):
-                    raise ValueError(f"a PIL image has no {channels} channels, as this model has: pass a tensor")
+                    raise ValueError(
+                        f"{what}: a PIL image has no {channels} channels, as this model has: pass a tensor"
+                    )
                 each = np.asarray(to_mode(each, "L" if channels == 1 else "RGB"), dtype=np.float32) / 255
                 each = each.reshape(*each.shape[:2], channels)
             if isinstance(each, np.ndarray):
                 each = torch.from_numpy(each).movedim(-1, -3) if each.ndim > 2 else torch.from_numpy(each)
             if not torch.is_tensor(each):
                 raise ValueError(
-                    f"image must be a PIL image, an array or tensor in [0, 1], or a list of them; got a "
+                    f"{what} must be a PIL image, an array or tensor in [0, 1], or a list of them; got a "
                     f"{type(each).__name__}"
                 )
             each = each[None] if each.ndim == 3 else each
             if each.ndim != 4 or each.shape[1] != channels or each.shape[2:] != (prepared or [each])[0].shape[2:]:
                 raise ValueError(
-                    f"image has shape {tuple(each.shape)}; this model takes tensors ({channels}, height, width) and "
+                    f"{what} has shape {tuple(each.shape)}; this model takes tensors ({channels}, height, width) and "
                     f"arrays (height, width, {channels}), or batches of them, all of one size"
                 )
-            self._check_range("image", each, 0)
+            self._check_range(what, each, 0)
             prepared.append(each.float())
         if not prepared:
-            raise ValueError("image is an empty list")
+            raise ValueError(f"{what} is an empty list")
         return 2 * torch.cat(prepared) - 1
 
     def output(self, data: torch.Tensor, output_type: str | None = None):

@@ -13,10 +13,12 @@ from .carried_code import write_code  # noqa: F401
 from .conditions import expand
 from .denoising_pipeline import ScoreSDEPipelineOutput
 from .guidance import guided  # noqa: F401
+from .image_conditions import at_size  # noqa: F401
 from .images import to_mode  # noqa: F401
 from .kinds import kind_of  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
+from .operators import LinearOperator  # noqa: F401
 from .prompts import encode  # noqa: F401
 from .protocols import Generators
 from .trajectory_pipeline import TrajectoryPipeline
@@ -34,6 +36,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         vae: an autoencoder of diffusers whose latents the network was trained on; None for a model of pixels.
         id2label: {label: class name}, so that classes can be asked for by name.
         text_encoder, tokenizer, prompt_settings: for a network that follows words: see `DenoisingPipeline`.
+        condition_from: for a network that sees an image beside the sample: see `DenoisingPipeline`.
 
     Calls may run in several threads on one pipeline: each works on its own copy of the scheduler, which after a call is
     as it was before (the number of network evaluations is `.nfe` of the output). Not so with feature caches
@@ -69,6 +72,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         prompt_attention_mask: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
+        condition_image=None,
     ):
         """Generate images.
 
@@ -122,6 +126,9 @@ class ScoreSDEPipeline(TrajectoryPipeline):
             negative_prompt: words that guidance leads away from, instead of none; a text or one per image.
             prompt_embeds, negative_prompt_embeds: instead, sequences that were encoded before, (B, S, width), with
                 prompt_attention_mask, negative_prompt_attention_mask (B, S) of what counts, by default all.
+            condition_image: what the network sees beside the sample, such as a small image to enlarge, one in grey, or
+                a mask, as it was trained: a PIL image, an array or tensor in [0, 1], or a batch or list of them, one,
+                or one per image. See `encode_condition`.
 
         Returns:
             `.images` and `.nfe`.
@@ -131,6 +138,8 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         self._interrupt = False
         call = self._for_one_call()
         scheduler = call.scheduler
+        if condition_image is not None:
+            conditions = call.add_condition_image(conditions, condition_image)
         conditions = call.add_prompt(conditions, "prompt", prompt, prompt_embeds, prompt_attention_mask)
         negative = call.add_prompt(
             None, "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask

@@ -231,6 +231,13 @@ def open_pipeline(config, device):
     pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
     if not hasattr(pipeline, "log_likelihood"):
         raise ValueError(f"pipeline {config.pipeline!r} is a {type(pipeline).__name__}, which draws no images")
+    if pipeline.takes_condition_image and (
+        config.likelihood or config.loss or (config.num_images and not config.samples)
+    ):
+        raise ValueError(
+            f"pipeline {config.pipeline!r} sees an image beside the sample, without which it is not measured: do so "
+            f"in training, --evaluation_features, or measure images that you draw, --samples"
+        )
     if pipeline.takes_prompts and (config.num_images or config.loss):
         pipeline.encode_prompt("")  # which opens an encoder that is named alone
     guides = pipeline.null_label is not None or pipeline.takes_prompts

@@ -10,7 +10,7 @@ on with a stopped run, add `--resume_from_checkpoint latest`.
 import os
 import sys
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import diffusers
 import torch
@@ -26,6 +26,7 @@ from score_sde.sharing.facts import check_license
 from score_sde.training.parts.captions import CaptionConfig
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import LoopConfig, one_of, option
+from score_sde.training.parts.image_conditions import ImageConditionConfig
 from score_sde.training.parts.loop import fit, make_accelerator, sample_path, show_pictures
 from score_sde.training.parts.networks import NETWORKS, check_conditions, make_network, network_class
 from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
@@ -43,11 +44,11 @@ from score_sde.training.parts.starting import (
 )
 from score_sde.training.parts.tasks import Task
 from score_sde.training.parts.trackers import main_process_goes_on
-from score_sde.training.parts.validation import Validation, ValidationConfig
+from score_sde.training.parts.validation import Validation, ValidationConfig, first_conditions
 
 
 @dataclass
-class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, ValidationConfig):
+class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, ImageConditionConfig, ValidationConfig):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     configs = "diffusion"
@@ -132,6 +133,7 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Valid
         yield from LoopConfig.problems(self)
         yield from ValidationConfig.problems(self)
         yield from self.caption_problems()
+        yield from self.condition_problems()
         if not self.latents and self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
         if not self.latents and not self.reads_captions:
@@ -169,7 +171,7 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Valid
             self.make_objective(self.make_scheduler())
             options = mapping("network_kwargs", self.network_kwargs)
             labelled = self.class_conditional and self.label_column is not None
-            told = labelled or self.reads_captions
+            told = labelled or self.reads_captions or self.has_conditions
             if told and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
                 yield (
                     f"sample_guidance_scale {self.sample_guidance_scale:g} needs a network that is trained with a "
@@ -177,9 +179,11 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Valid
                 )
             _, found = network_class(self.network)
             arguments_of(found, "network_kwargs", self.network_kwargs)
+            shape = self.image_channels, self.resolution, self.resolution
+            beside = None if self.latents else self.make_condition(shape)
             if not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
-                    make_network(self, (self.image_channels, self.resolution, self.resolution), num_classes=1)
+                    make_network(self, shape, num_classes=1, told=beside and beside.arguments())
         except (TypeError, ValueError, RuntimeError) as error:
             yield str(error)
 
@@ -214,7 +218,7 @@ class DiffusionTask(Task):
     def __init__(self, config, accelerator):
         config.keep_autoencoder(accelerator)
         self.config, self.scheduler = config, config.make_scheduler()
-        self.data = CleanData(config, accelerator, captions=config)
+        self.data = CleanData(config, accelerator, captions=config, conditions=config)
         self.objective = config.make_objective(self.scheduler)
         id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None
@@ -222,8 +226,9 @@ class DiffusionTask(Task):
         if config.lora_rank:
             adapted = AdaptedClasses(config.start, origin, id2label)
             num_classes, self.id2label, self.labels = adapted.num_classes, adapted.id2label, adapted.labels
-        captions = self.data.captions
-        told = None if captions is None else captions.arguments()
+        captions, condition = self.data.captions, self.data.condition
+        told = {} if captions is None else captions.arguments()
+        told |= {} if condition is None else condition.arguments()
         network = make_network(config, self.data.shape, num_classes, told)
         if config.start is not None:
             origin = begin_adapted(config, network) if config.lora_rank else begin(config, network, id2label)
@@ -237,6 +242,9 @@ class DiffusionTask(Task):
         # a network under adapters may have classes that the data have not
         self.labels_drawn = None if "class_labels" in self.conditions else ()
         self.prompts = None if captions is None else config.sample_prompts or self.data.examples
+        if condition is not None:
+            # those of the rows, which are told as their other conditions are
+            self.prompts = config.sample_prompts or None
         if captions is not None and not config.save_text_encoder and os.path.isdir(captions.source):
             raise ValueError(
                 f"save_text_encoder false needs a text encoder on the Hub, which the pipeline can name, not the folder "
@@ -252,12 +260,10 @@ class DiffusionTask(Task):
     def losses(self, network, batch, draws, dropout_prob=0.0):
         """The loss of each sample of a batch (B,), whose times are then draws.times; `dropout_prob` is the chance that
         a sample's conditions are left out."""
+        batch = self.data.mirrored(batch, draws)
         x0 = self.data.draw(batch, draws)
         t = draws.times = self.objective.times(draws.stratified())
-        noise, given = draws.normal(x0.shape[1:]), self.data.conditions(batch, draws)
-        conditions = {name: given[name] for name in self.conditions}
-        if self.labels is not None:
-            conditions["class_labels"] = moved(self.labels, x0.device)[conditions["class_labels"]]
+        noise, conditions = draws.normal(x0.shape[1:]), self.conditions_of(batch, draws)
         if dropout_prob > 0:  # for guidance
             null_of = partial(null_conditions, self.model)
             conditions = drop_conditions(conditions, null_of, draws.chance(dropout_prob))
@@ -265,6 +271,26 @@ class DiffusionTask(Task):
         if weight > 0:
             return hybrid_loss(network, self.scheduler, x0, noise, t, conditions, weight, discretized=pixels)
         return self.objective(network, x0, noise, t, conditions)
+
+    def conditions_of(self, batch, draws):
+        """What the network is told of a batch, {keyword of its forward: tensor (B, ...)}."""
+        given = self.data.conditions(batch, draws)
+        conditions = {name: given[name] for name in self.conditions}
+        if self.labels is not None:
+            labels = conditions["class_labels"]
+            conditions["class_labels"] = moved(self.labels, labels.device)[labels]
+        return conditions
+
+    @cached_property
+    def shown(self):
+        """What a sample grid is of: {"prompts", "labels", "conditions"}, as `sample_grid` takes them."""
+        if self.data.condition is None:
+            return {"prompts": self.prompts, "labels": self.labels_drawn}
+        rows = range(self.config.sample_num_images)
+        conditions = first_conditions(self, self.data.dataset, rows, self.config.seed)
+        for name in self.data.captions.names if self.prompts else ():
+            del conditions[name]
+        return {"prompts": self.prompts, "conditions": conditions}
 
     def compute_loss(self, state, batch, draws):
         losses = self.losses(state.model, batch, draws, self.dropout_prob)
@@ -278,15 +304,21 @@ class DiffusionTask(Task):
             words = {"prompt_settings": {name: value for name, value in settings.items() if value is not None}}
             if self.config.save_text_encoder:
                 words |= {"text_encoder": captions.text_encoder, "tokenizer": captions.tokenizer}
+        measured = None if self.data.condition is None else self.data.condition.measured
         pipeline = ScoreSDEPipeline(
-            scheduler=self.scheduler, vae=self.data.vae, id2label=self.id2label, **{self.component: network}, **words
+            scheduler=self.scheduler,
+            vae=self.data.vae,
+            id2label=self.id2label,
+            condition_from=measured,
+            **{self.component: network},
+            **words,
         )
         if captions is not None and not self.config.save_text_encoder:
             pipeline.use_named_encoder(captions.text_encoder, captions.tokenizer)
         return pipeline
 
     def sample(self, network, path):
-        sample_grid(self.make_pipeline(network), self.config, path, prompts=self.prompts, labels=self.labels_drawn)
+        sample_grid(self.make_pipeline(network), self.config, path, **self.shown)
 
     def evaluate(self, network):
         return self.validation.measure(network)
@@ -306,7 +338,7 @@ class DiffusionTask(Task):
         }
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
-            nfe = sample_grid(pipeline, config, path, prompts=self.prompts, labels=self.labels_drawn)
+            nfe = sample_grid(pipeline, config, path, **self.shown)
             grid = path
             facts["samples"] = {
                 "guidance_scale": config.sample_guidance_scale,

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from score_sde.pipelines.kinds import Image
 from score_sde.pipelines.latents import encode_moments
 from score_sde.training.parts.config import DataConfig, LoopConfig, option
+from score_sde.training.parts.cores import loading_processes
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.latents import latent_statistics
 from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_model, show_pictures
@@ -155,7 +156,8 @@ def train(config, accelerator, run):
         if accelerator.is_main_process:
             vae = model.vae
             rows = torch.utils.data.Subset(dataset, range(min(config.statistics_images, len(dataset))))
-            loader = torch.utils.data.DataLoader(rows, batch_size=128, num_workers=config.num_workers)
+            workers = loading_processes(config, accelerator, dataset)
+            loader = torch.utils.data.DataLoader(rows, batch_size=128, num_workers=workers)
             with torch.no_grad():
                 statistics = latent_statistics(
                     encode_moments(vae, batch["images"].to(accelerator.device))

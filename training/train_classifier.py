@@ -100,6 +100,7 @@ class ClassifierTask(Task):
         super().__init__(model, data.dataset, data.fingerprint() | {"noise": noise})
 
     def compute_loss(self, state, batch, draws):
+        batch = self.data.mirrored(batch, draws)
         x0, labels = self.data.draw(batch, draws), self.data.conditions(batch)["class_labels"]
         t = TIME_DENSITIES[self.config.time_density](self.scheduler, draws.stratified())
         x = self.scheduler.path.sample(x0, draws.normal(x0.shape[1:]), t)

@@ -130,8 +130,12 @@ def sample(
     negative_prompt: Annotated[
         str | None, typer.Option("--negative_prompt", help="Words that guidance leads away from.")
     ] = None,
+    condition_image: Annotated[
+        list[str] | None,
+        typer.Option("--condition_image", metavar="FILE ...", help="Images that the model sees beside; in turn."),
+    ] = None,
     num_images: Annotated[
-        int | None, typer.Option("--num_images", min=1, show_default="one per class or prompt, or 16")
+        int | None, typer.Option("--num_images", min=1, show_default="one per class, prompt or condition image, or 16")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Time steps.")] = 50,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance: 1 is none.")] = 1.0,
@@ -158,7 +162,14 @@ def sample(
     asked = class_numbers(classes, pipeline) if classes else range(pipeline.num_classes or 0)
     if prompt and not pipeline.takes_prompts:
         raise ValueError("--prompt: this model has no text encoder")
-    count = num_images or max(len(classes or ()), len(prompt or ())) or min(16, len(asked) or 16)
+    beside = [open_image("--condition_image", path) for path in condition_image or ()]
+    if pipeline.takes_condition_image and not beside:
+        _, height, width = pipeline.condition_shape()
+        raise ValueError(
+            f"this model sees an image beside the sample: pass --condition_image, files of {width} x {height} pixels"
+        )
+    told = pipeline.encode_condition(beside)["condition_sample"] if beside else None
+    count = num_images or max(len(classes or ()), len(prompt or ()), len(beside)) or min(16, len(asked) or 16)
     prompts = [prompt[i % len(prompt)] for i in range(count)] if prompt else None
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     images = []
@@ -169,6 +180,7 @@ def sample(
             class_labels=[asked[i % len(asked)] for i in numbers] if asked else None,
             prompt=prompts and [prompts[i] for i in numbers],
             negative_prompt=negative_prompt,
+            conditions=None if told is None else {"condition_sample": told[[i % len(told) for i in numbers]]},
             guidance_scale=guidance,
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
@@ -489,6 +501,18 @@ def env():
 def given(**arguments):
     """Those arguments that are not None."""
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def open_image(option, path):
+    """A PIL image from a file. Raises ValueError for what is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception as error:  # whatever the decoder raises
+        raise ValueError(f"{option} {path!r} cannot be opened as an image: {error}") from error
+    return image
 
 
 def check_png(option, path):

@@ -7,58 +7,25 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from dit_gflops import PUBLISHED, count
-from networks import parameters, small_dit
+from networks import DIT_OPTIONS, call, parameters, randn, small_dit
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from score_sde import DiTModel
+from score_sde.models import transformer_score_dit
 from score_sde.models.transformer_score_dit import (
     CONDITIONINGS,
     HAS_ONEDNN,
+    MAX_TABLES,
     Linear,
+    convolution_pays,
     rotary_position_embedding,
     sincos_position_embedding,
 )
 
 
-def randn(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def call(model, batch=2, size=None, **arguments):
-    """The output for random inputs of the model's own kind."""
-    config = model.config
-    axes = len(model.patch)
-    size = size or ((config.sample_size,) * axes if isinstance(config.sample_size, int) else config.sample_size)
-    if config.cross_attention_dim is not None:
-        arguments.setdefault("encoder_hidden_states", randn(8, 6, config.cross_attention_dim, seed=2)[:batch])
-    if config.pooled_projection_dim is not None:
-        arguments.setdefault("pooled_projections", randn(8, config.pooled_projection_dim, seed=4)[:batch])
-    if config.num_classes is not None:
-        arguments.setdefault("class_labels", torch.arange(batch) % config.num_classes)
-    arguments.setdefault("timestep", torch.linspace(30.5, 900.25, 8)[:batch])
-    # the first samples are the same in every batch
-    return model(randn(8, config.in_channels, *size)[:batch], **arguments).sample
-
-
-OPTIONS = [
-    *({"conditioning": conditioning} for conditioning in CONDITIONINGS),
-    *({"conditioning": conditioning, "cross_attention_dim": 7} for conditioning in CONDITIONINGS),
-    {"shared_adaln": True, "cross_attention_dim": 7, "pooled_projection_dim": 5, "qk_norm": True},
-    {"conditioning": "in_context", "pooled_projection_dim": 5},
-    {"conditioning": "in_context", "num_classes": None},
-    {"shared_adaln": True},
-    {"shared_adaln": True, "conditioning": "adaln"},
-    {"qk_norm": True},
-    {"swiglu": True},
-    {"position_embedding": "rotary"},
-    {"position_embedding": "rotary", "conditioning": "in_context", "cross_attention_dim": 7},
-    {"frequency_shift": 1.0},
-    {"sample_size": (8, 12), "patch_size": (2, 4)},
-    {"sample_size": 32, "patch_size": (4,), "position_embedding": "rotary"},
-    {"sample_size": (4, 8, 8), "patch_size": (2, 2, 4)},
-    {"sample_size": (4, 8, 8), "hidden_size": 48, "position_embedding": "rotary"},
-]
-every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+every_option = pytest.mark.parametrize("options", DIT_OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
 
 
 # --- published facts ----------------------------------------------------------------------------------------------
@@ -280,6 +247,45 @@ def test_positions_in_other_sizes():
     assert (halves - torch.tensor([-0.25, 0.25, 0.75, 1.25])).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("position_embedding", ["sincos", "rotary"])
+def test_positions_in_other_sizes_are_worked_out_once(position_embedding):
+    """For every size, of which the last ones are kept; and such that training can use what sampling made."""
+    model, made = small_dit(position_embedding=position_embedding), []
+    work_out = model.position_table
+    model.position_table = lambda *arguments: (made.append(arguments[0]), work_out(*arguments))[1]
+    with torch.inference_mode():
+        first = call(model, size=(8, 12))
+    again = call(model, size=(8, 12))
+    again.sum().backward()
+    assert (again - first).abs().max() < 1e-6 and made == [(4, 6)]
+    for width in range(5, 6 + MAX_TABLES):
+        call(model, size=(8, 2 * width))
+    assert len(made) == MAX_TABLES + 1 and len(model.other_positions) == MAX_TABLES
+    call(model, size=(8, 8))
+    model.double()
+    assert call(model, size=(8, 12)).dtype == torch.float64
+    assert len(made) == MAX_TABLES + 2
+    assert (model.other_positions[(4, 6), torch.device("cpu"), torch.float64] - work_out((4, 6))).abs().max() == 0
+
+
+def test_positions_of_tensors_without_values_are_not_kept():
+    model = small_dit()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model(torch.randn(2, 3, 8, 12), torch.ones(2))
+    assert not model.other_positions
+    call(model, size=(8, 12))
+
+
+@pytest.mark.parametrize("position_embedding", ["sincos", "rotary"])
+def test_other_sizes_break_no_graph(position_embedding):
+    torch._dynamo.reset()
+    model = small_dit(position_embedding=position_embedding, num_layers=1)
+    expected = call(model, size=(8, 12))
+    with torch.no_grad():
+        found = call(model, size=(8, 12), run=torch.compile(model, fullgraph=True, backend="eager"))
+    assert (found - expected).abs().max() < 1e-5
+
+
 def test_rotary_positions_only_see_distances():
     """The product of a rotated query and key depends on the distance between their patches along each axis."""
     from diffusers.models.embeddings import apply_rotary_emb
@@ -350,19 +356,48 @@ def test_blocks_compile_once_for_every_batch_and_timestep(conditioning):
 
 
 @pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
-def test_tokens_are_convolved_unless_compiled():
+@pytest.mark.parametrize("pays", [True, False])
+def test_tokens_are_convolved_where_that_pays_unless_compiled(pays, monkeypatch):
     """float32 tokens on a CPU, for oneDNN; compiled they are a matrix product, to be fused with its neighbours."""
     torch._dynamo.reset()
-    layer, tokens = Linear(6, 4), randn(2, 5, 6)
+    layer, tokens, asked = Linear(6, 4), randn(2, 5, 6), []
+    monkeypatch.setattr(transformer_score_dit, "convolution_pays", lambda dtype: asked.append(dtype) or pays)
 
     def called(function):
         with torch.profiler.profile() as profile:
             output = function(tokens)
-        assert (output - tokens @ layer.weight.T - layer.bias).abs().max() < 1e-5
+        assert (output.float() - tokens @ layer.weight.T - layer.bias).abs().max() < 2e-2
         return {event.name for event in profile.events()}
 
-    assert "aten::conv2d" in called(layer)
+    assert ("aten::conv2d" in called(layer)) == pays
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ("aten::conv2d" in called(layer)) == pays
+    assert asked == [torch.float32, torch.bfloat16]
     assert "aten::conv2d" not in called(torch.compile(layer, backend="eager"))
+
+
+def test_whether_convolving_pays_is_measured_once():
+    convolution_pays.cache_clear()
+    assert convolution_pays(torch.float32) is convolution_pays(torch.float32)
+    assert convolution_pays.cache_info().misses == 1
+
+
+def test_the_gradient_of_the_modulation_is_put_together_at_once():
+    """Nothing as large as all modulations is made for a single block."""
+    model = small_dit(num_layers=4)
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **kwargs or {})
+            if isinstance(output, torch.Tensor) and output.ndim == 3 and output.shape[1] in (6 * 4, 6 * 4 + 2):
+                made.append(str(function))
+            return output
+
+    output = call(model, batch=2)
+    with Watch():
+        output.sum().backward()
+    assert made == ["aten.cat.default"]
 
 
 @every_option
@@ -372,11 +407,7 @@ def test_the_whole_model_compiles_without_graph_breaks(options):
     expected = call(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
-        assert (call_compiled(compiled, model) - expected).abs().max() < 1e-5
-
-
-def call_compiled(compiled, model):
-    return call(type("Compiled", (), {"config": model.config, "patch": model.patch, "__call__": compiled.__call__})())
+        assert (call(model, run=compiled) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)

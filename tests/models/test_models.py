@@ -6,29 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import awake, tiny_dit, tiny_unet
+from networks import awake, tiny_adm, tiny_dit, tiny_ncsnpp, tiny_unet
 
 from score_sde import DiTModel, NoiseConditionalClassifier, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.models.transformer_score_dit import CONDITIONINGS, POSITION_EMBEDDINGS, POSITION_SCALINGS
 from score_sde.models.unet_score import ARCHITECTURES, UNETS, ResnetBlock
 from score_sde.schedulers.paths import SDE_TYPES
-
-
-def tiny_ncsnpp(**overrides):
-    """NCSN++, with its pyramids of images on the way down and up."""
-    config = UNETS["NCSN++"] | {"progressive_input": "input_skip", "progressive_output": "output_skip"}
-    config["scale_by_sigma"] = False  # outputs of one size at all times
-    return tiny_unet(**config | overrides)
-
-
-def tiny_adm(**overrides):
-    return tiny_unet(
-        architecture="adm",
-        block_out_channels=(32, 64),
-        attention_head_dim=16,
-        resnet_time_scale_shift="scale_shift",
-        **overrides,
-    )
 
 
 every_model = pytest.mark.parametrize("build", [tiny_dit, tiny_unet, tiny_ncsnpp, tiny_adm])

@@ -12,6 +12,7 @@ from places import HELPERS
 from safetensors.torch import load_file
 
 from runs import equal, forget_runs
+from score_sde.training.parts import loop
 from score_sde.training.parts.config import LoopConfig
 from score_sde.training.parts.loop import fit, make_accelerator
 from score_sde.training.parts.run_folder import open_run
@@ -131,15 +132,18 @@ def test_modules_beside_the_network_are_refused_where_it_is_sharded(tmp_path, mo
         fit_task(tmp_path, max_train_steps=1)
 
 
+class Smooth(Consistency):
+    """Whose output is not one of the batch."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.model.layers[1] = torch.nn.SiLU()
+
+
 SHARED_RUN = """
 import sys
 import torch
-from test_tasks import Consistency, LoopConfig, ROWS, fit, make_accelerator, open_run
-
-class Smooth(Consistency):
-    def __init__(self, rows):
-        super().__init__(rows)
-        self.model.layers[1] = torch.nn.SiLU()  # whose output is not one of the batch
+from test_tasks import LoopConfig, ROWS, Smooth, fit, make_accelerator, open_run
 
 folder, processes, steps, resumed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
 options = {"lr_warmup_steps": 0, "learning_rate": 0.05, "ema_decay": 0.9, "checkpointing_steps": 2}
@@ -207,3 +211,67 @@ def test_what_is_not_finite_is_null_in_the_log(tmp_path):
 
     fit_task(tmp_path, Broken, max_train_steps=3, logging_steps=1)
     assert [line["loss"] is None for line in records(tmp_path)] == [False, True, False]
+
+
+class Convolution(Task):
+    """A convolution to 0, in a memory layout."""
+
+    layout = torch.contiguous_format
+
+    def __init__(self, rows):
+        torch.manual_seed(0)
+        super().__init__(torch.nn.Conv2d(3, 4, 3).to(memory_format=self.layout), rows)
+
+    def compute_loss(self, state, batch, draws):
+        return state.model(batch["x"]).square().mean(), {}
+
+
+class ChannelsLast(Convolution):
+    layout = torch.channels_last
+
+
+def test_a_run_goes_on_in_another_memory_layout(tmp_path, monkeypatch):
+    """As on a GPU, what was begun on a CPU."""
+    monkeypatch.setitem(globals(), "ROWS", [{"x": torch.randn(3, 5, 5)} for _ in range(8)])
+    _, whole, _ = fit_task(tmp_path / "whole", Convolution, max_train_steps=6)
+    for first, then in ((Convolution, ChannelsLast), (ChannelsLast, Convolution)):
+        folder = tmp_path / first.__name__
+        fit_task(folder, first, max_train_steps=3)
+        _, network, _ = fit_task(folder, then, max_train_steps=6, resume_from_checkpoint="latest")
+        assert network.weight.is_contiguous(memory_format=then.layout)
+        assert (network.weight - whole.weight).abs().max() < 1e-5 < (network.weight).abs().max()
+
+
+def test_an_overflow_of_half_precision_costs_its_step_alone(tmp_path, monkeypatch, capsys):
+    """Also at the end of the run, which goes on from there: as on a GPU, by PyTorch's scaler of the loss."""
+    original = loop.make_accelerator
+
+    def with_scaler(config):
+        accelerator = original(config)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        return accelerator
+
+    monkeypatch.setitem(globals(), "make_accelerator", with_scaler)
+
+    class Overflowing(Smooth):
+        def compute_loss(self, state, batch, draws):
+            loss, details = super().compute_loss(state, batch, draws)
+            return loss * (1e9 if state.progress["step"] == 2 else 1), details
+
+    options = {"checkpointing_steps": 1, "checkpoints_total_limit": 9, "logging_steps": 1}
+    _, network, facts = fit_task(tmp_path, Overflowing, max_train_steps=3, **options)
+    assert facts["steps"] == 3 and facts["final_loss"] < 1e12
+    assert "the last 1 steps were not finite and changed nothing" in capsys.readouterr().out
+    before, after = (tmp_path / "checkpoints" / f"step-{step:08d}" for step in (2, 3))
+    for name in ("model", "model_1", "ema"):
+        assert equal(*(load_file(folder / f"{name}.safetensors") for folder in (before, after)))
+    scales = [torch.load(folder / "scaler.pt", weights_only=True)["scale"] for folder in (before, after)]
+    assert scales == [256.0, 128.0]
+    _, resumed, facts = fit_task(tmp_path, Overflowing, max_train_steps=4, resume_from_checkpoint="latest", **options)
+    assert facts["steps"] == 4 and not equal(resumed.state_dict(), network.state_dict())
+
+
+def test_half_precision_is_refused_where_it_would_be_ignored(tmp_path):
+    with pytest.raises(ValueError, match="mixed_precision 'fp16' needs a GPU: use bf16 or no on a CPU"):
+        fit_task(tmp_path, mixed_precision="fp16", max_train_steps=1)

@@ -33,11 +33,12 @@ FIXED = {
     *("layers_per_block", "norm_num_groups", "sde_type", "prediction_type", "scheduler_kwargs", "time_density"),
     *("time_density_kwargs", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
     *("init_from", "init_revision", "freeze", "lora_rank", "lora_alpha", "lora_targets"),
-    *("max_caption_tokens", "caption_layers", "pooled_captions"),
+    *("max_caption_tokens", "caption_layers", "pooled_captions", "condition_from", "condition_channels"),
 }
 # where the data are: free as long as they are the same data
 PLACES = {
     *("dataset", "split", "image_column", "label_column", "num_classes", "caption_column"),
+    "condition_column",
     *("latents", "vae", "text_encoder", "pipeline"),
 }
 # free to change, but it is said
@@ -256,6 +257,7 @@ def load(folder, state, accelerator, averages, lr_scheduler):
         accelerator.scaler = None
     try:
         accelerator.load_state(folder)
+        lay_out(lr_scheduler.optimizer)
         averages.load(folder, state["ema"])
         lr_scheduler.load_state_dict(state["lr_scheduler"])
     except Exception as error:  # torch, accelerate and safetensors have their own
@@ -264,6 +266,19 @@ def load(folder, state, accelerator, averages, lr_scheduler):
     if any_process(problem, accelerator):
         return f"{folder!r} cannot be read: {problem or 'by another process'}"
     return None
+
+
+def lay_out(optimizer):
+    """Give an optimizer's moments the memory layout of their parameters: that in which they were saved, on another
+    device, may be another, and fused kernels take them for the same."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if (
+                isinstance(value, torch.Tensor)
+                and value.shape == parameter.shape
+                and value.stride() != parameter.stride()
+            ):
+                state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def follow_schedule(config, accelerator, lr_scheduler):

@@ -4,11 +4,12 @@ from dataclasses import asdict, dataclass, fields
 
 import torch
 
-from score_sde.pipelines.latents import encode_moments, normalize_latents
+from score_sde.pipelines.latents import encode_moments, normalize_latents, spatial_factor
 
 from .captions import CaptionEncoder, encoder_of_latents
 from .config import DataConfig, option
 from .data import ImageDataset, ImageStream, LatentDataset
+from .image_conditions import ImageCondition, condition_of_latents
 from .latents import fetch_latents, fingerprint, latent_shape, load_vae
 from .sources import on_hub
 
@@ -65,21 +66,23 @@ def normalize_by(vae, statistics, folder):
     if not min(statistics["std"]) > 0:
         raise ValueError(f"latents in {folder!r} are constant in a channel: standard deviations {statistics['std']}")
     vae.register_to_config(
-        latents_mean=statistics["mean"], latents_std=statistics["std"], scaling_factor=1.0, shift_factor=None
+        latents_mean=statistics["mean"], latents_std=statistics["std"], scaling_factor=1.0, shift_factor=0.0
     )
 
 
 class CleanData:
-    """The clean samples of a `CleanDataConfig`; with `captions`, a `CaptionConfig`, also what they are told in words.
+    """The clean samples of a `CleanDataConfig`; with `captions`, a `CaptionConfig`, also what they are told in words;
+    with `conditions`, an `ImageConditionConfig`, also the images that they are seen beside.
 
     Attributes: `dataset`, its rows; `vae`, None for pixels; `shape` (channels, height, width) of a sample;
     `num_classes` and `id2label`, None without labels; `captions`, a `CaptionEncoder`, None without captions, with the
-    `caption_column` that they are read from and `examples` of them; `told`, the keywords of a network's forward that
-    are conditions.
+    `caption_column` that they are read from and `examples` of them; `device`, where they are drawn; `condition`, an
+    `ImageCondition`, None without; `told`, the keywords of a network's forward that are conditions.
     """
 
-    def __init__(self, config, accelerator, captions=None):
-        self.random_flip, self.vae = config.random_flip, None
+    def __init__(self, config, accelerator, captions=None, conditions=None):
+        self.random_flip, self.device = config.random_flip, accelerator.device
+        self.vae = self.condition = None
         self.captions, self.caption_column, self.caption_facts, self.examples = None, None, {}, []
         if config.latents:
             with accelerator.main_process_first():
@@ -100,6 +103,11 @@ class CleanData:
                 normalize_by(self.vae, self.dataset.facts.get("statistics"), config.latents)
             self.vae.to(accelerator.device)
             self.shape = self.dataset.shape
+            beside = conditions and condition_of_latents(self.dataset.facts, conditions, config.latents)
+            if beside is not None:
+                size = [side * spatial_factor(self.vae) for side in self.shape[1:]]
+                images_of = (self.vae.config.in_channels, *size)
+                self.condition = ImageCondition(*beside, None, images_of, self.vae, self.shape[0])
         else:
             images, reader = ImageStream if config.streaming else ImageDataset, None
             if captions is not None and captions.reads_captions:
@@ -108,8 +116,9 @@ class CleanData:
                 )
                 self.caption_column = captions.caption_column
                 reader = self.captions.reader(self.caption_column, config.seed)
+            pairs = conditions and conditions.paired_column(config.image_channels)
             with accelerator.main_process_first():
-                self.dataset = images(config, crop_seed=config.crop_seed, captions=reader)
+                self.dataset = images(config, crop_seed=config.crop_seed, captions=reader, condition=pairs)
             if config.cache_images:
                 self.dataset.keep_images()
             if reader is not None:
@@ -118,11 +127,15 @@ class CleanData:
             if config.vae:
                 self.vae = load_vae(config.vae).to(accelerator.device)
                 self.shape = latent_shape(self.vae, self.shape)
+            if conditions is not None:
+                self.condition = conditions.make_condition(self.dataset.shape, self.vae, self.shape[0])
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
         self.told = [] if self.num_classes is None else ["class_labels"]
         if self.captions is not None:
             self.told += self.captions.names
             self.captions.text_encoder.to(accelerator.device)
+        if self.condition is not None:
+            self.told += self.condition.names
         accelerator.print(self.dataset.describe())
 
     def find_captions(self, latents, config):
@@ -147,7 +160,7 @@ class CleanData:
         found = self.dataset.fingerprint() | {"autoencoder": autoencoder}
         if self.captions is not None:
             found |= {"text_encoder": self.captions.fingerprint, "caption_settings": self.captions.settings}
-        return found
+        return found if self.condition is None else found | {"condition": self.condition.facts()}
 
     def facts(self, config):
         """What the rows are and where they are from, for the card: "rows", "class_counts" ({name: rows}),
@@ -161,25 +174,35 @@ class CleanData:
         facts = {key: source.get(key) for key in keys}
         unread = {field.name for field in fields(DataConfig)} - {"num_workers"} if config.latents else set()
         options = {name: value for name, value in asdict(config).items() if name not in unread}
-        captions = {} if self.captions is None else {"captions": self.caption_facts}
-        return self.dataset.row_facts() | facts | captions | {"config": options}
+        told = {} if self.captions is None else {"captions": self.caption_facts}
+        told |= {} if self.condition is None else {"condition": self.condition.facts()}
+        return self.dataset.row_facts() | facts | told | {"config": options}
 
     def conditions(self, batch, draws=None):
-        """What a network may be told of the samples of a batch, {keyword of its forward: tensor (B, ...)}; `draws`
-        choose among captions."""
+        """What a network may be told of the samples of a batch, mirrored where asked for, {keyword of its forward:
+        tensor (B, ...)}; `draws` choose among captions."""
         found = {} if self.num_classes is None else {"class_labels": batch["labels"]}
-        return found if self.captions is None else found | self.captions.conditions(batch, draws)
+        if self.captions is not None:
+            found |= self.captions.conditions(batch, draws)
+        return found if self.condition is None else found | self.condition.conditions(batch)
+
+    def mirrored(self, batch, draws):
+        """A batch of the dataset's rows with half of the images, or latents, and what they are seen beside mirrored,
+        where that is asked for."""
+        if not self.random_flip:
+            return batch
+        flipped, changed = draws.chance(0.5).reshape(-1, 1, 1, 1), {}
+        for name in ("images", "condition_images"):
+            if name in batch:
+                changed[name] = batch[name].flip(-1)
+        for name in ("mean", "std", "condition_mean"):
+            if name in batch:
+                changed[name] = batch[f"{name}_flipped"]
+        return batch | {name: torch.where(flipped, x, batch[name]) for name, x in changed.items()}
 
     def draw(self, batch, draws):
-        """Clean samples (B, *shape) of a batch of the dataset's rows: images, mirrored where asked for, or normalised
-        latents drawn from the autoencoder's posterior."""
-        if self.random_flip:
-            flipped = draws.chance(0.5).reshape(-1, 1, 1, 1)
-            if "mean" in batch:
-                mirrored = {name: batch[f"{name}_flipped"] for name in ("mean", "std")}
-            else:
-                mirrored = {"images": batch["images"].flip(-1)}
-            batch = batch | {name: torch.where(flipped, x, batch[name]) for name, x in mirrored.items()}
+        """Clean samples (B, *shape) of a batch: images, or normalised latents drawn from the autoencoder's
+        posterior."""
         if self.vae is None:
             return batch["images"]
         with torch.no_grad():

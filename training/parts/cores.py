@@ -1,9 +1,33 @@
-"""How many of the machine's cores are free for a CPU's threads."""
+"""How many of the machine's cores are free for a CPU's threads, and for processes that load data."""
 
+import math
 import os
 
 import psutil
 import torch
+
+
+# processes that load data for a GPU, at most
+MOST_WORKERS = 8
+
+
+def own_cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def loading_processes(config, accelerator, dataset):
+    """config.num_workers, or where that is None as many as suit: none on a CPU, which trains with all of its cores; for
+    a GPU one less than there are cores for it, at most `MOST_WORKERS`, and no more than shared memory has room for."""
+    if config.num_workers is not None:
+        return config.num_workers
+    if accelerator.device.type == "cpu":
+        return 0
+    cores = own_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # three batches of each, of float32: moments and their mirror images are the largest
+    size = 3 * config.batch_size * 4 * 4 * math.prod(getattr(dataset, "shape", ()))
+    shared = psutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else math.inf
+    return int(max(0, min(MOST_WORKERS, cores - 1, shared // size)))
 
 
 def warn_of_busy_cores(accelerator):
@@ -13,7 +37,7 @@ def warn_of_busy_cores(accelerator):
     threads = processes * torch.get_num_threads()
     if accelerator.device.type != "cpu" or not accelerator.is_local_main_process or threads == processes:
         return
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    own = own_cores()
     # what others use now, while this process waits; the share is that of all the machine's cores
     free = own * (1 - psutil.cpu_percent(interval=0.2) / 100)
     fitting = max(1, round(free) // processes)

@@ -11,6 +11,7 @@ import fsspec
 import huggingface_hub.constants
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import torch
 from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from score_sde.pipelines.images import to_mode
 from score_sde.pipelines.wording import few
 
+from .cores import loading_processes
 from .hashes import hash_of, hash_of_file
 from .samples import from_bytes
 from .sources import FORMATS, as_stream, nearest_path, open_split
@@ -28,6 +30,8 @@ from .sources import FORMATS, as_stream, nearest_path, open_split
 
 # a side of 1 pixel would be made as long as the resolution, and the other as many times longer
 MOST_PIXELS = 2**27
+# rows of which a look is taken at how the images are paired
+CHECKED_PAIRS = 64
 
 
 def field(values, column):
@@ -45,15 +49,18 @@ class ImageRows:
     the classes, None without labels or where only reading all of a stream could tell.
     """
 
-    def __init__(self, config, split, crop_seed, streaming, captions=None):
+    def __init__(self, config, split, crop_seed, streaming, captions=None, condition=None):
         self.name, self.split, self.crop_seed = config.dataset, split or config.split, crop_seed
         self.captions = captions
+        # (column, channels) of images that are paired with the images
+        self.condition_column, self.condition_channels = condition or (None, None)
         self.data, self.origin = open_split(self.name, self.split, streaming)
         self.image_column, self.label_column = config.image_column, config.label_column
         if os.path.isdir(self.name) and list(self.data.features) == ["image"] and self.label_column == "label":
             self.label_column = None  # there are no folders of classes
         caption_column = captions and captions.column
-        columns = ("image", self.image_column), ("label", self.label_column), ("caption", caption_column)
+        columns = [("image", self.image_column), ("label", self.label_column), ("caption", caption_column)]
+        columns += [("condition", self.condition_column)]
         for kind, column in columns:
             try:
                 _ = column and field(self.data.features, column)
@@ -85,8 +92,39 @@ class ImageRows:
             if found:
                 self.class_counts = {name: found.get(label, 0) for label, name in self.id2label.items()}
         self.data = self.data.cast_column(self.image_column, ImageFeature(decode=False))
+        if self.condition_column is not None:
+            self.open_conditions()
         if captions is not None:
             self.count_captions()
+
+    def open_conditions(self):
+        """Have a look at the condition images: that all rows have one, and at the sizes of the first ones. Raises
+        ValueError where they are not paired with the images."""
+        column, name = self.condition_column, self.name
+        try:
+            self.data = self.data.cast_column(column, ImageFeature(decode=False))
+        except Exception as error:  # datasets and pyarrow have their own
+            found = field(self.data.features, column)
+            raise ValueError(f"dataset {name!r}: condition column {column!r} must hold images, not {found}") from error
+        if isinstance(self.data, Dataset):
+            values = self.data.select_columns([column]).with_format("arrow")[:].column(column)
+            absent = [pyarrow.compute.is_null(pyarrow.compute.struct_field(values, each)) for each in ("bytes", "path")]
+            missing = np.flatnonzero(absent[0].to_numpy() & absent[1].to_numpy()).tolist()
+            if missing:
+                raise ValueError(
+                    f"dataset {name!r}: {len(missing):,} rows have no image in condition column {column!r} (rows "
+                    f"{few(map(str, missing))}): every image needs one"
+                )
+        pairs = self.data.select_columns([self.image_column, column])
+        for number, row in enumerate(itertools.islice(pairs, CHECKED_PAIRS)):
+            try:
+                sizes = [to_mode(self.open_image(row[each]), "L").size for each in (self.image_column, column)]
+            except Exception:
+                continue  # what cannot be decoded is said where it is read
+            try:
+                check_pair(*sizes)
+            except ValueError as error:
+                raise ValueError(f"dataset {name!r}: row {number} of condition column {column!r}: {error}") from error
 
     def count_captions(self):
         """Look at all captions, of a stream at the first ones."""
@@ -162,15 +200,30 @@ class ImageRows:
         return self.item_of(from_bytes(self.pixels(row, key)), row, key)
 
     def pixels(self, row, key):
-        """The image of a row, uint8 (channels, resolution, resolution). A random crop is a function of the seed and
-        `key`, integers."""
+        """The image of a row, uint8 (channels, resolution, resolution), its condition image behind it. A random crop is
+        a function of the seed and `key`, integers."""
         image = to_mode(self.open_image(row[self.image_column]), self.mode, self.background)
-        image = resize_and_crop(image, self.resolution, None if self.crop_seed is None else (self.crop_seed, *key))
+        pixels = self.pixels_of(image, key)
+        if self.condition_column is not None:
+            condition = self.open_image(row[self.condition_column])
+            condition = to_mode(condition, "L" if self.condition_channels == 1 else "RGB", self.background)
+            check_pair(image.size, condition.size)
+            # the same crop
+            pixels = torch.cat([pixels, self.pixels_of(condition, key, image.size)])
+        return pixels
+
+    def pixels_of(self, image, key, like=None):
+        """A PIL image, resized and cropped, as uint8 (channels, resolution, resolution); `like` as `resize_and_crop`
+        takes it."""
+        seed = None if self.crop_seed is None else (self.crop_seed, *key)
+        image = resize_and_crop(image, self.resolution, seed, like)
         return torch.from_numpy(np.array(image)).reshape(*self.shape[1:], -1).permute(2, 0, 1).contiguous()
 
-    def item_of(self, image, row, key):
-        """An image, and what a row says of it."""
-        item = {"images": image}
+    def item_of(self, pixels, row, key):
+        """An image with its condition image, and what a row says of it."""
+        item = {"images": pixels[: self.shape[0]]}
+        if self.condition_column is not None:
+            item["condition_images"] = pixels[self.shape[0] :]
         if self.label_column is not None:
             item["labels"] = field(row, self.label_column)
         if self.captions is not None:
@@ -183,6 +236,7 @@ class ImageRows:
         found = ", ".join(path for path in paths if path)
         return (
             f"{where} of dataset {self.name!r}, split {self.split!r}: the image in column {self.image_column!r}"
+            + (f", or its condition in {self.condition_column!r}," if self.condition_column else "")
             + (f" ({found})" if found else "")
             + f" cannot be decoded: {error}"
         )
@@ -221,8 +275,8 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
 
     knows_epochs = True
 
-    def __init__(self, config, split=None, crop_seed=None, captions=None):
-        super().__init__(config, split, crop_seed, streaming=False, captions=captions)
+    def __init__(self, config, split=None, crop_seed=None, captions=None, condition=None):
+        super().__init__(config, split, crop_seed, streaming=False, captions=captions, condition=condition)
         self.corrupt, self.kept = set(), None
 
     def __len__(self):
@@ -239,9 +293,10 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
 
     def keep_images(self):
         """Decode every image once and keep it in memory as uint8, which all processes of a data loader share."""
-        self.kept = torch.zeros((len(self), *self.shape), dtype=torch.uint8).share_memory_()
+        channels, size = self.shape[0] + (self.condition_channels or 0), self.shape[1:]
+        self.kept = torch.zeros((len(self), channels, *size), dtype=torch.uint8).share_memory_()
         self.is_kept = torch.zeros(len(self), dtype=torch.bool).share_memory_()
-        others = [name for name in self.data.column_names if name != self.image_column]
+        others = [name for name in self.data.column_names if name not in (self.image_column, self.condition_column)]
         self.beside = self.data.select_columns(others) if others else None
 
     def is_readable(self, row):
@@ -303,8 +358,8 @@ class ImageStream(ImageRows, torch.utils.data.IterableDataset):
     this process reads and where.
     """
 
-    def __init__(self, config, crop_seed=None, captions=None):
-        super().__init__(config, None, crop_seed, streaming=True, captions=captions)
+    def __init__(self, config, crop_seed=None, captions=None, condition=None):
+        super().__init__(config, None, crop_seed, streaming=True, captions=captions, condition=condition)
         self.seed, self.shuffle_buffer = config.seed, config.shuffle_buffer
         if isinstance(self.data, Dataset):  # a folder of images
             self.data = as_stream(self.data)
@@ -358,6 +413,18 @@ class ImageStream(ImageRows, torch.utils.data.IterableDataset):
                 )
 
 
+def check_pair(image, condition):
+    """Raise ValueError for a condition image whose proportions are not its image's, up to a rounding to whole pixels;
+    sizes (width, height)."""
+    (width, height), (own_width, own_height) = image, condition
+    allowed = max(width, height, own_width, own_height)
+    if abs(width * own_height - height * own_width) > allowed:
+        raise ValueError(
+            f"the condition image of {own_width} x {own_height} pixels is not paired with its image of {width} x "
+            f"{height}: it must have its size, or its proportions"
+        )
+
+
 def rows_of(data, numbers):
     """Rows of a dataset by their numbers, each as {column: value}; None has no columns."""
     if data is None:
@@ -366,12 +433,14 @@ def rows_of(data, numbers):
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def resize_and_crop(image, resolution, seed=None):
+def resize_and_crop(image, resolution, seed=None, like=None):
     """Resize the shorter side of a PIL image to `resolution` (Lanczos), then crop the centre square, or a random one
-    where a seed is given (integers). Raises ValueError for an image so long that it would be of too many pixels."""
-    scale = resolution / min(image.size)
-    if scale != 1:
-        size = [max(resolution, round(side * scale)) for side in image.size]
+    where a seed is given (integers). `like` is the size (width, height) of an image that it is paired with: it is
+    resized to what that one would be. Raises ValueError for an image so long that it would be of too many pixels."""
+    before = like or image.size
+    scale = resolution / min(before)
+    size = [max(resolution, round(side * scale)) for side in before]
+    if tuple(size) != image.size:
         if size[0] * size[1] > MOST_PIXELS:
             raise ValueError(
                 f"an image of {image.width} x {image.height} pixels would be resized to {size[0]} x {size[1]}: cut it"
@@ -567,8 +636,11 @@ def training_batches(dataset, config, accelerator, progress):
 
     Raises ValueError for a stream that was begun with other processes, workers or batches than now.
     """
-    rank, world_size, workers = accelerator.process_index, accelerator.num_processes, config.num_workers
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    workers = loading_processes(config, accelerator, dataset)
     if isinstance(dataset, torch.utils.data.IterableDataset):
+        if config.num_workers is None:  # what it was begun with on another machine
+            workers = progress.get("stream", {}).get("num_workers", workers)
         layout = {"processes": world_size, "num_workers": workers, "batch_size": config.batch_size}
         if progress.setdefault("stream", layout) != layout:
             raise ValueError(f"a stream goes on only as it was begun, with {progress['stream']}; now it is {layout}")

@@ -27,6 +27,7 @@ from itertools import chain
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     DistributedType,
     DynamoBackend,
     GradientAccumulationPlugin,
@@ -48,6 +49,7 @@ from .data import mix_seeds, training_batches
 from .flops import FlopCounter, measured_peak
 from .options import WORK_BEGUN
 from .plots import plot_runs
+from .precision import automatic_precision
 from .provenance import provenance, typed_command
 from .run_folder import surviving
 from .tasks import TrainingState
@@ -64,6 +66,8 @@ NOISE, TIMES, DROPOUT = 1, 2, 3
 
 
 def make_accelerator(config):
+    if config.mixed_precision == "auto":
+        config.mixed_precision = automatic_precision()
     accelerator = Accelerator(
         # several processes without a GPU: Accelerate would run them side by side, each alone, unless told
         cpu=not torch.accelerator.is_available(),
@@ -72,9 +76,13 @@ def make_accelerator(config):
         dynamo_backend="no",
         # as a number it would give way to the launcher's
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+        # `fit` decides whether buffers are shared, too
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         log_with=config.log_with.split(",") if config.log_with else None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision 'fp16' needs a GPU: use bf16 or no on a CPU")
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("fsdp_version 1 is not supported: set fsdp_version: 2 in the configuration of accelerate")
     if accelerator.state.deepspeed_plugin is not None:
@@ -88,9 +96,22 @@ def make_accelerator(config):
     config.compile = config.compile or TorchDynamoPlugin().backend != DynamoBackend.NO
     warn_of_busy_cores(accelerator)
     os.makedirs(config.output_dir, exist_ok=True)
-    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
+    choose_kernels(config, accelerator)
     torch.manual_seed(config.seed)
     return accelerator
+
+
+def choose_kernels(config, accelerator):
+    """Say how a device computes: with TF32 or without, and convolutions by the fastest of cuDNN's algorithms."""
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    if accelerator.device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = True  # all batches are of one shape, or of a few
+    major, _ = torch.cuda.get_device_capability(accelerator.device)
+    if config.mixed_precision == "no" and not config.allow_tf32 and major >= 7:
+        faster = "--mixed_precision bf16, or --allow_tf32 true," if major >= 8 else "--mixed_precision fp16"
+        accelerator.print(f"float32 leaves this GPU's tensor cores unused: {faster} is several times as fast")
 
 
 class Draws:
@@ -170,6 +191,8 @@ def fit(config, accelerator, run, task):
         if accelerator.is_main_process or task.evaluation_steps:
             whole = copy.deepcopy(model)
         prepare_to_shard(model, accelerator)
+    elif accelerator.device.type == "cuda" and accelerator.state.deepspeed_plugin is None and is_convolutional(model):
+        model.to(memory_format=torch.channels_last)  # as the tensor cores take it
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.compile:
@@ -192,6 +215,8 @@ def fit(config, accelerator, run, task):
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.max_train_steps,
     )
+    # what is no parameter but saved, such as a batch norm's statistics, is to be the same in all processes
+    accelerator.ddp_handler.broadcast_buffers = any(has_saved_buffers(each) for each in (model, *modules.values()))
     model, optimizer, *prepared = accelerator.prepare(model, optimizer, *modules.values())
     network, modules = accelerator.unwrap_model(model), dict(zip(modules, prepared, strict=True))
     averages = Averages(config, network, whole)
@@ -218,6 +243,7 @@ def fit(config, accelerator, run, task):
     peak = 1e12 * config.peak_tflops if config.peak_tflops else measured_peak(accelerator.device, dtype)
     state = TrainingState(counter.watching(model), network, modules, averages, progress)
     trained = [model, *modules.values()]
+    parameters = trained_parameters(*trained)
     started = time.monotonic() - progress["seconds"]
     window, stop = Window(), StopSignal(accelerator)
     run.closing.callback(stop.restore)
@@ -239,7 +265,7 @@ def fit(config, accelerator, run, task):
                 value, details = task.compute_loss(state, batch, draws)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
-                    norm = gathered(accelerator.clip_grad_norm_(trained_parameters(*trained), config.max_grad_norm))
+                    norm = gathered(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
                     norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
                     skipped = (~torch.isfinite(norm)).float()
                     if accelerator.scaler is None:
@@ -274,7 +300,7 @@ def fit(config, accelerator, run, task):
                 "mfu": speed * counter.flops / accelerator.num_processes / peak,
                 "waiting_for_data": waiting,
                 "images_seen": progress["images_seen"],
-            }
+            } | peak_memory(accelerator.device)
             if accelerator.is_main_process:
                 line = {name: value if math.isfinite(value) else None for name, value in values.items()}
                 run.write_line("log.jsonl", {"step": progress["step"]} | line)
@@ -339,6 +365,21 @@ def fit(config, accelerator, run, task):
     return averages.publish(), run_facts(config, accelerator, run, network, progress)
 
 
+def is_convolutional(model):
+    """Whether most of a network's weights are those of convolutions over images."""
+    sizes = [(parameter.numel(), parameter.ndim == 4) for parameter in model.parameters()]
+    return 2 * sum(size for size, of_images in sizes if of_images) > sum(size for size, _ in sizes)
+
+
+def has_saved_buffers(model):
+    return not model.state_dict().keys() <= dict(model.named_parameters(remove_duplicate=False)).keys()
+
+
+def peak_memory(device):
+    """{"peak_memory_gb": the most that tensors took of a GPU's memory up to now, in 10^9 bytes}, {} elsewhere."""
+    return {"peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9} if device.type == "cuda" else {}
+
+
 def seed_device(seed, accelerator):
     """`torch.manual_seed` for the CPU and this process's device alone, at a hundredth of its time."""
     torch.default_generator.manual_seed(seed)
@@ -381,6 +422,7 @@ def run_facts(config, accelerator, run, network, progress):
         "train_seconds": round(progress["seconds"], 1),
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
+        **peak_memory(accelerator.device),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "trained_parameters": sum(parameter.numel() for parameter in trained_parameters(network)),
         "config": asdict(config),

@@ -63,16 +63,17 @@ def check_conditions(model, conditions):
     unknown = [name for name in conditions if name not in parameters]
     if unknown:
         raise ValueError(
-            f"the data have {', '.join(unknown)}, which the forward of {type(model).__name__} doesn't take: pass "
-            f"--class_conditional false to train without"
+            f"the data have {', '.join(unknown)}, which the forward of {type(model).__name__} doesn't take: "
+            + ("pass --class_conditional false to train without" if unknown == ["class_labels"] else "train without")
         )
 
 
-def make_network(config, shape, num_classes, captions=None):
-    """The network of a `TrainConfig` for samples of this shape (channels, size, ...), with `captions`, arguments that
-    say how wide these are; a class from outside is told of these, sample_size, in_channels and num_classes what its
-    constructor takes. Raises ValueError for options that don't fit.
+def make_network(config, shape, num_classes, told=None):
+    """The network of a `TrainConfig` for samples of this shape (channels, size, ...), with `told`, arguments that say
+    how wide captions and condition images are; a class from outside is told of these, sample_size, in_channels and
+    num_classes what its constructor takes. Raises ValueError for options that don't fit.
     """
+    told = told or {}
     _, found = network_class(config.network)
     build = found
     if config.network_name:
@@ -83,23 +84,34 @@ def make_network(config, shape, num_classes, captions=None):
             return found.from_name(config.network_name, **kwargs)
 
     size = shape[1] if len(set(shape[1:])) == 1 else tuple(shape[1:])
-    from_data = {"sample_size": size, "in_channels": shape[0], "num_classes": num_classes} | (captions or {})
+    channels = shape[0] + told.get("condition_channels", 0)
+    from_data = {"sample_size": size, "in_channels": channels, "num_classes": num_classes} | told
     if config.vlb_weight > 0 or config.network_name:
         from_data["learn_sigma"] = config.vlb_weight > 0
     if config.network not in NETWORKS:
         taken = inspect.signature(found).parameters
+        if "condition_channels" in told and "condition_channels" not in taken:
+            raise ValueError(
+                f"network {config.network!r}: its constructor takes no condition_channels, those of in_channels that "
+                f"are a condition image's: train without, or let it take them"
+            )
         if issubclass(found, UNet2DModel):
             outputs = shape[0] * (2 if config.vlb_weight > 0 else 1)
             from_data |= {"out_channels": outputs, "num_class_embeds": num_classes}
         from_data = {name: value for name, value in from_data.items() if name in taken}
     options = mapping("network_kwargs", config.network_kwargs)
-    for name, width in (captions or {}).items():
+    for name, width in told.items():
         if options.get(name) not in (None, width):
             raise ValueError(
-                f"network_kwargs {name} {options[name]!r} contradicts the text encoder, which makes vectors of width "
-                f"{width}: give another text_encoder, or other caption_layers"
+                f"network_kwargs {name} {options[name]!r} contradicts "
+                + (
+                    f"the condition images, which have {width}: leave it out"
+                    if name == "condition_channels"
+                    else f"the text encoder, which makes vectors of width {width}: give another text_encoder, or other "
+                    f"caption_layers"
+                )
             )
-    options = {name: value for name, value in options.items() if value is not None or name not in (captions or {})}
+    options = {name: value for name, value in options.items() if value is not None or name not in told}
     try:
         return build(**(from_data | options))
     except (TypeError, RuntimeError) as error:  # of values of other types

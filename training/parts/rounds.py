@@ -3,6 +3,10 @@
 import torch
 from tqdm.auto import tqdm
 
+from score_sde.schedulers.paths import moved
+
+from .cores import loading_processes
+
 
 def rounds(count, batch_size, accelerator):
     """The numbers 0 to count - 1 shared by all processes, in rounds of a batch each: (the numbers of this process, how
@@ -24,10 +28,15 @@ def real_batches(data, count, config, accelerator, what=None):
     """(numbers of the rows, batch, size of the round) of the first images of a dataset, with a progress bar where it
     has a name."""
     parts = list(rounds(count, config.batch_size, accelerator))
-    loader = torch.utils.data.DataLoader(data, batch_sampler=[own for own, _ in parts], num_workers=config.num_workers)
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_sampler=[own for own, _ in parts],
+        num_workers=loading_processes(config, accelerator, data),
+        pin_memory=accelerator.device.type == "cuda",
+    )
     bar = tqdm(loader, desc=what, unit="batch", disable=what is None or not accelerator.is_main_process)
     for (own, size), batch in zip(parts, bar, strict=True):
-        yield own, {name: values.to(accelerator.device) for name, values in batch.items()}, size
+        yield own, {name: moved(values, accelerator.device) for name, values in batch.items()}, size
 
 
 class FeatureTable:

@@ -1,5 +1,6 @@
 """Generated images: drawn, read from where they were saved, written as 8 bits."""
 
+import math
 import os
 import zipfile
 import zlib
@@ -27,13 +28,14 @@ def quantized(images):
     return from_bytes(to_bytes(images))
 
 
-def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None, labels=None):
+def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None, labels=None, conditions=None):
     """(images (B, C, H, W) in [-1, 1], network evaluations), each from the seed of its number and, of these labels and
-    prompts, of those whose turn it is: see `labels_of`."""
+    prompts, of those whose turn it is: see `labels_of`; or of conditions, one for each number."""
     output = pipeline(
         batch_size=len(numbers),
-        class_labels=labels_of(numbers, pipeline, labels),
+        class_labels=labels_of(numbers, pipeline, labels) if conditions is None else None,
         prompt=in_turn(prompts, numbers),
+        conditions=conditions,
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
@@ -43,23 +45,32 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=N
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_grid(pipeline, config, path, seed=0, prompts=None, labels=None):
+def sample_grid(pipeline, config, path, seed=0, prompts=None, labels=None, conditions=None):
     """Draw samples as a `TrainConfig` says, these labels and prompts in turn as `draw` does, one seed per sample, and
-    write them as a PNG grid, with the prompts beneath; return the number of network evaluations."""
+    write them as a PNG grid, with the prompts beneath; or by conditions, one for each, right of the images that the
+    network sees beside them. Return the number of network evaluations."""
     count = config.sample_num_images
-    labels = labels_of(range(count), pipeline, labels)
+    if conditions is not None:
+        count = len(conditions["condition_sample"])
+    labels = labels_of(range(count), pipeline, labels) if conditions is None else None
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     output = pipeline(
         batch_size=count,
         class_labels=labels,
         prompt=in_turn(prompts, range(count)),
-        guidance_scale=1.0 if labels is None and prompts is None else config.sample_guidance_scale,
+        conditions=conditions,
+        guidance_scale=config.sample_guidance_scale if labels or prompts or conditions else 1.0,
         num_inference_steps=config.sample_num_inference_steps,
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
     )
-    words = {} if prompts is None else {"captions": in_turn(prompts, range(count))}
+    pictures, words = output.images, in_turn(prompts, range(count))
     columns = pipeline.num_classes if labels and not prompts else None
-    pipeline.kind.save_grid(output.images, path, columns=columns, **words)
+    if conditions is not None:
+        seen = pipeline.kind.output(pipeline.decode(conditions["condition_sample"].to(pipeline.device)))
+        pictures = [each for pair in zip(seen, pictures, strict=True) for each in pair]
+        words = words and [each for word in words for each in ("", word)]
+        columns = min(16, 2 * max(1, math.isqrt(len(pictures)) // 2))
+    pipeline.kind.save_grid(pictures, path, columns, **({} if words is None else {"captions": words}))
     return output.nfe
 
 

@@ -277,9 +277,11 @@ def _folders_of_splits(names):
 
 def _open_metadata(origin, metadata, streaming):
     rows = _load("imagefolder", [os.path.join(origin.root, name) for name in metadata], streaming)
-    if not streaming and "image" in rows.features:
-        paths = [value["path"] for value in rows.cast_column("image", ImageFeature(decode=False))["image"]]
-        named = {os.path.relpath(path, origin.root).replace(os.sep, "/") for path in paths}
+    # those of images, and of images that they are paired with
+    columns = [name for name, feature in rows.features.items() if isinstance(feature, ImageFeature)]
+    if not streaming and columns:
+        values = [value for name in columns for value in rows.cast_column(name, ImageFeature(decode=False))[name]]
+        named = {os.path.relpath(value["path"], origin.root).replace(os.sep, "/") for value in values if value}
         origin.leave_out("not in the metadata", set(origin.sizes) - set(metadata) - named)
     return rows
 

@@ -17,7 +17,7 @@ from diffusers import UNet2DModel
 from diffusers.loaders import PeftAdapterMixin
 
 from score_sde import ScoreSDEScheduler
-from score_sde.pipelines.conditions import number_of_classes
+from score_sde.pipelines.conditions import number_of_classes, sample_channels
 from score_sde.pipelines.latents import spatial_factor
 from score_sde.pipelines.wording import few, one_line
 from score_sde.pipelines.writing import whole_folder
@@ -36,7 +36,7 @@ ADOPTED = ("network", "network_kwargs", "sde_type", "prediction_type", "schedule
 # arguments of networks that may be other than they were: those that no weight hangs on
 FREE_OF_NETWORK = {"class_dropout_prob", "dropout", "attention_resolutions", "position_scaling"}
 # and those that the data decide
-FROM_DATA = {"sample_size", "in_channels", "out_channels", "num_classes", "num_class_embeds"}
+FROM_DATA = {"sample_size", "in_channels", "out_channels", "condition_channels", "num_classes", "num_class_embeds"}
 # arguments of the scheduler that say what the network was trained on; the others are of sampling
 TRAINED_ON = {
     *("num_train_timesteps", "variance_type", "t_min", "t_max", "beta_min", "beta_max", "sigma_min", "sigma_max"),
@@ -253,7 +253,7 @@ def sizes_of(start):
     config, vae = start.network.config, start.vae
     size = config.get("sample_size")
     sizes = {size} if isinstance(size, int) else set(size or ())
-    factor, channels = (1, config.in_channels) if vae is None else (spatial_factor(vae), vae.config.in_channels)
+    factor, channels = (1, sample_channels(config)) if vae is None else (spatial_factor(vae), vae.config.in_channels)
     found = {"resolution": sizes.pop() * factor} if len(sizes) == 1 else {}
     return found | ({"image_channels": channels} if channels in (1, 3) else {})
 
@@ -308,8 +308,9 @@ def transfer(source, network, kept):
 
     Args:
         source: the other, of the same class.
-        network: it may have other classes, or more channels, whose weights begin as zero; more channels of the output
-            are zero then. A sequence or a vector that it is told, too, goes through layers the last of which is zero.
+        network: it may have other classes, or more channels, of the samples or of a condition image, whose weights
+            begin as zero; more channels of the output are zero then. A sequence or a vector that it is told, too, goes
+            through layers the last of which is zero.
         kept: {its label: label of the source} of the classes that keep their rows. The others begin as no class
             (`class_of_none`), and so does a network without classes; of a source without classes, as zero.
 
@@ -324,9 +325,15 @@ def transfer(source, network, kept):
             f"begin with, or without, and give what it gave: "
             + ("pass --class_conditional false" if old_table is None else "train on data with classes")
         )
-    before, now = source.config.in_channels, network.config.in_channels
-    if now < before:
-        raise ValueError(f"the network takes {before} channels, the data have {now}: they may have more, not fewer")
+    before, now = (
+        {"channels": sample_channels(config), "channels of a condition image": config.get("condition_channels") or 0}
+        for config in (source.config, network.config)
+    )
+    for what in before:
+        if now[what] < before[what]:
+            raise ValueError(
+                f"the network takes {before[what]} {what}, the data have {now[what]}: they may have more, not fewer"
+            )
     added = new.keys() - old.keys() - {new_name}
     # tokens change what is attended to, whatever they say
     if missing := {name for name in added if tokens or not matches(name, CONDITIONS)}:
@@ -358,13 +365,17 @@ def widened(name, tensor, shape, before, now):
     if tensor.shape == shape:
         return tensor
     result, own = tensor.new_zeros(shape), tensor.shape
+    channels, more = sample_channels(before), sample_channels(now)
     if own[0] == shape[0] and own[2:] == shape[2:] and own[1] * now.in_channels == shape[1] * before.in_channels:
-        result[:, : own[1]] = tensor
+        parts, old = result.view(own[0], now.in_channels, -1), tensor.view(own[0], before.in_channels, -1)
+        parts[:, :channels] = old[:, :channels]
+        # those of a condition image follow
+        parts[:, more : more + before.in_channels - channels] = old[:, channels:]
         return result
-    outputs = now.out_channels // now.in_channels  # 2 with a learned variance
+    outputs = now.out_channels // more  # 2 with a learned variance
     if own[1:] == shape[1:] and own[0] * now.out_channels == shape[0] * before.out_channels:
-        parts = result.view(-1, outputs, now.in_channels, *shape[1:])
-        parts[:, :, : before.in_channels] = tensor.view(-1, outputs, before.in_channels, *own[1:])
+        parts = result.view(-1, outputs, more, *shape[1:])
+        parts[:, :, :channels] = tensor.view(-1, outputs, channels, *own[1:])
         return result
     raise ValueError(f"its {name} is of shape {tuple(own)}, the network's of {tuple(shape)}")
 

@@ -1,6 +1,7 @@
 """Figures of the averaged weights during training: the loss on held-out images, the Fréchet distance of samples."""
 
 from dataclasses import dataclass, fields
+from itertools import islice
 
 import torch
 
@@ -65,24 +66,40 @@ class RowDraws(Draws):
         return ((self.parts + self.uniform()) / self.count).clamp(2**-53, 1 - 2**-53)
 
 
+def first_conditions(task, dataset, numbers, seed):
+    """What a network is told of the first rows of a dataset, those of these numbers, in turn where they are fewer."""
+    device = task.data.device
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        items, rows = list(islice(dataset, len(numbers))), numbers
+    else:
+        rows = [number % len(dataset) for number in numbers]
+        items = [dataset[row] for row in rows]
+    batch = {name: values.to(device) for name, values in torch.utils.data.default_collate(items).items()}
+    return task.conditions_of(batch, RowDraws(seed, list(rows), max(rows) + 1, device))
+
+
 class Validation:
     """What a task of diffusion measures on the way. It opens all that it needs, so that what is missing is known at
     once.
 
     Args:
         task: with `data`, the `CleanData` that is trained on, `losses`(network, batch, draws) -> (B,),
-            `make_pipeline`(network) and `labels_drawn`, of `samples.draw`.
+            `conditions_of`(batch, draws), what the network is told, `make_pipeline`(network), and `labels_drawn`, of
+            `samples.draw`.
     """
 
     def __init__(self, config, accelerator, task):
         self.config, self.accelerator, self.task = config, accelerator, task
         reader = None if task.data.captions is None else task.data.captions.reader(task.data.caption_column)
-        self.held_out = ImageDataset(self.image_config(), split=config.evaluation_split, captions=reader)
+        condition = task.data.condition
+        pairs = condition and condition.column and (condition.column, condition.channels)
+        images = self.image_config()
+        self.held_out = ImageDataset(images, split=config.evaluation_split, captions=reader, condition=pairs)
         # of generated images
         self.prompts = reader and reader.examples
         self.count = min(config.evaluation_images, len(self.held_out))
         if config.evaluation_features:
-            self.features, self.of_real = self.measure_real(ImageDataset(self.image_config()))
+            self.features, self.of_real = self.measure_real(ImageDataset(images))
 
     def image_config(self):
         """How the images are read that are trained on, in latents or not."""
@@ -123,7 +140,10 @@ class Validation:
             pipeline.set_progress_bar_config(disable=True)
             for own, size in rounds(config.evaluation_images, config.batch_size, accelerator):
                 settings = config.seed, config.sample_guidance_scale, config.sample_num_inference_steps
-                images, _ = draw(pipeline, own, *settings, prompts=self.prompts, labels=self.task.labels_drawn)
+                told = {"prompts": self.prompts, "labels": self.task.labels_drawn}
+                if self.task.data.condition is not None:
+                    told = {"conditions": first_conditions(self.task, self.held_out, own, config.seed)}
+                images, _ = draw(pipeline, own, *settings, **told)
                 self.add_features(found, self.features, quantized(images), size)
             values["frechet_distance"] = frechet_distance(*found.result(), *self.of_real)
         return values

@@ -107,7 +107,8 @@ class NoiseConditionalClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
             raise ValueError(f"sample must be (B, {self.config.in_channels}, H, W); got {tuple(sample.shape)}")
         # in hundredths, which the sinusoids tell apart
-        embedding = get_timestep_embedding(100 * half_log_snr.float(), self.conv_in.out_channels)
+        half_log_snr = half_log_snr.to(sample.device, torch.float32)
+        embedding = get_timestep_embedding(100 * half_log_snr, self.conv_in.out_channels)
         embedding = self.time_embed(embedding.to(sample.dtype))
         x = self.conv_in(sample)
         for block in self.down_blocks:

@@ -6,6 +6,8 @@ a meaning; preconditioning, such as EDM's, belongs to the scheduler's prediction
 """
 
 import math
+import time
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from diffusers.models.embeddings import apply_rotary_emb, get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+from torch._subclasses import FakeTensor
 
 
 # Peebles & Xie 2023, Table 1: layers, hidden size, attention heads.
@@ -35,6 +38,8 @@ FREQUENCY_EMBEDDING_SIZE = 256
 NORM_EPS = 1e-6
 # what a table of positions may hold
 MAX_TOKENS = 2**20
+# tables of positions that a model keeps, beside that of its training size
+MAX_TABLES = 16
 
 
 def modulate(x, shift, scale):
@@ -43,48 +48,82 @@ def modulate(x, shift, scale):
     return torch.addcmul(shift.unsqueeze(1), normed, 1 + scale.unsqueeze(1))
 
 
-def position_angles(grid, trained_grid, scaling, frequencies_per_axis):
-    """Angles of sine-cosine and rotary positions, one tensor (T, frequencies_per_axis) for each axis, float64, with the
-    tokens in the order of the patches, row by row; frequencies 10000^(-i / frequencies_per_axis).
+def position_angles(grid, trained_grid, scaling, frequencies_per_axis, device=None):
+    """Angles of sine-cosine and rotary positions along each axis, (size, frequencies_per_axis), float64; frequencies
+    10000^(-i / frequencies_per_axis).
 
     Positions count patches. For another grid than the trained one they go on counting (extrapolate), or are spread over
     the extent that was trained (resize).
     """
-    frequencies = 10000.0 ** (-torch.arange(frequencies_per_axis, dtype=torch.float64) / frequencies_per_axis)
+    exponents = -torch.arange(frequencies_per_axis, dtype=torch.float64, device=device) / frequencies_per_axis
     axes = []
     for size, trained in zip(grid, trained_grid, strict=True):
-        place = torch.arange(size, dtype=torch.float64)
-        axes.append((place + 0.5) * trained / size - 0.5 if scaling == "resize" else place)
-    return [place.flatten().outer(frequencies) for place in torch.meshgrid(*axes, indexing="ij")]
+        place = torch.arange(size, dtype=torch.float64, device=device)
+        place = (place + 0.5) * trained / size - 0.5 if scaling == "resize" else place
+        axes.append(place.outer(10000.0**exponents))
+    return axes
 
 
-def sincos_position_embedding(grid, trained_grid, scaling, hidden_size):
+def on_grid(values, axis, grid):
+    """Values (size, n) along one axis for all tokens (T, n), in the order of the patches, row by row."""
+    shape = [1] * len(grid)
+    shape[axis] = grid[axis]
+    return values.reshape(*shape, -1).expand(*grid, -1).flatten(0, len(grid) - 1)
+
+
+def sincos_position_embedding(grid, trained_grid, scaling, hidden_size, device=None):
     """Fixed sine-cosine positions (T, hidden_size), float32, an equal share for each axis, the last axis first."""
-    angles = position_angles(grid, trained_grid, scaling, hidden_size // (2 * len(grid)))
-    return torch.cat([part for axis in reversed(angles) for part in (axis.sin(), axis.cos())], dim=1).float()
+    angles = position_angles(grid, trained_grid, scaling, hidden_size // (2 * len(grid)), device)
+    axes = [torch.cat([angle.sin(), angle.cos()], dim=1).float() for angle in angles]
+    return torch.cat([on_grid(axes[axis], axis, grid) for axis in reversed(range(len(grid)))], dim=1)
 
 
-def rotary_position_embedding(grid, trained_grid, scaling, head_size):
+def rotary_position_embedding(grid, trained_grid, scaling, head_size, device=None):
     """Cosines and sines (2, T, head_size), float32, that rotate queries and keys (Su et al. 2021), an equal share of
     the head for each axis."""
-    angles = position_angles(grid, trained_grid, scaling, head_size // (2 * len(grid)))
-    angles = torch.cat(angles, dim=1).repeat_interleave(2, dim=1)
-    return torch.stack([angles.cos(), angles.sin()]).float()
+    angles = position_angles(grid, trained_grid, scaling, head_size // (2 * len(grid)), device)
+    angles = [angle.repeat_interleave(2, dim=1) for angle in angles]
+    return torch.stack(
+        [
+            torch.cat([on_grid(function(angle).float(), axis, grid) for axis, angle in enumerate(angles)], dim=1)
+            for function in (torch.cos, torch.sin)
+        ]
+    )
+
+
+def convolved(tokens, weight, bias):
+    """`F.linear` of tokens (B, T, D), channels last already, by a 1x1 convolution."""
+    return F.conv2d(tokens.mT.unsqueeze(2), weight[:, :, None, None], bias).squeeze(2).mT
+
+
+@cache
+def convolution_pays(dtype):
+    """Whether this CPU convolves tokens clearly faster than it multiplies matrices: measured, once in a process, in a
+    few hundredths of a second."""
+    tokens, weight = torch.ones(4, 64, 384, dtype=dtype, device="cpu"), torch.ones(768, 384, dtype=dtype, device="cpu")
+    best = dict.fromkeys((F.linear, convolved), math.inf)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for _ in range(10):
+            for function in best:
+                start = time.perf_counter()
+                function(tokens, weight, None)
+                best[function] = min(best[function], time.perf_counter() - start)
+    return 1.2 * best[convolved] < best[F.linear]
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`; of float32 tokens on a CPU by oneDNN's 1x1 convolution, which uses all of the processor's vector
-    units where the matrix product of MKL doesn't (on AMD's it is up to twice as fast, and as fast on others). Compiled
-    it is a matrix product: a convolution would keep its neighbours from being fused with it."""
+    """`nn.Linear`; of float32 tokens on a CPU, where `convolution_pays`, by oneDNN's 1x1 convolution: it uses all of
+    the processor's vector units, which MKL's matrix product on AMD's doesn't. Compiled it is a matrix product: a
+    convolution would keep its neighbours from being fused with it."""
 
     def forward(self, tokens):
         on_cpu = tokens.device.type == "cpu" and tokens.dtype == torch.float32 and tokens.ndim == 3
         # sharded and quantised weights have classes of their own
         eager = type(self.weight) is nn.Parameter and not torch.compiler.is_compiling()
         if on_cpu and eager and HAS_ONEDNN:
-            # channels last already
-            out = F.conv2d(tokens.mT.unsqueeze(2), self.weight[:, :, None, None], self.bias)
-            return out.squeeze(2).mT
+            autocast = torch.is_autocast_enabled("cpu")
+            if convolution_pays(torch.get_autocast_dtype("cpu") if autocast else tokens.dtype):
+                return convolved(tokens, self.weight, self.bias)
         return super().forward(tokens)
 
 
@@ -257,7 +296,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         patch_size: side of a patch, a number or one for each axis; must divide `sample_size`. The axes are as many as
             there are numbers here or in `sample_size`, from 1 to 3 (a signal, an image, a video with its frames first),
             or 2 where both are one number.
-        in_channels: channels of the input.
+        in_channels: channels of the input, with those of the condition.
         hidden_size: width D of the tokens; a multiple of `num_attention_heads`, and of twice the number of axes.
         num_layers: number of transformer blocks.
         num_attention_heads: heads per block.
@@ -265,7 +304,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             null label.
         class_dropout_prob: probability, in [0, 1], that a training sample's conditions are replaced by those that stand
             for none; at 0 the model has none.
-        learn_sigma: predict a variance beside the mean: the output then has twice the channels of the input.
+        learn_sigma: predict a variance beside the mean: the output then has twice the channels of the sample.
         out_channels: channels of the output; derived from `learn_sigma` when None.
         mlp_ratio: hidden width of the MLP in units of `hidden_size`.
         conditioning: how time and label reach the blocks (section 3.2): adaln_zero, adaln, cross_attention (to a
@@ -284,6 +323,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             as the original has it, 1 as diffusers does.
         pooled_projection_dim: width of `pooled_projections`, one vector for each sample such as a text's mean, whose
             embedding is added to that of time (Esser et al. 2024); None for a model without.
+        condition_channels: channels of `condition_sample`, such as an image that the sample is made from, which the
+            network sees beside the sample: the last of in_channels; None for a model without.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -316,6 +357,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         position_scaling: str = "resize",
         frequency_shift: float = 0.0,
         pooled_projection_dim: int | None = None,
+        condition_channels: int | None = None,
     ):
         super().__init__()
         sizes = [size for size in (patch_size, sample_size) if isinstance(size, (tuple, list))]
@@ -342,6 +384,13 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             check_counts(cross_attention_dim=cross_attention_dim)
         if pooled_projection_dim is not None:
             check_counts(pooled_projection_dim=pooled_projection_dim)
+        if condition_channels is not None:
+            check_counts(condition_channels=condition_channels)
+            if condition_channels >= in_channels:
+                raise ValueError(
+                    f"condition_channels {condition_channels} are a part of in_channels {in_channels}, which must be "
+                    f"more: those of the sample, too"
+                )
         if hidden_size % num_attention_heads or hidden_size % (2 * dimensions):
             raise ValueError(
                 f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads} and of "
@@ -372,11 +421,12 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             raise ValueError(
                 f"frequency_shift {frequency_shift} must be at least 0 and below {FREQUENCY_EMBEDDING_SIZE // 2}"
             )
-        derived_channels = in_channels * (2 if learn_sigma else 1)
+        derived_channels = (in_channels - (condition_channels or 0)) * (2 if learn_sigma else 1)
         if out_channels not in (None, derived_channels):
             raise ValueError(
-                f"out_channels {out_channels} contradicts in_channels {in_channels} with learn_sigma={learn_sigma}: "
-                f"leave it out, or pass {derived_channels}"
+                f"out_channels {out_channels} contradicts in_channels {in_channels} with learn_sigma={learn_sigma}"
+                + (f" and condition_channels={condition_channels}" if condition_channels else "")
+                + f": leave it out, or pass {derived_channels}"
             )
         # stock pipelines read config.out_channels as a number
         self.register_to_config(out_channels=derived_channels)
@@ -384,6 +434,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         self.trained_grid = tuple(size // patch for size, patch in zip(sample, self.patch, strict=True))
         self.patch_embed = Linear(in_channels * math.prod(self.patch), hidden_size)
         self.register_buffer("positions", self.position_table(self.trained_grid), persistent=False)
+        # of other sizes: {(grid, device, dtype): table}
+        self.other_positions: dict[tuple, torch.Tensor] = {}
         self.time_embed = nn.Sequential(
             nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
@@ -477,21 +529,21 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
         Returns {argument: tensor of the same shape} for those that have it: class_labels, the null label;
         encoder_hidden_states and pooled_projections, zeros, whose embeddings are biases that are learned, and
-        encoder_attention_mask, one element. Nothing with a class_dropout_prob of 0, where training showed none of them.
+        encoder_attention_mask, one element; condition_sample, zeros. Nothing with a class_dropout_prob of 0, where
+        training showed none of them.
         """
         null = {}
         if self.config.class_dropout_prob > 0:
             if self.config.num_classes is not None and "class_labels" in conditions:
                 null["class_labels"] = torch.full_like(conditions["class_labels"], self.config.num_classes)
-            for name in ("encoder_hidden_states", "pooled_projections"):
+            for name in ("encoder_hidden_states", "pooled_projections", "condition_sample"):
                 if name in conditions:
                     null[name] = torch.zeros_like(conditions[name])
             if "encoder_attention_mask" in conditions:
                 # one element, however many a text had
-                first = torch.arange(conditions["encoder_attention_mask"].shape[1]) == 0
-                null["encoder_attention_mask"] = first.to(conditions["encoder_attention_mask"]).expand_as(
-                    conditions["encoder_attention_mask"]
-                )
+                mask = conditions["encoder_attention_mask"]
+                first = torch.arange(mask.shape[1], device=mask.device) == 0
+                null["encoder_attention_mask"] = first.to(mask.dtype).expand_as(mask)
         return null
 
     def forward(
@@ -503,11 +555,13 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         encoder_attention_mask=None,
         return_dict: bool = True,
         pooled_projections=None,
+        condition_sample=None,
     ):
         """Run the network.
 
         Args:
-            hidden_states: (B, in_channels, *size) with 1 to 3 axes, each a multiple of the patch.
+            hidden_states: (B, C, *size) with 1 to 3 axes, each a multiple of the patch; C is in_channels less
+                condition_channels.
             timestep: the number(s) that the scheduler's `timesteps` hold, whole or not; a scalar or (B,).
             class_labels: (B,) integers in [0, num_classes], `num_classes` being the null label; None means the null
                 label for every sample. Must be None for an unconditional model.
@@ -517,26 +571,30 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 None for all.
             return_dict: return a `Transformer2DModelOutput` instead of a tuple.
             pooled_projections: (B, pooled_projection_dim), for a model with pooled_projection_dim; None as above.
+            condition_sample: (B, condition_channels, *size), seen beside the sample, for a model with
+                condition_channels; None as above.
 
         Returns:
             `.sample` of shape (B, out_channels, *size).
 
-        Raises ValueError for an input of the wrong shape, for labels, a sequence or a vector that the model doesn't
+        Raises ValueError for an input of the wrong shape, for labels or another condition that the model doesn't
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
-        batch_size, size = hidden_states.shape[0], hidden_states.shape[2:]
         self.check_shape(hidden_states)
-        grid = tuple(side // patch for side, patch in zip(size, self.patch, strict=True))
-        time, label = self.embed_conditioning(timestep, class_labels, batch_size, hidden_states.dtype)  # (B, D) each
-        pooled = self.embed_pooled(pooled_projections, batch_size)  # (B, D)
+        hidden_states = self.with_condition(hidden_states, condition_sample)  # (B, in_channels, *size)
+        grid = tuple(side // patch for side, patch in zip(hidden_states.shape[2:], self.patch, strict=True))
+        if encoder_attention_mask is not None:
+            encoder_attention_mask = encoder_attention_mask.to(hidden_states.device, torch.bool)
+        time, label = self.embed_conditioning(timestep, class_labels, hidden_states)  # (B, D) each
+        pooled = self.embed_pooled(pooled_projections, hidden_states)  # (B, D)
         time = time if pooled is None else time + pooled
-        context = self.embed_context(encoder_hidden_states, encoder_attention_mask, batch_size)  # (B, S, D)
+        context = self.embed_context(encoder_hidden_states, encoder_attention_mask, hidden_states)  # (B, S, D)
 
         tokens = self.patch_embed(self.patchify(hidden_states))  # (B, T, D)
         if self.config.position_embedding == "sincos":
             tokens = tokens + self.embed_positions(grid).to(tokens.dtype)
         if self.adaln is not None:
-            mask = None if encoder_attention_mask is None else encoder_attention_mask.to(torch.bool)[:, None, None]
+            mask = None if encoder_attention_mask is None else encoder_attention_mask[:, None, None]
             tokens = self.run_modulated(tokens, time if label is None else time + label, grid, context, mask)
         else:
             condition = [part.unsqueeze(1) for part in (time, label) if part is not None]
@@ -548,14 +606,14 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         """The blocks of adaln_zero and adaln and the last norm: (B, T, D), (B, D), a context (B, S, D) with its mask
         (B, 1, 1, S) -> (B, T, D)."""
         modulation = self.adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
-        of_blocks, (shift, scale) = modulation[:, :-2], modulation[:, -2:].unbind(1)
+        # the gradient of a split is one concatenation; that of slices would sum as many whole matrices
         vectors = CONDITIONINGS[self.config.conditioning]
+        *of_blocks, of_output = modulation.split([vectors] * (modulation.shape[1] // vectors) + [2], dim=1)
+        shift, scale = of_output.unbind(1)
         rotary = self.rotary_positions(grid)
         for index, block in enumerate(self.blocks):
-            if self.block_offsets is not None:
-                own = of_blocks + self.block_offsets[index]
-            else:
-                own = of_blocks[:, vectors * index : vectors * (index + 1)]
+            shared = self.block_offsets is not None
+            own = of_blocks[0] + self.block_offsets[index] if shared else of_blocks[index]
             tokens = self.run(block, tokens, own, rotary, context, mask)
         return modulate(tokens, shift, scale)
 
@@ -564,7 +622,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         (B, 1, D) each."""
         sequence = torch.cat([*condition, *([] if context is None else [context])], dim=1)  # (B, S, D)
         if mask is not None:
-            mask = F.pad(mask.to(torch.bool), (len(condition), 0), value=True)
+            mask = F.pad(mask, (len(condition), 0), value=True)
         if self.config.conditioning == "cross_attention":
             mask = mask if mask is None else mask[:, None, None]
             rotary = self.rotary_positions(grid)
@@ -587,8 +645,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         return block(*inputs)
 
     def check_shape(self, hidden_states):
-        """Raise ValueError unless this is (B, in_channels, *size) with axes that the patches divide."""
-        channels, size = self.config.in_channels, tuple(hidden_states.shape[2:])
+        """Raise ValueError unless this is a sample (B, C, *size) with axes that the patches divide."""
+        channels = self.config.in_channels - (self.config.condition_channels or 0)
+        size = tuple(hidden_states.shape[2:])
         fits = len(size) == len(self.patch) and all(side % p == 0 for side, p in zip(size, self.patch, strict=True))
         if not fits or hidden_states.shape[1] != channels:
             raise ValueError(
@@ -596,17 +655,52 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 f"with {len(self.patch)} axes that are multiples of {self.patch}"
             )
 
-    def position_table(self, grid):
+    def with_condition(self, hidden_states, condition_sample):
+        """A sample (B, C, *size) with the channels that it is seen beside behind it, (B, in_channels, *size). Raises
+        ValueError for those that don't fit."""
+        channels = self.config.condition_channels
+        if channels is None:
+            if condition_sample is not None:
+                raise ValueError("condition_sample was given to a model without condition_channels")
+            return hidden_states
+        wanted = (len(hidden_states), channels, *hidden_states.shape[2:])
+        if condition_sample is None:
+            if self.config.class_dropout_prob == 0:
+                raise ValueError(f"condition_sample is missing: this model needs {wanted}")
+            condition_sample = hidden_states.new_zeros(wanted)
+        if tuple(condition_sample.shape) != wanted:
+            raise ValueError(f"condition_sample has shape {tuple(condition_sample.shape)}; this model takes {wanted}")
+        return torch.cat([hidden_states, condition_sample.to(hidden_states)], dim=1)
+
+    def position_table(self, grid, device=None):
         """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads)."""
         config = self.config
-        if config.position_embedding == "sincos":
-            return sincos_position_embedding(grid, self.trained_grid, config.position_scaling, config.hidden_size)
-        head_size = config.hidden_size // config.num_attention_heads
-        return rotary_position_embedding(grid, self.trained_grid, config.position_scaling, head_size)
+        build, width = sincos_position_embedding, config.hidden_size
+        if config.position_embedding == "rotary":
+            build, width = rotary_position_embedding, config.hidden_size // config.num_attention_heads
+        return build(grid, self.trained_grid, config.position_scaling, width, device)
 
     def embed_positions(self, grid):
-        """`position_table` on the model's device and in its dtype."""
-        return self.positions if grid == self.trained_grid else self.position_table(grid).to(self.positions)
+        """`position_table` on the model's device and in its dtype, worked out once for every grid; in a compiled model
+        as a part of its graph, where it is small."""
+        if grid == self.trained_grid:
+            return self.positions
+        if torch.compiler.is_compiling():
+            # Apple's GPUs have no float64
+            device = None if self.positions.device.type == "mps" else self.positions.device
+            return self.position_table(grid, device).to(self.positions)
+        key = (grid, self.positions.device, self.positions.dtype)
+        table = self.other_positions.get(key)
+        # FakeTensors have no values to keep
+        if table is None or isinstance(self.positions, FakeTensor):
+            # that training can use, too
+            with torch.inference_mode(False):
+                table = self.position_table(grid).to(self.positions)
+            if not isinstance(table, FakeTensor):
+                for oldest in list(self.other_positions)[: 1 - MAX_TABLES]:
+                    self.other_positions.pop(oldest, None)
+                self.other_positions[key] = table
+        return table
 
     def rotary_positions(self, grid, num_extra_tokens=0):
         """(cosines, sines) for a grid of patches and for further tokens, which aren't rotated; None without rotary
@@ -614,11 +708,13 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         if self.config.position_embedding != "rotary":
             return None
         cosines, sines = self.embed_positions(grid)
+        if num_extra_tokens == 0:
+            return cosines, sines
         return F.pad(cosines, (0, 0, 0, num_extra_tokens), value=1), F.pad(sines, (0, 0, 0, num_extra_tokens))
 
-    def embed_conditioning(self, timestep, class_labels, batch_size, dtype):
+    def embed_conditioning(self, timestep, class_labels, hidden_states):
         """The embeddings of time and label, (B, D) each; None for the label of an unconditional model."""
-        device = self.proj_out.weight.device
+        batch_size, device = len(hidden_states), hidden_states.device
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=device).expand(batch_size)
         # cosines first
         frequencies = get_timestep_embedding(
@@ -627,7 +723,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             flip_sin_to_cos=True,
             downscale_freq_shift=self.config.frequency_shift,
         )
-        embedding = self.time_embed(frequencies.to(dtype))
+        embedding = self.time_embed(frequencies.to(hidden_states.dtype))
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")
@@ -637,9 +733,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             class_labels = torch.full((batch_size,), self.config.num_classes, device=device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
-        return embedding, self.class_embed(class_labels)
+        return embedding, self.class_embed(class_labels.to(device))
 
-    def embed_context(self, encoder_hidden_states, mask, batch_size):
+    def embed_context(self, encoder_hidden_states, mask, hidden_states):
         """The tokens (B, S, D) of a sequence; None for a model without. Raises ValueError for one that doesn't fit."""
         width = self.config.cross_attention_dim
         if encoder_hidden_states is None:
@@ -649,28 +745,28 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 return None
             if self.config.class_dropout_prob == 0:
                 raise ValueError(f"encoder_hidden_states is missing: this model needs (batch, sequence, {width})")
-            encoder_hidden_states = self.context_embed.weight.new_zeros(batch_size, 1, width)
+            encoder_hidden_states = hidden_states.new_zeros(len(hidden_states), 1, width)
         elif width is None:
             raise ValueError("encoder_hidden_states were given to a model without cross_attention_dim")
-        shape = tuple(encoder_hidden_states.shape)
+        batch_size, shape = len(hidden_states), tuple(encoder_hidden_states.shape)
         if len(shape) != 3 or shape[0] != batch_size or shape[2] != width:
             raise ValueError(
                 f"encoder_hidden_states has shape {shape}; this model takes ({batch_size}, sequence, {width})"
             )
         if mask is not None and tuple(mask.shape) != shape[:2]:
             raise ValueError(f"encoder_attention_mask has shape {tuple(mask.shape)}; the sequence needs {shape[:2]}")
-        return self.context_embed(encoder_hidden_states)
+        return self.context_embed(encoder_hidden_states.to(hidden_states.device))
 
-    def embed_pooled(self, pooled_projections, batch_size):
+    def embed_pooled(self, pooled_projections, hidden_states):
         """The embedding (B, D) of one vector for each sample; None for a model without. Raises ValueError for vectors
         that don't fit."""
-        width = self.config.pooled_projection_dim
+        width, batch_size = self.config.pooled_projection_dim, len(hidden_states)
         if pooled_projections is None:
             if width is None:
                 return None
             if self.config.class_dropout_prob == 0:
                 raise ValueError(f"pooled_projections is missing: this model needs (batch, {width})")
-            pooled_projections = self.proj_out.weight.new_zeros(batch_size, width)
+            pooled_projections = hidden_states.new_zeros(batch_size, width)
         elif width is None:
             raise ValueError("pooled_projections were given to a model without pooled_projection_dim")
         if tuple(pooled_projections.shape) != (batch_size, width):
@@ -678,7 +774,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 f"pooled_projections has shape {tuple(pooled_projections.shape)}; this model takes "
                 f"({batch_size}, {width})"
             )
-        return self.pooled_embed(pooled_projections)
+        return self.pooled_embed(pooled_projections.to(hidden_states.device))
 
     def patchify(self, x):
         """(B, C, *size) -> (B, T, C * patch), the patches row by row."""

@@ -269,8 +269,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
 
     Args:
         sample_size: height and width of the training images; the network itself takes other sizes too.
-        in_channels: channels of the input.
-        out_channels: channels of the output; those of the input, or twice as many with `learn_sigma`, when None.
+        in_channels: channels of the input, with those of the condition.
+        out_channels: channels of the output; those of the sample, or twice as many with `learn_sigma`, when None.
         block_out_channels: channels at each resolution, multiples of 4; each but the first halves height and width.
         layers_per_block: residual blocks at each resolution on the way down, one more on the way up.
         attention_resolutions: heights (at `sample_size`) of the feature maps that have self-attention.
@@ -295,13 +295,15 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             "input_skip" (Song et al. 2021, appendix H).
         progressive_combine: whether "input_skip" adds the image to the features ("sum") or concatenates it ("cat").
         progressive_output: "output_skip" sums images of every resolution on the way up; "none" makes one of the last.
-        learn_sigma: predict a variance beside the mean: the output then has twice the channels of the input.
+        learn_sigma: predict a variance beside the mean: the output then has twice the channels of the sample.
         scale_by_sigma: divide the output by the timestep, a noise level. It is here only because the published VE
             models were trained so; otherwise preconditioning belongs to the scheduler's prediction types.
         cross_attention_dim: width of `encoder_hidden_states`, a sequence such as an encoded text, to which every
             self-attention is followed by a cross-attention; None for a model without.
         pooled_projection_dim: width of `pooled_projections`, one vector for each sample such as a text's mean, whose
             embedding is added to that of time; None for a model without.
+        condition_channels: channels of `condition_sample`, such as an image that the sample is made from, which the
+            network sees beside the sample: the last of in_channels; None for a model without.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -340,6 +342,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         scale_by_sigma: bool = False,
         cross_attention_dim: int | None = None,
         pooled_projection_dim: int | None = None,
+        condition_channels: int | None = None,
     ):
         super().__init__()
         for name, value, choices in (
@@ -370,6 +373,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             "attention_head_dim": attention_head_dim,
             "cross_attention_dim": cross_attention_dim,
             "pooled_projection_dim": pooled_projection_dim,
+            "condition_channels": condition_channels,
         }
         check_counts(**{name: value for name, value in optional.items() if value is not None})
         if model_channels % 4:
@@ -407,13 +411,20 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             )
         if not 0 <= class_dropout_prob <= 1:
             raise ValueError(f"class_dropout_prob {class_dropout_prob} must lie in [0, 1]")
-        if learn_sigma and out_channels not in (None, 2 * in_channels):
+        sample_channels = in_channels - (condition_channels or 0)
+        if sample_channels < 1:
             raise ValueError(
-                f"out_channels {out_channels} contradicts in_channels {in_channels} with learn_sigma=True: leave it "
-                f"None or {2 * in_channels}"
+                f"condition_channels {condition_channels} are a part of in_channels {in_channels}, which must be more: "
+                f"those of the sample, too"
+            )
+        if learn_sigma and out_channels not in (None, 2 * sample_channels):
+            raise ValueError(
+                f"out_channels {out_channels} contradicts in_channels {in_channels} with learn_sigma=True"
+                + (f" and condition_channels={condition_channels}" if condition_channels else "")
+                + f": leave it None or {2 * sample_channels}"
             )
         if out_channels is None:
-            out_channels = in_channels * (2 if learn_sigma else 1)
+            out_channels = sample_channels * (2 if learn_sigma else 1)
         self.register_to_config(out_channels=out_channels, model_channels=model_channels)
 
         style = ARCHITECTURES[architecture]
@@ -537,21 +548,21 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
 
         Returns {argument: tensor of the same shape} for those that have it: class_labels, the null label;
         encoder_hidden_states and pooled_projections, zeros, of which the network learns biases, and
-        encoder_attention_mask, one element. Nothing with a class_dropout_prob of 0, where training showed none of them.
+        encoder_attention_mask, one element; condition_sample, zeros. Nothing with a class_dropout_prob of 0, where
+        training showed none of them.
         """
         null = {}
         if self.config.class_dropout_prob > 0:
             if self.config.num_classes is not None and "class_labels" in conditions:
                 null["class_labels"] = torch.full_like(conditions["class_labels"], self.config.num_classes)
-            for name in ("encoder_hidden_states", "pooled_projections"):
+            for name in ("encoder_hidden_states", "pooled_projections", "condition_sample"):
                 if name in conditions:
                     null[name] = torch.zeros_like(conditions[name])
             if "encoder_attention_mask" in conditions:
                 # one element, however many a text had
-                first = torch.arange(conditions["encoder_attention_mask"].shape[1]) == 0
-                null["encoder_attention_mask"] = first.to(conditions["encoder_attention_mask"]).expand_as(
-                    conditions["encoder_attention_mask"]
-                )
+                mask = conditions["encoder_attention_mask"]
+                first = torch.arange(mask.shape[1], device=mask.device) == 0
+                null["encoder_attention_mask"] = first.to(mask.dtype).expand_as(mask)
         return null
 
     def forward(
@@ -563,11 +574,13 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         encoder_hidden_states=None,
         encoder_attention_mask=None,
         pooled_projections=None,
+        condition_sample=None,
     ):
         """Run the network.
 
         Args:
-            sample: (B, in_channels, H, W); H and W are multiples of 2^(number of resolutions - 1).
+            sample: (B, C, H, W); C is in_channels less condition_channels, H and W are multiples of 2^(number of
+                resolutions - 1).
             timestep: the number(s) that the scheduler's `timesteps` hold; a scalar or (B,). Noise levels, positive,
                 with `time_embedding_type="fourier"`.
             class_labels: (B,) integers in [0, num_classes], `num_classes` being the null label; None means the null
@@ -578,15 +591,17 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             encoder_attention_mask: (B, S), True or 1 where an element of the sequence counts, at least one of each;
                 None for all.
             pooled_projections: (B, pooled_projection_dim), for a model with pooled_projection_dim; None as above.
+            condition_sample: (B, condition_channels, H, W), seen beside the sample, for a model with
+                condition_channels; None as above.
 
         Returns:
             `.sample` of shape (B, out_channels, H, W).
 
-        Raises ValueError for an input of the wrong shape, for labels, a sequence or a vector that the model doesn't
+        Raises ValueError for an input of the wrong shape, for labels or another condition that the model doesn't
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         factor = 2 ** (len(self.config.block_out_channels) - 1)
-        channels = self.config.in_channels
+        channels = self.config.in_channels - (self.config.condition_channels or 0)
         if sample.ndim != 4 or sample.shape[1] != channels or sample.shape[2] % factor or sample.shape[3] % factor:
             raise ValueError(
                 f"sample has shape {tuple(sample.shape)}; this model takes (batch, {channels}, height, width) with "
@@ -598,12 +613,15 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                 f"timestep has shape {tuple(timestep.shape)}; it must be a number or have shape ({sample.shape[0]},)"
             )
         timestep = timestep.expand(sample.shape[0])
-        time = self.embed_conditioning(timestep, class_labels, sample.dtype)  # (B, 4 model_channels)
-        pooled = self.given_or_none("pooled_projections", pooled_projections, (len(sample),), "pooled_projection_dim")
+        time = self.embed_conditioning(timestep, class_labels, sample)  # (B, 4 model_channels)
+        pooled = self.given_or_none(
+            "pooled_projections", pooled_projections, (len(sample),), "pooled_projection_dim", sample
+        )
         if self.pooled_embed is not None:
             time = time + self.pooled_embed(pooled)
-        context, mask = self.context_and_mask(encoder_hidden_states, encoder_attention_mask, len(sample))
+        context, mask = self.context_and_mask(encoder_hidden_states, encoder_attention_mask, sample)
 
+        sample = self.with_condition(sample, condition_sample)  # (B, in_channels, H, W)
         hidden = self.conv_in(sample)  # (B, C_0, H, W)
         skips, pyramid = [hidden], sample
         for level in self.down_blocks:
@@ -650,12 +668,29 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             hidden = self.run(attention, hidden)
         return hidden if crossing is None else self.run(crossing, hidden, context, mask)
 
-    def given_or_none(self, name, value, shape, width_name):
-        """A condition (*shape, width), or zeros for one that isn't given; None for a model without. `shape` may have
-        None for any length. Raises ValueError for one that doesn't fit."""
+    def with_condition(self, sample, condition_sample):
+        """A sample (B, C, H, W) with the channels that it is seen beside behind it, (B, in_channels, H, W). Raises
+        ValueError for those that don't fit."""
+        channels = self.config.condition_channels
+        if channels is None:
+            if condition_sample is not None:
+                raise ValueError("condition_sample was given to a model without condition_channels")
+            return sample
+        wanted = (len(sample), channels, *sample.shape[2:])
+        if condition_sample is None:
+            if self.config.class_dropout_prob == 0:
+                raise ValueError(f"condition_sample is missing: this model needs {wanted}")
+            condition_sample = sample.new_zeros(wanted)
+        if tuple(condition_sample.shape) != wanted:
+            raise ValueError(f"condition_sample has shape {tuple(condition_sample.shape)}; this model takes {wanted}")
+        return torch.cat([sample, condition_sample.to(sample)], dim=1)
+
+    def given_or_none(self, name, value, shape, width_name, sample):
+        """A condition (*shape, width) on the sample's device, or zeros for one that isn't given; None for a model
+        without. `shape` may have None for any length. Raises ValueError for one that doesn't fit."""
         width = self.config[width_name]
         if value is None and width is not None and self.config.class_dropout_prob > 0:
-            return self.conv_in.weight.new_zeros([1 if side is None else side for side in shape] + [width])
+            return sample.new_zeros([1 if side is None else side for side in shape] + [width])
         if (value is None) != (width is None):
             raise ValueError(
                 f"{name} were given to a model without {width_name}"
@@ -667,15 +702,15 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             if not fits or any(side not in (None, own) for side, own in zip(shape, value.shape, strict=False)):
                 wanted = ", ".join("sequence" if side is None else str(side) for side in shape)
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; this model takes ({wanted}, {width})")
-        return value
+        return value if value is None else value.to(sample.device)
 
-    def context_and_mask(self, encoder_hidden_states, mask, batch_size):
+    def context_and_mask(self, encoder_hidden_states, mask, sample):
         """The sequence (B, S, cross_attention_dim) and which of it counts (B, 1, 1, S), each None where there is none.
         Raises ValueError for those that don't fit."""
         if mask is not None and encoder_hidden_states is None:
             raise ValueError("encoder_attention_mask was given without encoder_hidden_states")
         context = self.given_or_none(
-            "encoder_hidden_states", encoder_hidden_states, (batch_size, None), "cross_attention_dim"
+            "encoder_hidden_states", encoder_hidden_states, (len(sample), None), "cross_attention_dim", sample
         )
         if mask is None:
             return context, None
@@ -683,9 +718,9 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             raise ValueError(
                 f"encoder_attention_mask has shape {tuple(mask.shape)}; the sequence needs {tuple(context.shape[:2])}"
             )
-        return context, mask.to(torch.bool)[:, None, None]
+        return context, mask.to(sample.device, torch.bool)[:, None, None]
 
-    def embed_conditioning(self, timestep, class_labels, dtype):
+    def embed_conditioning(self, timestep, class_labels, sample):
         """Sum of the embeddings of time (B,) and label (B,), (B, 4 model_channels)."""
         if self.fourier is not None:
             features = self.fourier(timestep.float())
@@ -697,7 +732,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                 flip_sin_to_cos=style.cosines_first,
                 downscale_freq_shift=style.frequency_shift,
             )
-        embedding = self.time_embed(features.to(dtype))
+        embedding = self.time_embed(features.to(sample.dtype))
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")
@@ -708,4 +743,4 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             class_labels = torch.full((batch_size,), self.config.num_classes, device=timestep.device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
-        return embedding + self.class_embed(class_labels)
+        return embedding + self.class_embed(class_labels.to(sample.device))

@@ -15,6 +15,7 @@ from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
 from ..pipelines.bundle_files import read_config, read_index
 from ..pipelines.bundling import FORMAT, NETWORK_ROLES, any_component
+from ..pipelines.image_conditions import Measurement
 from ..pipelines.latents import AUTOENCODERS
 from ..pipelines.prompts import check_prompt_settings
 from ..pipelines.wording import quoted, shortened
@@ -132,6 +133,8 @@ def check_components(folder, index, pipeline_class, variant, given, outside=None
     check_labels(arguments.get("id2label"), path)
     with naming(path):
         check_prompt_settings(arguments.get("prompt_settings") or {})
+        if arguments.get("condition_from") is not None:
+            Measurement(arguments["condition_from"])
     for name, part in parts.items():
         needed = part.default is part.empty and name in ROLES and name not in pipeline_class._optional_components
         if needed and name not in classes and name not in given:

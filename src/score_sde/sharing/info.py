@@ -32,6 +32,7 @@ def describe(folder_or_repo, **download):
         sampler: {argument: value} of the scheduler's other arguments that are not the defaults.
         components: {name: {"class", "arguments" that are not the defaults, "parameters", a number}}.
         classes: their names.
+        condition_from: what the image that the network sees beside the sample is of the one to be made.
         training: what training.json holds.
         metrics: measurements, as metrics.json holds them.
         code: {path: verdict} of the code that it carries, see `verify`.
@@ -62,6 +63,8 @@ def describe(folder_or_repo, **download):
         facts["components"][name] |= {"parameters": parameters} if parameters else {}
     labels = index.get("id2label") or {}
     facts["classes"] = [labels[number] for number in sorted(labels, key=int)]
+    if index.get("condition_from"):
+        facts["condition_from"] = index["condition_from"]
     facts["training"] = read_facts(folder)
     facts["metrics"] = read_json(os.path.join(folder, "metrics.json")) or []
     facts["code"] = verify(folder)
@@ -120,6 +123,8 @@ def as_text(facts):
         rows.append((name, ", ".join([each["class"], count, *listed(each["arguments"]).split(", ")]).rstrip(", ")))
     if facts["classes"]:
         rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
+    if "condition_from" in facts:
+        rows.append(("condition_from", facts["condition_from"]))
     rows += training_rows(facts["training"])
     settings = ("n", "split", "nfe", "sampler", "guidance_scale", "dataset")
     for each in facts["metrics"]:

@@ -64,6 +64,7 @@ def training_rows(training, kind="image", unit="px"):
         (f"{kind}s seen", training.get("images_seen"), "{:,}"),
         ("conditions", ", ".join(training.get("conditions") or []) or None, "{}"),
         *caption_rows(training.get("captions") or {}),
+        ("image that it sees beside the sample", condition_in_words(training.get("condition") or {}), "{}"),
         ("final training loss", training.get("final_loss"), "{:.4f}"),
         ("time", training.get("train_seconds"), "{} s"),
         ("processes", training.get("processes"), "{}"),
@@ -80,6 +81,13 @@ def training_rows(training, kind="image", unit="px"):
         ("diffusers", training.get("diffusers"), "{}"),
     ]
     return [(name, form.format(value)) for name, value, form in rows if value is not None]
+
+
+def condition_in_words(condition):
+    """What is known of a condition image, in words, None for nothing."""
+    if condition.get("from"):
+        return f"made from the image itself, {condition['from']}"
+    return f"of the column {condition['column']}" if condition.get("column") else None
 
 
 def classes_in_words(begun, new):
@@ -138,10 +146,10 @@ def eval_results(metrics, task):
     ]
 
 
-def call_arguments(stock, num_classes, labels, settings, prompts=()):
+def call_arguments(stock, num_classes, labels, settings, prompts=(), by_image=False):
     """The arguments of a call of the pipeline, Python: of the first and last class, and the first prompt, where there
-    are some."""
-    arguments = {"batch_size": 4}
+    are some, and of a condition image."""
+    arguments: dict = {"batch_size": 4}
     if num_classes:
         # a stock pipeline knows numbers alone
         numbers = [0, (len(labels) or num_classes) - 1]
@@ -150,8 +158,13 @@ def call_arguments(stock, num_classes, labels, settings, prompts=()):
     if prompts:
         # beside classes, one for both
         arguments |= {"prompt": prompts[0], "guidance_scale": settings.get("guidance_scale")}
+    if by_image:
+        arguments |= {"condition_image": Written("condition"), "guidance_scale": settings.get("guidance_scale")}
     arguments |= {"num_inference_steps": settings.get("num_inference_steps")}
-    return Written(", ".join(f"{name}={as_python(value)}" for name, value in arguments.items() if value))
+    written = {
+        name: value if isinstance(value, Written) else as_python(value) for name, value in arguments.items() if value
+    }
+    return Written(", ".join(f"{name}={value}" for name, value in written.items()))
 
 
 def component_class(index, name, path):
@@ -219,14 +232,17 @@ def write_card(folder, repo_id=None, name=None):
     prompts = sampled.get("prompts") if by_words else None
     prompts = [str(each) for each in prompts] if isinstance(prompts, list) and prompts else ["a prompt"] * by_words
     others = [each for each in others if not by_words or each not in CONDITIONS_OF_WORDS]
+    by_image = bool(network_config.get("condition_channels"))
+    others = [each for each in others if not by_image or each != "condition_sample"]
     conditional = "class-conditional" if num_classes else "conditional" if others else None
+    conditional = f"{kind.name}-to-{kind.name}" if by_image else conditional
     conditional = f"text-to-{kind.name}" if by_words else conditional
     data = ModelCardData(
         license=training.get("license"),
         base_model=training.get("base_model"),
         datasets=[training["dataset"]] if training.get("dataset_on_hub") and training.get("dataset") else None,
         library_name="diffusers",
-        pipeline_tag="text-to-image" if by_words and kind.name == "image" else TASKS.get(kind.name),
+        pipeline_tag=conditional if (by_words or by_image) and kind.name == "image" else TASKS.get(kind.name),
         tags=["score-sde", "diffusion", network_class] + ([conditional] if conditional else []),
         model_name=one_line(name),
         eval_results=eval_results(metrics, TASKS.get(kind.name)) or None,
@@ -252,7 +268,9 @@ def write_card(folder, repo_id=None, name=None):
         other_conditions=others,
         prompts=prompts,
         named_encoder=words.get("text_encoder"),
-        arguments=call_arguments(stock, num_classes, labels, (measured or [sampled])[0], prompts),
+        by_image=by_image,
+        condition_from=index.get("condition_from"),
+        arguments=call_arguments(stock, num_classes, labels, (measured or [sampled])[0], prompts, by_image),
         training=training,
         training_rows=training_rows(training, kind.name, {"pixels": "px"}.get(kind.unit, kind.unit)),
         dataset_name=dataset_name,

@@ -113,6 +113,8 @@ def page(pipeline, title):
     """The gradio page on which a pipeline draws."""
     import gradio
 
+    if getattr(pipeline, "takes_condition_image", False):
+        raise ValueError("the page has no place for the image that this model sees beside the sample: draw in Python")
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
     names = pipeline.config.id2label or {}
     classes = [(names.get(str(label), str(label)), label) for label in range(pipeline.num_classes or 0)]

@@ -36,6 +36,7 @@ def dit_to_diffusers(model, num_classes=None):
         "qk_norm": False,
         "swiglu": False,
         "cross_attention_dim": None,
+        "condition_channels": None,
     }
     reasons = [f"{key} is {config[key]!r}, not {value!r}" for key, value in needed.items() if config[key] != value]
     if len(model.patch) != 2 or len(set(model.patch)) > 1 or len(set(model.trained_grid)) > 1:
