@@ -12,7 +12,7 @@ and with it, it is asked of real test pictures; of the drawings beside captions 
 whose caption is nearest, by MiniLM, to the caption asked for: what a mere search would show.
 
 In parts, each of which finds what the ones before have left in RUNS: `train`, `draw`, `score`. With --seconds the
-training stops in time for the rest. Writes OUTPUT.json and OUTPUT.png, and adds the
+training has the steps that leave time for the rest. Writes OUTPUT.json and OUTPUT.png, and adds the
 figures to the card in RUNS/diffusion/pipeline. --pack FILE collects all but weights and code.
 """
 
@@ -28,13 +28,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from efficientnet import EfficientNetFeatures
-from timed_training import train_for
+from timed_training import train_to_fit
 from torch import nn
 
 from score_sde import load_bundle
 from score_sde.pipelines import kinds
 from score_sde.pipelines.prompts import PROMPT_SETTINGS, encode, open_text_encoder, tokenize
 from score_sde.sharing.bundles import add_metrics
+from score_sde.training import train
+from score_sde.training.parts.options import parse
 from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.run_folder import read_records
 from score_sde.training.parts.samples import draw, from_bytes, to_bytes
@@ -69,17 +71,17 @@ def sample_prompts(rows):
 
 
 def train_model(options, ends):
-    seconds = None if ends is None else ends - time.monotonic() - options.reserve
     arguments = [options.config, "--dataset", options.dataset, "--text_encoder", options.text_encoder]
     arguments += ["--output_dir", options.runs / "diffusion", "--seed", options.seed]
     arguments += ["--sample_prompts", *sample_prompts(open_rows(options, "test")), "--sample_num_images", 40]
-    arguments += ["--resume_from_checkpoint", "latest"]
+    arguments += options.training
+    batch_size = parse(train.TrainConfig, list(map(str, arguments))).batch_size
     try:
-        train_for(seconds, arguments + options.training)
+        train_to_fit(ends and ends - time.monotonic() - options.reserve, batch_size, arguments)
     except Exception:  # of the compiler, which is not everywhere
         traceback.print_exc()
         seconds = ends and ends - time.monotonic() - options.reserve
-        train_for(seconds, [*arguments, *options.training, "--compile", "false"])
+        train_to_fit(seconds, batch_size, [*arguments, "--compile", "false"])
 
 
 @torch.no_grad()
