@@ -30,7 +30,7 @@ from score_sde.pipelines.latents import encode_moments
 from score_sde.pipelines.writing import whole_file, write_json
 from score_sde.training.parts.buckets import BucketConfig
 from score_sde.training.parts.captions import CaptionConfig, CaptionEncoder
-from score_sde.training.parts.config import DataConfig, option
+from score_sde.training.parts.config import DataConfig, PrecisionConfig, option
 from score_sde.training.parts.cores import loading_processes, warn_of_busy_cores
 from score_sde.training.parts.data import (
     ImageDataset,
@@ -48,7 +48,7 @@ from score_sde.training.parts.sources import on_hub
 
 
 @dataclass
-class EncodeConfig(DataConfig, CaptionConfig, ImageConditionConfig, BucketConfig):
+class EncodeConfig(PrecisionConfig, DataConfig, CaptionConfig, ImageConditionConfig, BucketConfig):
     """Encode a dataset into moments of latents, in shards, once before training."""
 
     configs = "latents"
@@ -57,6 +57,12 @@ class EncodeConfig(DataConfig, CaptionConfig, ImageConditionConfig, BucketConfig
     output_dir: str = option("runs/latents", "Folder for the shards.", "run", common=True)
     shard_size: int = option(2048, "Rows per shard.", "data")
     batch_size: int = option(64, "Images encoded at once.", "optimisation", common=True)
+    mixed_precision: str | None = option(
+        None,
+        "no, or bf16 for the autoencoder, faster where a device has it: latents differ by 0.5 to 1 % of their standard "
+        "deviation (with TAESD 0.03 to 0.05 dB). That of `accelerate launch` where it isn't given.",
+        "speed and memory",
+    )
     both_flips: bool = option(
         False, "Encode the mirror images, too: training on the latents may then --random_flip.", "data"
     )
@@ -64,6 +70,7 @@ class EncodeConfig(DataConfig, CaptionConfig, ImageConditionConfig, BucketConfig
     def problems(self):
         yield from DataConfig.problems(self)
         yield from self.caption_problems()
+        yield from self.precision_problems(("no", "bf16"))
         yield from self.condition_problems()
         yield from self.bucket_problems()
         if self.has_conditions and self.aspect_ratio_buckets:
@@ -114,6 +121,7 @@ def main(argv=None):
         "vae": os.path.abspath(config.vae) if os.path.isdir(config.vae) else config.vae,
         "vae_fingerprint": vae_fingerprint,
         "both_flips": config.both_flips,
+        "mixed_precision": config.mixed_precision,
         "shape": shapes[0],
         "shard_size": config.shard_size,
     }
@@ -223,9 +231,11 @@ def encode_shard(vae, batches, rows, path, config, source, captions=None, condit
         taken += batch["row"].tolist()
         images = batch["images"].to(vae.device, non_blocking=True)
         found = {"labels": batch["labels"]} if "labels" in batch else {}
-        found["mean"], found["std"] = encode_moments(vae, images)
-        if config.both_flips:
-            found["mean_flipped"], found["std_flipped"] = encode_moments(vae, images.flip(-1))
+        with torch.autocast(vae.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            found["mean"], found["std"] = encode_moments(vae, images)
+            if config.both_flips:
+                found["mean_flipped"], found["std_flipped"] = encode_moments(vae, images.flip(-1))
+        found |= {name: values.float() for name, values in found.items() if name != "labels"}
         if condition is not None:
             shown = condition.pixels(batch).to(vae.device)
             found["condition_mean"] = condition.encoded(shown)

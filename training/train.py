@@ -228,7 +228,8 @@ class DiffusionTask(Task):
         self.id2label, self.labels, origin = id2label, None, config.origin
         if config.lora_rank:
             adapted = AdaptedClasses(config.start, origin, id2label)
-            num_classes, self.id2label, self.labels = adapted.num_classes, adapted.id2label, adapted.labels
+            num_classes, self.id2label = adapted.num_classes, adapted.id2label
+            self.labels = None if adapted.labels is None else adapted.labels.to(accelerator.device)
         captions, condition = self.data.captions, self.data.condition
         told = {} if captions is None else captions.arguments()
         told |= {} if condition is None else condition.arguments()

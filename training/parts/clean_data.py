@@ -74,7 +74,7 @@ def normalize_by(vae, statistics, folder):
     if not min(statistics["std"]) > 0:
         raise ValueError(f"latents in {folder!r} are constant in a channel: standard deviations {statistics['std']}")
     vae.register_to_config(
-        latents_mean=statistics["mean"], latents_std=statistics["std"], scaling_factor=1.0, shift_factor=None
+        latents_mean=statistics["mean"], latents_std=statistics["std"], scaling_factor=1.0, shift_factor=0.0
     )
 
 
