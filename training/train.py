@@ -238,6 +238,11 @@ class DiffusionTask(Task):
         if config.start is not None:
             origin = begin_adapted(config, network) if config.lora_rank else begin(config, network, id2label)
             accelerator.print("\n".join(describe(origin)))
+            if captions is None and network.config.get("cross_attention_dim"):
+                accelerator.print(
+                    f"{config.init_from!r} follows words, of which this run has none: it goes on as without a prompt, "
+                    f"and its pipeline takes none; --caption_column and --text_encoder keep them"
+                )
         if config.lora_rank:
             add_adapters(network, config)
         freeze(network, config.freeze)
