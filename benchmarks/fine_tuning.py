@@ -37,6 +37,7 @@ import torch
 from efficientnet import EfficientNetFeatures
 from timed_training import train_for
 
+from score_sde.pipelines.writing import whole_file
 from score_sde.training import encode_latents, train_autoencoder
 from score_sde.training.parts import validation
 from score_sde.training.parts.run_folder import read_records
@@ -70,13 +71,8 @@ WRITING = threading.Lock()
 CONFIG = {"fashion_mnist": "quick_start", "clothing128": "clothing128"}
 
 
-def command(main, config, seconds=None, **options):
-    """Run a command of the package in this process."""
-    arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    if main is None:
-        train_for(seconds, [config, *arguments])
-    else:
-        main([config, *arguments])
+def arguments_of(config, **options):
+    return [config, *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
 
 
 def write_classes(source, folder, labels):
@@ -94,7 +90,8 @@ def write_classes(source, folder, labels):
                 image=datasets.Image(), label=datasets.ClassLabel(names=[names[each] for each in own])
             )
             folder.mkdir(parents=True, exist_ok=True)
-            datasets.Dataset.from_dict(columns, features).to_parquet(path)
+            with whole_file(path) as temporary:
+                datasets.Dataset.from_dict(columns, features).to_parquet(temporary)
     return folder / "{split}.parquet"
 
 
@@ -103,27 +100,32 @@ def faster():
 
 
 def prepare(options, name):
-    """Make the latents of known and new classes, and the model to start from, in half of the time."""
-    ends = options.seconds and time.monotonic() + options.seconds / 2
+    """Make the latents of known and new classes, and the model to start from: in half of the time, or, with --prepare,
+    as far as the time goes."""
+    ends = options.seconds and time.monotonic() + options.seconds * (1 if options.prepare else 0.5)
     runs, config = Path(options.runs) / name, CONFIG[name]
     resumed = {"resume_from_checkpoint": "latest"} | faster()
     if name == "fashion_mnist":
         source, vae, steps = FASHION, runs / "autoencoder" / "vae", options.autoencoder_steps
         if not vae.is_dir():
             own = {"output_dir": vae.parent, "max_train_steps": steps} | resumed
-            command(train_autoencoder.main, "quick_start/autoencoder", **own)
+            train_autoencoder.main(arguments_of("quick_start/autoencoder", **own))
     else:
         source, vae = options.clothing, options.vae
     every = range(len(datasets.Dataset.from_parquet(str(source).format(split="test")).features["label"].names))
     labels = {"known": [label for label in every if label not in NEW[name]], "new": NEW[name]}
     for which, own in labels.items():
         images = write_classes(source, runs / which, own)
-        command(encode_latents.main, f"{config}/latents", dataset=images, vae=vae, output_dir=runs / f"{which}_latents")
+        given = {"dataset": images, "vae": vae, "output_dir": runs / f"{which}_latents"}
+        encode_latents.main(arguments_of(f"{config}/latents", **given))
     if not (runs / "source" / "pipeline").is_dir():
         own = {"latents": runs / "known_latents", "output_dir": runs / "source", "seed": 1000} | resumed
         steps = {"fashion_mnist": options.fashion_steps, "clothing128": options.clothing_steps}[name]
         seconds = ends and max(1, ends - time.monotonic())
-        command(None, f"{config}/diffusion", seconds, **own, max_train_steps=steps)
+        arguments = arguments_of(f"{config}/diffusion", **own, max_train_steps=steps)
+        stopped = train_for(seconds, arguments, finish=not options.prepare)
+        if stopped is not None:
+            print(f"stopped at step {stopped} of {steps}")
 
 
 def train_model(options, name, arm, seed):
@@ -148,7 +150,7 @@ def train_model(options, name, arm, seed):
         "on_existing_run": "set_aside",
     }
     arguments |= ({"init_from": runs / "source" / "pipeline"} if starts else {}) | more | faster()
-    command(None, f"{CONFIG[name]}/diffusion", options.seconds, **arguments)
+    train_for(options.seconds, arguments_of(f"{CONFIG[name]}/diffusion", **arguments))
 
 
 def folder_of(options, name, arm, seed):
@@ -179,7 +181,7 @@ def in_a_process(options, ends, name, part):
 
 def run_experiment(options, ends, name, pool):
     """Prepare in this thread, then hand every training to the pool."""
-    if not in_a_process(options, ends, name, "prepare"):
+    if not in_a_process(options, ends, name, "prepare") or options.prepare:
         return []
     return [
         pool.submit(train_and_write, options, ends, name, f"{arm}/{seed}")
@@ -284,6 +286,7 @@ def main():
     parser.add_argument("--output", default="benchmarks/fine_tuning", help="without .json, .png and .md")
     parser.add_argument("--experiments", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seconds", type=float, help="in which all must be done")
+    parser.add_argument("--prepare", action="store_true", help="only make what the trainings start from")
     parser.add_argument("--workers", type=int, help="trainings at a time; 1 on a CPU, 10 on a GPU unless given")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--autoencoder_steps", type=int, default=900)
@@ -313,7 +316,8 @@ def main():
         for training in [training for each in begun for training in each.result()]:
             training.result()
     write(options)
-    print(Path(f"{options.output}.md").read_text())
+    if Path(f"{options.output}.md").exists():
+        print(Path(f"{options.output}.md").read_text())
 
 
 if __name__ == "__main__":
