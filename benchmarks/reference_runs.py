@@ -31,6 +31,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,17 +48,20 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from cifar10 import ResNet56Features
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from score_sde.pipelines import kinds
+from score_sde.pipelines.latents import encode_moments
 from score_sde.sharing.bundles import add_metrics
 from score_sde.sharing.facts import dataset_name
-from score_sde.training import evaluate, train
+from score_sde.training import encode_latents, evaluate, train, train_autoencoder
 from score_sde.training.parts.checkpoints import list_checkpoints
+from score_sde.training.parts.classifier import EPOCHS, trained_classifier
+from score_sde.training.parts.config import DataConfig
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.figures import distance_metrics, sampling_facts
 from score_sde.training.parts.loop import EXIT_RESUME
-from score_sde.training.parts.metrics import Features, resized
+from score_sde.training.parts.metrics import ClassifierFeatures, Features, resized
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.plots import plot_runs
 from score_sde.training.parts.provenance import provenance
@@ -68,8 +72,9 @@ from score_sde.training.parts.samples import draw, labels_of, quantized
 
 
 ROOT = Path(__file__).resolve().parents[1]
-# seconds of a run's time that its measurements may take, and the main process for packing
-MEASURING = {"cifar10": 110, "clothing128": 30, "fashion_mnist": 45, "quick_start": 30}
+# seconds that a run has, at most, and how many of them its measurements may take; and those of packing
+SECONDS = {"cifar10": 600, "clothing128": 150, "fashion_mnist": 120, "quick_start": 120}
+MEASURING = {"cifar10": 110, "clothing128": 30, "fashion_mnist": 40, "quick_start": 30}
 PACKING = 15
 PIECE = 15 * 2**20
 TINY_UNET = "{block_out_channels: [32, 32], layers_per_block: 1, attention_resolutions: [16]}"
@@ -111,7 +116,7 @@ class Work:
                 raise TimeoutError(f"{self.left():.0f} s are left")
             yield
             print(f"[{self.name}] {name}: {time.monotonic() - began:.1f} s", flush=True)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             traceback.print_exc()
             self.facts["failed"][name] = "".join(traceback.format_exception(error))[-3000:]
         self.write(**{f"seconds_of_{name}": round(time.monotonic() - began, 1)})
@@ -142,6 +147,10 @@ class Work:
             stop.cancel()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+    def is_trained(self, output):
+        """Whether there is something to measure, and time is meant for it."""
+        return not self.options.smoke and (output / "pipeline/model_index.json").is_file()
+
     def speed(self, folder):
         """What the log says of a run."""
         lines = read_records(str(self.folder / folder / "log.jsonl"))
@@ -161,7 +170,7 @@ class EfficientNetLite0Features(Features):
     strides = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 
     def __init__(self, path, device):
-        self.weights = load_file(path, device=str(device))
+        self.weights = {name: x.float() for name, x in load_file(path, device=str(device)).items()}
 
     def unit(self, x, name, stride=1, activated=True):
         """Convolution with TensorFlow's padding, batch norm, ReLU6."""
@@ -332,7 +341,7 @@ def cifar10(work):
                 [*LITTLE_DIFFUSION, TINY_UNET],
             )
         work.write(speed=work.speed("run"))
-    if work.options.smoke:
+    if not work.is_trained(output):
         return
     with work.part("opening"):
         measured = Measured(work, output / "pipeline", dataset)
@@ -341,12 +350,12 @@ def cifar10(work):
         real, _ = measured.features(network, train_data)
         of_test, labels = measured.features(network, test_data)
         right_of_real = of_test.columns()[1].argmax(1) == labels
+    if "opening" in work.facts["failed"]:
+        return
     measured.in_bf16()
-    grids = {}
     for scale in (1.0, 1.5, 2.0):
         with work.part(f"samples_{scale:g}", least=15):
             images, asked, nfe = measured.drawn(scale)
-            grids[scale] = images[:100]
             save_grid(images[:100], work.folder / f"samples_{scale:g}.png", columns=10)
             table = measured.table(network, images)
             metrics = measured.distances(network, table, real, scale, nfe)
@@ -361,33 +370,167 @@ def cifar10(work):
     finish(work, [output])
 
 
+def clothing128(work):
+    dataset, output, latents = work.data / "clothing256", work.folder / "run", work.folder / "latents"
+    with work.part("encoding"):
+        path = few_rows(work, dataset)
+        arguments = ["clothing128/latents", "--dataset", path, "--vae", work.data / "taesd3", "--output_dir", latents]
+        arguments += ["--both_flips", "true", "--num_workers", 0 if work.options.little else 8]
+        arguments += ["--resolution", 32] if work.options.little else []
+        encode_latents.main(list(map(str, arguments)))
+    with work.part("training"):
+        network = TINY_UNET.replace("16", "4") if work.options.little else None
+        arguments = ["clothing128/one_gpu", "--latents", latents, "--output_dir", output]
+        work.train(train.main, arguments, [*LITTLE_DIFFUSION, network])
+    work.write(speed=work.speed("run"))
+    if not work.is_trained(output):
+        return
+    with work.part("opening"):
+        count = 20 if work.options.little else 1000
+        measured = Measured(work, output / "pipeline", dataset, num_images=count, batch_size=min(count, 250))
+        network = EfficientNetLite0Features(work.data / "efficientnet_lite0/model.safetensors", measured.device)
+        train_data, test_data = measured.images("train"), measured.images("test")
+        real, labels = measured.features(network, train_data)
+        of_test, test_labels = measured.features(network, test_data)
+        classify = linear_classifier(real.columns()[0], labels, measured.pipeline.num_classes)
+        right_of_real = classify(of_test.columns()[0]).argmax(1) == test_labels
+    if "opening" in work.facts["failed"]:
+        return
+    measured.in_bf16()
+    who = f"a linear classifier of training photographs on {network.name}"
+    for scale in (1.0, 2.0, 3.0):
+        with work.part(f"samples_{scale:g}", least=6):
+            images, asked, nfe = measured.drawn(scale)
+            save_grid(images[:60], work.folder / f"samples_{scale:g}.png", columns=10)
+            table = measured.table(network, images)
+            right = classify(table.columns()[0]).argmax(1) == asked
+            metrics = measured.distances(network, table, real, scale, nfe)
+            measured.add(metrics + measured.accuracies(right, right_of_real, who, scale, nfe))
+            if scale == 2.0:
+                found = measured.nearest(images, table, train_data, real, work.folder / "nearest.png", count=6)
+                work.write(nearest=found)
+    finish(work, [output])
+
+
+def few_rows(work, dataset):
+    """The dataset; of a rehearsal, a file with a few of its rows."""
+    if not work.options.little:
+        return dataset
+    path = work.folder / "few.parquet"
+    ImageDataset(DataConfig(dataset=str(dataset)), "train").data.select(range(40)).to_parquet(path)
+    return path
+
+
+def fashion_data(work):
+    """Fashion-MNIST, or where it isn't there the 10,000 images of it inside the package."""
+    there = (work.data / "fashion_mnist/train.parquet").exists() and (work.data / "fashion_mnist/test.parquet").exists()
+    return work.data / "fashion_mnist" if there else "fashion_mnist_10k"
+
+
+def fashion_mnist(work):
+    dataset, output = fashion_data(work), work.folder / "run"
+    with work.part("training"):
+        arguments = ["fashion_mnist/one_gpu", "--dataset", dataset, "--output_dir", output]
+        work.train(train.main, arguments, [*LITTLE_DIFFUSION, TINY_UNET.replace("16", "14")])
+    work.write(speed=work.speed("run"))
+    if not work.is_trained(output):
+        return
+    with work.part("likelihood"):
+        measured = Measured(work, output / "pipeline", dataset)
+        measured.likelihood(500, batch_size=250)
+    with work.part("samples"):
+        measured.in_bf16()
+        images, _, _ = measured.drawn(1.0, count=100)
+        save_grid(images, work.folder / "samples_1.png", columns=10)
+    finish(work, [output])
+
+
+def quick_start(work):
+    """The quick start's stages with four times as many steps, measured as ever and by a classifier of all of
+    Fashion-MNIST."""
+    at, steps = work.folder, {"autoencoder": 3600, "diffusion": 5600}
+    half = work.began + (work.ends - MEASURING["quick_start"] - work.began) * 0.45
+    few = ["--dataset", few_rows(work, "fashion_mnist_10k")]
+    with work.part("autoencoder"):
+        arguments = ["quick_start/autoencoder", "--output_dir", at / "autoencoder"]
+        arguments += ["--max_train_steps", steps["autoencoder"], *few]
+        work.train(train_autoencoder.main, arguments, LITTLE, until=half)
+        work.write(training_psnr_db=json.loads((at / "autoencoder/vae/training.json").read_text())["training_psnr_db"])
+    with work.part("latents"):
+        arguments = ["quick_start/latents", "--vae", at / "autoencoder/vae", "--output_dir", at / "latents", *few]
+        encode_latents.main(list(map(str, arguments)))
+    with work.part("training"):
+        arguments = ["quick_start/diffusion", "--latents", at / "latents", "--output_dir", at / "run"]
+        arguments += ["--max_train_steps", steps["diffusion"], "--compile", "true"]
+        work.train(train.main, arguments, [*LITTLE_DIFFUSION, TINY_DIT])
+    work.write(speed=work.speed("run"))
+    if not work.is_trained(at / "run"):
+        return
+    with work.part("reconstructions"):
+        measured = Measured(work, at / "run/pipeline", fashion_data(work), num_inference_steps=20)
+        train_data, test_data = measured.images("train"), measured.images("test")
+        work.write(test_psnr_db=psnr(measured, test_data))
+    with work.part("samples"):
+        # the figures of metrics.json of the quick start are of 500 samples, guidance 1.5
+        classifier = trained_classifier(train_data, EPOCHS, 0, measured.device)
+        network = ClassifierFeatures(classifier, f"a small classifier of {len(train_data):,} training images")
+        real, _ = measured.features(network, train_data)
+        of_test, labels = measured.features(network, test_data)
+        right_of_real = of_test.columns()[1].argmax(1) == labels
+        for scale in (1.0, 1.5):
+            images, asked, nfe = measured.drawn(scale)
+            save_grid(images[:100], at / f"samples_{scale:g}.png", columns=10)
+            table = measured.table(network, images)
+            right = table.columns()[1].argmax(1) == asked
+            metrics = measured.distances(network, table, real, scale, nfe)
+            measured.add(metrics + measured.accuracies(right, right_of_real, network.name, scale, nfe))
+    finish(work, [at / "run"])
+
+
+@torch.no_grad()
+def psnr(measured, data, count=1000):
+    """Mean PSNR in dB of the reconstructions of images."""
+    vae, errors = measured.pipeline.vae, []
+    for _, batch, _ in real_batches(data, min(count, len(data)), measured.config, measured.accelerator):
+        mean, _ = encode_moments(vae, batch["images"])
+        decoded = vae.decode(mean).sample.clamp(-1, 1)
+        errors.append(((decoded - batch["images"]) / 2).square().flatten(1).mean(1))
+    return float((-10 * torch.cat(errors).log10()).mean())
+
+
 def finish(work, folders):
     with work.part("curves", least=1):
         plot_runs(folders, work.folder / "curves.png")
     work.write(done=True)
 
 
-RUNS = {"cifar10": (cifar10, ["cifar10", "resnet56_cifar10.safetensors"])}
+# each with the data that it needs
+RUNS = {
+    "cifar10": (cifar10, ["cifar10", "resnet56_cifar10.safetensors"]),
+    "clothing128": (clothing128, ["clothing256", "taesd3", "efficientnet_lite0"]),
+    "fashion_mnist": (fashion_mnist, []),
+    "quick_start": (quick_start, []),
+}
 
 
 # --- all of them --------------------------------------------------------------------------------------------------
 
 
 def assemble(folders, output):
-    """One folder with links to the files of several."""
+    """Copy several folders into one."""
     for folder in map(Path, folders):
         for path in sorted(folder.rglob("*")):
-            link = output / path.relative_to(folder)
-            if path.is_file() and not link.exists():
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(path.resolve())
+            copy = output / path.relative_to(folder)
+            if path.is_file() and not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
 def run_lane(lane, ends, options):
-    """The runs of a lane one after another, each with its share of the time that is left."""
+    """The runs of a lane one after another, each with its seconds, or fewer where the time is too short for all."""
     for i, name in enumerate(lane):
-        left = ends - time.monotonic()
-        seconds = left / (len(lane) - i)
+        wanted = sum(SECONDS[each] for each in lane[i:])
+        seconds = SECONDS[name] * min(1, (ends - time.monotonic()) / wanted)
         folder = options.output / name
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, __file__, "--run", name, "--data", options.output / "data", "--output", folder]
@@ -419,8 +562,8 @@ def gather(options):
 
 
 def pack(options):
-    """What comes back of a machine that is given back: an archive of all but weights and data, and the weights of
-    cifar10 in fp16, in pieces."""
+    """What comes back of a machine that is given back: an archive of all but weights and data; and the weights of
+    cifar10 in fp16, in pieces (cat weights-* > model.fp16.safetensors)."""
     options.pack.mkdir(parents=True, exist_ok=True)
 
     def small(entry):
@@ -429,6 +572,11 @@ def pack(options):
 
     with tarfile.open(options.pack / "reference_runs.tar.gz", "w:gz") as archive:
         archive.add(options.output, arcname="reference", filter=small)
+    [weights] = [*(options.output / "cifar10/run/pipeline/unet").glob("*.safetensors")] or [None]
+    if weights is not None:
+        content = save({name: tensor.half().contiguous() for name, tensor in load_file(weights).items()})
+        for i, start in enumerate(range(0, len(content), PIECE)):
+            (options.pack / f"weights-{i:02d}").write_bytes(content[start : start + PIECE])
 
 
 def main():

@@ -263,7 +263,7 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--evaluation_steps", "-1"], "evaluation_steps -1 must be at least 0"),
         (["--evaluation_images", "1"], "evaluation_images 1 must be at least 2"),
         (["--lr_scheduler", "exotic"], "lr_scheduler 'exotic' is unknown; choose one of linear"),
-        (["--mixed_precision", "fp8"], "mixed_precision 'fp8' is unknown; choose one of no, fp16, bf16"),
+        (["--mixed_precision", "fp8"], "mixed_precision 'fp8' is unknown; choose one of no, fp16, bf16, auto"),
         (["--network", "cnn"], "network 'cnn' is unknown; choose one of dit, unet"),
         (["--sde_type", "vpp"], "sde_type 'vpp' is unknown; choose one of vp"),
         (["--prediction_type", "noise"], "prediction_type 'noise' is unknown"),

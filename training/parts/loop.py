@@ -49,6 +49,7 @@ from .data import mix_seeds, training_batches
 from .flops import FlopCounter, measured_peak
 from .options import WORK_BEGUN
 from .plots import plot_runs
+from .precision import automatic_precision
 from .provenance import provenance, typed_command
 from .run_folder import surviving
 from .tasks import TrainingState
@@ -65,6 +66,8 @@ NOISE, TIMES, DROPOUT = 1, 2, 3
 
 
 def make_accelerator(config):
+    if config.mixed_precision == "auto":
+        config.mixed_precision = automatic_precision()
     accelerator = Accelerator(
         # several processes without a GPU: Accelerate would run them side by side, each alone, unless told
         cpu=not torch.accelerator.is_available(),

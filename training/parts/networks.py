@@ -8,6 +8,8 @@ import sys
 from diffusers import ModelMixin, UNet2DModel
 
 from score_sde import DiTModel, ScoreUNetModel
+from score_sde.pipelines.kinds import divisors_of_sides, kind_of
+from score_sde.pipelines.latents import spatial_factor
 
 from .options import mapping
 
@@ -66,6 +68,19 @@ def check_conditions(model, conditions):
             f"the data have {', '.join(unknown)}, which the forward of {type(model).__name__} doesn't take: "
             + ("pass --class_conditional false to train without" if unknown == ["class_labels"] else "train without")
         )
+
+
+def check_sizes(model, sizes, vae=None):
+    """Raise ValueError for images of sizes, (height, width) in pixels, that a network or its autoencoder can't have,
+    naming the nearest ones that they can."""
+    network, factor = model.config, 1 if vae is None else spatial_factor(vae)
+    for height, width in sizes:
+        try:
+            kind_of(network, None if vae is None else vae.config).of_size(
+                height, width, divisors_of_sides(network), factor
+            )
+        except ValueError as error:
+            raise ValueError(f"images of {height} x {width} pixels: {error}") from error
 
 
 def make_network(config, shape, num_classes, told=None):
