@@ -317,7 +317,8 @@ def test_offloading(name, way):
     for _ in range(2):  # the second call finds what the first one left
         found = draw(pipeline, output_type="pt", **told)
         assert found.device.type == DEVICE.type and (found.cpu() - expected).abs().max() < EXACT
-    if ON_GPU:
+    # leaves may be fetched before they are needed
+    if ON_GPU and way != "leaves":
         at_rest = {each.device.type for block in blocks_of(pipeline.denoiser) for each in block.parameters()}
         assert at_rest == ({"meta"} if way == "layers" else {"cpu"})
 
