@@ -3,6 +3,8 @@
 They need the network whenever they like, so they stand outside the scheduler's plan and its `step`.
 """
 
+from functools import partial
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -57,8 +59,39 @@ def probability_flow(path, denoise, x, t, s, rtol, atol):
 
 def integrate(path, slope, x, t, s, rtol, atol, others=(), steps=None):
     """Integrate the ODE dy/du = slope(t, x) of the coordinates of `probability_flow`, and those of other states beside
-    it: slope(t, x, *others) then returns the derivatives of all. With a number of steps, by RK4 in as many equal parts
-    of u, instead of adaptively. Returns x, or a tuple of all, at s."""
+    it: slope(t, x, *others) then returns the derivatives of all; t is on the CPU, float64. With a number of steps, by
+    RK4 in as many equal parts of u, instead of adaptively. Returns x, or a tuple of all, at s."""
+
+    def derivative(u, state):
+        # on the host: of one number nothing has to be sent
+        time, (y, *rest) = path.t_from_straight(u.cpu().double(), slope=1.0), state
+        c, _ = path.straight_coordinates(time, slope=1.0)
+        changes = slope(time, path.expand_to(c, x) * y, *rest)
+        return changes if others else (changes,)
+
+    (c_t, u_t), (c_s, u_s) = (path.straight_coordinates(time, slope=1.0) for time in (t, s))
+    c_t, c_s = path.expand_to(c_t, x), path.expand_to(c_s, x)
+    solve = partial(in_equal_steps, steps=steps) if steps else partial(adaptively, rtol=rtol, atol=atol)
+    y, *rest = solve(derivative, (x / c_t, *others), u_t, u_s)
+    return (y * c_s, *rest) if others else y * c_s
+
+
+def in_equal_steps(derivative, state, u, end, steps):
+    """The state at `end`, by the 3/8 rule (Kutta 1901)."""
+    stops = torch.linspace(0, 1, steps + 1, dtype=u.dtype) * (end - u) + u
+    for u, after in zip(stops, stops[1:], strict=False):
+        h = float(after - u)
+        k1 = derivative(u, state)
+        k2 = derivative(u + h / 3, [y + h / 3 * a for y, a in zip(state, k1, strict=True)])
+        k3 = derivative(u + h * 2 / 3, [y + h * (b - a / 3) for y, a, b in zip(state, k1, k2, strict=True)])
+        k4 = derivative(after, [y + h * (a - b + c) for y, a, b, c in zip(state, k1, k2, k3, strict=True)])
+        slopes = zip(state, k1, k2, k3, k4, strict=True)
+        state = [y + h / 8 * (a + 3 * (b + c) + d) for y, a, b, c, d in slopes]
+    return state
+
+
+def adaptively(derivative, state, u, end, rtol, atol):
+    """The state at `end`, by torchdiffeq's Dormand-Prince 5(4). Raises ImportError without torchdiffeq."""
     try:
         from torchdiffeq import odeint
     except ImportError as error:
@@ -66,28 +99,16 @@ def integrate(path, slope, x, t, s, rtol, atol, others=(), steps=None):
             "solving an ODE adaptively needs torchdiffeq: pip install torchdiffeq (or score-sde[adaptive])"
         ) from error
 
-    def derivative(u, state):
-        time, (y, *rest) = path.t_from_straight(u, slope=1.0), state
-        c, _ = path.straight_coordinates(time, slope=1.0)
-        changes = slope(time, c.to(x) * y, *rest)
-        return changes if others else (changes,)
-
     def worst(state):
         # torchdiffeq measures by this what has the form of the state, and numbers
         return max(rms(each).max() for each in state) if isinstance(state, tuple) else state.abs().max()
 
-    (c_t, u_t), (c_s, u_s) = (path.straight_coordinates(time, slope=1.0) for time in (t, s))
-    if steps is None:
-        stops = torch.stack([u_t, u_s]).to(x.device, widest(x.device))
-        # without step_t it would step past the end, where u < 0 may be no level of the path, and interpolate
-        settings = {"rtol": rtol, "atol": atol, "method": "dopri5", "options": {"norm": worst, "step_t": stops[1:]}}
-        settings["options"]["dtype"] = stops.dtype
-    else:
-        stops, settings = torch.linspace(0, 1, steps + 1, dtype=u_t.dtype) * (u_s - u_t) + u_t, {"method": "rk4"}
-        stops = stops.to(x.device, widest(x.device))
-    state = (x / c_t.to(x), *others)
-    y, *rest = (each[-1] for each in odeint(derivative, state, stops, **settings))
-    return (y * c_s.to(x), *rest) if others else y * c_s.to(x)
+    device = state[0].device
+    stops = torch.stack([u, end]).to(device, widest(device))
+    # without step_t it would step past the end, where u < 0 may be no level of the path, and interpolate
+    options = {"norm": worst, "step_t": stops[1:], "dtype": stops.dtype}
+    ends = odeint(derivative, state, stops, rtol=rtol, atol=atol, method="dopri5", options=options)
+    return [each[-1] for each in ends]
 
 
 class BrownianSteps:

@@ -75,7 +75,7 @@ def steered_by_classifier(scheduler, network, classifier, classes, scale):
             noisy = x.detach().requires_grad_()
             model_input, half_log_snr = scheduler.classifier_input(noisy, t)
             logits = classifier(model_input.to(classifier.dtype), half_log_snr).logits
-            chosen = torch.log_softmax(logits, dim=1)[range(len(classes)), classes]
+            chosen = torch.log_softmax(logits, dim=1).gather(1, classes[:, None])
             [gradient] = torch.autograd.grad(chosen.sum(), noisy)
         return scheduler.path.add_to_score(denoise(x, t), scale * gradient, t)
 

@@ -4,6 +4,7 @@ Training and sampling both go through here, by the statistics in the autoencoder
 `latents_std` per channel, `shift_factor` and `scaling_factor`, each where present.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -103,15 +104,24 @@ def encode_moments(vae, images):
 
 
 def shift_and_scale(vae_config, like):
-    """(shift, scale) of z' = (z - shift) scale, each broadcasting against latents (B, C, ...) such as `like`."""
-
-    def per_channel(name, default):
+    """(shift, scale) of z' = (z - shift) scale, each broadcasting against latents (B, C, ...) such as `like`, on its
+    device, to which they are sent once."""
+    given = []
+    for name, default in (("latents_mean", 0), ("shift_factor", 0), ("scaling_factor", 1), ("latents_std", 1)):
         values = vae_config.get(name)
-        values = torch.as_tensor(default if values is None else values, device=like.device, dtype=like.dtype)
-        return values.reshape(-1, *[1] * (like.ndim - 2))
+        values = default if values is None else values
+        given.append(tuple(map(float, values)) if isinstance(values, (list, tuple)) else float(values))
+    shift, scale = _statistics(*given, like.device, like.dtype)
+    shape = (-1, *[1] * (like.ndim - 2))
+    return shift.reshape(shape), scale.reshape(shape)
 
-    shift = per_channel("latents_mean", 0.0) + per_channel("shift_factor", 0.0)
-    return shift, per_channel("scaling_factor", 1.0) / per_channel("latents_std", 1.0)
+
+@lru_cache(maxsize=16)
+def _statistics(mean, shift, scaling, std, device, dtype):
+    # not of inference mode, so that training can use them, too
+    with torch.inference_mode(False):
+        mean, shift, scaling, std = (torch.tensor(each, dtype=dtype) for each in (mean, shift, scaling, std))
+        return (mean + shift).to(device), (scaling / std).to(device)
 
 
 def normalize_latents(latents, vae_config):

@@ -110,8 +110,8 @@ def log_likelihood(
         if trace == "exact":
             traces = traces.sum(1, keepdim=True)
         # the trace of the slope's derivative by y = x / c, per dimension, so that the tolerance is
-        c, _ = path.straight_coordinates(time, slope=1.0)
-        divergence = c.to(x) * path.straight_velocity(torch.ones_like(traces), traces / dimensions, time, slope=1.0)
+        c = path.expand_to(path.straight_coordinates(time, slope=1.0)[0], x.flatten(1))
+        divergence = c * path.straight_velocity(torch.ones_like(traces), traces / dimensions, time, slope=1.0)
         return path.straight_velocity(x, denoised.detach(), time, slope=1.0), divergence
 
     gained = torch.zeros(len(x), 1 if trace == "exact" else num_probes, device=x.device, dtype=x.dtype)

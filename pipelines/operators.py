@@ -7,6 +7,20 @@ from diffusers.utils.torch_utils import randn_tensor
 from .adaptive import in_float64
 
 
+class Constant:
+    """A tensor beside which images of any device and dtype come: moved there once."""
+
+    def __init__(self, tensor):
+        self.tensor, self.moved = tensor, {}
+
+    def like(self, x):
+        key = (x.device, x.dtype)
+        if key not in self.moved:
+            with torch.inference_mode(False):
+                self.moved[key] = self.tensor.to(x)
+        return self.moved[key]
+
+
 class LinearOperator:
     """A linear measurement as a pair of functions: `operator(x)` is y, `operator.adjoint(y, x.shape)` its adjoint.
 
@@ -37,9 +51,9 @@ class LinearOperator:
     def solve(self, y, shape, prior_variance, noise_variance):
         """(prior_variance A A^T + noise_variance)^-1 y, for y that A can return; the variances are numbers or one per
         sample (B,)."""
-        # (B, 1) each, for samples as rows
+        # numbers, or (B, 1) for samples as rows
         prior, noise = (
-            torch.as_tensor(variance, device=y.device, dtype=y.dtype).expand(len(y))[:, None]
+            variance.to(y).expand(len(y))[:, None] if torch.is_tensor(variance) else variance
             for variance in (prior_variance, noise_variance)
         )
         if self.gram is not None:
@@ -87,7 +101,8 @@ class LinearOperator:
 
 def conjugate_gradients(apply, y, iterations=50, tolerance=1e-5):
     """The solution v of apply(v) = y for a symmetric positive semidefinite map, for every sample (B, ...) its own; it
-    stops where all residuals are below the tolerance times |y|."""
+    stops where all residuals are below the tolerance times |y|, which on an accelerator, that would have to be waited
+    for, is looked at after every fifth step."""
 
     def dot(a, b):
         return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (y.ndim - 1))  # (B, 1, ...)
@@ -95,8 +110,9 @@ def conjugate_gradients(apply, y, iterations=50, tolerance=1e-5):
     solution, residual = torch.zeros_like(y), y
     direction, square = residual, dot(residual, residual)
     target = tolerance**2 * square
-    for _ in range(iterations):
-        if bool((square <= target).all()):
+    every = 1 if y.device.type == "cpu" else 5
+    for i in range(iterations):
+        if i and i % every == 0 and bool((square <= target).all()):
             break
         image = apply(direction)
         curvature = dot(direction, image)
@@ -117,6 +133,7 @@ def inpainting(mask):
     Raises ValueError for other values than 0 and 1.
     """
     mask = torch.as_tensor(mask)
+    known = Constant(mask)
     values = mask.unique().tolist()
     if not set(values) <= {0, 1}:
         raise ValueError(f"the mask's values must be 0 (unknown) or 1 (known); it has {values[:5]}")
@@ -124,7 +141,7 @@ def inpainting(mask):
     def keep(x):
         if mask.ndim > x.ndim or any(own not in (1, size) for own, size in zip(mask.shape[::-1], x.shape[::-1])):  # noqa: B905
             raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit images of shape {tuple(x.shape)}")
-        return x * mask.to(x)
+        return x * known.like(x)
 
     return LinearOperator(keep, keep, gram=1.0, value_range=(-1, 1))
 
@@ -188,10 +205,10 @@ def deblurring(kernel):
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0:
         raise ValueError(f"kernel must be (k, k) with odd k; got shape {tuple(kernel.shape)}")
     margin = kernel.shape[0] // 2
-    largest = float(kernel.abs().sum())
+    largest, weights = float(kernel.abs().sum()), Constant(kernel)
 
     def blur(x):
-        weight = kernel.to(x).expand(x.shape[1], 1, -1, -1)
+        weight = weights.like(x).expand(x.shape[1], 1, -1, -1)
         return F.conv2d(F.pad(x, [margin] * 4, mode="reflect"), weight, groups=x.shape[1])
 
     return LinearOperator(blur, value_range=(-largest, largest))

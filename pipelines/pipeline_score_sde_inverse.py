@@ -97,6 +97,8 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         atol: float | None = None,
         adaptive_solver: str = "ode",
         conditions: dict[str, torch.Tensor] | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ):
         """Sample images given their measurement.
 
@@ -118,6 +120,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
             cg_steps: of tmpd: largest number of steps of conjugate gradients.
             step_size: of dps, for each step.
             jump_length, resamplings: of repaint, in time steps.
+            height, width: of the images that were measured, in pixels, as for `ScoreSDEPipeline`.
 
         Returns:
             `.images`, `.nfe` and `.residual`.
@@ -129,6 +132,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         check_choice("method", method, METHODS)
         self._interrupt = False
         call = self._for_one_call()
+        call.set_size(height, width)
         scheduler = call.scheduler
         call.check_own_scheduler("inverse problems need")
         if call.vae is not None and method != "dps":
@@ -164,7 +168,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         if num_inference_steps is not None:
             told = call.told_of_guidance(guidance_scale)
             scheduler.set_timesteps(num_inference_steps, device=noise.device, **told)
-        network = problem.checked(network)
+        network = problem.checked(network) if num_inference_steps is None else problem.watched(network)
         if method in ("pigdm", "tmpd"):
             if method == "pigdm":
                 data_std = scheduler.config.sigma_data if data_std is None else data_std
@@ -175,6 +179,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         elif method == "dps":
             network, after_step = problem.descent(network, step_size)
         else:
+            problem.read_levels()
             after_step = problem.replace
             if method == "repaint":
                 entries = problem.resampled(jump_length * scheduler.order, resamplings)
@@ -191,6 +196,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
                 entries,
                 after_step,
             )
+            problem.check_watched()
         residual = rms(y - operator(call.decode(x)))
         call._end_call()
         images = self.finish(x, output_type)
@@ -238,9 +244,30 @@ class _Problem:
         self.noise_std, self.generator = noise_std, generator
         self.shape = pipeline.sample_shape(len(y))
         self.scheduler, self.path = pipeline.scheduler, pipeline.scheduler.path
+        # of every evaluation: whether its output is finite, and the timestep
+        self.evaluations: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watched(self, network):
+        """The network, whose outputs `check_watched` looks at in the end: within a trajectory nobody waits for the
+        device."""
+
+        def call(model_input, timesteps):
+            output = network(model_input, timesteps)
+            self.evaluations.append((torch.isfinite(output).all(), timesteps[0]))
+            return output
+
+        return call
+
+    def check_watched(self):
+        """Raise FloatingPointError where an output of the network was not finite."""
+        finite = [each for each, _ in self.evaluations]
+        if finite and not bool(torch.stack(finite).all()):
+            _, timestep = self.evaluations[torch.stack(finite).tolist().index(False)]
+            t = float(self.scheduler.path_time(timestep.cpu()))
+            raise FloatingPointError(f"the network's output is not finite near t = {t:g}")
 
     def checked(self, network):
-        """The network, with an error where its output is not finite."""
+        """The network, with an error where its output is not finite: adaptive solvers would not come to an end."""
 
         def call(model_input, timesteps):
             output = network(model_input, timesteps)
@@ -314,13 +341,16 @@ class _Problem:
 
         return self.scheduler.steered(network, steer), after_step
 
+    def read_levels(self):
+        """Read the times and noise levels of all entries, once."""
+        self.times = self.scheduler.path_time(self.scheduler.timesteps.cpu())[: self.scheduler.nfe]
+        levels = self.path.alpha(self.times), self.path.sigma(self.times)
+        self.levels = list(zip(*(each.tolist() for each in levels), strict=True))
+
     def _reached(self, entry):
         """(alpha, sigma, missing) of the sample after this entry: `missing` is the variance that its noise has beyond
         the measurement's own. The last entry leads to clean data."""
-        alpha, sigma = 1.0, 0.0
-        if entry + 1 < self.scheduler.nfe:
-            t = self.scheduler.path_time(self.scheduler.timesteps[entry + 1])
-            alpha, sigma = float(self.path.alpha(t)), float(self.path.sigma(t))
+        alpha, sigma = self.levels[entry + 1] if entry + 1 < len(self.levels) else (1.0, 0.0)
         return alpha, sigma, sigma**2 - (alpha * self.noise_std) ** 2 / (self.operator.gram or 1.0)
 
     def replace(self, x, entry, following):
@@ -331,13 +361,10 @@ class _Problem:
             known = alpha * self.y + math.sqrt(missing) * self.operator(self._noise(x))
             x = x + self.operator.pseudo_inverse(known - self.operator(x), x.shape)
         if following is not None and following <= entry:
-            back_to = self.scheduler.path_time(self.scheduler.timesteps[following])
+            scale, std = self.levels[following]
             if sigma > 0:
-                here = self.scheduler.path_time(self.scheduler.timesteps[entry + 1])
-                scale, std = self.path.transition(here, back_to)
-                x = scale.to(x) * x + std.to(x) * self._noise(x)
-            else:
-                x = self.path.sample(x, self._noise(x), back_to)
+                scale, std = map(float, self.path.transition(self.times[entry + 1], self.times[following]))
+            x = scale * x + std * self._noise(x)
             self.scheduler.rewind(following)
         return x
 

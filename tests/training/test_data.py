@@ -316,9 +316,22 @@ def test_statistics_of_latents_and_their_normalisation(tiny_vae, small_data, tmp
         run(train_classifier.main, *classify)
 
 
-def test_statistics_also_fit_autoencoders_whose_config_has_no_place_for_them(small_data, tmp_path):
-    tiny_dc(tmp_path / "dc")
-    encode(small_data, tmp_path / "dc", tmp_path / "latents")
+def tiny_tiny(folder):
+    diffusers.AutoencoderTiny(
+        in_channels=1,
+        out_channels=1,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=2,
+    ).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("make", [tiny_dc, tiny_tiny])
+def test_statistics_also_fit_autoencoders_whose_config_has_no_place_for_them(make, small_data, tmp_path):
+    make(tmp_path / "vae")
+    encode(small_data, tmp_path / "vae", tmp_path / "latents")
     train_tiny(tmp_path / "run", "--latents", tmp_path / "latents", "--max_train_steps", 1, "--normalize_latents")
     config = ScoreSDEPipeline.from_pretrained(tmp_path / "run" / "pipeline").vae.config
     drawn = samples(tmp_path / "latents", config, count=1)

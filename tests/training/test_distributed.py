@@ -211,6 +211,7 @@ def test_a_process_for_each_gpu_needs_no_launcher(tmp_path):
     [
         (None, [], "no"),
         ("bf16", [], "bf16"),
+        ("bf16", ["--mixed_precision", "auto"], "bf16"),
         ("bf16", ["--mixed_precision", "bf16"], "bf16"),
         # what `accelerate launch` says where nothing was chosen
         ("no", ["--mixed_precision", "bf16"], "bf16"),

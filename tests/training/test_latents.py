@@ -229,6 +229,20 @@ def test_repaired_and_changed_images_are_encoded_again(tiny_vae, tmp_path):
         encode_again()
 
 
+def test_latents_in_bfloat16_are_nearly_those_in_float32(tiny_vae, small_data, tmp_path):
+    """And stored in float32; the folder says how they were encoded."""
+    exact, rounded = (tmp_path / name for name in ("no", "bf16"))
+    encode(small_data, tiny_vae, exact, "--both_flips")
+    encode(small_data, tiny_vae, rounded, "--both_flips", "--mixed_precision", "bf16")
+    for name, one in load_file(exact / "moments-00000.safetensors").items():
+        other = load_file(rounded / "moments-00000.safetensors")[name]
+        assert one.dtype == other.dtype
+        if name != "labels":
+            assert 0 < (one - other).square().mean() < (0.02 * one.std()) ** 2 + (0.01 * one.mean()) ** 2
+    with pytest.raises(ValueError, match="holds other latents .mixed_precision was 'bf16', is 'no'"):
+        encode(small_data, tiny_vae, rounded, "--both_flips")
+
+
 def test_latents_from_before_shards_were_recorded_open(tiny_vae, small_data, tmp_path):
     folder = tmp_path / "latents"
     encode(small_data, tiny_vae, folder)

@@ -17,6 +17,7 @@ from score_sde.pipelines.prompts import (
     open_text_encoder,
     tokenize,
 )
+from score_sde.schedulers.paths import moved
 
 from .config import option
 from .hashes import hash_of
@@ -192,7 +193,7 @@ class CaptionEncoder:
         embeds, mask = batch["caption_embeds"], batch["caption_mask"]
         drawn = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device)
         if embeds.shape[1] > 1:
-            drawn = (draws.uniform().to(torch.float32).to(embeds.device) * batch["caption_count"]).long()
+            drawn = (moved(draws.uniform(), embeds.device, torch.float32) * batch["caption_count"]).long()
             drawn = drawn.minimum(batch["caption_count"] - 1)
         rows = torch.arange(len(embeds), device=embeds.device)
         told = {"encoder_hidden_states": embeds[rows, drawn].float(), "encoder_attention_mask": mask[rows, drawn]}

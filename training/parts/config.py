@@ -16,7 +16,7 @@ from score_sde.pipelines.wording import unknown
 
 # all of diffusers' but the one that needs rules of its own
 LR_SCHEDULERS = [kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT]
-MIXED_PRECISIONS = ("no", "fp16", "bf16")
+MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
 
 
 def option(default, help, group="options", common=False):
@@ -52,6 +52,25 @@ class LoaderConfig:
     def problems(self):
         if self.num_workers is not None and self.num_workers < 0:
             yield f"num_workers {self.num_workers} must be 0 or more"
+
+
+class PrecisionConfig:
+    """What has a `mixed_precision`, by default that of the launcher."""
+
+    mixed_precision: str | None
+
+    def precision_problems(self, known):
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+        # "no" is what the launcher says unasked, too
+        if self.mixed_precision is None or (self.mixed_precision == "auto" and launched != "no"):
+            self.mixed_precision = launched
+        if self.mixed_precision not in known:
+            yield unknown("mixed_precision", self.mixed_precision, known)
+        elif launched not in ("no", self.mixed_precision):
+            yield (
+                f"mixed_precision {self.mixed_precision!r} contradicts {launched!r} of accelerate launch: leave one of "
+                f"them out"
+            )
 
 
 @dataclass
@@ -101,7 +120,7 @@ class DataConfig(LoaderConfig):
 
 
 @dataclass
-class LoopConfig(LoaderConfig):
+class LoopConfig(PrecisionConfig, LoaderConfig):
     output_dir: str = option(
         "runs/run", "Folder for everything that the run writes, and no other run.", "run", common=True
     )
@@ -113,6 +132,12 @@ class LoopConfig(LoaderConfig):
     batch_size: int = option(64, "Images per process and micro-batch.", "optimisation", common=True)
     gradient_accumulation_steps: int = option(1, "Micro-batches per optimizer step.", "optimisation")
     max_train_steps: int = option(100_000, "Optimizer steps.", "optimisation", common=True)
+    max_train_seconds: float | None = option(
+        None,
+        "Seconds of training, if the steps would take longer: the schedule of the learning rate then ends with them. "
+        "It is for one process, and the number of steps depends on the machine.",
+        "optimisation",
+    )
     learning_rate: float = option(1e-4, "Peak learning rate of AdamW.", "optimisation", common=True)
     lr_scheduler: str = option(
         "constant_with_warmup", "Schedule of the learning rate, by its name in diffusers.", "optimisation"
@@ -138,7 +163,11 @@ class LoopConfig(LoaderConfig):
     )
     ema_sigma_rel: list[float] = option([0.05, 0.10], "Relative widths of those averages.", "averaged weights")
     mixed_precision: str | None = option(
-        None, "no, fp16, or bf16; that of `accelerate launch` where it isn't given.", "speed and memory", common=True
+        None,
+        "no, fp16, bf16, or auto: bf16 on GPUs that have it and on CPUs where a measurement at the start says that it "
+        "pays, else no. That of `accelerate launch` where it isn't given.",
+        "speed and memory",
+        common=True,
     )
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, more time.", "speed and memory"
@@ -209,6 +238,8 @@ class LoopConfig(LoaderConfig):
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # true for nan, too
                 yield f"{name} {getattr(self, name)} must be at least {least}"
+        if self.max_train_seconds is not None and not self.max_train_seconds > 0:
+            yield f"max_train_seconds {self.max_train_seconds} must be positive"
         if not (self.learning_rate > 0 and self.max_grad_norm > 0):
             yield f"learning_rate {self.learning_rate} and max_grad_norm {self.max_grad_norm} must be positive"
         decays = [("further_ema_decays", decay) for decay in self.further_ema_decays]
@@ -235,16 +266,7 @@ class LoopConfig(LoaderConfig):
             yield unknown("crop", self.crop, ("centre", "random"))
         if self.cache_images and self.crop == "random":
             yield "cache_images keeps an image as it is cropped first: pass --crop centre"
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-        self.mixed_precision = self.mixed_precision or launched
-        if self.mixed_precision not in MIXED_PRECISIONS:
-            yield unknown("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
-        # "no" is what the launcher says unasked, too
-        elif launched not in ("no", self.mixed_precision):
-            yield (
-                f"mixed_precision {self.mixed_precision!r} contradicts {launched!r} of accelerate launch: leave one of "
-                f"them out"
-            )
+        yield from self.precision_problems(MIXED_PRECISIONS)
         resume = self.resume_from_checkpoint
         if resume not in (None, "latest") and not os.path.isdir(resume):
             yield f"resume_from_checkpoint {resume!r} is not a folder; pass a checkpoint folder or 'latest'"

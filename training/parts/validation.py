@@ -84,7 +84,8 @@ class Validation:
 
     Args:
         task: with `data`, the `CleanData` that is trained on, `losses`(network, batch, draws) -> (B,),
-            `conditions_of`(batch, draws), what the network is told, and `make_pipeline`(network).
+            `conditions_of`(batch, draws), what the network is told, `make_pipeline`(network), and `labels_drawn`, of
+            `samples.draw`.
     """
 
     def __init__(self, config, accelerator, task):
@@ -92,8 +93,13 @@ class Validation:
         reader = None if task.data.captions is None else task.data.captions.reader(task.data.caption_column)
         condition = task.data.condition
         pairs = condition and condition.column and (condition.column, condition.channels)
-        images = self.image_config()
-        self.held_out = ImageDataset(images, split=config.evaluation_split, captions=reader, condition=pairs)
+        images, sizes = self.image_config(), {"sizes": task.data.sizes} if task.data.sizes else {}
+        if sizes and config.evaluation_features:
+            raise ValueError(
+                "evaluation_features measure squares of one size, not images of aspect_ratio_buckets: leave them out, "
+                "evaluation_steps then measures the loss on held-out images"
+            )
+        self.held_out = ImageDataset(images, config.evaluation_split, captions=reader, condition=pairs, **sizes)
         # of generated images
         self.prompts = reader and reader.examples
         self.count = min(config.evaluation_images, len(self.held_out))
@@ -124,20 +130,27 @@ class Validation:
             self.add_features(moments, features, batch["images"], size)
         return features, moments.result()
 
+    # rounds of other sizes than the batches would be compiled anew
+    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def measure(self, network):
         """{"held_out_loss": ..., and where it is asked for "frechet_distance": ...}."""
         config, accelerator, losses = self.config, self.accelerator, []
-        for own, batch, size in real_batches(self.held_out, self.count, config, accelerator):
-            draws = RowDraws(config.seed, own, self.count, accelerator.device)
-            losses.append(gathered(self.task.losses(network, batch, draws).float(), size, accelerator))
+        buckets = self.held_out.buckets or [range(self.count)]
+        for rows in ([int(row) for row in bucket if row < self.count] for bucket in buckets):
+            if not rows:
+                continue
+            images = torch.utils.data.Subset(self.held_out, rows)
+            for own, batch, size in real_batches(images, len(rows), config, accelerator):
+                draws = RowDraws(config.seed, [rows[i] for i in own], self.count, accelerator.device)
+                losses.append(gathered(self.task.losses(network, batch, draws).float(), size, accelerator))
         values = {"held_out_loss": float(torch.cat(losses).double().mean())}
         if config.evaluation_features:
             pipeline, found = self.task.make_pipeline(network).to(accelerator.device), Moments()
             pipeline.set_progress_bar_config(disable=True)
             for own, size in rounds(config.evaluation_images, config.batch_size, accelerator):
                 settings = config.seed, config.sample_guidance_scale, config.sample_num_inference_steps
-                told = {"prompts": self.prompts}
+                told = {"prompts": self.prompts, "labels": self.task.labels_drawn}
                 if self.task.data.condition is not None:
                     told = {"conditions": first_conditions(self.task, self.held_out, own, config.seed)}
                 images, _ = draw(pipeline, own, *settings, **told)

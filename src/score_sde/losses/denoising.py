@@ -6,7 +6,7 @@ import math
 import torch
 
 from ..schedulers.checks import check_choice
-from ..schedulers.paths import expand_to, moved, prediction, training_target
+from ..schedulers.paths import expand_all, expand_to, prediction, sent, target_coefficients
 
 
 # --- densities over times -----------------------------------------------------------------------------------------
@@ -208,10 +208,11 @@ def denoising_loss(network, scheduler, x0, noise, t, conditions=None, weight=Non
 
     Raises ValueError for a mask of another number of axes.
     """
-    _, error_of_output, row = _evaluate(network, scheduler, x0, noise, t, conditions, mask)
-    losses = _mean(error_of_output.square(), mask)
     # an error in the output is b times as large in x0
-    return losses if weight is None else moved(weight * row.b**2, losses.device, losses.dtype) * losses
+    more = [] if weight is None else [weight * scheduler.parameterization.row(t).b ** 2]
+    _, _, error_of_output, weights = _evaluate(network, scheduler, x0, noise, t, conditions, mask, more)
+    losses = _mean(error_of_output.square(), mask)
+    return losses if weight is None else weights[0] * losses
 
 
 def _mean(values, mask):
@@ -234,17 +235,22 @@ def _masked(values, mask):
     return values.masked_fill(~mask, 0)
 
 
-def _evaluate(network, scheduler, x0, noise, t, conditions, mask):
-    """(the network's output, the error of what it predicts, 0 where the mask doesn't count, the row of the prediction
-    type) at x_t."""
-    path, config = scheduler.path, scheduler.config
-    x_t = path.sample(x0, noise, t)
-    prediction_type = scheduler.parameterization.prediction_type
-    row = prediction(path, prediction_type, t, config.sigma_data)
-    target = training_target(path, prediction_type, x0, noise, t, config.sigma_data)
-    timestep = moved(scheduler.timestep(t), x_t.device)
-    output = network(expand_to(row.input_scale, x_t) * x_t, timestep, **conditions or {}).sample
-    return output, _masked(output[:, : x0.shape[1]].float() - target.float(), mask), row
+def _evaluate(network, scheduler, x0, noise, t, conditions, mask, more=()):
+    """(x_t, the network's output, the error of what it predicts, 0 where the mask doesn't count, `more`) at x_t.
+
+    All that depends on t alone, such as the coefficients `more`, is worked out where t is, in float64, and goes to the
+    device of x0 as one tensor; `more` comes back from there in at least float32, () or (B,) each.
+    """
+    path, parameterization = scheduler.path, scheduler.parameterization
+    row, alpha, sigma = parameterization.row(t), path.alpha(t), path.sigma(t)
+    of_t = [alpha, sigma, *target_coefficients(row, alpha, sigma), row.input_scale, scheduler.timestep(t), *more]
+    table = sent(torch.stack(torch.broadcast_tensors(*of_t)), x0.device, torch.promote_types(x0.dtype, torch.float32))
+    alpha, sigma, target_x0, target_noise, input_scale = expand_all(table[:5].unbind(), x0)
+    x_t, target = alpha * x0 + sigma * noise, target_x0 * x0 + target_noise * noise
+    model_input, timestep = parameterization.scaled(x_t, input_scale), table[5].float()
+    output = network(model_input, timestep, **conditions or {}).sample
+    error = _masked(output[:, : x0.shape[1]].float() - target.float(), mask)
+    return x_t, output, error, table[6:].unbind()
 
 
 # --- learned variance ---------------------------------------------------------------------------------------------
@@ -270,14 +276,14 @@ def hybrid_loss(network, scheduler, x0, noise, t, conditions=None, vlb_weight=0.
     """
     if not scheduler.path.levels:
         raise ValueError(f"hybrid_loss needs a chain: sde_type 'discrete_vp', not {scheduler.config.sde_type!r}")
-    output, error, row = _evaluate(network, scheduler, x0, noise, t, conditions, mask)
-    channels = x0.shape[1]
+    path, channels = scheduler.path, x0.shape[1]
+    more = [scheduler.parameterization.row(t).b, *_vlb_coefficients(path, t)]
+    x_t, output, error, (b, *coefficients) = _evaluate(network, scheduler, x0, noise, t, conditions, mask, more)
     if output.shape[1] != 2 * channels:
         raise ValueError(f"the network returns {output.shape[1]} channels; a learned variance needs {2 * channels}")
-    denoised = x0.float() + expand_to(row.b, error) * error.detach()
-    x_t = scheduler.path.sample(x0, noise, t)
-    bound = vlb_terms(scheduler.path, x0, x_t, denoised, output[:, channels:], t, discretized, mask)
-    return _mean(error.square(), mask) + vlb_weight * scheduler.path.levels * bound / math.log(2)
+    denoised = x0.float() + expand_to(b, error) * error.detach()
+    bound = _vlb_terms(coefficients, x0, x_t, denoised, output[:, channels:], discretized, mask)
+    return _mean(error.square(), mask) + vlb_weight * path.levels / math.log(2) * bound
 
 
 def vlb_terms(path, x0, x_t, denoised, variance, t, discretized=True, mask=None):
@@ -293,29 +299,38 @@ def vlb_terms(path, x0, x_t, denoised, variance, t, discretized=True, mask=None)
     Returns:
         (B,) float32.
     """
+    coefficients = sent(torch.stack(_vlb_coefficients(path, t)), x0.device, torch.float32).unbind()
+    return _vlb_terms(coefficients, x0, x_t, denoised, variance, discretized, mask)
+
+
+def _vlb_coefficients(path, t):
+    """Of `vlb_terms` at t, () or (B,) each: the posterior's log-variance; how much more the mean of it and the
+    transition's is; the posterior's c_x and c_0; and 1 for the first level."""
     level = (t * path.levels).round()
-    s = (level - 1) / path.levels
     first = level == 1
     # the first level's posterior has no width: the original takes the next one's
     shown = torch.where(first, torch.full_like(t, 2 / path.levels), t)
     _, _, small = path.posterior(shown, shown - 1 / path.levels)
-    c_x, c_0, width = path.posterior(t, s)
-    _, large = path.transition(s, t)
-    low, high = (expand_to(2 * value.log(), x0).float() for value in (small, large))
-    share = (variance.float() + 1) / 2
-    log_variance = share * high + (1 - share) * low
-    mean = expand_to(c_x, x0).float() * x_t.float() + expand_to(c_0, x0).float() * denoised
-    true_mean = expand_to(c_x, x0).float() * x_t.float() + expand_to(c_0, x0).float() * x0.float()
-    divergence = (
-        log_variance - low + torch.exp(low - log_variance) + (true_mean - mean).square() * torch.exp(-log_variance) - 1
-    ) / 2
+    c_x, c_0, _ = path.posterior(t, (level - 1) / path.levels)
+    _, large = path.transition((level - 1) / path.levels, t)
+    return 2 * small.log(), (large / small).log(), c_x, c_0, first.to(c_x)
+
+
+def _vlb_terms(coefficients, x0, x_t, denoised, variance, discretized, mask):
+    *_, first = coefficients
+    x0, x_t, denoised = x0.float(), x_t.float(), denoised.float()
+    low, half, c_x, c_0, _ = expand_all(coefficients, x0)
+    # above the posterior's log-variance
+    more = torch.addcmul(half, half, variance.float())
+    log_variance = low + more
+    missed = c_0 * (x0 - denoised)
+    divergence = (more + torch.expm1(-more) + missed.square() * torch.exp(-log_variance)) / 2
+    mean = c_x * x_t + c_0 * denoised
     if discretized:
-        likelihood = discretized_log_likelihood(x0.float(), mean, log_variance / 2)
+        likelihood = discretized_log_likelihood(x0, mean, log_variance / 2)
     else:
-        likelihood = (
-            -((x0.float() - mean).square() * torch.exp(-log_variance) + log_variance + math.log(2 * math.pi)) / 2
-        )
-    return torch.where(moved(first, x0.device), -_mean(likelihood, mask), _mean(divergence, mask))
+        likelihood = -((x0 - mean).square() * torch.exp(-log_variance) + log_variance + math.log(2 * math.pi)) / 2
+    return torch.where(first > 0, -_mean(likelihood, mask), _mean(divergence, mask))
 
 
 def discretized_log_likelihood(x, mean, log_std):
@@ -345,15 +360,16 @@ def sliced_score_matching(network, scheduler, x_t, t, probes, conditions=None, m
     Returns:
         (B,) float32: sigma^2 (v^T ds/dx v + |s|^2 / 2) per dimension, differentiable.
     """
-    path = scheduler.path
+    path, parameterization = scheduler.path, scheduler.parameterization
     x_t = x_t.detach().requires_grad_()
-    row = prediction(path, scheduler.parameterization.prediction_type, t, scheduler.config.sigma_data)
-    timestep = moved(scheduler.timestep(t), x_t.device)
-    output = network(expand_to(row.input_scale, x_t) * x_t, timestep, **conditions or {}).sample
-    denoised = expand_to(row.a, x_t) * x_t + expand_to(row.b, x_t) * output[:, : x_t.shape[1]]
+    row, variance = parameterization.row(t), path.sigma(t) ** 2
     # score = (alpha x0 - x_t) / sigma^2
-    score = (expand_to(path.alpha(t), x_t) * denoised - x_t) / expand_to(path.sigma(t) ** 2, x_t)
+    of_t = [*row, path.alpha(t), variance, scheduler.timestep(t)]
+    table = sent(torch.stack(torch.broadcast_tensors(*of_t)), x_t.device, torch.promote_types(x_t.dtype, torch.float32))
+    a, b, input_scale, alpha, expanded = expand_all(table[:5].unbind(), x_t)
+    output = network(parameterization.scaled(x_t, input_scale), table[5].float(), **conditions or {}).sample
+    denoised = a * x_t + b * output[:, : x_t.shape[1]]
+    score = (alpha * denoised - x_t) / expanded
     probes = _masked(probes, mask)
     (slope,) = torch.autograd.grad((score * probes).sum(), x_t, create_graph=True)
-    losses = _mean(slope * probes + score.square() / 2, mask)
-    return moved(path.sigma(t) ** 2, losses.device, losses.dtype) * losses
+    return table[4] * _mean(slope * probes + score.square() / 2, mask)

@@ -6,6 +6,8 @@ a meaning; preconditioning, such as EDM's, belongs to the scheduler's prediction
 """
 
 import math
+import time
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,19 +91,39 @@ def rotary_position_embedding(grid, trained_grid, scaling, head_size, device=Non
     )
 
 
+def convolved(tokens, weight, bias):
+    """`F.linear` of tokens (B, T, D), channels last already, by a 1x1 convolution."""
+    return F.conv2d(tokens.mT.unsqueeze(2), weight[:, :, None, None], bias).squeeze(2).mT
+
+
+@cache
+def convolution_pays(dtype):
+    """Whether this CPU convolves tokens clearly faster than it multiplies matrices: measured, once in a process, in a
+    few hundredths of a second."""
+    tokens, weight = torch.ones(4, 64, 384, dtype=dtype, device="cpu"), torch.ones(768, 384, dtype=dtype, device="cpu")
+    best = dict.fromkeys((F.linear, convolved), math.inf)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for _ in range(10):
+            for function in best:
+                start = time.perf_counter()
+                function(tokens, weight, None)
+                best[function] = min(best[function], time.perf_counter() - start)
+    return 1.2 * best[convolved] < best[F.linear]
+
+
 class Linear(nn.Linear):
-    """`nn.Linear`; of float32 tokens on a CPU by oneDNN's 1x1 convolution, which uses all of the processor's vector
-    units where the matrix product of MKL doesn't (on AMD's it is up to twice as fast, and as fast on others). Compiled
-    it is a matrix product: a convolution would keep its neighbours from being fused with it."""
+    """`nn.Linear`; of float32 tokens on a CPU, where `convolution_pays`, by oneDNN's 1x1 convolution: it uses all of
+    the processor's vector units, which MKL's matrix product on AMD's doesn't. Compiled it is a matrix product: a
+    convolution would keep its neighbours from being fused with it."""
 
     def forward(self, tokens):
         on_cpu = tokens.device.type == "cpu" and tokens.dtype == torch.float32 and tokens.ndim == 3
         # sharded and quantised weights have classes of their own
         eager = type(self.weight) is nn.Parameter and not torch.compiler.is_compiling()
         if on_cpu and eager and HAS_ONEDNN:
-            # channels last already
-            out = F.conv2d(tokens.mT.unsqueeze(2), self.weight[:, :, None, None], self.bias)
-            return out.squeeze(2).mT
+            autocast = torch.is_autocast_enabled("cpu")
+            if convolution_pays(torch.get_autocast_dtype("cpu") if autocast else tokens.dtype):
+                return convolved(tokens, self.weight, self.bias)
         return super().forward(tokens)
 
 

@@ -237,6 +237,10 @@ class Recording(_Scheduler):
             self.timesteps[entry] = self.timestep(t)
             self.sigmas[entry] = self._levels(torch.tensor(t, dtype=torch.float64))
 
+    def _known_time(self, timesteps):
+        # its entries are no longer those of the plan
+        return self.path_time(timesteps)
+
     def scale_model_input(self, sample, timestep=None):
         return sample * float(self.parameterization.row(self._t).input_scale)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .paths import Path, as_time, expand_to, moved, network_time, path_time, prediction
+from .paths import SCALED_INPUT, Path, as_time, expand_all, expand_to, is_one, network_time, path_time, prediction, sent
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,32 @@ class Parameterization:
         """Path time in [0, 1], float64, of the number(s) that the network receives."""
         return path_time(self.path, timesteps, self.time_input, self.time_scale, self.time_offset)
 
+    def scaled(self, x, input_scale):
+        """The input of the network for samples x, by the input_scale of the row, shaped to go with x."""
+        return input_scale * x if self.prediction_type in SCALED_INPUT else x
+
     def denoiser(self, network, limited=True):
         """The network as a function f(x, t) -> denoised samples: see `ScoreSDEScheduler.denoiser`."""
 
         def denoise(x, t):
             t = as_time(t)
-            row = self.row(t)
-            output = network(expand_to(row.input_scale, x) * x, moved(self.timestep(t), x.device).expand(len(x)))
-            denoised = expand_to(row.a, x) * x + expand_to(row.b, x) * output[:, : x.shape[1]]
+            if t.ndim and is_one(t):
+                t = t[0]
+            a, b, input_scale = expand_all(self.row(t), x)
+            output = network(self.scaled(x, input_scale), per_sample(self.timestep(t), x))
+            denoised = a * x + b * output[:, : x.shape[1]]
             return self.limit(denoised) if limited else denoised
 
         return denoise
 
-    def steered(self, network, steer):
-        """A network whose denoised samples are `steer(x, t, denoise)`: see `ScoreSDEScheduler.steered`."""
+    def steered(self, network, steer, path_time):
+        """A network whose denoised samples are `steer(x, t, denoise)`: see `ScoreSDEScheduler.steered`; `path_time` is
+        f(timesteps) -> path times."""
 
         def call(model_input, timesteps):
-            t, variance = self.path_time(timesteps), None
-            row = self.row(t)
-            x = model_input / expand_to(row.input_scale, model_input)
+            t, variance = path_time(timesteps), None
+            a, b, input_scale = expand_all(self.row(t), model_input)
+            x = model_input / input_scale if self.prediction_type in SCALED_INPUT else model_input
 
             def remember_variance(model_input, timesteps):
                 nonlocal variance
@@ -65,10 +72,18 @@ class Parameterization:
                 return output
 
             denoised = steer(x, t, self.denoiser(remember_variance, limited=False))
-            output = (denoised - expand_to(row.a, x) * x) / expand_to(row.b, x)
+            output = (denoised - a * x) / b
             return torch.cat([output, variance], dim=1)
 
         return call
+
+
+def per_sample(numbers, x):
+    """Numbers () or (B,) as float32 (B,) on the device of samples x (B, ...)."""
+    if numbers.ndim == 0 and numbers.device.type == "cpu":
+        # an argument of a kernel, which nobody waits for
+        return torch.full((len(x),), float(numbers), device=x.device)
+    return sent(numbers, x.device, torch.float32).expand(len(x))
 
 
 def threshold(denoised, ratio, largest):

@@ -61,7 +61,8 @@ def as_time(t):
 
 
 def expand_to(coefficient, x):
-    """A coefficient per sample, shape () or (B,), shaped to multiply `x` of shape (B, ...), in the dtype of `x`.
+    """A coefficient per sample, shape () or (B,), shaped to multiply `x` of shape (B, ...), in the dtype of `x`; on its
+    device, but for one number on the host, which no kernel waits for.
 
     Raises ValueError when the coefficient is neither a single number nor one per sample.
     """
@@ -70,7 +71,35 @@ def expand_to(coefficient, x):
             f"times of shape {tuple(coefficient.shape)} do not fit a batch of shape {tuple(x.shape)}: "
             f"pass one time, or one per sample"
         )
-    return moved(coefficient, x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    if x.device.type != "cpu" and is_one(coefficient):
+        # an argument of the kernels
+        return coefficient.reshape(-1)[0].to(x.dtype)
+    return sent(coefficient, x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def expand_all(coefficients, x):
+    """`expand_to` of several coefficients, which go from the host to another device as one tensor."""
+    if x.device.type != "cpu" and coefficients[0].device.type == "cpu":
+        coefficients = torch.stack(torch.broadcast_tensors(*coefficients))
+        if coefficients.ndim == 2 and not is_one(coefficients):
+            coefficients = sent(coefficients, x.device, x.dtype)
+    return [expand_to(each, x) for each in coefficients]
+
+
+def is_one(numbers):
+    """Whether the host knows that numbers, () or (..., B), are the same for all of a batch."""
+    if numbers.device.type != "cpu" or not numbers.is_floating_point():
+        return False
+    return numbers.ndim == 0 or bool((numbers == numbers[..., :1]).all())
+
+
+def sent(numbers, device, dtype):
+    """Numbers on a device, for whose work nobody waits."""
+    numbers = numbers.to(dtype)
+    if device.type == "cuda" and numbers.device.type == "cpu":
+        # which the device reads by itself
+        numbers = numbers.pin_memory()
+    return moved(numbers, device)
 
 
 def moved(tensor, device, dtype=None):
@@ -138,7 +167,8 @@ class Path:
 
     def sample(self, x0, noise, t):
         """Draw x_t given x0 (B, ...), standard normal noise of the same shape, and t of shape () or (B,), Eq. (1)."""
-        return expand_to(self.alpha(t), x0) * x0 + expand_to(self.sigma(t), x0) * noise
+        alpha, sigma = expand_all((self.alpha(t), self.sigma(t)), x0)
+        return alpha * x0 + sigma * noise
 
     def transition(self, s, t):
         """(A, B) of x_t = A x_s + B z for s < t, Eq. (4)."""
@@ -161,8 +191,8 @@ class Path:
     def reverse_drift(self, x, denoised, t, eta=0.0):
         """dx/dt of Eq. (8) without its noise, given the denoised sample: the velocity of the ODE for eta = 0, the drift
         of the reverse SDE for 1; t of shape () or (B,)."""
-        of_x, of_x0 = self.reverse_coefficients(t, eta)
-        return expand_to(of_x, x) * x + expand_to(of_x0, x) * denoised
+        of_x, of_x0 = expand_all(self.reverse_coefficients(t, eta), x)
+        return of_x * x + of_x0 * denoised
 
     def straight_coordinates(self, t, slope=None):
         """(c, u) of the coordinates (9) in which the ODE's solution for a constant denoised sample is straight; `slope`
@@ -173,8 +203,8 @@ class Path:
 
     def straight_velocity(self, x, denoised, t, slope=None):
         """dy/du of Eq. (9), shape of x (B, ...), given the denoised sample; t of shape () or (B,)."""
-        c, _ = self.straight_coordinates(t, slope)
-        return (x - expand_to(c, x) * denoised) / expand_to(self.sigma(t), x)
+        c, sigma = expand_all((self.straight_coordinates(t, slope)[0], self.sigma(t)), x)
+        return (x - c * denoised) / sigma
 
     def t_from_straight(self, u, slope=None):
         """The time at which the coordinate u of (9) has this value."""
@@ -362,6 +392,7 @@ class DiscreteVPSDE(_VariancePreserving):
         self.t_min = 1 / self.levels
         knots = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0) / 2])
         self._knots, self._slopes = knots, _monotone_slopes(knots * self.levels)
+        self._tables: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
 
     @classmethod
     def from_beta_schedule(
@@ -411,12 +442,19 @@ class DiscreteVPSDE(_VariancePreserving):
         return *self._ends(index, t.dtype), t * self.levels - index
 
     def _ends(self, index, dtype):
-        knots, slopes = self._knots.to(index.device, dtype), self._slopes.to(index.device, dtype)
-        return knots[index], knots[index + 1], slopes[index] / self.levels, slopes[index + 1] / self.levels
+        knots, slopes = self._table(index.device, dtype)
+        # an index of one number would be read by the host
+        return (*(each.take(at) for each in (knots, slopes) for at in (index, index + 1)),)
+
+    def _table(self, device, dtype):
+        """The knots and the slopes per segment, which are sent to a device once."""
+        if (device, dtype) not in self._tables:
+            self._tables[device, dtype] = [each.to(device, dtype) for each in (self._knots, self._slopes / self.levels)]
+        return self._tables[device, dtype]
 
     def _t_from_log_alpha(self, log_alpha):
         # bisection inside the segment: log_alpha(t) is monotone, and 60 halvings exhaust float64
-        knots = self._knots.to(log_alpha.device, log_alpha.dtype)
+        knots, _ = self._table(log_alpha.device, log_alpha.dtype)
         index = torch.searchsorted(-knots, -log_alpha.contiguous(), right=True) - 1
         index = index.clamp(0, self.levels - 1)
         ends = self._ends(index, log_alpha.dtype)
@@ -630,6 +668,8 @@ def _negative(row):
     return negative
 
 
+# those of a network whose input is scaled
+SCALED_INPUT = ("edm", "edm_v_prediction")
 PREDICTIONS = {
     "epsilon": _epsilon,
     "sample": _sample,
@@ -657,7 +697,7 @@ def prediction(path, prediction_type, t, sigma_data=0.5):
     """
     a, b = PREDICTIONS[prediction_type](path, t, sigma_data)
     input_scale = torch.ones_like(a)
-    if prediction_type in ("edm", "edm_v_prediction"):
+    if prediction_type in SCALED_INPUT:
         input_scale = (path.alpha(t) ** 2 * sigma_data**2 + path.sigma(t) ** 2).rsqrt()
     return Prediction(a, b, input_scale)
 
@@ -665,9 +705,13 @@ def prediction(path, prediction_type, t, sigma_data=0.5):
 def training_target(path, prediction_type, x0, noise, t, sigma_data=0.5):
     """What the network should output at x_t = path.sample(x0, noise, t), Eq. (7): shape and dtype of x0."""
     row = prediction(path, prediction_type, t, sigma_data)
-    c_x0 = (1 - row.a * path.alpha(t)) / row.b
-    c_noise = -row.a * path.sigma(t) / row.b
-    return expand_to(c_x0, x0) * x0 + expand_to(c_noise, x0) * noise
+    c_x0, c_noise = expand_all(target_coefficients(row, path.alpha(t), path.sigma(t)), x0)
+    return c_x0 * x0 + c_noise * noise
+
+
+def target_coefficients(row, alpha, sigma):
+    """Those of x0 and of the noise in Eq. (7), for a `Prediction` where alpha and sigma have these values."""
+    return (1 - row.a * alpha) / row.b, -row.a * sigma / row.b
 
 
 # --- how a network is told the time -----------------------------------------------------------------------------------

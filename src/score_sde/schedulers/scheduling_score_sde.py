@@ -27,7 +27,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .calibration import calibrate, check_calibration, fitted
 from .checks import LARGEST_NFE, NUMBERS, as_list, check_arguments, check_choice, check_number
-from .parameterization import Parameterization, threshold
+from .parameterization import Parameterization, per_sample, threshold
 from .paths import (
     PREDICTIONS,
     SDE_TYPES,
@@ -36,7 +36,7 @@ from .paths import (
     DiscreteVPSDE,
     LinearSDE,
     build_path,
-    expand_to,
+    expand_all,
     moved,
     shifted,
     time_grid,
@@ -559,7 +559,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """alpha noise - sigma x0, the target of v_prediction, for clean samples, noise and timesteps as in
         `add_noise`."""
         t = self._time_inside(timesteps)
-        return expand_to(self.path.alpha(t), sample) * noise - expand_to(self.path.sigma(t), sample) * sample
+        alpha, sigma = expand_all((self.path.alpha(t), self.path.sigma(t)), sample)
+        return alpha * noise - sigma * sample
 
     def denoiser(self, network, limited=True):
         """The network as a function f(x, t) -> denoised samples, for samples x (B, C, ...) and path times t: one
@@ -578,17 +579,25 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             network: f(input, timesteps (B,)) -> output (B, C, ...), or (B, 2 C, ...) with a learned variance.
-            steer: f(x (B, C, ...), t (B,), denoise) -> denoised samples (B, C, ...).
+            steer: f(x (B, C, ...), t (B,), denoise) -> denoised samples (B, C, ...). The times of the planned
+                trajectory are on the CPU, wherever x is: nothing has to wait for them.
 
         Returns a function such as `network`; a learned variance stays what it was.
         """
-        return self.parameterization.steered(network, steer)
+        return self.parameterization.steered(network, steer, self._known_time)
+
+    def _known_time(self, timesteps):
+        """`path_time`, float64 on the CPU where these are one entry of `timesteps`, expanded."""
+        is_one_entry = timesteps.numel() == 1 or timesteps.stride() == (0,)
+        entry = self._entry_of_view(timesteps) if is_one_entry and self._plan is not None else None
+        if entry is None:
+            return self.path_time(timesteps)
+        return torch.full(timesteps.shape, self._require_plan()[entry].t_eval, dtype=torch.float64)
 
     def classifier_input(self, x, t):
         """(input, half_log_snr (B,)) of a `NoiseConditionalClassifier` for samples x (B, C, ...) at path times t, () or
         (B,): the same for every path."""
-        half_log_snr = moved(self.path.half_log_snr(t), x.device, torch.float32)
-        return self.path.unit_variance(x, t), half_log_snr.expand(len(x))
+        return self.path.unit_variance(x, t), per_sample(self.path.half_log_snr(t), x)
 
     # --- sampling -------------------------------------------------------------------------------------------------
 
@@ -738,6 +747,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._rows = list(zip(*(values.tolist() for values in (*row, self.path.alpha(evaluated))), strict=True))
         self._tell(evaluated, device)
         self._memory = Memory(self._plan)
+        self._times_there: torch.Tensor | None = None  # on the device of the samples, for `step_tokens`
         self._eta_taken = False
 
     def _tell(self, times, device=None):
@@ -747,7 +757,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             received = received.long()
         if self._ends_with_zero():
             received = torch.cat([received, torch.zeros(1).to(received)])
-        self.timesteps = received.to(device)
+        self.timesteps = received if device is None else moved(received, torch.device(device))
         levels = self._levels(times)
         levels = torch.cat([levels, torch.zeros(1).to(levels)])
         # on the CPU, as the stock schedulers have them
@@ -998,16 +1008,21 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if torch.is_tensor(timestep):
             # pipelines may pass one for each sample
             timestep = timestep.reshape(-1)[0] if timestep.ndim else timestep
-            own, its = self.timesteps.untyped_storage(), timestep.untyped_storage()
-            if own.data_ptr() == its.data_ptr():
-                # a view, as in a loop over `timesteps`: found without waiting for the device
-                return timestep.storage_offset() - self.timesteps.storage_offset()
+            if (entry := self._entry_of_view(timestep)) is not None:
+                return entry
         found = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps.device)).nonzero()
         if len(found) == 0:
             raise ValueError(
                 f"timestep {float(timestep):g} is none of this trajectory's: pass one of scheduler.timesteps"
             )
         return int(found[0])
+
+    def _entry_of_view(self, timestep):
+        """The entry of `timesteps` that this is a view of, as in a loop over them: found without waiting for the
+        device. None where it is none."""
+        if self.timesteps.untyped_storage().data_ptr() == timestep.untyped_storage().data_ptr():
+            return timestep.storage_offset() - self.timesteps.storage_offset()
+        return None
 
     def scale_model_input(self, sample, timestep=None):
         """What the network receives for a sample: the sample itself, but for prediction type edm, whose input has unit
@@ -1086,13 +1101,15 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                     f"per_token_timesteps are for prediction_type 'flow_prediction' of sde_type 'linear', not for "
                     f"{self.config.prediction_type!r} of {self.config.sde_type!r}"
                 )
-            own, times = self.path_time(per_token_timesteps), self._times.tolist()
+            if self._times_there is None or self._times_there.device != x.device:
+                self._times_there = moved(torch.cat([self._times, torch.zeros(1)]).to(dtype), x.device)
+            own, times = self.path_time(per_token_timesteps), self._times_there
             prev_sample, denoised = step_tokens(
                 stage, self._memory, model_output.to(dtype), x, own, times, self._limit, draw_noise
             )
         else:
             a, b, _, alpha = self._rows[at]
-            unlimited = a * x + b * model_output.to(dtype)
+            unlimited = torch.add(a * x, model_output.to(dtype), alpha=b)
             denoised = self._limit(unlimited)
             redone = (
                 self.config.use_clipped_model_output if use_clipped_model_output is None else use_clipped_model_output

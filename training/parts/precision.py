@@ -1,0 +1,44 @@
+"""Whether bfloat16 pays on a device."""
+
+import time
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
+
+
+# how many times as fast as float32 it must be: a network is more than matrix products
+PAYS = 1.3
+
+
+def automatic_precision():
+    """ "bf16" where it pays on this machine, else "no": the same in every process. On a GPU that has it, it does; on a
+    CPU it is measured, in a tenth of a second. Before there is an `Accelerator`."""
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    if state.device.type == "cuda":
+        precision, why = ("bf16", "has") if torch.cuda.is_bf16_supported(including_emulation=False) else ("no", "lacks")
+        why = f"this GPU {why} bfloat16"
+    elif state.device.type == "cpu":
+        gain = gain_of_bfloat16()
+        precision = "bf16" if gain >= PAYS else "no"
+        why = f"on this CPU matrix products in bfloat16 are {gain:.1f} times as fast as in float32"
+    else:
+        precision, why = "no", f"bfloat16 on {state.device.type} was never measured"
+    precision, why = broadcast_object_list([precision, why])
+    if state.is_main_process:
+        print(f"mixed_precision {precision}: {why}")
+    return precision
+
+
+def gain_of_bfloat16(rows=512, width=256, rounds=5):
+    """How many times as fast a CPU computes the two matrix products of a block, and their gradients, under autocast."""
+    x = torch.randn(rows, width)
+    layers = torch.nn.Sequential(torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, width))
+    best = {}
+    for _ in range(rounds):
+        for enabled in (False, True):
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                layers(x).sum().backward()
+            best[enabled] = min(time.perf_counter() - start, best.get(enabled, float("inf")))
+    return best[False] / best[True]
