@@ -63,13 +63,14 @@ def signal_pipeline():
 
 
 def seeing_pipeline():
+    """In latents, told classes and a grey image beside."""
     torch.manual_seed(0)
-    network = DiTModel(
-        8, 2, 2, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=3, condition_channels=1
-    )
+    network = DiTModel(4, 2, 6, 16, 1, 2, num_classes=3, condition_channels=3)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    return tiny_pipeline(network=network.eval())
+    scheduler = ScoreSDEScheduler(prediction_type="v_prediction")
+    vae = tiny_vae(channels=3)
+    return ScoreSDEPipeline(scheduler, transformer=network.eval(), vae=vae, condition_from="grayscale")
 
 
 PIPELINES = {
