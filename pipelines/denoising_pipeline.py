@@ -376,7 +376,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             channels, size = measurement.channels(channels), tuple(side // measurement.factor for side in size)
         return (channels, *size)
 
-    def encode_condition(self, condition_image) -> Conditions:
+    def encode_condition(self, condition_image, height: int | None = None, width: int | None = None) -> Conditions:
         """What the network is told of condition images, {"condition_sample": (B, condition_channels, ...)}, as
         `conditions` of every method takes it.
 
@@ -384,9 +384,14 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             condition_image: a PIL image, an array (height, width, channels) or tensor (channels, height, width) in
                 [0, 1], or a batch or list of them, of `condition_shape`. One that was measured smaller than the image
                 (downsample) is given so, and grey where colours are to be found.
+            height, width: of the images that are to be made, where they are not of the network's own size.
 
         Raises ValueError for a model that sees none, and for another size or number of channels.
         """
+        if height is not None or width is not None:
+            call = copy.copy(self)
+            call.set_size(height, width)
+            return call.encode_condition(condition_image)
         if not self.takes_condition_image:
             raise ValueError(
                 f"condition_image was given, but this {type(self.denoiser).__name__} sees none beside the sample: it "
@@ -399,7 +404,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             found, wanted = (" x ".join(map(str, each)) for each in (images.shape[2:], size))
             raise ValueError(
                 f"condition_image is of {found} {kind.unit}; this model takes {wanted}"
-                + (f", as {source} makes them" if source else ": resize it")
+                + (f", as {source} makes them" if source else ": resize it, or pass height and width")
             )
         factor = 1 if self.vae is None else spatial_factor(self.vae)
         images = at_size(images, [side * factor for side in kind.size])

@@ -164,3 +164,15 @@ def test_the_model_of_an_adapter_must_be_what_it_was(tmp_path):
     (tmp_path / "source").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="or open the model yourself, and pipe.load_lora_weights"):
         load_bundle(adapter)
+
+
+def test_adapters_that_are_told_no_class_draw_so(tmp_path):
+    """Not the classes that the network has: nor are the samples that are measured."""
+    source, data = make_source(tmp_path / "source"), photographs(tmp_path / "data", "owl", "emu")
+    untold = ["--class_conditional", "false", "--max_train_steps", 1, "--sample_num_images", 4]
+    folder = adapt(source, tmp_path / "run", "--dataset", data, *untold, "--sample_num_inference_steps", 2)
+    pipeline = load_bundle(folder)
+    generators = [torch.Generator().manual_seed(i) for i in range(4)]
+    images = pipeline(batch_size=4, num_inference_steps=2, generator=generators).images
+    pipeline.kind.save_grid(images, tmp_path / "expected.png")
+    assert (folder / "samples.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
