@@ -2,7 +2,7 @@
 with the configurations in training/configs/, measured, and reported.
 
     python benchmarks/reference_runs.py --data FOLDER --output runs/reference --seconds 580
-    python benchmarks/reference_runs.py --report runs/reference    # cards, curves, pictures and the table, from those
+    python benchmarks/reference_runs.py --report runs/reference     # cards, pictures and tables of those
 
 FOLDER (one or several) holds what a run needs, and a run whose data are not there is left out:
 
@@ -22,7 +22,8 @@ Each is a process of its own; those of a lane follow one another, lanes go side 
 through with its steps when its time is nearly over ends (--max_train_seconds), with its learning rate at 0 by then, and
 is measured. What is found is written as it comes, to OUTPUT/NAME/result.json, tracebacks, too. A network whose
 compilation takes too long is trained again without.
---pack FOLDER collects all but weights in one archive, and the weights of cifar10 in fp16 in pieces of 15 MiB.
+--pack FOLDER collects all but weights in one archive, and the weights of cifar10 in fp16 in pieces of 15 MiB. --report
+takes the folder, or what the archive holds, and writes what is committed (reference_report.py).
 
 --warm_up compiles what will be compiled, for TORCHINDUCTOR_CACHE_DIR, and no more; --little is a rehearsal on any
 machine, with tiny networks and few images.
@@ -49,6 +50,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from cifar10 import ResNet56Features
+from reference_report import report
 from safetensors.torch import load_file, save
 
 from score_sde import ScoreUNetModel
@@ -71,7 +73,6 @@ from score_sde.training.parts.run_folder import read_records
 from score_sde.training.parts.samples import draw, labels_of, quantized
 
 
-ROOT = Path(__file__).resolve().parents[1]
 # seconds that a run has, at most, and how many of them its measurements may take; and those of packing
 SECONDS = {"cifar10": 600, "clothing128": 150, "fashion_mnist": 120, "quick_start": 120}
 MEASURING = {"cifar10": 110, "clothing128": 30, "fashion_mnist": 40, "quick_start": 30}
@@ -105,6 +106,11 @@ class Work:
     def left(self):
         return self.ends - time.monotonic()
 
+    def needs(self, seconds):
+        """Raise TimeoutError where they aren't left."""
+        if self.left() < seconds:
+            raise TimeoutError(f"{self.left():.0f} s are left of {seconds} that are needed")
+
     def write(self, **facts):
         self.facts |= facts | {"seconds": round(time.monotonic() - self.began, 1)}
         temporary = self.folder / "result.json.partial"
@@ -112,12 +118,10 @@ class Work:
         temporary.replace(self.folder / "result.json")
 
     @contextmanager
-    def part(self, name, least=5.0):
-        """A part without which the others go on: where it fails, and where no time is left for it, that is written."""
+    def part(self, name):
+        """A part without which the others go on: where it fails, that is written."""
         began = time.monotonic()
         try:
-            if self.left() < least:
-                raise TimeoutError(f"{self.left():.0f} s are left")
             yield
             print(f"[{self.name}] {name}: {time.monotonic() - began:.1f} s", flush=True)
         except (Exception, SystemExit) as error:
@@ -343,10 +347,12 @@ def cifar10(work):
     measured.in_bf16()
     for scale in (1.0, 1.5, "likelihood", 2.0):
         if scale == "likelihood":
-            with work.part("likelihood", least=20):
+            with work.part("likelihood"):
+                work.needs(20)
                 Measured(work, output / "pipeline", dataset).likelihood(256, batch_size=256)
             continue
-        with work.part(f"samples_{scale:g}", least=15):
+        with work.part(f"samples_{scale:g}"):
+            work.needs(15)
             images, asked, nfe = measured.drawn(scale)
             save_grid(images[:100], work.folder / f"samples_{scale:g}.png", columns=10)
             table = measured.table(network, images)
@@ -388,7 +394,8 @@ def clothing128(work):
     measured.in_bf16()
     who = f"a linear classifier of training photographs on {network.name}"
     for scale in (1.0, 2.0, 3.0):
-        with work.part(f"samples_{scale:g}", least=6):
+        with work.part(f"samples_{scale:g}"):
+            work.needs(6)
             images, asked, nfe = measured.drawn(scale)
             save_grid(images[:60], work.folder / f"samples_{scale:g}.png", columns=10)
             table = measured.table(network, images)
@@ -488,7 +495,8 @@ def psnr(measured, data, count=1000):
 
 
 def finish(work, folders):
-    with work.part("curves", least=1):
+    with work.part("curves"):
+        work.needs(1)
         plot_runs(folders, work.folder / "curves.png")
     work.write(done=True)
 
@@ -559,7 +567,8 @@ def gather(options):
         path = options.output / name / "result.json"
         if path.is_file():
             results[name] = json.loads(path.read_text())
-    document = {"seconds": options.seconds, "lanes": options.lanes, "torch": torch.__version__, "runs": results}
+    document = {"seconds": options.seconds, "lanes": options.lanes, "torch": torch.__version__}
+    document |= {"command": provenance(torch.device("cpu"))["command"], "runs": results}
     if torch.cuda.is_available():
         document["device"] = torch.cuda.get_device_name()
     (options.output / "reference_runs.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -596,8 +605,12 @@ def main():
     parser.add_argument("--warm_up", action="store_true", help="compile, and no more")
     parser.add_argument("--little", action="store_true", help="a rehearsal with tiny networks")
     parser.add_argument("--pack", type=Path, help="folder for what is to be taken home")
+    parser.add_argument("--report", type=Path, help="folder of runs that are over, to report")
     options = parser.parse_args()
 
+    if options.report:
+        report(options.report)
+        return
     if options.run:
         work = Work(options)
         work.write()
