@@ -34,7 +34,7 @@ def report(folder):
     """Write what is committed of the runs in a folder: cards, pictures, figures and a page of them."""
     benchmarks, results = ROOT / "benchmarks", json.loads((folder / "reference_runs.json").read_text())
     page = ["# Reference runs of one GPU\n", f"```bash\n{results['command']}\n```\n"]
-    machine = f"{results.get('device', 'no GPU')}, torch {results['torch']}"
+    machine = " and ".join({f"{each['device']}, torch {each['torch']}" for each in results["runs"].values()})
     page += [f"Machine: {machine}. All of it side by side in {results['seconds']:.0f} s.\n"]
     for name, facts in results["runs"].items():
         pipeline = folder / name / "run/pipeline"
