@@ -25,6 +25,7 @@ import time
 import traceback
 from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -53,8 +54,9 @@ TASKS = {
     ),
     "colourisation": ("grayscale", "grey", lambda y: y.expand(-1, 3, -1, -1)),
 }
-# seconds that all measurements of a task may take, and packing
+# seconds that all measurements of a task may take; a stopped training until its pipeline is there; and packing
 MEASURING = 40
+FINISHING = 8
 PACKING = 5
 SHOWN = 12
 TINY_UNET = "{block_out_channels: [16, 16, 16], layers_per_block: 1, attention_resolutions: [16]}"
@@ -66,7 +68,8 @@ class Work:
 
     def __init__(self, options):
         self.options, self.data, self.folder = options, options.data, options.output
-        self.began = time.monotonic()
+        # of the process, whose imports take time, too
+        self.began = time.monotonic() - (time.time() - psutil.Process().create_time())
         self.ends = self.began + options.seconds - PACKING
         self.facts = {"failed": {}}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,7 @@ def train_model(work, name, until):
         arguments += [*LITTLE, *LITTLE_SAMPLES]
     # one that comes when the loop is over changes nothing
     signal.signal(signal.SIGTERM, lambda *_: None)
-    stop = threading.Timer(max(0, until - time.monotonic()), os.kill, (os.getpid(), signal.SIGTERM))
+    stop = threading.Timer(max(1, until - FINISHING - time.monotonic()), os.kill, (os.getpid(), signal.SIGTERM))
     stop.daemon = True
     stop.start()
     try:
@@ -255,7 +258,7 @@ def pack(folder, into):
     into.mkdir(parents=True, exist_ok=True)
 
     def small(entry):
-        left_out = r"/(checkpoints|set_aside-\d+)(/|$)|\.(safetensors|parquet|partial|lock)$"
+        left_out = r"/(checkpoints|set_aside-\d+)(/|$)|\.(safetensors|parquet|partial|lock|py)$"
         return None if re.search(left_out, entry.name) else entry
 
     with tarfile.open(into / "image_conditions.tar.gz", "w:gz") as archive:

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from .bundling import BundleMixin, plain_component
 from .conditions import check_conditions, expand, label_ids, null_conditions, number_of_classes
 from .guidance import guided, steered_by_classifier
 from .image_conditions import Measurement, at_size
-from .kinds import Kind, kind_of
+from .kinds import SQUARES_ALONE, Kind, divisors_of_sides, kind_of
 from .latents import AUTOENCODERS, denormalize_latents, encode_moments, normalize_latents, spatial_factor
 from .prompts import (
     PROMPT_SETTINGS,
@@ -115,6 +115,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         self._called: DenoisingPipeline | None = None
         self._guidance_scale: float = 1.0
         self._conditions: Conditions = {}
+        self._size: tuple[int, ...] | None = None
         self._num_timesteps = 0
         self._interrupt = False
 
@@ -150,7 +151,8 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
     @property
     def kind(self) -> Kind:
         """The kind of data that it makes, which owns their shape, noise and output: see `kinds.py`."""
-        return kind_of(self.denoiser.config, None if self.vae is None else self.vae.config)
+        kind = kind_of(self.denoiser.config, None if self.vae is None else self.vae.config)
+        return kind if self._size is None else replace(kind, size=self._size)
 
     @property
     def num_classes(self) -> int | None:
@@ -172,6 +174,31 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         """Shape of what the network generates: (batch, channels, height, width), of signals (batch, channels,
         length)."""
         return self.kind.sample_shape(batch_size)
+
+    def set_size(self, height: int | None = None, width: int | None = None):
+        """Let a call, on its own view of the pipeline, work on images of this height and width in pixels; None is what
+        the network was made for.
+
+        Raises ValueError for a size that the network or the autoencoder can't have, naming the nearest ones, and for
+        data that are no images.
+        """
+        if height is None and width is None:
+            return
+        network, factor = self.denoiser, 1 if self.vae is None else spatial_factor(self.vae)
+        size = self.kind.of_size(height, width, divisors_of_sides(network.config), factor).size
+        if type(network).__name__ in SQUARES_ALONE and len(set(size)) > 1:
+            raise ValueError(
+                f"a {type(network).__name__} makes squares alone, not height {size[0] * factor} and width "
+                f"{size[1] * factor}: convert it by score_sde.sharing.convert into a DiTModel"
+            )
+        self._size = size
+
+    def set_size_of(self, images, samples):
+        """`set_size` by images, or by clean samples of what the network generates. What is no image stays as it is."""
+        given, wanted = (images if samples is None else samples), self.sample_shape(1)
+        if torch.is_tensor(given) and given.ndim == len(wanted) == 4:
+            factor = 1 if samples is None or self.vae is None else spatial_factor(self.vae)
+            self.set_size(*(side * factor for side in given.shape[2:]))
 
     @property
     def guidance_scale(self):
@@ -349,7 +376,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             channels, size = measurement.channels(channels), tuple(side // measurement.factor for side in size)
         return (channels, *size)
 
-    def encode_condition(self, condition_image) -> Conditions:
+    def encode_condition(self, condition_image, height: int | None = None, width: int | None = None) -> Conditions:
         """What the network is told of condition images, {"condition_sample": (B, condition_channels, ...)}, as
         `conditions` of every method takes it.
 
@@ -357,9 +384,14 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             condition_image: a PIL image, an array (height, width, channels) or tensor (channels, height, width) in
                 [0, 1], or a batch or list of them, of `condition_shape`. One that was measured smaller than the image
                 (downsample) is given so, and grey where colours are to be found.
+            height, width: of the images that are to be made, where they are not of the network's own size.
 
         Raises ValueError for a model that sees none, and for another size or number of channels.
         """
+        if height is not None or width is not None:
+            call = copy.copy(self)
+            call.set_size(height, width)
+            return call.encode_condition(condition_image)
         if not self.takes_condition_image:
             raise ValueError(
                 f"condition_image was given, but this {type(self.denoiser).__name__} sees none beside the sample: it "
@@ -372,7 +404,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             found, wanted = (" x ".join(map(str, each)) for each in (images.shape[2:], size))
             raise ValueError(
                 f"condition_image is of {found} {kind.unit}; this model takes {wanted}"
-                + (f", as {source} makes them" if source else ": resize it")
+                + (f", as {source} makes them" if source else ": resize it, or pass height and width")
             )
         factor = 1 if self.vae is None else spatial_factor(self.vae)
         images = at_size(images, [side * factor for side in kind.size])
@@ -526,6 +558,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
                 wanted = " x ".join(str(side * own // given) for side, own, given in sides)
                 found = " x ".join(map(str, images.shape[2:]))
                 remedy = f": resize the {kind.name}s from {found} to {wanted} {kind.unit}"
+                remedy += ", or say their height and width" if kind.name == "image" else ""
             raise ValueError(f"the model works on samples of shape {shape}, not {tuple(samples.shape)}{remedy}")
         return samples
 
@@ -535,7 +568,9 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         if latents is None:
             return self.kind.noise(batch_size, generator, self._execution_device)
         if tuple(latents.shape) != shape:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}")
+            other_size = self.kind.name == "image" and tuple(latents.shape[:2]) == shape[:2] and latents.ndim == 4
+            remedy = ", or the height and width that they are for" if other_size else ""
+            raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}{remedy}")
         if not torch.isfinite(latents).all():
             raise ValueError("latents holds values that are not finite (nan, infinite)")
         return latents.to(self._execution_device)

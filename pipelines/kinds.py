@@ -1,7 +1,7 @@
 """Kinds of data: what shape samples have, the noise that they begin as, what goes in, and what comes out."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -43,6 +43,23 @@ def kind_of(network_config, vae_config=None):
     return kind(channels, size, channels if vae_config is None else vae_config.get("in_channels"))
 
 
+# networks of diffusers whose forward takes any number of tokens for that of a square
+SQUARES_ALONE = ("DiTTransformer2DModel",)
+
+
+def divisors_of_sides(network_config, axes=2):
+    """What the sides of a network's samples must be multiples of, a number for each axis: the patch, or 2 for each time
+    that a U-Net halves them; 1 where its config says neither.
+
+    Args:
+        network_config: as of `kind_of`.
+    """
+    patch, levels = (network_config.get(name) for name in ("patch_size", "block_out_channels"))
+    if isinstance(patch, (list, tuple)):
+        return tuple(patch)
+    return (patch or (2 ** (len(levels) - 1) if levels else 1),) * axes
+
+
 @dataclass
 class Kind:
     """Data of any number of axes (B, C, *size), which go in and out as they are; what has more to it is a subclass.
@@ -60,6 +77,12 @@ class Kind:
     unit: ClassVar[str] = "values"
     # the first is the default
     output_types: ClassVar[tuple[str, ...]] = ("np", "pt", "latent")
+
+    def of_size(self, height: int | None, width: int | None, divisors, factor: int = 1):
+        """The same data in another size, which only images have."""
+        raise ValueError(
+            f"height {height} and width {width} are of images; this model makes {self.name}s of size {self.size}"
+        )
 
     def sample_shape(self, batch_size: int) -> tuple[int, ...]:
         """Shape (batch, channels, *size) of what the network generates."""
@@ -147,6 +170,31 @@ class Image(Kind):
     unit = "pixels"
     output_types = ("pil", "np", "pt", "latent")
 
+    def of_size(self, height: int | None, width: int | None, divisors, factor: int = 1):
+        """The same images in another size.
+
+        Args:
+            height, width: in pixels; None for what it is.
+            divisors: what the network's samples must be multiples of, in height and width: see `divisors_of_sides`.
+            factor: how many times smaller than an image its latent is, in height and width.
+
+        Raises ValueError for a side that is no such multiple, naming the nearest ones that are.
+        """
+        size = []
+        for name, own, given, divisor in zip(("height", "width"), self.size, (height, width), divisors, strict=True):
+            side, step = own * factor if given is None else given, divisor * factor
+            whole = isinstance(side, int) and not isinstance(side, bool)
+            if not whole or side < 1 or side % step:
+                below = side // step * step if whole else own * factor
+                near = [each for each in (below, below + step * whole) if each > 0] or [step]
+                product = f", {factor} of the autoencoder times {divisor} of the network" if factor > 1 else ""
+                raise ValueError(
+                    f"{name} {side!r} must be a multiple of {step} pixels{product}: use "
+                    f"{' or '.join(map(str, dict.fromkeys(near)))}"
+                )
+            size.append(side // factor)
+        return replace(self, size=tuple(size))
+
     def check(self, data) -> None:
         """Raise ValueError for what are no images (B, C, height, width) in [-1, 1]."""
         self._check_shape(data)
@@ -202,11 +250,13 @@ class Image(Kind):
         return processor.postprocess(data, output_type=output_type or self.output_types[0])
 
     def save_grid(self, outputs, path, columns: int | None = None, captions=None) -> None:
-        """Write PIL images as a PNG grid, small ones enlarged; with `captions`, one text for each, these beneath."""
+        """Write PIL images as a PNG grid, small ones enlarged, all by the same factor; with `captions`, one text for
+        each, these beneath."""
         zoom = max(1, (64 if captions is None else 128) // outputs[0].width)
-        size = (zoom * outputs[0].width, zoom * outputs[0].height)
         nearest = PIL_Image.Resampling.NEAREST
-        pictures = [image.resize(size, nearest).convert("RGB") for image in outputs]
+        pictures = [
+            image.resize((zoom * image.width, zoom * image.height), nearest).convert("RGB") for image in outputs
+        ]
         if captions is not None:
             pictures = [_with_text(*each) for each in zip(pictures, captions, strict=True)]
         _save_grid(pictures, path, columns)
@@ -236,15 +286,21 @@ def _colours(count):
     return [f"hsl({210 + 360 * i // count}, 70%, 40%)" for i in range(count)]
 
 
-def _save_grid(pictures, path, columns):
-    """Write RGB pictures of one size as a PNG grid, black where there is none; by default, or for more than 16 columns,
-    as many rows as columns."""
+def grid_columns(count, columns=None):
+    """How many columns a grid of so many pictures has: by default, or for more than 16, as many as rows."""
     if columns is None or columns > 16:
-        columns = max(1, math.isqrt(len(pictures)))
-    columns = min(columns, len(pictures))
-    (width, height), rows = pictures[0].size, -(-len(pictures) // columns)
-    grid = PIL_Image.new("RGB", (columns * width, rows * height))
-    for i, picture in enumerate(pictures):
-        grid.paste(picture, (i % columns * width, i // columns * height))
+        columns = max(1, math.isqrt(count))
+    return min(columns, count)
+
+
+def _save_grid(pictures, path, columns):
+    """Write RGB pictures as a PNG grid, black where there is none; each row is as high as its highest."""
+    columns = grid_columns(len(pictures), columns)
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    width, heights = max(each.width for each in pictures), [max(each.height for each in row) for row in rows]
+    grid = PIL_Image.new("RGB", (columns * width, sum(heights)))
+    for number, row in enumerate(rows):
+        for i, picture in enumerate(row):
+            grid.paste(picture, (i * width, sum(heights[:number])))
     with whole_file(path) as temporary:
         grid.save(temporary, format="PNG")

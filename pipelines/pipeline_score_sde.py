@@ -73,6 +73,8 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         negative_prompt_embeds: torch.Tensor | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
         condition_image=None,
+        height: int | None = None,
+        width: int | None = None,
     ):
         """Generate images.
 
@@ -129,6 +131,8 @@ class ScoreSDEPipeline(TrajectoryPipeline):
             condition_image: what the network sees beside the sample, such as a small image to enlarge, one in grey, or
                 a mask, as it was trained: a PIL image, an array or tensor in [0, 1], or a batch or list of them, one,
                 or one per image. See `encode_condition`.
+            height, width: of the images in pixels; by default those of the network's sample_size. Multiples of its
+                patch, or of what a U-Net halves away, times the factor of the autoencoder.
 
         Returns:
             `.images` and `.nfe`.
@@ -137,6 +141,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         """
         self._interrupt = False
         call = self._for_one_call()
+        call.set_size(height, width)
         scheduler = call.scheduler
         if condition_image is not None:
             conditions = call.add_condition_image(conditions, condition_image)

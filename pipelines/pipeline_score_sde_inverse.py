@@ -97,6 +97,8 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         atol: float | None = None,
         adaptive_solver: str = "ode",
         conditions: dict[str, torch.Tensor] | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ):
         """Sample images given their measurement.
 
@@ -118,6 +120,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
             cg_steps: of tmpd: largest number of steps of conjugate gradients.
             step_size: of dps, for each step.
             jump_length, resamplings: of repaint, in time steps.
+            height, width: of the images that were measured, in pixels, as for `ScoreSDEPipeline`.
 
         Returns:
             `.images`, `.nfe` and `.residual`.
@@ -129,6 +132,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         check_choice("method", method, METHODS)
         self._interrupt = False
         call = self._for_one_call()
+        call.set_size(height, width)
         scheduler = call.scheduler
         call.check_own_scheduler("inverse problems need")
         if call.vae is not None and method != "dps":

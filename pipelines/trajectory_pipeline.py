@@ -151,6 +151,7 @@ class TrajectoryPipeline(DenoisingPipeline):
     @contextmanager
     def _towards_noise(self, images, samples, class_labels, guidance_scale, rtol, atol, conditions):
         """(x, denoise) for the way from data to noise, with a progress bar."""
+        self.set_size_of(images, samples)
         x = self.check_data(images, samples)
         self.check_adaptive(rtol, atol, "ode")
         network = self.guided_network(len(x), class_labels, guidance_scale, conditions=conditions)
@@ -178,7 +179,8 @@ class TrajectoryPipeline(DenoisingPipeline):
         temperature.
 
         Args:
-            images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`; or
+            images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`, of any size that the
+                network can have; or
             samples: clean samples of what the network generates (for a model of pixels the same as images).
             class_labels, guidance_scale, conditions: as for `__call__`.
             rtol, atol: tolerances of the ODE's solution.
@@ -217,7 +219,8 @@ class TrajectoryPipeline(DenoisingPipeline):
         the network was trained.
 
         Args:
-            images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`; or
+            images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`, of any size that the
+                network can have; or
             samples: clean samples of what the network generates (for a model of pixels the same as images).
             class_labels: a label or name per sample, for the likelihood given the class; by default, that without.
             guidance_scale, conditions: as for `__call__`; a scale of 1 is the model's own distribution.

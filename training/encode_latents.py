@@ -9,6 +9,9 @@ condition images condition_mean, and condition_mean_flipped, as of the images; a
 are and, in the end, has their statistics per channel: the mean, and the standard deviations of the posteriors' means
 (std_of_means) and of samples from the posteriors (std). Several processes share the shards. When it was stopped, run
 the same command again: whole shards stay. `LatentDataset` in data.py reads the folder.
+
+With --aspect_ratio_buckets the rows are put in order by size, and every shard is of one: latents.json lists them as
+buckets, with height, width, shape and rows of each.
 """
 
 import json
@@ -25,6 +28,7 @@ from tqdm.auto import tqdm
 
 from score_sde.pipelines.latents import encode_moments
 from score_sde.pipelines.writing import whole_file, write_json
+from score_sde.training.parts.buckets import BucketConfig
 from score_sde.training.parts.captions import CaptionConfig, CaptionEncoder
 from score_sde.training.parts.config import DataConfig, PrecisionConfig, option
 from score_sde.training.parts.cores import loading_processes, warn_of_busy_cores
@@ -33,6 +37,7 @@ from score_sde.training.parts.data import (
     check_shard,
     open_shard,
     read_latents_json,
+    shard_layout,
     shard_path,
     shard_record,
 )
@@ -43,7 +48,7 @@ from score_sde.training.parts.sources import on_hub
 
 
 @dataclass
-class EncodeConfig(PrecisionConfig, DataConfig, CaptionConfig, ImageConditionConfig):
+class EncodeConfig(PrecisionConfig, DataConfig, CaptionConfig, ImageConditionConfig, BucketConfig):
     """Encode a dataset into moments of latents, in shards, once before training."""
 
     configs = "latents"
@@ -67,6 +72,9 @@ class EncodeConfig(PrecisionConfig, DataConfig, CaptionConfig, ImageConditionCon
         yield from self.caption_problems()
         yield from self.precision_problems(("no", "bf16"))
         yield from self.condition_problems()
+        yield from self.bucket_problems()
+        if self.has_conditions and self.aspect_ratio_buckets:
+            yield "condition images and aspect_ratio_buckets do not go together: leave one of them out"
         if self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
         elif not self.reads_captions and (self.max_caption_tokens or self.caption_layers):
@@ -93,18 +101,19 @@ def main(argv=None):
         captions = CaptionEncoder(config.text_encoder, config.given_settings())
         reader = captions.reader(config.caption_column, seed=None)
     with accelerator.main_process_first():
-        dataset = NumberedRows(config, captions=reader, condition=config.paired_column(config.image_channels))
+        named = {"sizes": config.sizes, "first_size": config.first_size} if config.sizes else {}
+        pairs = config.paired_column(config.image_channels)
+        dataset = NumberedRows(config, captions=reader, condition=pairs, **named)
     accelerator.print(dataset.describe())
     vae = load_vae(config.vae)
     vae_fingerprint = fingerprint(vae)
     vae.to(accelerator.device)
-    shape = latent_shape(vae, dataset.shape)
-    condition = config.make_condition(dataset.shape, vae, shape[0])
-    num_shards = -(-len(dataset) // config.shard_size)
+    shapes = [list(latent_shape(vae, (dataset.shape[0], *size))) for size in dataset.sizes]
+    condition = config.make_condition(dataset.shape, vae, shapes[0][0])
     facts = {
         "dataset": config.dataset,
         "split": config.split,
-        "resolution": config.resolution,
+        "resolution": None if config.sizes else config.resolution,
         "background": config.background,
         "rows": len(dataset),
         "num_classes": dataset.num_classes,
@@ -113,10 +122,20 @@ def main(argv=None):
         "vae_fingerprint": vae_fingerprint,
         "both_flips": config.both_flips,
         "mixed_precision": config.mixed_precision,
-        "shape": list(shape),
+        "shape": shapes[0],
         "shard_size": config.shard_size,
-        "num_shards": num_shards,
     }
+    if config.sizes:
+        counts = [len(dataset)] if dataset.buckets is None else map(len, dataset.buckets)
+        facts["buckets"] = [
+            {"height": height, "width": width, "shape": shape, "rows": count}
+            for (height, width), shape, count in zip(dataset.sizes, shapes, counts, strict=True)
+        ]
+    order = (
+        range(len(dataset)) if dataset.buckets is None else [row for rows in dataset.buckets for row in rows.tolist()]
+    )
+    rows_of_shards = [order[first : first + count] for first, count, _ in shard_layout(facts)]
+    num_shards = facts["num_shards"] = len(rows_of_shards)
     if captions is not None:
         captions.text_encoder.to(accelerator.device)
         words = captions.facts() | reader.facts | {"column": config.caption_column, "hash": reader.hash}
@@ -130,7 +149,8 @@ def main(argv=None):
         for key in facts
         if before and before.get(key, facts[key]) != facts[key]
     ]
-    for name, what in (("captions", "captions"), ("condition", "condition images")):
+    optional = {"captions": "captions", "condition": "condition images", "buckets": "aspect_ratio_buckets"}
+    for name, what in optional.items():
         if before and (name in before) != (name in facts):
             changed.append(f"{what} were {'there' if name in before else 'not there'}")
     if changed:
@@ -143,8 +163,11 @@ def main(argv=None):
     accelerator.wait_for_everyone()
 
     own = range(accelerator.process_index, num_shards, accelerator.num_processes)
-    missing = [shard for shard in own if not is_done(config.output_dir, shard, facts | (before or {}), dataset)]
-    batches = {shard: batches_of_shard(shard, len(dataset), config) for shard in missing}
+    recorded = facts | (before or {})
+    missing = [
+        shard for shard in own if not is_done(config.output_dir, shard, recorded, dataset, rows_of_shards[shard])
+    ]
+    batches = {shard: in_batches(rows_of_shards[shard], config.batch_size) for shard in missing}
     loader = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=[rows for shard in missing for rows in batches[shard]],
@@ -154,7 +177,7 @@ def main(argv=None):
     loader = iter(loader)
     WORK_BEGUN.set()
     for shard in tqdm(missing, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
-        rows = rows_of_shard(shard, len(dataset), config.shard_size)
+        rows = rows_of_shards[shard]
         path = shard_path(config.output_dir, shard)
         encode_shard(
             vae, islice(loader, len(batches[shard])), rows, path, config, dataset.source_of(rows), captions, condition
@@ -162,7 +185,7 @@ def main(argv=None):
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         paths = [shard_path(config.output_dir, shard) for shard in range(num_shards)]
-        facts |= {name: value for name, value in dataset.row_facts().items() if name != "rows"}
+        facts |= {name: value for name, value in dataset.row_facts().items() if name not in ("rows", "sizes")}
         facts["skipped_rows"] = [row for path in paths for row in shard_origin(path)["skipped_rows"]]
         facts["shards"] = [shard_record(path) for path in paths]
         facts["statistics"] = latent_statistics(
@@ -171,7 +194,8 @@ def main(argv=None):
             for kind in ("", "_flipped")[: 1 + config.both_flips]
         )
         write_json(index, facts)
-        print(f"{len(dataset)} latents of shape {tuple(facts['shape'])}: {config.output_dir}")
+        words = ", ".join(dict.fromkeys(str(tuple(shape)) for shape in shapes))
+        print(f"{len(dataset)} latents of shape {words}: {config.output_dir}")
 
 
 def shard_origin(path):
@@ -181,26 +205,21 @@ def shard_origin(path):
         return json.loads((file.metadata() or {}).get("origin", "{}"))
 
 
-def is_done(folder, shard, facts, dataset):
-    """Whether a shard needs no work: it is whole, its images are what they were, and what was skipped still must be."""
+def is_done(folder, shard, facts, dataset, rows):
+    """Whether a shard of these rows needs no work: it is whole, its images are what they were, and what was skipped
+    still must be."""
     try:
         check_shard(folder, shard, facts)
     except ValueError:
         return False
     origin = shard_origin(shard_path(folder, shard))
-    if origin.get("source") != dataset.source_of(rows_of_shard(shard, facts["rows"], facts["shard_size"])):
+    if origin.get("source") != dataset.source_of(rows):
         return False
     return not any(dataset.is_readable(row) for row in origin["skipped_rows"])
 
 
-def rows_of_shard(shard, rows, shard_size):
-    return range(shard * shard_size, min((shard + 1) * shard_size, rows))
-
-
-def batches_of_shard(shard, rows, config):
-    """The rows of a shard, in batches."""
-    rows = rows_of_shard(shard, rows, config.shard_size)
-    return [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
+def in_batches(rows, batch_size):
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
 @torch.no_grad()

@@ -35,7 +35,10 @@ def latents_card(facts, repo_id, license=None):
     rows, name = facts["rows"], dataset_name(facts)
     data = DatasetCardData(
         license=license,
-        pretty_name=one_line(f"Latents of {name}, {facts['split']}, {facts['resolution']} px"),
+        pretty_name=one_line(
+            f"Latents of {name}, {facts['split']}, "
+            + ("several sizes" if facts.get("buckets") else f"{facts['resolution']} px")
+        ),
         size_categories=[SIZES[max(0, len(str(rows)) - 3)]],
         source_datasets=[name] if facts.get("dataset_on_hub") else None,
         task_categories=["unconditional-image-generation"],

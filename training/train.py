@@ -28,7 +28,7 @@ from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import LoopConfig, one_of, option
 from score_sde.training.parts.image_conditions import ImageConditionConfig
 from score_sde.training.parts.loop import fit, make_accelerator, sample_path, show_pictures
-from score_sde.training.parts.networks import NETWORKS, check_conditions, make_network, network_class
+from score_sde.training.parts.networks import NETWORKS, check_conditions, check_sizes, make_network, network_class
 from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
 from score_sde.training.parts.publishing import Uploads
 from score_sde.training.parts.run_folder import open_run, surviving
@@ -134,6 +134,8 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Image
         yield from ValidationConfig.problems(self)
         yield from self.caption_problems()
         yield from self.condition_problems()
+        if self.has_conditions and self.aspect_ratio_buckets:
+            yield "condition images and aspect_ratio_buckets do not go together: leave one of them out"
         if not self.latents and self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
         if not self.latents and not self.reads_captions:
@@ -179,11 +181,12 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Image
                 )
             _, found = network_class(self.network)
             arguments_of(found, "network_kwargs", self.network_kwargs)
-            shape = self.image_channels, self.resolution, self.resolution
+            shape = self.image_channels, *(self.first_size or (self.resolution, self.resolution))
             beside = None if self.latents else self.make_condition(shape)
             if not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
-                    make_network(self, shape, num_classes=1, told=beside and beside.arguments())
+                    network = make_network(self, shape, num_classes=1, told=beside and beside.arguments())
+                check_sizes(network, self.sizes or [])
         except (TypeError, ValueError, RuntimeError) as error:
             yield str(error)
 
@@ -225,14 +228,21 @@ class DiffusionTask(Task):
         self.id2label, self.labels, origin = id2label, None, config.origin
         if config.lora_rank:
             adapted = AdaptedClasses(config.start, origin, id2label)
-            num_classes, self.id2label, self.labels = adapted.num_classes, adapted.id2label, adapted.labels
+            num_classes, self.id2label = adapted.num_classes, adapted.id2label
+            self.labels = None if adapted.labels is None else adapted.labels.to(accelerator.device)
         captions, condition = self.data.captions, self.data.condition
         told = {} if captions is None else captions.arguments()
         told |= {} if condition is None else condition.arguments()
         network = make_network(config, self.data.shape, num_classes, told)
+        check_sizes(network, self.data.sizes or [], self.data.vae)
         if config.start is not None:
             origin = begin_adapted(config, network) if config.lora_rank else begin(config, network, id2label)
             accelerator.print("\n".join(describe(origin)))
+            if captions is None and network.config.get("cross_attention_dim"):
+                accelerator.print(
+                    f"{config.init_from!r} follows words, of which this run has none: it goes on as without a prompt, "
+                    f"and its pipeline takes none; --caption_column and --text_encoder keep them"
+                )
         if config.lora_rank:
             add_adapters(network, config)
         freeze(network, config.freeze)
@@ -318,7 +328,7 @@ class DiffusionTask(Task):
         return pipeline
 
     def sample(self, network, path):
-        sample_grid(self.make_pipeline(network), self.config, path, **self.shown)
+        sample_grid(self.make_pipeline(network), self.config, path, **self.shown, sizes=self.data.sizes)
 
     def evaluate(self, network):
         return self.validation.measure(network)
@@ -338,7 +348,7 @@ class DiffusionTask(Task):
         }
         with surviving("the sample grid"):
             path = sample_path(config.output_dir, facts["steps"])
-            nfe = sample_grid(pipeline, config, path, **self.shown)
+            nfe = sample_grid(pipeline, config, path, **self.shown, sizes=self.data.sizes)
             grid = path
             facts["samples"] = {
                 "guidance_scale": config.sample_guidance_scale,

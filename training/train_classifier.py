@@ -57,6 +57,8 @@ class ClassifierConfig(LoopConfig, CleanDataConfig):
             yield "label_column is missing: a classifier needs labels"
         if self.time_density not in TIME_DENSITIES:
             yield unknown("time_density", self.time_density, TIME_DENSITIES)
+        if self.aspect_ratio_buckets:
+            yield "aspect_ratio_buckets: a classifier is trained on images of one size, the square of the resolution"
         if self.sample_steps:
             yield f"sample_steps {self.sample_steps}: a classifier draws no samples; leave it out"
         if self.test_images < 1:
@@ -120,6 +122,10 @@ def train(config, accelerator, run):
     scheduler, data = pipeline.scheduler, CleanData(config, accelerator)
     if data.num_classes is None:
         raise ValueError("these data have no classes, and a classifier needs some: give images in folders of classes")
+    if data.sizes:
+        raise ValueError(
+            f"latents {config.latents!r} are of several sizes or rectangles: a classifier is trained on one"
+        )
     if pipeline.sample_shape(1)[1:] != data.shape:
         raise ValueError(f"the pipeline generates {pipeline.sample_shape(1)[1:]}, the data are {data.shape}")
     if data.vae is not None:

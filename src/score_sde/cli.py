@@ -139,6 +139,8 @@ def sample(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Time steps.")] = 50,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance: 1 is none.")] = 1.0,
+    height: Annotated[int | None, typer.Option(help="In pixels.", show_default="the network's")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels.", show_default="the network's")] = None,
     predictor: Annotated[str | None, typer.Option(help="Solver, by its name.", show_default="the pipeline's")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Image i is drawn from seed + i.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Images drawn at once.")] = 64,
@@ -184,6 +186,7 @@ def sample(
             guidance_scale=guidance,
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
+            **given(height=height, width=width),
         ).images
     pipeline.kind.save_grid(images, output, columns=None if prompts else len(asked) or None, captions=prompts)
     print(f"{count} images: {output}")

@@ -312,6 +312,9 @@ ATTACKS = {
     "label no number": (edits("model_index.json", id2label={"one": "x"}), "id2label 'one': 'x' must be the number"),
     "label negative": (edits("model_index.json", id2label={"-1": "x"}), "id2label '-1': 'x' must be the number"),
     "label of a list": (edits("model_index.json", id2label={"0": ["x"]}), r"id2label '0': \['x'\] must be the number"),
+    "measurement unknown": (edits("model_index.json", condition_from="evil"), "condition_from 'evil' is unknown"),
+    "measurement huge": (edits("model_index.json", condition_from="blur:1e9"), "blur needs a standard deviation"),
+    "measurement a number": (edits("model_index.json", condition_from=4), "condition_from 4 must be of type"),
     "labels a list": (edits("model_index.json", id2label=["x"]), "'id2label' is no name of a component"),
     "component null": (edits("model_index.json", vae=None), "vae None must be a library and a class, or twice null"),
     "component half null": (

@@ -152,6 +152,19 @@ def test_a_measured_one_is_given_as_it_was_measured_and_shown_at_full_size():
         pipeline.encode_condition(x0 / 2 + 0.5)
 
 
+@pytest.mark.parametrize("make", [seeing_dit, seeing_unet])
+def test_it_is_of_the_size_that_is_asked_for(make):
+    pipeline = with_measurement(make(), "downsample:2")
+    small = torch.rand(1, 1, 8, 4, generator=seeded(4))
+    found = draw(pipeline, condition_image=small, height=16, width=8)
+    told = pipeline.encode_condition(small, height=16, width=8)
+    assert found.shape == told["condition_sample"].shape == (1, 1, 16, 8)
+    assert torch.equal(found, draw(pipeline, conditions=told, height=16, width=8))
+    with pytest.raises(ValueError, match="is of 8 x 4 pixels; this model takes 4 x 4, as downsample:2 makes them"):
+        draw(pipeline, condition_image=small)
+    assert pipeline.condition_shape() == (1, 4, 4)
+
+
 def test_grey_is_that_of_pillow():
     values = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     pipeline = with_measurement(seeing_dit(sample_channels=3), "grayscale")

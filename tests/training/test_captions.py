@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from transformers import BertConfig, BertModel
 from words import WIDTH, save_encoder, tiny_tokenizer
 
 from runs import EMBEDDED_TRAIN, encode, equal, forget_runs, run, train_tiny
@@ -296,7 +297,7 @@ def test_classes_alone_remain_as_they_are(tmp_path):
         (["--caption_layers", 5], "layer 5 of the text encoder is not among its -3 to 2"),
         (
             ["--network_kwargs", "{cross_attention_dim: 12}"],
-            "network_kwargs cross_attention_dim 12 contradicts the text encoder, which makes vectors of width 16",
+            "cross_attention_dim 12 of network_kwargs contradicts the text encoder, which makes vectors of width 16",
         ),
     ],
 )
@@ -305,6 +306,25 @@ def test_captions_that_cannot_be_learned_are_refused_before_work(captioned, enco
     config = config_of(*options(captioned, encoder), *arguments)
     with pytest.raises(ValueError, match=message):
         train.DiffusionTask(config, Accelerator(cpu=True))
+
+
+def test_a_network_that_follows_words_is_begun_with(captioned, encoder, tmp_path, capsys):
+    """An encoder of another width is refused by both names; captions that are given up are said."""
+    first, wide = tmp_path / "first" / "pipeline", tmp_path / "wide"
+    train_tiny(tmp_path / "first", *options(captioned, encoder), "--max_train_steps", 1)
+    config = BertConfig.from_pretrained(encoder)
+    config.hidden_size = 2 * WIDTH
+    BertModel(config).save_pretrained(wide)
+    tiny_tokenizer().save_pretrained(wide)
+    begin = ["--init_from", first, "--dataset", captioned, "--output_dir", tmp_path / "run", "--batch_size", 4]
+    words = ["--caption_column", "caption", "--max_caption_tokens", 8, "--text_encoder"]
+    with pytest.raises(ValueError, match="cross_attention_dim 16 of .*pipeline contradicts the text encoder, .* 32"):
+        run(train.main, *begin, *words, wide)
+    forget_runs()
+    task = train.DiffusionTask(config_of(*begin), Accelerator(cpu=True))
+    assert task.prompts is None and not task.make_pipeline(task.model).takes_prompts
+    said = capsys.readouterr().out
+    assert "follows words, of which this run has none" in said and "--caption_column and --text_encoder keep" in said
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,11 @@ from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetMo
 from score_sde.pipelines.image_conditions import Measurement
 from score_sde.training import encode_latents, evaluate, train
 from score_sde.training.parts.clean_data import CleanData
+from score_sde.training.parts.data import read_latents_json
 from score_sde.training.parts.loop import Draws
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.starting import transfer
+from score_sde.training.share_latents import latents_card
 
 
 COLUMNS = ("same", "small", "inverse", "mask", "absent", "wide", "number")
@@ -160,6 +162,10 @@ def test_in_latents_it_is_encoded_by_the_same_autoencoder(paired, condition, cac
     with torch.no_grad():
         expected = pipeline.encode_condition(pixels / 2 + 0.5)["condition_sample"]
     assert (told["condition_sample"] - expected).abs().max() < 1e-4
+    if cached:
+        facts = read_latents_json(tmp_path / "latents")
+        card = str(latents_card(facts, "somebody/latents", None))
+        assert f"| images seen beside, `condition_mean` | {condition[1]} |" in card
 
 
 def rgb_dc(folder):
@@ -345,7 +351,7 @@ def test_a_run_begins_with_a_model_that_saw_none(paired, tmp_path):
         (["--condition_from", "grayscale", "--image_channels", 1], "condition_from grayscale: colourisation of 3"),
         (
             ["--condition_column", "same", "--network_kwargs", "{condition_channels: 1}"],
-            "network_kwargs condition_channels 1 contradicts the condition images, which have 3",
+            "condition_channels 1 of network_kwargs contradicts the condition images, which have 3",
         ),
         (
             [

@@ -28,7 +28,15 @@ from .run_folder import surviving
 FIXED = {
     *("adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm", "random_flip", "crop", "seed"),
     *("ema_decay", "further_ema_decays", "ema_snapshot_steps", "ema_sigma_rel"),
-    *("resolution", "image_channels", "background", "normalize_latents", "streaming", "shuffle_buffer"),
+    *(
+        "resolution",
+        "aspect_ratio_buckets",
+        "image_channels",
+        "background",
+        "normalize_latents",
+        "streaming",
+        "shuffle_buffer",
+    ),
     *("class_conditional", "network", "network_name", "network_kwargs", "latent_channels", "block_out_channels"),
     *("layers_per_block", "norm_num_groups", "sde_type", "prediction_type", "scheduler_kwargs", "time_density"),
     *("time_density_kwargs", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),

@@ -6,6 +6,7 @@ import torch
 
 from score_sde.pipelines.latents import encode_moments, normalize_latents, spatial_factor
 
+from .buckets import BucketConfig
 from .captions import CaptionEncoder, encoder_of_latents
 from .config import DataConfig, option
 from .data import ImageDataset, ImageStream, LatentDataset
@@ -15,7 +16,7 @@ from .sources import on_hub
 
 
 @dataclass
-class CleanDataConfig(DataConfig):
+class CleanDataConfig(DataConfig, BucketConfig):
     latents: str | None = option(
         None,
         "Folder written by `score-sde encode-latents`, or dataset on the Hub that holds one, somebody/latents: train "
@@ -52,6 +53,13 @@ class CleanDataConfig(DataConfig):
             yield "crop random and streaming need images: latents are read as they were encoded"
         if self.cache_images and (self.latents or self.streaming):
             yield "cache_images needs a dataset of images: no latents, nor streaming"
+        yield from self.bucket_problems()
+        if self.aspect_ratio_buckets and self.latents:
+            yield "aspect_ratio_buckets are of images: pass them to `score-sde encode-latents`, and latents keep them"
+        if self.aspect_ratio_buckets and self.streaming:
+            yield "aspect_ratio_buckets need the size of every image, which a stream doesn't know: leave streaming out"
+        if self.aspect_ratio_buckets and self.cache_images:
+            yield "cache_images keeps images of one size, the square of the resolution: leave aspect_ratio_buckets out"
         if self.normalize_latents and not self.latents:
             yield "normalize_latents needs the statistics of latents: encode them by `score-sde encode-latents`"
         if self.shuffle_buffer < 1:
@@ -74,7 +82,8 @@ class CleanData:
     """The clean samples of a `CleanDataConfig`; with `captions`, a `CaptionConfig`, also what they are told in words;
     with `conditions`, an `ImageConditionConfig`, also the images that they are seen beside.
 
-    Attributes: `dataset`, its rows; `vae`, None for pixels; `shape` (channels, height, width) of a sample;
+    Attributes: `dataset`, its rows; `vae`, None for pixels; `shape` (channels, height, width) of a sample, where there
+    are several of the first size; `sizes`, [(height, width), ...] of images in pixels, None for squares;
     `num_classes` and `id2label`, None without labels; `captions`, a `CaptionEncoder`, None without captions, with the
     `caption_column` that they are read from and `examples` of them; `device`, where they are drawn; `condition`, an
     `ImageCondition`, None without; `told`, the keywords of a network's forward that are conditions.
@@ -102,7 +111,7 @@ class CleanData:
             if config.normalize_latents:
                 normalize_by(self.vae, self.dataset.facts.get("statistics"), config.latents)
             self.vae.to(accelerator.device)
-            self.shape = self.dataset.shape
+            self.shape, self.sizes = self.dataset.shape, self.dataset.sizes
             beside = conditions and condition_of_latents(self.dataset.facts, conditions, config.latents)
             if beside is not None:
                 size = [side * spatial_factor(self.vae) for side in self.shape[1:]]
@@ -118,15 +127,16 @@ class CleanData:
                 reader = self.captions.reader(self.caption_column, config.seed)
             pairs = conditions and conditions.paired_column(config.image_channels)
             with accelerator.main_process_first():
-                self.dataset = images(config, crop_seed=config.crop_seed, captions=reader, condition=pairs)
+                named = {"sizes": config.sizes, "first_size": config.first_size} if config.sizes else {}
+                self.dataset = images(config, crop_seed=config.crop_seed, captions=reader, condition=pairs, **named)
             if config.cache_images:
                 self.dataset.keep_images()
             if reader is not None:
                 self.caption_facts, self.examples = self.captions.facts() | reader.facts, reader.examples
-            self.shape = self.dataset.shape
+            self.shape, self.sizes = self.dataset.shape, self.dataset.sizes if config.sizes else None
             if config.vae:
                 self.vae = load_vae(config.vae).to(accelerator.device)
-                self.shape = latent_shape(self.vae, self.shape)
+                [self.shape, *_] = [latent_shape(self.vae, (self.shape[0], *size)) for size in self.dataset.sizes]
             if conditions is not None:
                 self.condition = conditions.make_condition(self.dataset.shape, self.vae, self.shape[0])
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
@@ -171,7 +181,7 @@ class CleanData:
         else:
             source = vars(config) | {"dataset_on_hub": on_hub(config.dataset)}
         keys = ("dataset", "dataset_on_hub", "split", "resolution", "background", "skip_corrupt_images")
-        facts = {key: source.get(key) for key in keys}
+        facts = {key: source.get(key) for key in keys} | ({"resolution": None} if self.sizes else {})
         unread = {field.name for field in fields(DataConfig)} - {"num_workers"} if config.latents else set()
         options = {name: value for name, value in asdict(config).items() if name not in unread}
         told = {} if self.captions is None else {"captions": self.caption_facts}

@@ -1,5 +1,6 @@
 """Images and latents for training: any dataset that `sources` opens, checked before training starts."""
 
+import bisect
 import hashlib
 import io
 import itertools
@@ -18,10 +19,12 @@ from datasets import Image as ImageFeature
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from safetensors import SafetensorError, safe_open
+from tqdm.auto import tqdm
 
 from score_sde.pipelines.images import to_mode
 from score_sde.pipelines.wording import few
 
+from .buckets import in_words, nearest_size
 from .cores import loading_processes
 from .hashes import hash_of, hash_of_file
 from .samples import from_bytes
@@ -43,13 +46,14 @@ def field(values, column):
 
 
 class ImageRows:
-    """Rows of a split, as {"images": (channels, resolution, resolution) in [-1, 1], "labels": class number}.
+    """Rows of a split, as {"images": (channels, height, width) in [-1, 1], "labels": class number}.
 
-    Attributes: `shape` of an image; `num_classes` and `id2label`, None without labels; `class_counts`, {name: rows} of
-    the classes, None without labels or where only reading all of a stream could tell.
+    Attributes: `sizes`, [(height, width), ...] of the images; `shape` of one of the first size; `num_classes` and
+    `id2label`, None without labels; `class_counts`, {name: rows} of the classes, None without labels or where only
+    reading all of a stream could tell.
     """
 
-    def __init__(self, config, split, crop_seed, streaming, captions=None, condition=None):
+    def __init__(self, config, split, crop_seed, streaming, captions=None, condition=None, sizes=None):
         self.name, self.split, self.crop_seed = config.dataset, split or config.split, crop_seed
         self.captions = captions
         # (column, channels) of images that are paired with the images
@@ -71,9 +75,9 @@ class ImageRows:
                     + (", or pass --label_column none" if kind == "label" else "")
                 ) from None
         self.skip_corrupt_images = config.skip_corrupt_images
-        self.resolution, self.background = config.resolution, config.background
+        self.sizes, self.background = sizes or [(config.resolution, config.resolution)], config.background
         self.mode = "L" if config.image_channels == 1 else "RGB"
-        self.shape = (config.image_channels, config.resolution, config.resolution)
+        self.shape = (config.image_channels, *self.sizes[0])
         self.num_classes = self.id2label = self.class_counts = self.labels_hash = None
         if self.label_column is not None:
             feature = field(self.data.features, self.label_column)
@@ -167,13 +171,24 @@ class ImageRows:
 
     def open_image(self, value):
         """The PIL image of what the image column holds: bytes, or a file of the dataset, and no other."""
-        if value is None or (value["bytes"] is None and value["path"] is None):
-            raise ValueError("the row has none")
-        file = io.BytesIO(value["bytes"]) if value["bytes"] is not None else self.open_file(value["path"])
-        with file:
+        with self.file_of(value) as file:
             image = Image.open(file, formats=FORMATS)
             image.load()
         return image
+
+    def file_of(self, value):
+        """The open file of what the image column holds."""
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise ValueError("the row has none")
+        return io.BytesIO(value["bytes"]) if value["bytes"] is not None else self.open_file(value["path"])
+
+    def upright_size(self, value):
+        """(height, width) of the image of what the image column holds, from its header."""
+        with self.file_of(value) as file:
+            image = Image.open(file, formats=FORMATS)
+            # Pillow would decode a PNG to look for what hardly any has
+            turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) > 4
+            return image.size if turned else image.size[::-1]
 
     def open_file(self, path):
         """A file of the dataset, to be read. What is in the rows of a dataset may name any."""
@@ -199,25 +214,25 @@ class ImageRows:
         """A row as it is trained on."""
         return self.item_of(from_bytes(self.pixels(row, key)), row, key)
 
-    def pixels(self, row, key):
-        """The image of a row, uint8 (channels, resolution, resolution), its condition image behind it. A random crop is
-        a function of the seed and `key`, integers."""
+    def pixels(self, row, key, size=None):
+        """The image of a row, uint8 (channels, height, width), by default of the first size, its condition image behind
+        it. A random crop is a function of the seed and `key`, integers."""
         image = to_mode(self.open_image(row[self.image_column]), self.mode, self.background)
-        pixels = self.pixels_of(image, key)
+        pixels = self.pixels_of(image, key, size)
         if self.condition_column is not None:
             condition = self.open_image(row[self.condition_column])
             condition = to_mode(condition, "L" if self.condition_channels == 1 else "RGB", self.background)
             check_pair(image.size, condition.size)
             # the same crop
-            pixels = torch.cat([pixels, self.pixels_of(condition, key, image.size)])
+            pixels = torch.cat([pixels, self.pixels_of(condition, key, size, image.size)])
         return pixels
 
-    def pixels_of(self, image, key, like=None):
-        """A PIL image, resized and cropped, as uint8 (channels, resolution, resolution); `like` as `resize_and_crop`
-        takes it."""
-        seed = None if self.crop_seed is None else (self.crop_seed, *key)
-        image = resize_and_crop(image, self.resolution, seed, like)
-        return torch.from_numpy(np.array(image)).reshape(*self.shape[1:], -1).permute(2, 0, 1).contiguous()
+    def pixels_of(self, image, key, size=None, like=None):
+        """A PIL image, resized and cropped, as uint8 (channels, height, width); `like` as `resize_and_crop` takes
+        it."""
+        seed, size = None if self.crop_seed is None else (self.crop_seed, *key), size or self.sizes[0]
+        image = resize_and_crop(image, size, seed, like)
+        return torch.from_numpy(np.array(image)).reshape(*size, -1).permute(2, 0, 1).contiguous()
 
     def item_of(self, pixels, row, key):
         """An image with its condition image, and what a row says of it."""
@@ -271,13 +286,23 @@ class ImageRows:
 
 
 class ImageDataset(ImageRows, torch.utils.data.Dataset):
-    """Images by the numbers of their rows. `crop_seed` asks for random crops, of another place in every epoch."""
+    """Images by the numbers of their rows. `crop_seed` asks for random crops, of another place in every epoch.
+
+    `sizes` are those that they may have, None for the square of the config's resolution. Where there are several, each
+    takes that of the nearest aspect ratio; those that none has are left out, and the others begin with `first_size`, or
+    if that is None with the one that most have.
+
+    Attributes: `buckets`, the numbers of the rows of each size, None where there is one size.
+    """
 
     knows_epochs = True
 
-    def __init__(self, config, split=None, crop_seed=None, captions=None, condition=None):
-        super().__init__(config, split, crop_seed, streaming=False, captions=captions, condition=condition)
+    def __init__(self, config, split=None, crop_seed=None, captions=None, condition=None, sizes=None, first_size=None):
+        super().__init__(config, split, crop_seed, False, captions, condition, sizes)
         self.corrupt, self.kept = set(), None
+        self.has_sizes, self.size_of_row, self.buckets = sizes is not None, None, None
+        if len(self.sizes) > 1:
+            self.sort_by_size(first_size)
 
     def __len__(self):
         return len(self.data)
@@ -299,6 +324,57 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         others = [name for name in self.data.column_names if name not in (self.image_column, self.condition_column)]
         self.beside = self.data.select_columns(others) if others else None
 
+    def sort_by_size(self, first_size):
+        """Find the size of every row. Raises ValueError where none is of the first size."""
+        found = []
+        images = self.data.select_columns([self.image_column])
+        for number, row in enumerate(tqdm(images, desc="sizes of images", unit="image", leave=False)):
+            try:
+                found.append(nearest_size(*self.upright_size(row[self.image_column]), self.sizes))
+            except Exception as error:  # whatever the decoder raises
+                if not self.skip_corrupt_images:
+                    problem = self.problem(f"row {number}", row, error)
+                    raise ValueError(f"{problem}. Repair it, or pass --skip_corrupt_images") from error
+                found.append(None)
+        following = next((size for size in found if size is not None), None)
+        if following is None:
+            raise ValueError(f"dataset {self.name!r}, split {self.split!r}: none of its images can be decoded")
+        # what cannot be read is of the size of the next one, which is taken instead
+        for number in reversed(range(len(found))):
+            following = found[number] = following if found[number] is None else found[number]
+        buckets = {size: np.flatnonzero(np.equal(found, number)) for number, size in enumerate(self.sizes)}
+        there = {size: rows for size, rows in buckets.items() if len(rows)}
+        if first_size is None:
+            there = dict(sorted(there.items(), key=lambda each: -len(each[1])))
+        elif first_size not in there:
+            raise ValueError(
+                f"dataset {self.name!r}, split {self.split!r}: no image is nearest to {in_words(first_size)}, the "
+                f"first size, which would be the network's own: pass those that images have, --aspect_ratio_buckets "
+                f"'{';'.join(f'{height},{width}' for height, width in there)}'"
+            )
+        self.sizes, self.buckets = list(there), list(there.values())
+        self.shape = (self.shape[0], *self.sizes[0])
+        self.size_of_row = np.empty(len(found), dtype=np.int64)
+        for number, rows in enumerate(self.buckets):
+            self.size_of_row[rows] = number
+
+    def size_of(self, row):
+        """(height, width) that the image of a row has here."""
+        return self.sizes[0] if self.size_of_row is None else self.sizes[self.size_of_row[row]]
+
+    def row_after(self, row):
+        """The row that is taken instead of one that cannot be decoded: the next of its size."""
+        if self.size_of_row is None:
+            return (row + 1) % len(self)
+        same = self.buckets[self.size_of_row[row]]
+        return int(same[(np.searchsorted(same, row) + 1) % len(same)])
+
+    def row_facts(self):
+        """As `ImageRows.row_facts`; with sizes that were asked for, also {"sizes": {"height x width": rows}}."""
+        counts = [len(self)] if self.buckets is None else map(len, self.buckets)
+        sizes = dict(zip(map(in_words, self.sizes), counts, strict=True))
+        return super().row_facts() | ({"sizes": sizes} if self.has_sizes else {})
+
     def is_readable(self, row):
         """Whether the image of a row can be decoded."""
         try:
@@ -311,7 +387,8 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         """A hash that tells whether the images of some rows are what they were: of their files' names and sizes in a
         folder of images, else of all that the rows are from."""
         if len(self.origin.sizes) == len(self):
-            return hash_of(list(itertools.islice(self.origin.sizes.items(), rows.start, rows.stop)))
+            files = list(self.origin.sizes.items())
+            return hash_of([files[row] for row in rows])
         return self.fingerprint()["rows"]
 
     def items_and_rows(self, keys):
@@ -331,7 +408,7 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
         taken = number
         while True:
             try:
-                pixels = self.pixels(row, (epoch, number))
+                pixels = self.pixels(row, (epoch, number), self.size_of(number))
                 item = self.item_of(from_bytes(pixels), row, (epoch, number))
                 if self.kept is not None and taken == number:
                     self.kept[number] = pixels
@@ -341,11 +418,12 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
                 problem = self.problem(f"row {taken}", row, error)
                 if not self.skip_corrupt_images:
                     raise ValueError(f"{problem}. Repair it, or pass --skip_corrupt_images") from error
-                following = (taken + 1) % len(self)
+                following = self.row_after(taken)
+                if following == number:
+                    of_its_size = "" if self.size_of_row is None else " of its size"
+                    raise ValueError(f"{problem}, and no other row of it{of_its_size} can") from error
                 if taken not in self.corrupt:
                     self.corrupt.add(taken)
-                    if len(self.corrupt) == len(self):
-                        raise ValueError(f"{problem}, and no other row of it can") from error
                     print(f"{problem}: row {following} is taken instead")
                 taken, row = following, self.data[following]
 
@@ -413,6 +491,14 @@ class ImageStream(ImageRows, torch.utils.data.IterableDataset):
                 )
 
 
+def rows_of(data, numbers):
+    """Rows of a dataset by their numbers, each as {column: value}; None has no columns."""
+    if data is None:
+        return [{} for _ in numbers]
+    columns = data[list(numbers)]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
 def check_pair(image, condition):
     """Raise ValueError for a condition image whose proportions are not its image's, up to a rounding to whole pixels;
     sizes (width, height)."""
@@ -425,46 +511,42 @@ def check_pair(image, condition):
         )
 
 
-def rows_of(data, numbers):
-    """Rows of a dataset by their numbers, each as {column: value}; None has no columns."""
-    if data is None:
-        return [{} for _ in numbers]
-    columns = data[list(numbers)]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def resize_and_crop(image, resolution, seed=None, like=None):
-    """Resize the shorter side of a PIL image to `resolution` (Lanczos), then crop the centre square, or a random one
-    where a seed is given (integers). `like` is the size (width, height) of an image that it is paired with: it is
-    resized to what that one would be. Raises ValueError for an image so long that it would be of too many pixels."""
+def resize_and_crop(image, size, seed=None, like=None):
+    """Resize a PIL image to cover `size` (Lanczos), then crop the centre, or a random place where a seed is given
+    (integers); `size` is a height and width, or one number for both. `like` is the size (width, height) of an image
+    that it is paired with: it is resized to what that one would be. Raises ValueError for an image so long that it
+    would be of too many pixels."""
+    height, width = (size, size) if isinstance(size, int) else size
     before = like or image.size
-    scale = resolution / min(before)
-    size = [max(resolution, round(side * scale)) for side in before]
+    scale = max(width / before[0], height / before[1])
+    size = [max(least, round(side * scale)) for least, side in zip((width, height), before, strict=True)]
     if tuple(size) != image.size:
         if size[0] * size[1] > MOST_PIXELS:
             raise ValueError(
                 f"an image of {image.width} x {image.height} pixels would be resized to {size[0]} x {size[1]}: cut it"
             )
         image = image.resize(size, Image.Resampling.LANCZOS)
-    spare = [side - resolution for side in image.size]
+    spare = [image.width - width, image.height - height]
     if not any(spare):
         return image
     if seed is None:
         left, top = [number // 2 for number in spare]
     else:
         left, top = np.random.default_rng(seed).integers(0, spare, endpoint=True).tolist()
-    return image.crop((left, top, left + resolution, top + resolution))
+    return image.crop((left, top, left + width, top + height))
 
 
 def describe(name, dataset):
     """One line on the rows of a dataset."""
     facts = dataset.row_facts()
     rows = "a stream of images" if facts["rows"] is None else f"{facts['rows']:,} images"
+    sizes = [f"{size} {count:,}" for size, count in facts.get("sizes", {}).items()]
+    sizes = f"; heights and widths: {', '.join(sizes)}" if sizes else ""
     if dataset.id2label is None:
-        return f"{name}: {rows}, read without classes"
+        return f"{name}: {rows}, read without classes{sizes}"
     counts = facts["class_counts"] or {}
     classes = [f"{label} {counts[label]:,}" if counts else label for label in dataset.id2label.values()]
-    return f"{name}: {rows} of {len(classes)} classes: {few(classes, 20)}"
+    return f"{name}: {rows} of {len(classes)} classes: {few(classes, 20)}{sizes}"
 
 
 def fingerprint_of(id2label, rows, autoencoder=None):
@@ -480,6 +562,16 @@ def shard_path(folder, shard):
     return os.path.join(folder, f"moments-{shard:05d}.safetensors")
 
 
+def shard_layout(facts):
+    """(first row, number of rows, shape of a latent) of every shard of latents, which are of one size each."""
+    layout, first = [], 0
+    for bucket in facts.get("buckets") or [facts]:
+        for start in range(0, bucket["rows"], facts["shard_size"]):
+            layout.append((first + start, min(facts["shard_size"], bucket["rows"] - start), tuple(bucket["shape"])))
+        first += bucket["rows"]
+    return layout
+
+
 def shard_record(path):
     """What tells a shard from a damaged one: {"bytes", "sha256"}."""
     return {"bytes": os.path.getsize(path), "sha256": hash_of_file(path)}
@@ -488,12 +580,13 @@ def shard_record(path):
 def check_shard(folder, shard, facts, content=True):
     """Raise ValueError naming a shard of latents that is missing, damaged or of other latents; without `content` only
     by its size and header."""
-    path, rows = shard_path(folder, shard), min(facts["shard_size"], facts["rows"] - shard * facts["shard_size"])
+    path = shard_path(folder, shard)
     try:
+        _, rows, wanted = shard_layout(facts)[shard]
         with safe_open(path, framework="pt") as file:
             shape = tuple(file.get_slice("mean").get_shape())
-        if shape != (rows, *facts["shape"]):
-            raise ValueError(f"it holds {shape}, not {(rows, *facts['shape'])}")
+        if shape != (rows, *wanted):
+            raise ValueError(f"it holds {shape}, not {(rows, *wanted)}")
         if facts.get("shards"):  # latents from before they were recorded have none
             expected = facts["shards"][shard]
             found = shard_record(path) if content else {"bytes": os.path.getsize(path)}
@@ -534,7 +627,9 @@ def read_latents_json(folder):
 
 class LatentDataset(torch.utils.data.Dataset):
     """Moments of latents, written by `encode_latents.py`: {"mean": ..., "std": ..., "labels": ...}; with `flips` also
-    those of the mirror images, "mean_flipped" and "std_flipped".
+    those of the mirror images, "mean_flipped" and "std_flipped". Latents of several sizes lie in their order, the rows
+    of each size together; `sizes` are those of their images in pixels, None for squares, and `buckets` the numbers of
+    the rows of each size, None where there is one.
 
     What each shard holds is checked against its hash where it is first read in a process.
     """
@@ -551,6 +646,12 @@ class LatentDataset(torch.utils.data.Dataset):
         for shard in range(self.facts["num_shards"]):
             check_shard(folder, shard, self.facts, content=False)
         self.folder, self.flips, self.shards = folder, flips, {}
+        buckets, self.sizes, self.buckets = self.facts.get("buckets"), None, None
+        self.first_rows = [first for first, _, _ in shard_layout(self.facts)]
+        if buckets:
+            self.sizes = [(bucket["height"], bucket["width"]) for bucket in buckets]
+            ends = np.cumsum([bucket["rows"] for bucket in buckets])
+            self.buckets = np.split(np.arange(len(self)), ends[:-1]) if len(buckets) > 1 else None
         self.shape, self.num_classes = tuple(self.facts["shape"]), self.facts["num_classes"]
         names = self.facts["id2label"]
         self.id2label = {int(label): name for label, name in names.items()} if names else None
@@ -560,7 +661,9 @@ class LatentDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         """The item of a row, or of a key of a `GlobalBatchSampler`."""
-        shard, row = divmod(key % len(self), self.facts["shard_size"])
+        row = key % len(self)
+        shard = bisect.bisect_right(self.first_rows, row) - 1
+        row -= self.first_rows[shard]
         if shard not in self.shards:  # opened once in each process
             check_shard(self.folder, shard, self.facts)
             tensors = open_shard(self.folder, shard)
@@ -574,7 +677,14 @@ class LatentDataset(torch.utils.data.Dataset):
             "rows": len(self),
             "class_counts": self.facts.get("class_counts"),
             "skipped_files": skipped,
-        }
+        } | self.size_facts()
+
+    def size_facts(self):
+        """{"sizes": {"height x width": rows}} of the images; {} of squares."""
+        buckets = self.facts.get("buckets")
+        if not buckets:
+            return {}
+        return {"sizes": {in_words((each["height"], each["width"])): each["rows"] for each in buckets}}
 
     def describe(self):
         """One line that says what the rows are."""
@@ -589,6 +699,7 @@ class LatentDataset(torch.utils.data.Dataset):
         """As `ImageRows.fingerprint`: of the shards' content."""
         names = ("rows", "shape", "shards", "statistics")
         rows = {name: self.facts.get(name) for name in names}
+        rows |= {"buckets": self.facts["buckets"]} if self.buckets else {}
         return fingerprint_of(self.id2label, rows, self.facts["vae_fingerprint"])
 
 
@@ -618,6 +729,67 @@ class GlobalBatchSampler:
             position += self.batch_size * self.world_size
 
 
+class BucketBatchSampler:
+    """Endless batches as those of `GlobalBatchSampler`, with all images of an optimizer step from one bucket.
+
+    Each bucket has an endless row of its images, every epoch of them in a new order, which is cut into steps. An epoch
+    adds each image to the row of its bucket and takes every step that is full by then, in random order; what is left,
+    less than a step of each bucket, is the beginning of its next one. So every image is seen once an epoch, but that
+    some are seen in a later one; a bucket smaller than a step fills one with the images of several epochs.
+
+    The order is a function of (seed, position in the stream of images), of any number of processes, as long as a step
+    has as many images.
+
+    Args:
+        buckets: the numbers of the rows of each.
+        images_per_step: of all processes and micro-batches, a multiple of batch_size times world_size.
+    """
+
+    def __init__(self, buckets, images_per_step, batch_size, seed, rank, world_size, images_seen=0):
+        self.buckets, self.step, self.batch_size, self.seed = buckets, images_per_step, batch_size, seed
+        self.rank, self.world_size, self.images_seen = rank, world_size, images_seen
+        self.rows, self.orders = sum(map(len, buckets)), {}
+
+    def steps_of(self, epoch):
+        """The steps of each bucket that an epoch takes, numbered from its first epoch on."""
+        counts = [len(rows) for rows in self.buckets]
+        return [range(epoch * count // self.step, (epoch + 1) * count // self.step) for count in counts]
+
+    def plan(self, epoch):
+        """The (bucket, its step) that an epoch takes, in turn: those of one bucket in the order of its row."""
+        steps = [iter(each) for each in self.steps_of(epoch)]
+        turns = [bucket for bucket, each in enumerate(self.steps_of(epoch)) for _ in each]
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
+        return [(turns[i], next(steps[turns[i]])) for i in torch.randperm(len(turns), generator=generator).tolist()]
+
+    def order(self, bucket, epoch):
+        """The rows of a bucket in the order of an epoch."""
+        if self.orders.get(bucket, (None, None))[0] != epoch:
+            generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, bucket))
+            order = torch.randperm(len(self.buckets[bucket]), generator=generator).numpy()
+            self.orders[bucket] = epoch, self.buckets[bucket][order]
+        return self.orders[bucket][1]
+
+    def keys(self, bucket, step):
+        """The keys of a step of a bucket."""
+        begin, end, count, keys = step * self.step, (step + 1) * self.step, len(self.buckets[bucket]), []
+        for epoch in range(begin // count, -(-end // count)):
+            first, last = max(begin - epoch * count, 0), end - epoch * count
+            keys += (epoch * self.rows + self.order(bucket, epoch)[first:last]).tolist()
+        return keys
+
+    def __iter__(self):
+        past, epoch = self.images_seen // self.step, 0
+        while past >= (here := sum(map(len, self.steps_of(epoch)))):
+            past, epoch = past - here, epoch + 1
+        while True:
+            for bucket, step in self.plan(epoch)[past:]:
+                keys = self.keys(bucket, step)
+                for start in range(self.rank * self.batch_size, self.step, self.world_size * self.batch_size):
+                    yield keys[start : start + self.batch_size]
+            past, epoch = 0, epoch + 1
+
+
 class EveryEpoch(torch.utils.data.Dataset):
     """Any dataset of a map style, by the keys of a `GlobalBatchSampler`, which one that `knows_epochs` takes itself."""
 
@@ -634,7 +806,8 @@ class EveryEpoch(torch.utils.data.Dataset):
 def training_batches(dataset, config, accelerator, progress):
     """Endless batches of this process, from where `progress` stands, of an `ImageStream` or any dataset of a map style.
 
-    Raises ValueError for a stream that was begun with other processes, workers or batches than now.
+    Raises ValueError for a stream that was begun with other processes, workers or batches than now, and for images of
+    several sizes with another number in an optimizer step.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     workers = loading_processes(config, accelerator, dataset)
@@ -652,7 +825,28 @@ def training_batches(dataset, config, accelerator, progress):
     else:
         position, skip = (config.seed, rank, world_size, progress["images_seen"]), 0
         dataset = dataset if getattr(dataset, "knows_epochs", False) else EveryEpoch(dataset)
-        batches = {"batch_sampler": GlobalBatchSampler(len(dataset), config.batch_size, *position)}
+        buckets = getattr(dataset, "buckets", None)
+        if buckets is None:
+            sampler = GlobalBatchSampler(len(dataset), config.batch_size, *position)
+        else:
+            step = config.batch_size * world_size * config.gradient_accumulation_steps
+            if progress.setdefault("images_per_step", step) != step:
+                raise ValueError(
+                    f"images of several sizes go on only in optimizer steps of {progress['images_per_step']} images, "
+                    f"as they were begun, not {step}: batch_size times processes times gradient_accumulation_steps"
+                )
+            small = [
+                f"{in_words(size)} has {len(rows):,}"
+                for size, rows in zip(dataset.sizes, buckets, strict=True)
+                if len(rows) < step
+            ]
+            if small:
+                accelerator.print(
+                    f"fewer images than an optimizer step, which has {step:,}, all of one size: {', '.join(small)}; "
+                    f"such a step comes once in several epochs and holds each image more than once"
+                )
+            sampler = BucketBatchSampler(buckets, step, config.batch_size, *position)
+        batches = {"batch_sampler": sampler}
     pin_memory = accelerator.device.type == "cuda"
     loader = torch.utils.data.DataLoader(dataset, num_workers=workers, pin_memory=pin_memory, **batches)
     return itertools.islice(loader, skip, None)

@@ -39,16 +39,17 @@ def fingerprint(vae):
 
 @torch.no_grad()
 def latent_shape(vae, image_shape):
-    """Shape (channels, height, width) of the latent of an image of shape (channels, size, size). Raises ValueError for
-    images that the autoencoder doesn't take, or gives back in another size."""
-    channels, size, _ = image_shape
+    """Shape (channels, height, width) of the latent of an image of shape (channels, height, width). Raises ValueError
+    for images that the autoencoder doesn't take, or gives back in another size."""
+    channels, *sides = image_shape
     factor = spatial_factor(vae)
-    if size % factor:
-        good = [each for each in (size // factor * factor, -(-size // factor) * factor) if each]
-        raise ValueError(
-            f"resolution {size} is no multiple of {factor}, the factor of the autoencoder: use "
-            f"{' or '.join(map(str, good))}"
-        )
+    for name, size in zip(("resolution",) if len(set(sides)) == 1 else ("height", "width"), sides, strict=False):
+        if size % factor:
+            good = [each for each in (size // factor * factor, -(-size // factor) * factor) if each]
+            raise ValueError(
+                f"{name} {size} is no multiple of {factor}, the factor of the autoencoder: use "
+                f"{' or '.join(map(str, good))}"
+            )
     if channels != vae.config.in_channels:
         raise ValueError(f"image_channels {channels}: the autoencoder is one of {vae.config.in_channels} channels")
     return tuple(encode_moments(vae, torch.zeros(1, *image_shape, device=vae.device))[0].shape[1:])

@@ -8,6 +8,8 @@ import sys
 from diffusers import ModelMixin, UNet2DModel
 
 from score_sde import DiTModel, ScoreUNetModel
+from score_sde.pipelines.kinds import divisors_of_sides, kind_of
+from score_sde.pipelines.latents import spatial_factor
 
 from .options import mapping
 
@@ -68,6 +70,19 @@ def check_conditions(model, conditions):
         )
 
 
+def check_sizes(model, sizes, vae=None):
+    """Raise ValueError for images of sizes, (height, width) in pixels, that a network or its autoencoder can't have,
+    naming the nearest ones that they can."""
+    network, factor = model.config, 1 if vae is None else spatial_factor(vae)
+    for height, width in sizes:
+        try:
+            kind_of(network, None if vae is None else vae.config).of_size(
+                height, width, divisors_of_sides(network), factor
+            )
+        except ValueError as error:
+            raise ValueError(f"images of {height} x {width} pixels: {error}") from error
+
+
 def make_network(config, shape, num_classes, told=None):
     """The network of a `TrainConfig` for samples of this shape (channels, size, ...), with `told`, arguments that say
     how wide captions and condition images are; a class from outside is told of these, sample_size, in_channels and
@@ -103,7 +118,7 @@ def make_network(config, shape, num_classes, told=None):
     for name, width in told.items():
         if options.get(name) not in (None, width):
             raise ValueError(
-                f"network_kwargs {name} {options[name]!r} contradicts "
+                f"{name} {options[name]!r} of {config.init_from or 'network_kwargs'} contradicts "
                 + (
                     f"the condition images, which have {width}: leave it out"
                     if name == "condition_channels"

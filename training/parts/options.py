@@ -183,7 +183,9 @@ def whole_number(text):
             return int(float(text))
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    two = re.fullmatch(r"\d+\s*[,x]\s*\d+", text)
+    remedy = ": a height and a width are for --aspect_ratio_buckets" if two else ""
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number{remedy}")
 
 
 def true_or_false(text):

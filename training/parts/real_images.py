@@ -53,6 +53,11 @@ def complete(config, shape):
     Raises ValueError for options that contradict the shape, and where nothing says which dataset.
     """
     channels, height, width = shape
+    if sizes := training_facts(config).get("sizes"):
+        raise ValueError(
+            f"pipeline {config.pipeline!r} was trained on images of height x width {', '.join(sizes)}; squares of one "
+            f"size are measured here: measure in training, --evaluation_steps, or images that you draw, --samples"
+        )
     if height != width or channels not in (1, 3):
         raise ValueError(f"images of {width} x {height} pixels and {channels} channels: squares of 1 or 3 are measured")
     for name, truth in (("resolution", height), ("image_channels", channels)):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from score_sde.pipelines.images import to_mode
+from score_sde.pipelines.kinds import grid_columns
 from score_sde.pipelines.writing import whole_file
 
 
@@ -45,26 +46,33 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=N
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_grid(pipeline, config, path, seed=0, prompts=None, labels=None, conditions=None):
+def sample_grid(pipeline, config, path, seed=0, prompts=None, labels=None, conditions=None, sizes=None):
     """Draw samples as a `TrainConfig` says, these labels and prompts in turn as `draw` does, one seed per sample, and
     write them as a PNG grid, with the prompts beneath; or by conditions, one for each, right of the images that the
-    network sees beside them. Return the number of network evaluations."""
+    network sees beside them. Of several sizes, (height, width) in pixels, each row is of one in turn. Return the number
+    of network evaluations."""
     count = config.sample_num_images
     if conditions is not None:
         count = len(conditions["condition_sample"])
-    labels = labels_of(range(count), pipeline, labels) if conditions is None else None
+    told = labels_of(range(count), pipeline, labels) if conditions is None else None
+    columns = grid_columns(count, pipeline.num_classes if told and not prompts else None)
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
-    output = pipeline(
-        batch_size=count,
-        class_labels=labels,
-        prompt=in_turn(prompts, range(count)),
-        conditions=conditions,
-        guidance_scale=config.sample_guidance_scale if labels or prompts or conditions else 1.0,
-        num_inference_steps=config.sample_num_inference_steps,
-        generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(count)],
-    )
-    pictures, words = output.images, in_turn(prompts, range(count))
-    columns = pipeline.num_classes if labels and not prompts else None
+    sizes, images = sizes or [(None, None)], {}
+    for height, width in sizes[: -(-count // columns)]:
+        numbers = [i for i in range(count) if sizes[i // columns % len(sizes)] == (height, width)]
+        output = pipeline(
+            batch_size=len(numbers),
+            class_labels=told and [told[i] for i in numbers],
+            prompt=in_turn(prompts, numbers),
+            conditions=conditions,
+            guidance_scale=config.sample_guidance_scale if told or prompts or conditions else 1.0,
+            num_inference_steps=config.sample_num_inference_steps,
+            generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
+            height=height,
+            width=width,
+        )
+        images |= dict(zip(numbers, output.images, strict=True))
+    pictures, words = [images[i] for i in range(count)], in_turn(prompts, range(count))
     if conditions is not None:
         seen = pipeline.kind.output(pipeline.decode(conditions["condition_sample"].to(pipeline.device)))
         pictures = [each for pair in zip(seen, pictures, strict=True) for each in pair]

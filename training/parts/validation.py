@@ -93,8 +93,13 @@ class Validation:
         reader = None if task.data.captions is None else task.data.captions.reader(task.data.caption_column)
         condition = task.data.condition
         pairs = condition and condition.column and (condition.column, condition.channels)
-        images = self.image_config()
-        self.held_out = ImageDataset(images, split=config.evaluation_split, captions=reader, condition=pairs)
+        images, sizes = self.image_config(), {"sizes": task.data.sizes} if task.data.sizes else {}
+        if sizes and config.evaluation_features:
+            raise ValueError(
+                "evaluation_features measure squares of one size, not images of aspect_ratio_buckets: leave them out, "
+                "evaluation_steps then measures the loss on held-out images"
+            )
+        self.held_out = ImageDataset(images, config.evaluation_split, captions=reader, condition=pairs, **sizes)
         # of generated images
         self.prompts = reader and reader.examples
         self.count = min(config.evaluation_images, len(self.held_out))
@@ -131,9 +136,14 @@ class Validation:
     def measure(self, network):
         """{"held_out_loss": ..., and where it is asked for "frechet_distance": ...}."""
         config, accelerator, losses = self.config, self.accelerator, []
-        for own, batch, size in real_batches(self.held_out, self.count, config, accelerator):
-            draws = RowDraws(config.seed, own, self.count, accelerator.device)
-            losses.append(gathered(self.task.losses(network, batch, draws).float(), size, accelerator))
+        buckets = self.held_out.buckets or [range(self.count)]
+        for rows in ([int(row) for row in bucket if row < self.count] for bucket in buckets):
+            if not rows:
+                continue
+            images = torch.utils.data.Subset(self.held_out, rows)
+            for own, batch, size in real_batches(images, len(rows), config, accelerator):
+                draws = RowDraws(config.seed, [rows[i] for i in own], self.count, accelerator.device)
+                losses.append(gathered(self.task.losses(network, batch, draws).float(), size, accelerator))
         values = {"held_out_loss": float(torch.cat(losses).double().mean())}
         if config.evaluation_features:
             pipeline, found = self.task.make_pipeline(network).to(accelerator.device), Moments()

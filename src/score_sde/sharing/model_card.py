@@ -60,6 +60,7 @@ def training_rows(training, kind="image", unit="px"):
         (f"{kind}s by class", classes or None, "{}"),
         ("files that were skipped", training.get("skipped_files"), "{:,}"),
         ("resolution", training.get("resolution"), f"{{}} {unit}"),
+        (f"{kind}s by height x width in {unit}", sizes_in_words(training), "{}"),
         ("optimizer steps", training.get("steps"), "{:,}"),
         (f"{kind}s seen", training.get("images_seen"), "{:,}"),
         ("conditions", ", ".join(training.get("conditions") or []) or None, "{}"),
@@ -81,6 +82,12 @@ def training_rows(training, kind="image", unit="px"):
         ("diffusers", training.get("diffusers"), "{}"),
     ]
     return [(name, form.format(value)) for name, value, form in rows if value is not None]
+
+
+def sizes_in_words(training):
+    """The sizes of the images and how many there are of each, in words; None where there is one, the resolution."""
+    counts = {size: count for size, count in (training.get("sizes") or {}).items() if isinstance(count, int)}
+    return ", ".join(f"{size} {count:,}" for size, count in counts.items()) or None
 
 
 def condition_in_words(condition):
