@@ -67,6 +67,7 @@ ARMS = {
     },
 }
 MEASURES = {"held_out_loss": "loss on test images", "frechet_distance": "Fréchet distance"}
+RESUMED = {"resume_from_checkpoint": "latest"}
 WRITING = threading.Lock()
 CONFIG = {"fashion_mnist": "quick_start", "clothing128": "clothing128"}
 
@@ -99,33 +100,48 @@ def faster():
     return {"allow_tf32": "true"} if torch.cuda.is_available() else {}
 
 
-def prepare(options, name):
-    """Make the latents of known and new classes, and the model to start from: in half of the time, or, with --prepare,
-    as far as the time goes."""
-    ends = options.seconds and time.monotonic() + options.seconds * (1 if options.prepare else 0.5)
-    runs, config = Path(options.runs) / name, CONFIG[name]
-    resumed = {"resume_from_checkpoint": "latest"} | faster()
+def source_of(options, name):
+    """(images, autoencoder, folder) of an experiment."""
+    runs = Path(options.runs) / name
     if name == "fashion_mnist":
-        source, vae, steps = FASHION, runs / "autoencoder" / "vae", options.autoencoder_steps
-        if not vae.is_dir():
-            own = {"output_dir": vae.parent, "max_train_steps": steps} | resumed
-            train_autoencoder.main(arguments_of("quick_start/autoencoder", **own))
-    else:
-        source, vae = options.clothing, options.vae
+        return FASHION, runs / "autoencoder" / "vae", runs
+    return options.clothing, options.vae, runs
+
+
+def make_autoencoder(options, name):
+    _, vae, _ = source_of(options, name)
+    if not Path(vae).is_dir():
+        given = {"output_dir": vae.parent, "max_train_steps": options.autoencoder_steps} | RESUMED | faster()
+        train_autoencoder.main(arguments_of("quick_start/autoencoder", **given))
+
+
+def encode_classes(options, name):
+    """Make the latents of known and new classes."""
+    source, vae, runs = source_of(options, name)
     every = range(len(datasets.Dataset.from_parquet(str(source).format(split="test")).features["label"].names))
     labels = {"known": [label for label in every if label not in NEW[name]], "new": NEW[name]}
     for which, own in labels.items():
         images = write_classes(source, runs / which, own)
         given = {"dataset": images, "vae": vae, "output_dir": runs / f"{which}_latents"}
-        encode_latents.main(arguments_of(f"{config}/latents", **given))
-    if not (runs / "source" / "pipeline").is_dir():
-        own = {"latents": runs / "known_latents", "output_dir": runs / "source", "seed": 1000} | resumed
-        steps = {"fashion_mnist": options.fashion_steps, "clothing128": options.clothing_steps}[name]
-        seconds = ends and max(1, ends - time.monotonic())
-        arguments = arguments_of(f"{config}/diffusion", **own, max_train_steps=steps)
-        stopped = train_for(seconds, arguments, finish=not options.prepare)
-        if stopped is not None:
-            print(f"stopped at step {stopped} of {steps}")
+        encode_latents.main(arguments_of(f"{CONFIG[name]}/latents", **given))
+
+
+def train_source(options, name):
+    """Train the model to start from: in half of the time that is left, or, with --prepare, as far as that goes."""
+    _, _, runs = source_of(options, name)
+    if (runs / "source" / "pipeline").is_dir():
+        return
+    steps = {"fashion_mnist": options.fashion_steps, "clothing128": options.clothing_steps}[name]
+    given = {"latents": runs / "known_latents", "output_dir": runs / "source", "max_train_steps": steps, "seed": 1000}
+    arguments = arguments_of(f"{CONFIG[name]}/diffusion", **given | RESUMED | faster())
+    seconds = options.seconds and options.seconds * (1 if options.prepare else 0.5)
+    stopped = train_for(seconds, arguments, finish=not options.prepare)
+    if stopped is not None:
+        print(f"stopped at step {stopped} of {steps}")
+
+
+# one after the other, each in a process of its own
+STAGES = {"autoencoder": make_autoencoder, "latents": encode_classes, "source": train_source}
 
 
 def train_model(options, name, arm, seed):
@@ -181,7 +197,7 @@ def in_a_process(options, ends, name, part):
 
 def run_experiment(options, ends, name, pool):
     """Prepare in this thread, then hand every training to the pool."""
-    if not in_a_process(options, ends, name, "prepare") or options.prepare:
+    if not all(in_a_process(options, ends, name, stage) for stage in STAGES) or options.prepare:
         return []
     return [
         pool.submit(train_and_write, options, ends, name, f"{arm}/{seed}")
@@ -305,7 +321,7 @@ def main():
 
     if options.part:
         name, part, *seed = options.part.split("/")
-        return prepare(options, name) if part == "prepare" else train_model(options, name, part, int(*seed))
+        return STAGES[part](options, name) if part in STAGES else train_model(options, name, part, int(*seed))
     options.own = sys.argv[1:]
     ends = None if options.seconds is None else time.monotonic() + options.seconds - 5
     workers = options.workers or (10 if torch.cuda.is_available() else 1)

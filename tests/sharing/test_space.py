@@ -15,6 +15,7 @@ import torch
 from commands import SCORE_SDE
 from huggingface_hub import SpaceCard
 from tiny import random_dit, tiny_pipeline
+from words import prompt_pipeline, worded_network
 
 from score_sde import save_bundle
 from score_sde.sharing import space
@@ -45,6 +46,38 @@ def test_the_page_draws_what_the_pipeline_draws():
     assert way.size == (5 * 96, 2 * 96)
     last = np.asarray(way.convert("L")).astype(int)[96:, -96:]
     assert abs(last - np.asarray(images[0]).astype(int).repeat(24, 0).repeat(24, 1)).max() <= 3
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_the_page_draws_by_words(num_classes):
+    """The lines of the prompt in turn; the first one's way ends in what it becomes."""
+    pipeline = prompt_pipeline(worded_network(num_classes=num_classes))
+    label = None if num_classes is None else ""
+    arguments = {"prompt": "a red hat\n\n the blue bag \n", "negative_prompt": "dots"}
+    grid, way, _ = draw(pipeline, label, "ddim", 5, 4.0, seed=3, num_images=4, **arguments)
+    pipeline.scheduler.register_to_config(predictor="ddim")
+    generators = [torch.Generator().manual_seed(3 + i) for i in range(4)]
+    images = pipeline(
+        prompt=["a red hat", "the blue bag"] * 2,
+        negative_prompt="dots",
+        guidance_scale=4.0,
+        num_inference_steps=5,
+        generator=generators,
+    ).images
+    assert grid.size == (2 * 96, 2 * 96)
+    for i, image in enumerate(images):
+        row, column = divmod(i, 2)
+        tile = np.asarray(grid.convert("L"))[row * 96 : row * 96 + 96, column * 96 : column * 96 + 96]
+        assert (tile == np.asarray(image).repeat(24, 0).repeat(24, 1)).all()
+    last = np.asarray(way.convert("L")).astype(int)[96:, -96:]
+    assert abs(last - np.asarray(images[0]).astype(int).repeat(24, 0).repeat(24, 1)).max() <= 3
+    # an empty prompt is none
+    nothing, *_ = draw(pipeline, label, "ddim", 2, 3.0, seed=3, num_images=1, prompt=" ")
+    none = pipeline(num_inference_steps=2, generator=[torch.Generator().manual_seed(3)]).images[0]
+    assert (np.asarray(nothing.convert("L")) == np.asarray(none).repeat(24, 0).repeat(24, 1)).all()
+    for wrong in ({"prompt": "x" * 2001}, {"prompt": ["a"]}, {"prompt": "", "negative_prompt": "a\nb"}):
+        with pytest.raises(ValueError, match="must be a text of at most 2000 characters|must be one line"):
+            draw(pipeline, label, "auto", 2, 3.0, seed=3, num_images=1, **wrong)
 
 
 @pytest.mark.parametrize("sde_type", ["vp", "ve", "linear"])

@@ -14,10 +14,10 @@ from PIL import Image
 
 
 PREDICTORS = ("auto", "ddim", "dpmpp_2m", "unipc_2", "deis_3", "adams_4", "heun", "ancestral", "euler_maruyama")
-EVERY_CLASS = "every class in turn"
+EVERY_CLASS, NO_CLASS = "every class in turn", "no class"
 FRAMES = 10
 # what one click may ask for
-MOST_STEPS, MOST_IMAGES, MOST_GUIDANCE, LARGEST_SEED = 100, 64, 20, 2**53
+MOST_STEPS, MOST_IMAGES, MOST_GUIDANCE, LARGEST_SEED, LONGEST_PROMPT = 100, 64, 20, 2**53, 2000
 
 
 def tiles(images, columns, side):
@@ -37,18 +37,31 @@ def whole_number(name, value, least, most):
     return int(value)
 
 
+def lines_of(name, text):
+    """The lines of a text that hold something, at least one, which may be empty. Raises ValueError for what is no text,
+    or too long."""
+    if not isinstance(text, str) or len(text) > LONGEST_PROMPT:
+        raise ValueError(f"{name} {str(text)[:50]!r} must be a text of at most {LONGEST_PROMPT} characters")
+    return [line.strip() for line in text.splitlines() if line.strip()] or [""]
+
+
 @torch.no_grad()
-def draw(pipeline, label, predictor, num_inference_steps, guidance_scale, seed, num_images):
+def draw(
+    pipeline, label, predictor, num_inference_steps, guidance_scale, seed, num_images, prompt=None, negative_prompt=""
+):
     """Draw images, and follow the first of them. The pipeline stays as it is: calls may overlap.
 
     Args:
         pipeline: a `ScoreSDEPipeline`.
-        label: a class name or number; None for every class in turn, or of a model without classes.
+        label: a class name or number; None for every class in turn, or of a model without classes; "" for no class.
         predictor: one of `PREDICTORS`.
         num_inference_steps: of the pipeline, 1 to `MOST_STEPS`.
         guidance_scale: of the pipeline, 0 to `MOST_GUIDANCE`.
         seed: image i is drawn from seed + i; 0 to `LARGEST_SEED`.
         num_images: how many, 1 to `MOST_IMAGES`.
+        prompt: what a model that follows words is to draw, each line of it in turn; an empty one is none. None for a
+            model that follows no words.
+        negative_prompt: what guidance leads away from, one text; an empty one is none.
 
     Returns:
         (a grid of the images; two rows of pictures, the first image's noisy sample and below it what the network takes
@@ -65,18 +78,29 @@ def draw(pipeline, label, predictor, num_inference_steps, guidance_scale, seed, 
         raise ValueError(f"guidance scale {str(guidance_scale)[:50]!r} must be a number from 0 to {MOST_GUIDANCE}")
     if label is not None and not (isinstance(label, (int, str)) and not isinstance(label, bool)):
         raise ValueError(f"class {str(label)[:50]!r} must be the name or the number of one")
+    words, conditions, negative = {}, {}, None
+    if prompt is not None:
+        prompts, [unwanted, *more] = lines_of("prompt", prompt), lines_of("negative prompt", negative_prompt)
+        if more:
+            raise ValueError("the negative prompt must be one line")
+        # the prompts of all images, and what the network is told of the first
+        words = {"prompt": [prompts[i % len(prompts)] for i in range(num_images)]}
+        conditions = pipeline.encode_prompt(prompts[:1])
+        if unwanted:
+            words["negative_prompt"], negative = unwanted, pipeline.encode_prompt(unwanted)
     # a pipeline of this call's own, around the same networks
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, predictor=predictor)
     pipeline = copy.copy(pipeline)
     pipeline.scheduler = scheduler
     labels = None
-    if pipeline.num_classes is not None:
+    if pipeline.num_classes is not None and label != "":
         labels = [i % pipeline.num_classes for i in range(num_images)] if label is None else [label] * num_images
     generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(num_images)]
     noise = pipeline.prepare_noise(num_images, generators, None)
     samples = []
     output = pipeline(
         class_labels=labels,
+        **words,
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,
         latents=noise,
@@ -92,15 +116,18 @@ def draw(pipeline, label, predictor, num_inference_steps, guidance_scale, seed, 
     # where time steps begin: the entries between are stages of one
     begins = range(0, output.nfe, scheduler.order)
     shown = [begins[i] for i in sorted({round(i * (len(begins) - 1) / (FRAMES - 1)) for i in range(FRAMES)})]
-    denoise = scheduler.denoiser(pipeline.guided_network(1, labels and labels[:1], guidance_scale))
+    # the code of older bundles knows no words
+    told = {"conditions": conditions, "negative_conditions": negative} if words else {}
+    denoise = scheduler.denoiser(pipeline.guided_network(1, labels and labels[:1], guidance_scale, **told))
     noisy, denoised = [], []
     for entry in shown:
         t = scheduler.path_time(scheduler.timesteps[entry])
         noisy.append(scheduler.path.unit_variance(samples[entry], t))
         denoised.append(denoise(samples[entry], t))
     pictures = pipeline.finish(torch.cat([*noisy, *denoised]), "pil")
-    # a column for every class, as long as that fits
-    columns = pipeline.num_classes if labels and label is None and pipeline.num_classes <= 10 else 8
+    # a column for every class, or prompt, as long as that fits
+    in_turn = len(prompts) if words else pipeline.num_classes if labels and label is None else 1
+    columns = in_turn if 1 < in_turn <= 10 else 8
     return tiles(output.images, min(num_images, columns), 96), tiles(pictures, len(shown), 96), output.nfe
 
 
@@ -118,12 +145,17 @@ def page(pipeline, title):
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
     names = pipeline.config.id2label or {}
     classes = [(names.get(str(label), str(label)), label) for label in range(pipeline.num_classes or 0)]
-    guided = pipeline.null_label is not None
+    # the code of older bundles doesn't say
+    worded = getattr(pipeline, "takes_prompts", False)
+    guided = pipeline.null_label is not None or worded
+    # words alone, unless a class is chosen
+    unclassed = [NO_CLASS] if worded and pipeline.null_label is not None else []
 
-    def on_click(label, predictor, steps, guidance_scale, seed, num_images):
-        label = None if label == EVERY_CLASS else label
+    def on_click(label, predictor, steps, guidance_scale, seed, num_images, prompt, negative_prompt):
+        label = {EVERY_CLASS: None, NO_CLASS: ""}.get(label, label)
+        words = {"prompt": prompt, "negative_prompt": negative_prompt} if worded else {}
         try:
-            grid, way, nfe = draw(pipeline, label, predictor, steps, guidance_scale, seed, num_images)
+            grid, way, nfe = draw(pipeline, label, predictor, steps, guidance_scale, seed, num_images, **words)
         except ValueError as error:
             raise gradio.Error(str(error)[:500]) from None
         return f"### Images after {nfe} network evaluations of {predictor}", grid, way
@@ -132,13 +164,25 @@ def page(pipeline, title):
         gradio.Markdown("# " + as_title(title))
         with gradio.Row():
             with gradio.Column(scale=1, min_width=280):
+                prompt = gradio.Textbox(
+                    "", label="Prompt", lines=2, placeholder="what to draw; several lines in turn", visible=worded
+                )
+                negative = gradio.Textbox("", label="Rather not", visible=worded)
                 label = gradio.Dropdown(
-                    [EVERY_CLASS, *classes], value=EVERY_CLASS, label="Class", visible=bool(classes)
+                    [*unclassed, EVERY_CLASS, *classes],
+                    value=(unclassed or [EVERY_CLASS])[0],
+                    label="Class",
+                    visible=bool(classes),
                 )
                 predictor = gradio.Dropdown(list(PREDICTORS), value="auto", label="Sampler")
                 steps = gradio.Slider(1, MOST_STEPS, value=20, step=1, label="Time steps")
                 guidance = gradio.Slider(
-                    1, 6, value=1.5 if guided else 1, step=0.1, label="Guidance scale (1: none)", visible=guided
+                    1,
+                    6,
+                    value=3 if worded else 1.5 if guided else 1,
+                    step=0.1,
+                    label="Guidance scale (1: none)",
+                    visible=guided,
                 )
                 seed = gradio.Number(0, precision=0, label="Seed")
                 num_images = gradio.Slider(
@@ -150,6 +194,6 @@ def page(pipeline, title):
                 grid = gradio.Image(show_label=False, format="png", interactive=False, buttons=[])
                 gradio.Markdown("### The first one's way: the noisy sample, and below it what the network takes it for")
                 way = gradio.Image(show_label=False, format="png", interactive=False, buttons=[])
-        inputs = [label, predictor, steps, guidance, seed, num_images]
+        inputs = [label, predictor, steps, guidance, seed, num_images, prompt, negative]
         button.click(on_click, inputs, [caption, grid, way], api_name="draw")
     return blocks
