@@ -1,24 +1,45 @@
-"""How much is won by starting from weights? The quick start's DiT on seven classes, fine-tuned to the three others,
-beside the same network trained on these from nothing, by one recipe, at equal images seen.
+"""How much is won by starting from weights? Models fine-tuned to classes that they have never seen, by all weights and
+by LoRA adapters alone, beside the same networks trained on these from nothing: by one recipe, at equal images seen.
 
-    python benchmarks/fine_tuning.py --output benchmarks/fine_tuning
+    python benchmarks/fine_tuning.py --clothing "clothing256_{split}.parquet" --vae taesd3 \\
+        --efficientnet efficientnet_lite0/model.safetensors --output benchmarks/fine_tuning
 
-Trains in RUNS: the quick start's autoencoder, on images of all classes; its DiT on the first seven classes of
-Fashion-MNIST; and for each seed a DiT on the last three from nothing, and one from those weights. On the way both are
-measured with their averaged weights: the loss on test images, the same noise and times for every model, and the Fréchet
-distance of samples to the training images, in the features of a small classifier of these. What is there already is not
-made again. Writes OUTPUT.json and OUTPUT.png, and prints the table.
+- fashion_mnist: the quick start's DiT, trained on the first seven classes of Fashion-MNIST, on the last three.
+- clothing128: the DiT of 128 px photographs in the latents of taesd3, trained on all classes but one, on that one. It
+  is left out without --clothing.
+
+LoRA leaves a network the classes that it has, so adapters for others are told no class; beside them stand all weights
+trained so. On the way each is measured with its averaged weights: the loss on test images, the same noise and times for
+every model, and the Fréchet distance of samples, without guidance, to the training images, in the features of a small
+classifier of these, or of an EfficientNet-Lite0.
+
+Every training is a process of its own, --workers of them at a time, whose output is in RUNS beside its folder. With
+--seconds they stop in time. What is there already is not made again. OUTPUT.json, OUTPUT.png and OUTPUT.md, the tables,
+are written after each; --pack FILE collects them with the records and a grid of samples of each.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
 import matplotlib
+import torch
+from efficientnet import EfficientNetFeatures
+from timed_training import train_for
 
-from score_sde.training import encode_latents, train, train_autoencoder
+from score_sde.pipelines.writing import whole_file
+from score_sde.training import encode_latents, train_autoencoder
+from score_sde.training.parts import validation
 from score_sde.training.parts.run_folder import read_records
 
 
@@ -26,121 +47,277 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
 
-DATA = Path(__file__).resolve().parents[1] / "src" / "score_sde" / "data" / "fashion_mnist"
-# the classes that the model to start from knows; the others are new
-KNOWN = 7
-ARMS = {"from_nothing": "from nothing", "init_from": "from the model of other classes"}
+FASHION = Path(__file__).resolve().parents[1] / "src" / "score_sde" / "data" / "fashion_mnist" / "{split}.parquet"
+# classes that the models to start from don't know
+NEW = {"fashion_mnist": (7, 8, 9), "clothing128": (6,)}
+NO_CLASS = {"class_conditional": "false"}
+LORA = {"lora_rank": 16}
+# name, what it starts from or not, more options
+ARMS = {
+    "fashion_mnist": {
+        "from nothing": (False, {}),
+        "from weights": (True, {}),
+        "from weights, no class told": (True, NO_CLASS),
+        "LoRA, no class told": (True, NO_CLASS | LORA),
+    },
+    "clothing128": {
+        "from nothing": (False, NO_CLASS),
+        "from weights": (True, NO_CLASS),
+        "LoRA": (True, NO_CLASS | LORA),
+    },
+}
 MEASURES = {"held_out_loss": "loss on test images", "frechet_distance": "Fréchet distance"}
+WRITING = threading.Lock()
+CONFIG = {"fashion_mnist": "quick_start", "clothing128": "clothing128"}
 
 
-def run(main, *arguments):
-    main([str(argument) for argument in arguments])
+def arguments_of(config, **options):
+    return [config, *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
 
 
-def write_classes(folder, labels):
+def write_classes(source, folder, labels):
     """Parquet files of the images of some classes, train and test; return their name as a pattern."""
     for split in ("train", "test"):
         path, own = folder / f"{split}.parquet", list(labels)
         if not path.exists():
-            rows = datasets.Dataset.from_parquet(str(DATA / f"{split}.parquet"))
+            rows = datasets.Dataset.from_parquet(str(source).format(split=split))
             names = rows.features["label"].names
+            # the files as they are
+            rows = rows.cast_column("image", datasets.Image(decode=False))
             rows = rows.select([i for i, label in enumerate(rows["label"]) if label in own])
-            columns = {"image": rows["image"], "label": [own.index(label) for label in rows["label"]]}
+            columns = {"image": list(rows["image"]), "label": [own.index(label) for label in rows["label"]]}
             features = datasets.Features(
                 image=datasets.Image(), label=datasets.ClassLabel(names=[names[each] for each in own])
             )
             folder.mkdir(parents=True, exist_ok=True)
-            datasets.Dataset.from_dict(columns, features).to_parquet(path)
+            with whole_file(path) as temporary:
+                datasets.Dataset.from_dict(columns, features).to_parquet(temporary)
     return folder / "{split}.parquet"
 
 
-def prepare(options):
-    """(the pipeline to start from, the latents of the new classes)."""
-    runs, latents = Path(options.runs), {}
-    vae = runs / "autoencoder" / "vae"
-    if not vae.is_dir():
-        arguments = ["--output_dir", vae.parent, "--max_train_steps", options.autoencoder_steps]
-        run(train_autoencoder.main, "quick_start/autoencoder", *arguments, "--resume_from_checkpoint", "latest")
-    for name, labels in (("known", range(KNOWN)), ("new", range(KNOWN, 10))):
-        images, latents[name] = write_classes(runs / name, labels), runs / f"{name}_latents"
-        arguments = ["--dataset", images, "--vae", vae, "--output_dir", latents[name]]
-        run(encode_latents.main, "quick_start/latents", *arguments)
-    if not (runs / "known_dit" / "pipeline").is_dir():
-        arguments = ["--latents", latents["known"], "--output_dir", runs / "known_dit", "--ema_decay", 0.99]
-        arguments += ["--max_train_steps", options.known_steps, "--resume_from_checkpoint", "latest"]
-        run(train.main, "quick_start/diffusion", *arguments)
-    return runs / "known_dit" / "pipeline", latents["new"]
+def faster():
+    return {"allow_tf32": "true"} if torch.cuda.is_available() else {}
 
 
-def train_model(options, arm, seed, source, latents):
-    """The measures of a run, [{"images_seen": ..., "held_out_loss": ..., "frechet_distance": ...}, ...]."""
-    output = Path(options.runs) / f"{arm}-{seed}"
-    if not (output / "pipeline").is_dir():
-        arguments = {
-            "latents": latents,
-            "output_dir": output,
-            "max_train_steps": options.steps,
-            "ema_decay": 0.99,
-            "evaluation_steps": options.steps // options.points,
-            "evaluation_images": options.images,
-            "evaluation_features": "classifier",
-            "checkpointing_steps": 0,
-            "sample_num_images": 24,
-            "seed": seed,
-        }
-        arguments |= {"init_from": source} if arm == "init_from" else {}
-        run(
-            train.main,
-            "quick_start/diffusion",
-            *("--on_existing_run", "set_aside"),
-            *(part for name, value in arguments.items() for part in (f"--{name}", value)),
-        )
-    return read_records(output / "evaluation.jsonl")
+def prepare(options, name):
+    """Make the latents of known and new classes, and the model to start from: in half of the time, or, with --prepare,
+    as far as the time goes."""
+    ends = options.seconds and time.monotonic() + options.seconds * (1 if options.prepare else 0.5)
+    runs, config = Path(options.runs) / name, CONFIG[name]
+    resumed = {"resume_from_checkpoint": "latest"} | faster()
+    if name == "fashion_mnist":
+        source, vae, steps = FASHION, runs / "autoencoder" / "vae", options.autoencoder_steps
+        if not vae.is_dir():
+            own = {"output_dir": vae.parent, "max_train_steps": steps} | resumed
+            train_autoencoder.main(arguments_of("quick_start/autoencoder", **own))
+    else:
+        source, vae = options.clothing, options.vae
+    every = range(len(datasets.Dataset.from_parquet(str(source).format(split="test")).features["label"].names))
+    labels = {"known": [label for label in every if label not in NEW[name]], "new": NEW[name]}
+    for which, own in labels.items():
+        images = write_classes(source, runs / which, own)
+        given = {"dataset": images, "vae": vae, "output_dir": runs / f"{which}_latents"}
+        encode_latents.main(arguments_of(f"{config}/latents", **given))
+    if not (runs / "source" / "pipeline").is_dir():
+        own = {"latents": runs / "known_latents", "output_dir": runs / "source", "seed": 1000} | resumed
+        steps = {"fashion_mnist": options.fashion_steps, "clothing128": options.clothing_steps}[name]
+        seconds = ends and max(1, ends - time.monotonic())
+        arguments = arguments_of(f"{config}/diffusion", **own, max_train_steps=steps)
+        stopped = train_for(seconds, arguments, finish=not options.prepare)
+        if stopped is not None:
+            print(f"stopped at step {stopped} of {steps}")
+
+
+def train_model(options, name, arm, seed):
+    starts, more = ARMS[name][arm]
+    runs, images = Path(options.runs) / name, options.images
+    if name == "clothing128":
+        # what the evaluation opens by its name
+        validation.open_features = lambda _, device: EfficientNetFeatures(options.efficientnet, device, size=128)
+    arguments = {
+        "latents": runs / "new_latents",
+        "output_dir": folder_of(options, name, arm, seed),
+        "max_train_steps": options.steps,
+        "lr_warmup_steps": min(50, options.steps // 4),
+        "ema_decay": 0.99,
+        "evaluation_steps": options.steps // options.points,
+        "evaluation_images": images,
+        "evaluation_features": "classifier" if name == "fashion_mnist" else "efficientnet",
+        "checkpointing_steps": 0,
+        "sample_num_images": 24,
+        "sample_guidance_scale": 1,
+        "seed": seed,
+        "on_existing_run": "set_aside",
+    }
+    arguments |= ({"init_from": runs / "source" / "pipeline"} if starts else {}) | more | faster()
+    train_for(options.seconds, arguments_of(f"{CONFIG[name]}/diffusion", **arguments))
+
+
+def folder_of(options, name, arm, seed):
+    return Path(options.runs) / name / f"{arm.replace(', ', '_').replace(' ', '_')}-{seed}"
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+def in_a_process(options, ends, name, part):
+    """Run a part of this script in a process; its output goes into a file. Returns whether it went well."""
+    seconds = None if ends is None else ends - time.monotonic()
+    own = ["--seconds", f"{seconds - 15:.0f}"] if seconds else []
+    path = Path(options.runs) / name / f"{part.replace(', ', '_').replace(' ', '_').replace('/', '-')}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as log:
+        arguments = [sys.executable, __file__, *options.own, *own, "--part", f"{name}/{part}"]
+        environment = os.environ | {"TQDM_MININTERVAL": "10"}
+        process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = "killed"
+    print(f"{name}/{part}: {'done' if status == 0 else f'failed ({status}), see {path}'}", flush=True)
+    return status == 0
+
+
+def run_experiment(options, ends, name, pool):
+    """Prepare in this thread, then hand every training to the pool."""
+    if not in_a_process(options, ends, name, "prepare") or options.prepare:
+        return []
+    return [
+        pool.submit(train_and_write, options, ends, name, f"{arm}/{seed}")
+        for seed in range(options.seeds)
+        for arm in ARMS[name]
+        if not (folder_of(options, name, arm, seed) / "pipeline").is_dir()
+    ]
+
+
+def train_and_write(options, ends, name, part):
+    in_a_process(options, ends, name, part)
+    with WRITING:
+        try:
+            write(options)
+        except Exception:
+            traceback.print_exc()
+
+
+# --- what is written ----------------------------------------------------------------------------------------------
+
+
+def found_so_far(options):
+    """{experiment: {arm: [the measures of a run, ...]}}."""
+    found = {}
+    for name in options.experiments:
+        for arm in ARMS[name]:
+            records = [folder_of(options, name, arm, seed) / "evaluation.jsonl" for seed in range(options.seeds)]
+            runs = [read_records(str(path)) for path in records if path.exists()]
+            if runs := [run for run in runs if run]:
+                found.setdefault(name, {})[arm] = runs
+    return found
 
 
 def summary(runs, measure):
-    """[(images seen, mean over runs, standard deviation), ...]."""
-    points = zip(*runs, strict=True)
+    """[(images seen, mean over runs, standard deviation), ...] as far as all of them came."""
     return [
         (point[0]["images_seen"], statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
-        for point in points
+        for point in zip(*runs, strict=False)
         for values in [[each[measure] for each in point]]
     ]
 
 
+def write(options):
+    found = found_so_far(options)
+    if not found:
+        return
+    document = {"options": {key: value for key, value in vars(options).items() if key != "own"}, "found": found}
+    Path(f"{options.output}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    draw(found, f"{options.output}.png")
+    tables = "\n\n".join(table(name, arms) for name, arms in found.items())
+    Path(f"{options.output}.md").write_text(tables + "\n", encoding="utf-8")
+    if options.pack:
+        pack(options)
+
+
 def draw(found, path):
-    figure, axes = pyplot.subplots(1, len(MEASURES), figsize=(9, 3.2), layout="constrained")
-    for axis, (measure, label) in zip(axes, MEASURES.items(), strict=True):
-        for arm, name in ARMS.items():
-            seen, means, spreads = zip(*summary(found[arm], measure), strict=True)
-            axis.errorbar(seen, means, yerr=spreads, label=name, marker="o", capsize=3)
-        axis.set(xlabel="images seen", ylabel=label, yscale="log")
-    axes[0].legend()
+    figure, axes = pyplot.subplots(
+        len(found), len(MEASURES), figsize=(9, 3.2 * len(found)), layout="constrained", squeeze=False
+    )
+    for row, (name, arms) in zip(axes, found.items(), strict=True):
+        for axis, (measure, label) in zip(row, MEASURES.items(), strict=True):
+            for arm, runs in arms.items():
+                seen, means, spreads = zip(*summary(runs, measure), strict=True)
+                axis.errorbar(seen, means, yerr=spreads, label=arm, marker="o", markersize=3, capsize=3)
+            axis.set(xlabel="images seen", ylabel=label, yscale="log", title=name)
+        row[0].legend(fontsize="small")
     figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def table(name, arms):
+    """Markdown: the measures of every arm, mean and standard deviation over seeds, by the images seen."""
+    lines = [
+        f"| {name}, images seen | {' | '.join(f'{label}, {arm}' for label in MEASURES.values() for arm in arms)} |",
+        f"|---{'|---' * len(MEASURES) * len(arms)}|",
+    ]
+    columns = [summary(runs, measure) for measure in MEASURES for runs in arms.values()]
+    for row in zip(*columns, strict=False):
+        cells = [f"{mean:.3f} ± {spread:.3f}" for _, mean, spread in row]
+        lines.append(f"| {row[0][0]:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def pack(options):
+    """Figures, records, samples and output of every run, in one archive."""
+    runs = Path(options.runs)
+    kept = [path for pattern in ("*/*.log", "*/*/evaluation.jsonl", "*/*/log.jsonl") for path in runs.glob(pattern)]
+    kept += runs.glob("*/*/pipeline/samples.png")
+    with tarfile.open(options.pack, "w:gz") as archive:
+        for path in kept:
+            archive.add(path, str(path.relative_to(runs)))
+        for end in ("json", "png", "md"):
+            archive.add(f"{options.output}.{end}", f"{Path(options.output).name}.{end}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clothing", help="parquet files of clothing photographs, a pattern with {split}")
+    parser.add_argument("--vae", help="folder of taesd3")
+    parser.add_argument("--efficientnet", help="efficientnet_lite0/model.safetensors")
     parser.add_argument("--runs", default="runs/fine_tuning", help="folder for everything that is trained")
-    parser.add_argument("--output", default="benchmarks/fine_tuning", help="without .json and .png")
+    parser.add_argument("--output", default="benchmarks/fine_tuning", help="without .json, .png and .md")
+    parser.add_argument("--experiments", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seconds", type=float, help="in which all must be done")
+    parser.add_argument("--prepare", action="store_true", help="only make what the trainings start from")
+    parser.add_argument("--workers", type=int, help="trainings at a time; 1 on a CPU, 10 on a GPU unless given")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--autoencoder_steps", type=int, default=900)
-    parser.add_argument("--known_steps", type=int, default=1400, help="steps of the model to start from")
+    parser.add_argument("--fashion_steps", type=int, default=1400, help="steps of the model of Fashion-MNIST")
+    parser.add_argument("--clothing_steps", type=int, default=2500, help="steps of the model of photographs")
     parser.add_argument("--steps", type=int, default=400, help="steps of each run on the new classes")
     parser.add_argument("--points", type=int, default=5, help="evaluations of a run")
     parser.add_argument("--images", type=int, default=600, help="images of an evaluation")
+    parser.add_argument("--pack", help="archive to write")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not options.clothing:
+        options.experiments = [name for name in options.experiments if name != "clothing128"]
+    elif not (options.vae and options.efficientnet):
+        parser.error("clothing needs --vae and --efficientnet")
 
-    source, latents = prepare(options)
-    found = {arm: [train_model(options, arm, seed, source, latents) for seed in range(options.seeds)] for arm in ARMS}
-    Path(f"{options.output}.json").write_text(json.dumps({"options": vars(options)} | found, indent=2) + "\n")
-    draw(found, f"{options.output}.png")
-    names = [f"{label}, {name}" for label in MEASURES.values() for name in ARMS.values()]
-    print(f"| images seen | {' | '.join(names)} |\n|---{'|---' * len(names)}|")
-    columns = [summary(found[arm], measure) for measure in MEASURES for arm in ARMS]
-    for row in zip(*columns, strict=True):
-        cells = [f"{mean:.3f} ± {spread:.3f}" for _, mean, spread in row]
-        print(f"| {row[0][0]:,} | {' | '.join(cells)} |")
+    if options.part:
+        name, part, *seed = options.part.split("/")
+        return prepare(options, name) if part == "prepare" else train_model(options, name, part, int(*seed))
+    options.own = sys.argv[1:]
+    ends = None if options.seconds is None else time.monotonic() + options.seconds - 5
+    workers = options.workers or (10 if torch.cuda.is_available() else 1)
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(len(options.experiments)) as of_experiments:
+        if workers == 1:  # nothing side by side
+            of_experiments = pool
+        begun = [of_experiments.submit(run_experiment, options, ends, name, pool) for name in options.experiments]
+        for training in [training for each in begun for training in each.result()]:
+            training.result()
+    write(options)
+    if Path(f"{options.output}.md").exists():
+        print(Path(f"{options.output}.md").read_text())
 
 
 if __name__ == "__main__":

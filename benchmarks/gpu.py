@@ -19,7 +19,9 @@ waits keeps only its weights. Figures are medians over the rounds.
 
 import argparse
 import contextlib
+import gc
 import json
+import math
 import os
 import platform
 import re
@@ -67,8 +69,8 @@ KINDS = {
     "norms and sums": r"triton_(red|per)|norm|reduce",
     "elementwise": r"triton_poi|elementwise|vectorized",
 }
-# of a part; all but the tests are done within eight minutes
-SECONDS = {"tests": 240, "training_step": 190, "training_loop": 90, "sampling": 80, "unets": 110}
+# of a part, without some 12 for its imports: all but the tests are done within 450
+SECONDS = {"tests": 240, "training_step": 180, "training_loop": 80, "sampling": 60, "unets": 70}
 ATTENTION = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -90,7 +92,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--size", default="XL/2", help="of the transformers (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="images of a training step; else the largest that fits, up to 256")
     parser.add_argument("--images", type=int, default=32, help="images of a sampled batch (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="training steps of a turn (default: %(default)s)")
     parser.add_argument("--loop_steps", type=int, default=60, help="steps of train.py (default: %(default)s)")
     parser.add_argument("--compile", choices=["on", "off"], default="on", help="off: to try this script")
@@ -209,18 +211,17 @@ def kernel_seconds(function, device, repeats=20):
     return statistics.median(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)) / 1000
 
 
-def interleaved(sides, arguments, figures):
+def interleaved(sides, figures, rounds, steps, device):
     """{name: [seconds of a step in each round]}: `sides` are {name: (enter, step, leave)}, which take turns, in
     alternating order, for as long as there is time."""
     seconds = {name: [] for name in sides}
-    for turn in range(arguments.rounds):
+    for turn in range(rounds):
         for name in list(sides) if turn % 2 == 0 else reversed(sides):
-            if figures.left() < 10 and turn:
+            if figures.left() < 8 and turn:
                 return seconds
             enter, step, leave = sides[name]
             enter()
-            step()  # it may allocate
-            seconds[name].append(seconds_of(step, arguments.device, arguments.steps))
+            seconds[name].append(seconds_of(step, device, steps))
             leave()
     return seconds
 
@@ -330,7 +331,9 @@ class Side(Workload):
             compile_it(self.model)
 
     def wake(self):
+        """The first step allocates: it is taken here."""
         self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self.train()
 
     def sleep(self):
         self.average = None
@@ -363,12 +366,10 @@ def fitting_side(build, size, arguments, compile_it):
     """A `Side` awake, compiled, of --batch or the largest batch that fits, and the facts of it."""
     side = None
     for batch in [arguments.batch] if arguments.batch else BATCHES:
-        seconds = []
         try:
             side = Side(build, size, SimpleNamespace(**vars(arguments) | {"batch": batch}), compile_it)
-            side.wake()
-            for _ in range(3):
-                seconds.append(seconds_of(side.train, arguments.device))
+            seconds = seconds_of(side.wake, arguments.device)
+            side.train()
             break
         except torch.OutOfMemoryError:
             if batch == (arguments.batch or BATCHES[-1]):
@@ -378,7 +379,7 @@ def fitting_side(build, size, arguments, compile_it):
         torch._dynamo.reset()
         torch.cuda.empty_cache()
     parameters = sum(parameter.numel() for parameter in side.model.parameters())
-    return side, {"batch": batch, "parameters": parameters, "first_step_seconds": round(seconds[0], 1)}
+    return side, {"batch": batch, "parameters": parameters, "first_step_seconds": round(seconds, 1)}
 
 
 def peak_gib(side, others, device):
@@ -393,13 +394,12 @@ def peak_gib(side, others, device):
 
 
 def train_interleaved(sides, figures, arguments):
-    """Turns of the training steps of {name: Side}; their medians into `figures` by name."""
+    """Turns of the training steps of {name: Side}; {name: images per second}, of which the rounds go into `figures`."""
     turns = {name: (side.wake, side.train, side.sleep) for name, side in sides.items()}
-    seconds = interleaved(turns, arguments, figures)
-    for name, side in sides.items():
-        if seconds[name]:
-            speed = len(side.latents) / statistics.median(seconds[name])
-            figures[name] = figures[name] | {"step_seconds": seconds[name], "images_per_second": speed}
+    seconds = interleaved(turns, figures, arguments.rounds, arguments.steps, arguments.device)
+    for name in sides:
+        figures[name] = figures[name] | {"step_seconds": figures[name].get("step_seconds", []) + seconds[name]}
+    return {name: len(side.latents) / statistics.median(seconds[name]) for name, side in sides.items() if seconds[name]}
 
 
 # --- the parts
@@ -444,34 +444,49 @@ def training_step(arguments, figures):
                 continue
             with figures.attempt(name, needs=30):
                 side, facts = fitting_side(BUILDERS[name], arguments.size, arguments, compile_blocks)
-                facts["peak_memory_gib"] = peak_gib(side, sides.values(), arguments.device)
-                figures[name] = facts
-                if arguments.device == "cuda":
-                    figures[name] = facts | {"profile": breakdown(side.train)}
+                figures[name] = facts | {"peak_memory_gib": peak_gib(side, sides.values(), arguments.device)}
                 side.sleep()
                 sides[name] = side
         with figures.attempt("steps"):
-            train_interleaved(sides, figures, arguments)
-            figures["gpu_after"] = gpu_state()
             peak = figures["ceilings"]["matrix_product"]
-            for name in sides:
-                figures[name] = figures[name] | {"mfu": figures[name]["images_per_second"] * operations / peak}
-        # as its own train.py runs: float32 by TF32, not compiled
-        other = {"dtype": "float32", "compile": "off"}
-        variants = {"facebookresearch, as published": (build_original, other, None, 20)} if arguments.original else {}
-        variants["score_sde, compiled as a whole"] = (build_ours, {}, lambda model: model.compile(), 80)
-        for key, (build, options, compile_it, needs) in variants.items():
+            for name, speed in train_interleaved(sides, figures, arguments).items():
+                figures[name] = figures[name] | {"images_per_second": speed, "mfu": speed * operations / peak}
+            figures["gpu_after"] = gpu_state()
+        for name, side in sides.items() if arguments.device == "cuda" else ():
+            with figures.attempt(f"profile of {name}"):
+                side.wake()
+                figures[name] = figures[name] | {"profile": breakdown(side.train)}
+                side.sleep()
+        for key, (build, options, compile_it, needs) in variants(arguments).items():
             with figures.attempt(key, needs=needs):
                 changed = SimpleNamespace(**vars(arguments) | options | {"rounds": 2})
-                torch.set_float32_matmul_precision("high")
                 side, facts = fitting_side(build, arguments.size, changed, compile_it)
-                facts["peak_memory_gib"] = peak_gib(side, sides.values(), arguments.device)
+                figures[key] = facts | {"peak_memory_gib": peak_gib(side, sides.values(), arguments.device)}
                 side.sleep()
-                figures[key], before = facts, figures["score_sde"]
-                train_interleaved({"score_sde": sides["score_sde"], key: side}, figures, changed)
-                beside = figures["score_sde"]["images_per_second"]
-                figures[key] = figures[key] | {"plain_images_per_second": beside}
-                figures["score_sde"] = before
+                speeds = train_interleaved({"score_sde": sides["score_sde"], key: side}, figures, changed)
+                figures[key] = figures[key] | {
+                    "images_per_second": speeds[key],
+                    "mfu": speeds[key] * operations / peak,
+                    "plain_images_per_second": speeds["score_sde"],
+                }
+
+
+def variants(arguments):
+    """Steps that are measured beside ours alone: {name: (model, changed arguments, how it is compiled, seconds)}."""
+    found = {}
+    if arguments.original:
+        # as its own train.py runs: float32 by TF32, not compiled
+        published = {"dtype": "float32", "compile": "off", "batch": 2 if arguments.tiny else 96}
+        found["facebookresearch, as published"] = (build_original, published, compile_blocks, 20)
+
+    def compile_rows_at_once(model):
+        for block in model.blocks:
+            block.compile(options={"triton.multi_kernel": 1})
+
+    # the norms read rows of more than 1024 numbers in a loop, unless this lets both ways be tried
+    found["score_sde, multi_kernel"] = (build_ours, {}, compile_rows_at_once, 35)
+    found["score_sde, compiled as a whole"] = (build_ours, {}, lambda model: model.compile(), 80)
+    return found
 
 
 def write_latents(folder, rows, shape, arguments):
@@ -541,7 +556,7 @@ def training_loop(arguments, figures):
             # train.py's network: without a learned variance
             fitting = SimpleNamespace(**vars(arguments) | {"batch": batch})
             side, facts = fitting_side(build_without_variance, arguments.size, fitting, compile_blocks)
-            seconds = [seconds_of(side.train, arguments.device, arguments.steps) for _ in range(arguments.rounds)]
+            seconds = [seconds_of(side.train, arguments.device, arguments.steps) for _ in range(3)]
             figures["step"] = facts | {"images_per_second": batch / statistics.median(seconds), "seconds": seconds}
             figures["loop_to_step"] = figures["images_per_second"] / figures["step"]["images_per_second"]
 
@@ -556,6 +571,7 @@ def run_train(argv):
     accelerator = make_accelerator(config)
     with open_run(config, accelerator) as run:
         fit(config, accelerator, run, DiffusionTask(config, accelerator))
+    gc.collect()
     return [json.loads(line) for line in (Path(config.output_dir) / "log.jsonl").read_text().splitlines()]
 
 
@@ -624,8 +640,8 @@ def sampling(arguments, figures):
                 network(doubled, t, class_labels=twice) for _ in range(20)
             ]
         with figures.attempt("speed"):
-            each = SimpleNamespace(**vars(arguments) | {"steps": 1})
-            seconds = interleaved({case: (int, call, int) for case, call in calls.items()}, each, figures)
+            turns = {case: (int, call, int) for case, call in calls.items()}
+            seconds = interleaved(turns, figures, arguments.rounds, 1, arguments.device)
             figures["seconds"] = {case: statistics.median(taken) for case, taken in seconds.items() if taken}
             figures["gpu_after"] = gpu_state()
 
@@ -671,22 +687,21 @@ UNETS = {"score_sde": build_our_unet, "diffusers": build_diffusers_unet}
 
 
 def unets(arguments, figures):
-    torch.backends.cudnn.benchmark = True
-    sizes = {"DDPM++": 128, "ADM-256": 16, "NCSN++": 128}
-    plain = SimpleNamespace(**vars(arguments) | {"compile": "off", "rounds": 3})
-    compiled = SimpleNamespace(**vars(arguments) | {"rounds": 3})
-    ways = {"contiguous": plain, "channels_last": plain}
-    ways |= {"compiled": compiled} if arguments.compile == "on" else {}
+    # batches that leave the device with more to do than the host; compiled as a whole where there is time
+    sizes = {"ADM-256": 16, "DDPM++": 512, "NCSN++": 512}
+    few = vars(arguments) | {"rounds": 2, "steps": 2}
+    ways = {"contiguous": few | {"compile": "off"}, "channels_last": few | {"compile": "off"}, "compiled": few}
+    if arguments.compile == "off":
+        del ways["compiled"]
     for way, options in ways.items():
         for size, batch in sizes.items():
-            options.batch = 2 if arguments.tiny else batch
-            with figures.attempt(f"{size}, {way}", needs=60 if way == "compiled" else 10):
-                measure_unets(size, way, options, figures)
+            changed = SimpleNamespace(**options | {"batch": 2 if arguments.tiny else batch})
+            with figures.attempt(f"{size}, {way}", needs=120 if way == "compiled" else 8):
+                measure_unets(size, way, changed, figures)
 
 
 def measure_unets(size, way, options, figures):
-    """Training steps and forward passes of one U-Net of both sides; the fastest kernel of attention is torch's choice
-    here."""
+    """Training steps and forward passes of one U-Net of both sides; attention is torch's choice here."""
     sides = {}
     for name, build in UNETS.items():
 
@@ -698,19 +713,18 @@ def measure_unets(size, way, options, figures):
         if way != "contiguous":
             side.latents = side.latents.contiguous(memory_format=torch.channels_last)
         key = f"{size}, {way}, {name}"
-        facts["peak_memory_gib"] = peak_gib(side, sides.values(), options.device)
-        figures[key] = facts
-        if options.device == "cuda" and way != "channels_last":
-            figures[key] = facts | {"profile": breakdown(side.train)}
+        figures[key] = facts | {"peak_memory_gib": peak_gib(side, sides.values(), options.device)}
         side.sleep()
         sides[key] = side
-    train_interleaved(sides, figures, options)
+    for key, speed in train_interleaved(sides, figures, options).items():
+        figures[key] = figures[key] | {"images_per_second": speed}
     if way != "compiled":  # that would compile anew
+        for side in sides.values():
+            side.sample()
         turns = {key: (int, side.sample, int) for key, side in sides.items()}
-        for key, seconds in interleaved(turns, options, figures).items():
-            if seconds:
-                speed = options.batch / statistics.median(seconds)
-                figures[key] = figures[key] | {"evaluations_per_second": speed}
+        for key, seconds in interleaved(turns, figures, options.rounds, options.steps, options.device).items():
+            speed = options.batch / statistics.median(seconds)
+            figures[key] = figures[key] | {"evaluations_per_second": speed}
 
 
 PARTS = {
@@ -799,13 +813,50 @@ def report_training_loop(part):
     return [f"`{part['command']}`", table(["", "batch", "images/s", "waiting for data"], rows)]
 
 
+def ddim_evaluations(evaluations):
+    """{target: evaluations that DDIM needs for the median error of ours with so many, inf beyond the last measured}
+    under guidance 4 on Stable Diffusion's levels, by samplers_guided.json: of each number the best of DDIM's grids, and
+    between two numbers a power law."""
+    report = json.loads(Path(__file__).with_name("samplers_guided.json").read_text())
+    scale, found = 2, {}  # of 1, 2, 4, 7.5, 12
+    for name, ours in report["median, rms, diverged by scale"].items():
+        if not name.startswith("sd |"):
+            continue
+        aim, found[name.split()[-1]] = ours["told"][str(evaluations)][scale][0], math.inf
+        grids = [grid for sampler, grid in report["stock"][name].items() if sampler.startswith("DDIM")]
+        errors = {int(count): min(grid[count][scale][0] for grid in grids) for count in grids[0]}
+        counts = sorted(errors)
+        for before, after in zip(counts, counts[1:], strict=False):
+            if errors[before] > aim >= errors[after]:
+                share = math.log(errors[before] / aim) / math.log(errors[before] / errors[after])
+                found[name.split()[-1]] = before * (after / before) ** share
+                break
+    return found
+
+
+def report_equal_error(seconds):
+    """What equal evaluations come to at equal error, where DDIM needs more of them."""
+    rows = []
+    for evaluations in (10, 20):
+        ours, theirs = (seconds.get(f"{name}, {evaluations} evaluations") for name in ("score_sde", "diffusers"))
+        for target, needed in ddim_evaluations(evaluations).items() if ours and theirs else ():
+            shown = "more than 50" if needed == math.inf else f"{needed:.0f}"
+            ratio = theirs / ours * min(needed, 50) / evaluations
+            rows.append([evaluations, target, shown, ("> " if needed == math.inf else "") + f"{ratio:.1f}"])
+    header = ["evaluations of ours", "target", "DDIM's for the same error", "ours / DiTPipeline"]
+    return [table(header, rows)] if rows else []
+
+
 def report_sampling(part):
     rows, seconds = [], part.get("seconds", {})
     for case, taken in seconds.items():
         ours = seconds.get(case.replace("diffusers", "score_sde")) if case.startswith("diffusers") else None
         ratio = number(ours and taken / ours, ".2f")
         rows.append([case, f"{taken:.3f}", number(part["images"] / taken), ratio])
-    return [table([f"{part.get('images')} images", "seconds", "images/s", "ours / diffusers"], rows)] if rows else []
+    if not rows:
+        return []
+    header = [f"{part.get('images')} images", "seconds", "images/s", "ours / diffusers"]
+    return [table(header, rows), *report_equal_error(seconds)]
 
 
 def report_unets(part):
@@ -838,6 +889,8 @@ def run_here(part, arguments):
     if arguments.device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(0.97, MEMORY_LIMIT / total))
+    # what is left of float32, of all sides; to change it later would compile everything anew
+    torch.set_float32_matmul_precision("high")
     # a batch of another size is another program
     torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.recompile_limit = 64

@@ -19,12 +19,13 @@ FOLDER (one or several) holds what a run needs, and a run whose data are not the
 - quick_start: the quick start's own configurations, longer.
 
 Each is a process of its own; those of a lane follow one another, lanes go side by side (--lanes). A run that isn't
-through with its steps when its time is nearly over stops as SIGTERM stops one, makes its pipeline of the averaged
-weights that it has, and is measured. What is found is written as it comes, to OUTPUT/NAME/result.json, tracebacks, too.
+through with its steps when its time is nearly over ends (--max_train_seconds), with its learning rate at 0 by then, and
+is measured. What is found is written as it comes, to OUTPUT/NAME/result.json, tracebacks, too. A network whose
+compilation takes too long is trained again without.
 --pack FOLDER collects all but weights in one archive, and the weights of cifar10 in fp16 in pieces of 15 MiB.
 
---smoke trains each for its share of the time and measures speed alone; --little is a rehearsal on any machine, with
-tiny networks and few images.
+--warm_up compiles what will be compiled, for TORCHINDUCTOR_CACHE_DIR, and no more; --little is a rehearsal on any
+machine, with tiny networks and few images.
 """
 
 import argparse
@@ -50,17 +51,16 @@ from accelerate import Accelerator
 from cifar10 import ResNet56Features
 from safetensors.torch import load_file, save
 
+from score_sde import ScoreUNetModel
 from score_sde.pipelines import kinds
 from score_sde.pipelines.latents import encode_moments
 from score_sde.sharing.bundles import add_metrics
 from score_sde.sharing.facts import dataset_name
 from score_sde.training import encode_latents, evaluate, train, train_autoencoder
-from score_sde.training.parts.checkpoints import list_checkpoints
 from score_sde.training.parts.classifier import EPOCHS, trained_classifier
 from score_sde.training.parts.config import DataConfig
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.figures import distance_metrics, sampling_facts
-from score_sde.training.parts.loop import EXIT_RESUME
 from score_sde.training.parts.metrics import ClassifierFeatures, Features, resized
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.plots import plot_runs
@@ -79,6 +79,11 @@ PACKING = 15
 PIECE = 15 * 2**20
 TINY_UNET = "{block_out_channels: [32, 32], layers_per_block: 1, attention_resolutions: [16]}"
 TINY_DIT = "{patch_size: 4, hidden_size: 32, num_layers: 1, num_attention_heads: 2}"
+# seconds between the start of a training script and its first step, and of the pipeline after its last
+OPENING = 20
+# without a line in its log after so many seconds, a network that is compiled is trained without
+PATIENCE = 190
+WARM_UP = ["--max_train_steps", "3", "--sample_num_images", "10", "--sample_num_inference_steps", "1"]
 LITTLE = ["--max_train_steps", "3", "--batch_size", "4", "--lr_warmup_steps", "1", "--logging_steps", "1"]
 LITTLE += ["--compile", "false", "--num_workers", "0", "--mixed_precision", "no"]
 LITTLE_DIFFUSION = [*LITTLE, "--sample_num_images", "10", "--sample_num_inference_steps", "2", "--network_kwargs"]
@@ -90,12 +95,11 @@ class Work:
     Attributes: `ends`, time.monotonic() when it must be through; `folder`; `data`; `facts`, which `write` adds to.
     """
 
-    def __init__(self, name, data, folder, seconds, options):
-        self.name, self.data, self.folder, self.options = name, Path(data), Path(folder), options
+    def __init__(self, options):
+        self.name, self.data, self.folder, self.options = options.run, options.data[0], options.output, options
         self.began = time.monotonic()
-        self.ends = self.began + seconds
-        self.facts = {"run": name, "failed": {}}
-        self.accelerator = None
+        self.ends = self.began + options.until - time.time()
+        self.facts = {"run": self.name, "failed": {}, "compiled": not options.eager}
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def left(self):
@@ -123,33 +127,17 @@ class Work:
 
     def train(self, main, arguments, little, until=None):
         """Train by a script's main, the steps of its configuration or those that there is time for, `until` a time."""
-        arguments = [*map(str, arguments), "--seed", str(self.options.seed)]
-        if self.options.little:
-            arguments += little
-        until = self.ends - (8 if self.options.smoke else MEASURING[self.name]) if until is None else until
-        # one that comes when the loop is over changes nothing
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        stop = threading.Timer(max(0, until - time.monotonic()), os.kill, (os.getpid(), signal.SIGTERM))
-        stop.daemon = True
-        stop.start()
-        try:
-            main(arguments)
-        except SystemExit as stopped:
-            if stopped.code != EXIT_RESUME:
-                raise
-            output = arguments[arguments.index("--output_dir") + 1]
-            step = int(list_checkpoints(output)[-1].rpartition("-")[2])
-            self.write(stopped_at_step=step)
-            if self.options.smoke:
-                return
-            main([*arguments, "--resume_from_checkpoint", "latest", "--max_train_steps", str(step)])
-        finally:
-            stop.cancel()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        arguments = [*arguments, "--seed", self.options.seed]
+        until = self.ends - MEASURING[self.name] if until is None else until
+        arguments += ["--max_train_seconds", max(1, until - time.monotonic() - OPENING)]
+        arguments += ["--compile", "false"] if self.options.eager else []
+        arguments += WARM_UP if self.options.warm_up else []
+        arguments += little if self.options.little else []
+        main(list(map(str, arguments)))
 
     def is_trained(self, output):
         """Whether there is something to measure, and time is meant for it."""
-        return not self.options.smoke and (output / "pipeline/model_index.json").is_file()
+        return not self.options.warm_up and (output / "pipeline/model_index.json").is_file()
 
     def speed(self, folder):
         """What the log says of a run."""
@@ -256,6 +244,8 @@ class Measured:
         """The same pipeline with a network in bfloat16, as it was trained, on a GPU; with it 5,000 images are drawn."""
         if self.device.type == "cuda":
             self.pipeline.denoiser.to(torch.bfloat16)
+            if isinstance(self.pipeline.denoiser, ScoreUNetModel):
+                self.pipeline.denoiser.to(memory_format=torch.channels_last)
 
     def drawn(self, scale, count=None):
         """(images (N, C, H, W) as 8 bits have them, on the CPU, labels, network evaluations)."""
@@ -333,14 +323,12 @@ def save_grid(images, path, columns):
 
 def cifar10(work):
     dataset, output = work.data / "cifar10", work.folder / "run"
-    if work.options.smoke or not (output / "pipeline").is_dir():
-        with work.part("training"):
-            work.train(
-                train.main,
-                ["cifar10/one_gpu", "--dataset", dataset, "--output_dir", output],
-                [*LITTLE_DIFFUSION, TINY_UNET],
-            )
-        work.write(speed=work.speed("run"))
+    with work.part("training"):
+        arguments = ["cifar10/one_gpu", "--dataset", dataset, "--output_dir", output]
+        # without compilation a step takes the host as long as the GPU takes for twice the images
+        arguments += ["--batch_size", 512] if work.options.eager else []
+        work.train(train.main, arguments, [*LITTLE_DIFFUSION, TINY_UNET])
+    work.write(speed=work.speed("run"))
     if not work.is_trained(output):
         return
     with work.part("opening"):
@@ -353,7 +341,11 @@ def cifar10(work):
     if "opening" in work.facts["failed"]:
         return
     measured.in_bf16()
-    for scale in (1.0, 1.5, 2.0):
+    for scale in (1.0, 1.5, "likelihood", 2.0):
+        if scale == "likelihood":
+            with work.part("likelihood", least=20):
+                Measured(work, output / "pipeline", dataset).likelihood(256, batch_size=256)
+            continue
         with work.part(f"samples_{scale:g}", least=15):
             images, asked, nfe = measured.drawn(scale)
             save_grid(images[:100], work.folder / f"samples_{scale:g}.png", columns=10)
@@ -364,9 +356,6 @@ def cifar10(work):
             if scale == 1.5:
                 found = measured.nearest(images, table, train_data, real, work.folder / "nearest.png")
                 work.write(nearest=found)
-    with work.part("likelihood", least=20):
-        measured = Measured(work, output / "pipeline", dataset)
-        measured.likelihood(256, batch_size=128)
     finish(work, [output])
 
 
@@ -446,14 +435,14 @@ def fashion_mnist(work):
 
 
 def quick_start(work):
-    """The quick start's stages with four times as many steps, measured as ever and by a classifier of all of
-    Fashion-MNIST."""
+    """The quick start's networks with four times as many images in a step and as many steps as there is time for, up to
+    four times as many; measured by a classifier of all of Fashion-MNIST."""
     at, steps = work.folder, {"autoencoder": 3600, "diffusion": 5600}
     half = work.began + (work.ends - MEASURING["quick_start"] - work.began) * 0.45
     few = ["--dataset", few_rows(work, "fashion_mnist_10k")]
     with work.part("autoencoder"):
         arguments = ["quick_start/autoencoder", "--output_dir", at / "autoencoder"]
-        arguments += ["--max_train_steps", steps["autoencoder"], *few]
+        arguments += ["--max_train_steps", steps["autoencoder"], "--batch_size", 128, *few]
         work.train(train_autoencoder.main, arguments, LITTLE, until=half)
         work.write(training_psnr_db=json.loads((at / "autoencoder/vae/training.json").read_text())["training_psnr_db"])
     with work.part("latents"):
@@ -461,7 +450,7 @@ def quick_start(work):
         encode_latents.main(list(map(str, arguments)))
     with work.part("training"):
         arguments = ["quick_start/diffusion", "--latents", at / "latents", "--output_dir", at / "run"]
-        arguments += ["--max_train_steps", steps["diffusion"], "--compile", "true"]
+        arguments += ["--max_train_steps", steps["diffusion"], "--batch_size", 256, "--compile", "true"]
         work.train(train.main, arguments, [*LITTLE_DIFFUSION, TINY_DIT])
     work.write(speed=work.speed("run"))
     if not work.is_trained(at / "run"):
@@ -530,22 +519,37 @@ def run_lane(lane, ends, options):
     """The runs of a lane one after another, each with its seconds, or fewer where the time is too short for all."""
     for i, name in enumerate(lane):
         wanted = sum(SECONDS[each] for each in lane[i:])
-        seconds = SECONDS[name] * min(1, (ends - time.monotonic()) / wanted)
+        until = time.time() + SECONDS[name] * min(1, (ends - time.time()) / wanted)
         folder = options.output / name
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, __file__, "--run", name, "--data", options.output / "data", "--output", folder]
-        command += ["--seconds", f"{seconds:.0f}", "--seed", options.seed]
-        command += ["--little"] * options.little + ["--smoke"] * options.smoke
-        with open(folder / "output.txt", "ab") as log:
-            environment = os.environ | {"TQDM_MININTERVAL": "20"}
-            command = list(map(str, command))
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-            try:
-                process.wait(timeout=max(1, seconds))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            print(f"{name}: exit status {process.returncode}", flush=True)
+        status = start(name, folder, until, options, PATIENCE if name == "cifar10" else None)
+        if status is None:
+            print(f"{name}: not compiled after {PATIENCE} s; without", flush=True)
+            status = start(name, folder, until, options, None, "--eager")
+        print(f"{name}: exit status {status}", flush=True)
+
+
+def start(name, folder, until, options, patience, *more):
+    """The exit status of a run in a process of its own, which is killed when its time is over; None for one that is
+    given up, because after `patience` seconds it has logged nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--run", name, "--data", options.output / "data", "--output", folder]
+    command += ["--until", until, "--seed", options.seed, *more]
+    command += ["--little"] * options.little + ["--warm_up"] * options.warm_up
+    began = time.time()
+    with open(folder / "output.txt", "ab") as log:
+        environment, command = os.environ | {"TQDM_MININTERVAL": "20"}, list(map(str, command))
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        while process.poll() is None and time.time() < until:
+            given_up = patience and time.time() > began + patience and not (folder / "run/log.jsonl").exists()
+            if given_up and not options.warm_up:
+                break
+            time.sleep(0.5)
+        else:
+            given_up = False
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return None if given_up else process.returncode
 
 
 def gather(options):
@@ -587,18 +591,20 @@ def main():
     parser.add_argument("--lanes", nargs="+", default=["cifar10", "clothing128,fashion_mnist,quick_start"])
     parser.add_argument("--run", choices=RUNS, help="one run alone, in this process")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--smoke", action="store_true", help="measure the speed of training alone")
+    parser.add_argument("--until", type=float, help="when the run's time is over, as time.time() has it")
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--warm_up", action="store_true", help="compile, and no more")
     parser.add_argument("--little", action="store_true", help="a rehearsal with tiny networks")
     parser.add_argument("--pack", type=Path, help="folder for what is to be taken home")
     options = parser.parse_args()
 
     if options.run:
-        function, _ = RUNS[options.run]
-        work = Work(options.run, options.data[0], options.output, options.seconds, options)
+        work = Work(options)
         work.write()
+        function, _ = RUNS[options.run]
         function(work)
         return
-    began = time.monotonic()
+    ends = time.time() + options.seconds - (PACKING if options.pack else 3)
     assemble(options.data, options.output / "data")
     lanes = []
     for lane in options.lanes:
@@ -606,7 +612,6 @@ def main():
         there = [name for name in names if all((options.output / "data" / each).exists() for each in RUNS[name][1])]
         print(f"lane: {', '.join(there)}" + "".join(f"; no data for {name}" for name in names if name not in there))
         lanes.append(there)
-    ends = began + options.seconds - (PACKING if options.pack else 3)
     threads = [threading.Thread(target=partial(run_lane, lane, ends, options)) for lane in lanes]
     for thread in threads:
         thread.start()

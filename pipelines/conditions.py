@@ -68,6 +68,13 @@ def label_ids(class_labels, num_classes, id2label=None):
     return ids
 
 
+# conditions that a pipeline makes of other arguments
+GIVEN_AS = {
+    **dict.fromkeys(("encoder_hidden_states", "encoder_attention_mask", "pooled_projections"), "prompt"),
+    "condition_sample": "condition_image",
+}
+
+
 def check_conditions(network, conditions, batch_size=None):
     """Raise ValueError for conditions that aren't tensors of one element per sample, or one for all, and for those that
     the network doesn't take."""
@@ -78,7 +85,11 @@ def check_conditions(network, conditions, batch_size=None):
         if not torch.is_tensor(value) or value.ndim == 0:
             raise ValueError(f"conditions: {name} must be a tensor (batch, ...), not {value!r:.200}")
         if batch_size is not None and len(value) not in (1, batch_size):
-            raise ValueError(f"conditions: {name} has {len(value)} elements for {batch_size} samples")
+            what = GIVEN_AS.get(name, "element")
+            raise ValueError(
+                f"conditions: {name} has {len(value)} elements for {batch_size} samples: give one {what} for all, or "
+                f"one for each"
+            )
 
 
 def expand(value, batch_size):

@@ -11,6 +11,11 @@ the Inception score. FID is the Fréchet distance in the features "inception"; o
 Classes: a small classifier is trained on the dataset's training images; its accuracy on real test images is measured
 first, then on generated images against the class that each was asked to be.
 
+Words: the prompts of a pipeline that follows them are the captions of test images, in turn, with their classes where it
+has any.
+
+Loss: the one that a model was trained by, of test images.
+
 Likelihood: the exact one of the probability-flow ODE (Song et al. 2021, section 4.3) of test images without a class: of
 a model of pixels in bits/dim, with uniform dequantisation, of a latent model in nats/dim of its latents.
 
@@ -31,7 +36,10 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from score_sde.losses import Objective
+from score_sde.pipelines.latents import encode_moments, normalize_latents
 from score_sde.pipelines.likelihood import dequantize
+from score_sde.pipelines.prompts import encode
 from score_sde.sharing.bundles import add_metrics, load_bundle
 from score_sde.sharing.facts import dataset_name
 from score_sde.training.parts.classifier import EPOCHS, recognises, trained_classifier
@@ -46,7 +54,7 @@ from score_sde.training.parts.figures import (
 )
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
 from score_sde.training.parts.networks import outside_classes
-from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
+from score_sde.training.parts.options import WORK_BEGUN, mapping, one_line_errors, parse
 from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.real_images import (
     LEAST_IMAGES,
@@ -55,10 +63,13 @@ from score_sde.training.parts.real_images import (
     judges_classes,
     needs_class,
     open_data,
+    prompts_and_labels,
+    training_facts,
 )
 from score_sde.training.parts.rounds import FeatureTable, gathered, real_batches, rounds
 from score_sde.training.parts.samples import array_file, draw, labels_of, open_samples, quantized, to_bytes
 from score_sde.training.parts.sources import on_hub
+from score_sde.training.parts.validation import RowDraws
 
 
 @dataclass
@@ -93,6 +104,12 @@ class EvaluateConfig(LoaderConfig):
     image_channels: int | None = option(
         None, "1 for greyscale, 3 for RGB: those of the pipeline or the samples.", "data"
     )
+    caption_column: str | None = option(
+        None,
+        "Column that holds captions, which are the prompts of a pipeline that follows words; by default as in "
+        "training.",
+        "data",
+    )
     background: str | None = option(
         None, "Colour behind transparent images; by default as in training, else white.", "data"
     )
@@ -119,9 +136,16 @@ class EvaluateConfig(LoaderConfig):
     save_samples: str | None = option(
         None, "Also write the generated images, as such an .npz file.", "what is measured"
     )
-    test_split: str = option("test", "Split of real images that the classifier is tested on.", "classes")
+    test_split: str = option(
+        "test",
+        "Split of real images that the classifier is tested on, and whose captions are the prompts.",
+        "classes",
+    )
     num_images: int = option(
-        500, "Images to generate, the classes in turn; 0 leaves the classes out.", "what is measured", common=True
+        500,
+        "Images to generate, the classes, or captions, in turn; 0 leaves the classes out.",
+        "what is measured",
+        common=True,
     )
     features: str | None = option(
         None,
@@ -146,6 +170,12 @@ class EvaluateConfig(LoaderConfig):
     likelihood: int = option(
         0, "Test images, from the first, whose likelihood is measured; 0 leaves it out.", "likelihood", common=True
     )
+    loss: int = option(
+        0,
+        "Test images, from the first, on which the loss of the training is measured; 0 leaves it out.",
+        "likelihood",
+        common=True,
+    )
     num_probes: int = option(1, "Probes of the likelihood's trace, for every image.", "likelihood")
     tolerance: float = option(1e-4, "Tolerance of the likelihood's ODE.", "likelihood")
     seed: int = option(
@@ -166,8 +196,8 @@ class EvaluateConfig(LoaderConfig):
                 f"becomes one by `score-sde merge`"
             )
         if self.samples is not None:
-            if self.likelihood or self.save_samples or self.repeats > 1 or not self.features:
-                yield "samples are measured by --features alone: no likelihood, save_samples or repeats"
+            if self.likelihood or self.loss or self.save_samples or self.repeats > 1 or not self.features:
+                yield "samples are measured by --features alone: no likelihood, loss, save_samples or repeats"
             if self.dataset is None:
                 yield "dataset is missing: the real images that the samples are compared to"
         if self.label_column == "none" and self.num_images > 0 and self.features in (None, "classifier"):
@@ -182,8 +212,10 @@ class EvaluateConfig(LoaderConfig):
             outside_classes(self.network)
         except ValueError as error:
             yield str(error)
-        if self.num_images < 0 or self.likelihood < 0 or self.num_images + self.likelihood == 0:
-            yield f"num_images {self.num_images} and likelihood {self.likelihood}: one of them must be positive"
+        counts = {name: getattr(self, name) for name in ("num_images", "likelihood", "loss")}
+        if min(counts.values()) < 0 or not any(counts.values()):
+            said = ", ".join(f"{name} {count}" for name, count in counts.items())
+            yield f"{said}: one of them must be positive, none negative"
         if self.features and 0 < self.num_images < LEAST_IMAGES:
             yield f"num_images {self.num_images}: distances need at least {LEAST_IMAGES}; leave --features out"
         if self.features and 0 < self.reference_images < LEAST_IMAGES:
@@ -199,21 +231,23 @@ def open_pipeline(config, device):
     pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
     if not hasattr(pipeline, "log_likelihood"):
         raise ValueError(f"pipeline {config.pipeline!r} is a {type(pipeline).__name__}, which draws no images")
-    if config.num_images and not config.samples and pipeline.takes_prompts:
-        raise ValueError(
-            f"pipeline {config.pipeline!r} follows prompts, by which no images are drawn here: measure it in training, "
-            f"--evaluation_features, or images that you draw, --samples; or pass --num_images 0"
-        )
-    if pipeline.takes_condition_image and (config.likelihood or (config.num_images and not config.samples)):
+    if pipeline.takes_condition_image and (
+        config.likelihood or config.loss or (config.num_images and not config.samples)
+    ):
         raise ValueError(
             f"pipeline {config.pipeline!r} sees an image beside the sample, without which it is not measured: do so "
             f"in training, --evaluation_features, or measure images that you draw, --samples"
         )
-    if config.num_images and config.guidance_scale != 1 and pipeline.null_label is None:
+    if pipeline.takes_prompts and (config.num_images or config.loss):
+        pipeline.encode_prompt("")  # which opens an encoder that is named alone
+    guides = pipeline.null_label is not None or pipeline.takes_prompts
+    if config.num_images and config.guidance_scale != 1 and not guides:
         raise ValueError(
             f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, which that of "
             f"{config.pipeline!r} hasn't: pass 1"
         )
+    if config.loss:
+        pipeline.check_own_scheduler("loss needs")
     if config.likelihood:
         pipeline.check_adaptive(config.tolerance, config.tolerance, "ode")
         try:
@@ -241,7 +275,9 @@ def measure_images(pipeline, samples, data, network, config, accelerator):
     if config.features == "classifier":
         network = ClassifierFeatures(classifier, f"{ClassifierFeatures.name}{of_other_data(config)}")
     judge = classifier if judges_classes(config, pipeline) else None
-    recognised, correct, nfe = [], [], None
+    recognised, correct, nfe, prompts, asked = [], [], None, None, None
+    if pipeline is not None and pipeline.takes_prompts:
+        prompts, asked = prompts_and_labels(data["test"], config.num_images * config.repeats, pipeline)
     if judge is not None:
         for _, batch, size in real_batches(data["test"], len(data["test"]), config, accelerator, "test images"):
             right = recognises(judge, batch["images"], batch["labels"])
@@ -264,9 +300,8 @@ def measure_images(pipeline, samples, data, network, config, accelerator):
                     images = samples.read(own).to(accelerator.device)
                 else:
                     numbers = [repeat * config.num_images + i for i in own]
-                    images, nfe = draw(
-                        pipeline, numbers, config.seed, config.guidance_scale, config.num_inference_steps
-                    )
+                    settings = config.seed, config.guidance_scale, config.num_inference_steps
+                    images, nfe = draw(pipeline, numbers, *settings, prompts=prompts, labels=asked)
                 if not torch.isfinite(images).all():
                     raise ValueError(f"among the images of seeds {own[0]} to {own[-1]} some are not finite")
                 images = quantized(images)
@@ -275,7 +310,7 @@ def measure_images(pipeline, samples, data, network, config, accelerator):
                     if writes:
                         write(every)
                 if judge is not None and repeat == 0:
-                    labels = torch.tensor(labels_of(own, pipeline), device=accelerator.device)
+                    labels = torch.tensor(labels_of(own, pipeline, asked), device=accelerator.device)
                     correct.append(gathered(recognises(judge, images, labels), size, accelerator))
                 if tables:
                     tables[repeat].add(images, size)
@@ -284,8 +319,45 @@ def measure_images(pipeline, samples, data, network, config, accelerator):
     if not accelerator.is_main_process:
         return []
     facts = {} if pipeline is None else sampling_facts(pipeline, nfe, config)
+    facts |= {} if prompts is None else {"prompts": f"captions of split {config.test_split}"}
     metrics = [] if judge is None else class_metrics(torch.cat(recognised), torch.cat(correct), facts, config)
     return metrics + (distance_metrics(tables, real, network, facts, config, accelerator) if tables else [])
+
+
+def measure_loss(pipeline, test, config, accelerator):
+    """The metric of the loss that a pipeline was trained by, on real images; [] but in the main process."""
+    trained = training_facts(config).get("config", {})
+    names = ("time_density", "weighting")
+    named = {name: trained[name] for name in names if name in trained}
+    if trained.get("vlb_weight"):
+        named["time_density"] = "levels"  # and the variance is left out
+    kwargs = [mapping(f"{name}_kwargs", trained.get(f"{name}_kwargs") or "{}") for name in names]
+    objective = Objective(pipeline.scheduler, **named, density_options=kwargs[0], weighting_options=kwargs[1])
+    count, losses = min(config.loss, len(test)), []
+    for own, batch, size in real_batches(test, count, config, accelerator, "loss"):
+        draws, x0 = RowDraws(config.seed, own, count, accelerator.device), batch["images"]
+        if pipeline.vae is not None:
+            mean, std = encode_moments(pipeline.vae, x0)
+            x0 = normalize_latents(mean + std * draws.normal(mean.shape[1:]), pipeline.vae.config)
+        t, conditions = objective.times(draws.stratified()), {}
+        if pipeline.num_classes is not None and "labels" in batch:
+            conditions["class_labels"] = batch["labels"]
+        if "caption_ids" in batch:
+            words = batch["caption_ids"], batch["caption_mask"]
+            conditions |= encode(pipeline.open_encoder()[0], *words, pipeline.prompt_settings)
+        with torch.no_grad():
+            found = objective(pipeline.denoiser, x0, draws.normal(x0.shape[1:]), t, conditions)
+        losses.append(gathered(found.float(), size, accelerator))
+    if not accelerator.is_main_process:
+        return []
+    losses = torch.cat(losses).double()
+    error = f"standard error {float(losses.std() / count**0.5):.4f}" if count > 1 else "one image"
+    print(f"loss {losses.mean():.4f} on {count} {config.test_split} images, {error}")
+    metric = {"name": f"loss on {config.test_split} images{of_other_data(config)}", "value": float(losses.mean())}
+    metric |= {"value": float(f"{losses.mean():.5g}"), "n": count, "type": "loss", "split": config.test_split}
+    metric |= {"time_density": objective.time_density, "weighting": objective.weighting}
+    metric["explanation"] = f"the loss that it was trained by, of images that it has not seen, {error}."
+    return [metric | averaging_facts(config)]
 
 
 def measure_likelihood(pipeline, test, config, accelerator):
@@ -354,6 +426,7 @@ def main(argv=None):
     WORK_BEGUN.set()
 
     likelihood = measure_likelihood(pipeline, data["test"], config, accelerator) if config.likelihood else []
+    likelihood += measure_loss(pipeline, data["test"], config, accelerator) if config.loss else []
     metrics = measure_images(pipeline, samples, data, network, config, accelerator) if config.num_images else []
     accelerator.end_training()
     if pipeline is None or not accelerator.is_main_process:

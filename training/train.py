@@ -228,7 +228,8 @@ class DiffusionTask(Task):
         self.id2label, self.labels, origin = id2label, None, config.origin
         if config.lora_rank:
             adapted = AdaptedClasses(config.start, origin, id2label)
-            num_classes, self.id2label, self.labels = adapted.num_classes, adapted.id2label, adapted.labels
+            num_classes, self.id2label = adapted.num_classes, adapted.id2label
+            self.labels = None if adapted.labels is None else adapted.labels.to(accelerator.device)
         captions, condition = self.data.captions, self.data.condition
         told = {} if captions is None else captions.arguments()
         told |= {} if condition is None else condition.arguments()
@@ -237,12 +238,19 @@ class DiffusionTask(Task):
         if config.start is not None:
             origin = begin_adapted(config, network) if config.lora_rank else begin(config, network, id2label)
             accelerator.print("\n".join(describe(origin)))
+            if captions is None and network.config.get("cross_attention_dim"):
+                accelerator.print(
+                    f"{config.init_from!r} follows words, of which this run has none: it goes on as without a prompt, "
+                    f"and its pipeline takes none; --caption_column and --text_encoder keep them"
+                )
         if config.lora_rank:
             add_adapters(network, config)
         freeze(network, config.freeze)
         super().__init__(network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
         self.conditions = [name for name in self.data.told if config.class_conditional or name != "class_labels"]
+        # a network under adapters may have classes that the data have not
+        self.labels_drawn = None if "class_labels" in self.conditions else ()
         self.prompts = None if captions is None else config.sample_prompts or self.data.examples
         if condition is not None:
             # those of the rows, which are told as their other conditions are
@@ -285,9 +293,9 @@ class DiffusionTask(Task):
 
     @cached_property
     def shown(self):
-        """What a sample grid is of: {"prompts", "conditions"}, as `sample_grid` takes them."""
+        """What a sample grid is of: {"prompts", "labels", "conditions"}, as `sample_grid` takes them."""
         if self.data.condition is None:
-            return {"prompts": self.prompts}
+            return {"prompts": self.prompts, "labels": self.labels_drawn}
         rows = range(self.config.sample_num_images)
         conditions = first_conditions(self, self.data.dataset, rows, self.config.seed)
         for name in self.data.captions.names if self.prompts else ():

@@ -148,8 +148,12 @@ def test_attention_backends(build, backend):
     with torch.no_grad():
         expected = call(model)
         other = on_device(model).bfloat16()
-        other.set_attention_backend(backend)
-        assert difference(call(other), expected) < HALF[torch.bfloat16]
+        try:
+            other.set_attention_backend(backend)
+            assert difference(call(other), expected) < HALF[torch.bfloat16]
+        finally:
+            # diffusers makes it the backend of every model
+            other.set_attention_backend("native")
 
 
 @pytest.mark.parametrize("build", [tiny_dit, tiny_ncsnpp])
@@ -241,7 +245,8 @@ def test_compiled_for_the_device_it_computes_the_same(build, dtype):
     bound = OF_CONVOLUTIONS if dtype == torch.float32 else HALF[dtype]
     with torch.no_grad():
         assert difference(call(model, run=compiled), call(model)) < bound
-    if dtype == torch.float32:
+    # of the U-Net that takes a minute
+    if dtype == torch.float32 and build is tiny_dit:
         call(model, run=compiled).square().sum().backward()
         found = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
         model.zero_grad()

@@ -9,7 +9,7 @@ from pretended_cuda import CUDA, PretendedCuda, generator
 from tiny import latent_pipeline, random_dit, tiny_pipeline, tiny_vae
 from words import prompt_pipeline
 
-from score_sde import NoiseConditionalClassifier, ScoreSDEInversePipeline, ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde import DiTModel, NoiseConditionalClassifier, ScoreSDEInversePipeline, ScoreSDEPipeline, ScoreSDEScheduler
 from score_sde.pipelines.latents import denormalize_latents, normalize_latents
 from score_sde.pipelines.operators import deblurring, inpainting
 from score_sde.pipelines.pipeline_score_sde_inverse import METHODS
@@ -71,9 +71,13 @@ def test_latents_words_and_a_unet(cuda):
     assert within_a_trajectory(cuda, unet, class_labels=[0, 2]) == ([], [])
 
 
-def test_image_to_image(cuda):
+def test_images_and_other_sizes(cuda):
     image = torch.rand(2, 1, 4, 4)
     assert within_a_trajectory(cuda, tiny_pipeline(), class_labels=[0, 2], image=image) == ([], [])
+    network = DiTModel(4, 2, 2, hidden_size=16, num_layers=1, num_attention_heads=2, condition_channels=1)
+    told = {"condition_image": image, "class_labels": [0, 2], "guidance_scale": 2.0}
+    assert within_a_trajectory(cuda, tiny_pipeline(network=network.eval()), **told) == ([], [])
+    assert within_a_trajectory(cuda, tiny_pipeline(), class_labels=[0, 2], height=8, width=4) == ([], [])
 
 
 @pytest.mark.parametrize("method", METHODS)

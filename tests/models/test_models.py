@@ -375,6 +375,17 @@ def test_repeated_blocks_compile_without_graph_breaks():
         assert (model(x, t, labels).sample - before).abs().max() < 1e-4
 
 
+@every_model
+def test_every_block_is_called_as_such(build):
+    """By this diffusers brings its weights in, where groups of blocks are offloaded."""
+    model, called = build(), []
+    blocks = [block for child in model.children() if isinstance(child, torch.nn.ModuleList) for block in child]
+    for block in blocks:
+        block.register_forward_pre_hook(lambda block, _: called.append(block))
+    model(*inputs())
+    assert len(blocks) >= 2 and called == blocks
+
+
 @every_unet
 def test_unet_compiles_without_graph_breaks(build):
     model = build()

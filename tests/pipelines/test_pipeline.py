@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from networks import tiny_dit, tiny_unet
 from places import SHARED
 from safetensors.torch import load_file
-from tiny import tiny_vae
+from tiny import seeded, tiny_vae
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.pipelines.latents import denormalize_latents, encode_moments, normalize_latents
@@ -416,6 +416,25 @@ def test_feature_caches_begin_anew_with_every_call():
 
 
 # --- latents ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_an_autoencoder_works_on_so_many_pixels_at_once(monkeypatch):
+    pipeline, latents = latent_pipeline(), torch.randn(5, 3, 4, 4, generator=seeded(0))
+    images, batches = pipeline.decode(latents), []
+    means = pipeline.to_latents(images.clamp(-1, 1))
+    for name in ("decode", "encode"):
+        whole = getattr(pipeline.vae, name)
+        monkeypatch.setattr(
+            pipeline.vae, name, lambda x, whole=whole, name=name: (batches.append((name, len(x))), whole(x))[1]
+        )
+    # two images of 8 x 8; of less than one, one
+    for budget, sizes in ((2 * 64, [2, 2, 1]), (63, [1] * 5), (5 * 64, [5])):
+        monkeypatch.setattr("score_sde.pipelines.denoising_pipeline.PIXELS_AT_ONCE", budget)
+        batches.clear()
+        assert (pipeline.decode(latents) - images).abs().max() < 1e-5
+        assert (pipeline.to_latents(images.clamp(-1, 1)) - means).abs().max() < 1e-5
+        assert batches == [(name, size) for name in ("decode", "encode") for size in sizes]
 
 
 def test_latents_are_normalised_by_the_config_of_the_autoencoder():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tars import WEBDATASET, tar_shards
 
 from runs import TINY_DIT, TINY_RUN, data_config, equal, launch, run, train_tiny
 from score_sde import ScoreSDEPipeline
@@ -163,6 +164,23 @@ def test_rows_by_size(pictures, tmp_path, capsys):
     # one alone is a rectangle
     alone = opened(pictures, "8,12")
     assert alone.buckets is None and alone.shape == (1, 8, 12) and alone.row_facts()["sizes"] == {"8 x 12": 24}
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_sizes_of_other_sources(kind, tmp_path):
+    found = [picture(row, *PICTURES[row % 4]) for row in range(12)]
+    if kind == "tar":
+        source, changes = tar_shards(tmp_path / "files", images=found), WEBDATASET
+    else:
+        source, changes = tmp_path / "files", {}
+        source.mkdir()
+        for row, image in enumerate(found):
+            (source / f"{row:02d}.png").write_bytes(image)
+    dataset = opened(str(source), **changes)
+    assert dataset.row_facts()["sizes"] == {"8 x 8": 3, "12 x 8": 3, "8 x 12": 6}
+    for rows, (height, width) in zip(dataset.buckets, dataset.sizes, strict=True):
+        for item in dataset.__getitems__(rows.tolist()):
+            assert item["images"].shape == (1, height, width)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -320,6 +338,21 @@ def test_held_out_loss_of_several_sizes(pictures, tmp_path):
         line = (tmp_path / str(batch_size) / "evaluation.jsonl").read_text()
         found.append(json.loads(line)["held_out_loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_squares_are_begun_with(pictures, tmp_path):
+    """A network of squares goes on with images of several sizes; `auto` is of its resolution."""
+    train_tiny(tmp_path / "squares", "--dataset", pictures, "--max_train_steps", 1)
+    run(
+        train.main,
+        *("--init_from", tmp_path / "squares" / "pipeline", "--dataset", pictures, "--aspect_ratio_buckets", "auto,2"),
+        *("--max_train_steps", 1, "--batch_size", 4, "--sample_num_images", 4, "--sample_num_inference_steps", 1),
+        *("--output_dir", tmp_path / "run"),
+    )
+    pipeline = ScoreSDEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert pipeline.sample_shape(1) == (1, 1, 6, 10)
+    before = load_file(tmp_path / "squares" / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert pipeline.transformer.state_dict().keys() == before.keys()
 
 
 def test_a_rectangle_for_all(pictures, tmp_path):

@@ -1,20 +1,23 @@
 """Training on captions: what the network is told, which caption of several, cached with latents, saved, refused."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from transformers import BertConfig, BertModel
 from words import WIDTH, save_encoder, tiny_tokenizer
 
 from runs import EMBEDDED_TRAIN, encode, equal, forget_runs, run, train_tiny
 from score_sde import load_bundle
 from score_sde.pipelines.prompts import PROMPT_SETTINGS, open_text_encoder
 from score_sde.pipelines.prompts import encode as encode_words
-from score_sde.training import encode_latents, train
+from score_sde.training import encode_latents, evaluate, train
 from score_sde.training.parts.captions import CaptionReader
 from score_sde.training.parts.clean_data import CleanData
 from score_sde.training.parts.loop import Draws
@@ -225,6 +228,57 @@ def test_words_alone_and_a_unet(captioned, encoder, tmp_path):
     assert facts["samples"]["prompts"] == ["a hat", "a red bag"]
 
 
+@pytest.fixture(scope="module")
+def trained(captioned, encoder, tmp_path_factory):
+    """A run on captions and classes that measured its loss at the end."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    forget_runs()
+    arguments = ["--evaluation_steps", 3, "--evaluation_images", 12, "--max_train_steps", 3]
+    train_tiny(folder, *options(captioned, encoder), *arguments, "--time_density", "logit_normal")
+    return folder
+
+
+def test_a_model_is_evaluated_by_the_captions_of_test_images(trained, captioned, tmp_path):
+    folder = shutil.copytree(trained / "pipeline", tmp_path / "pipeline")
+    arguments = ["--pipeline", folder, "--test_split", "train", "--num_inference_steps", 2, "--guidance_scale", 2]
+    arguments += ["--num_images", 12, "--batch_size", 5, "--classifier_epochs", 1, "--save_samples", tmp_path / "x.npz"]
+    run(evaluate.main, *arguments, "--features", "classifier", "--loss", 12)
+    found = {each["name"]: each for each in json.loads((folder / "metrics.json").read_text())}
+    # as during training
+    lines = [json.loads(line) for line in (trained / "evaluation.jsonl").read_text().splitlines()]
+    loss = found["loss on train images"]
+    assert loss["value"] == pytest.approx(lines[-1]["held_out_loss"], rel=1e-4)
+    assert (loss["n"], loss["time_density"], loss["weighting"]) == (12, "logit_normal", "output")
+    # the images of the captions in turn, the empty one left out, with their classes
+    data, pipeline = datasets.Dataset.from_parquet(captioned), load_bundle(folder)
+    assert data["caption"][0] == ""
+    images = pipeline(
+        prompt=data["caption"][1:13],
+        class_labels=data["label"][1:13],
+        guidance_scale=2,
+        num_inference_steps=2,
+        generator=[torch.Generator().manual_seed(i) for i in range(12)],
+        output_type="np",
+    ).images
+    saved = np.load(tmp_path / "x.npz")["arr_0"]
+    assert np.abs(saved.astype(int) - (images * 255).round()).max() <= 1
+    [distance] = [each for name, each in found.items() if name.startswith("Fréchet distance of 12 samples to the 60")]
+    assert distance["prompts"] == "captions of split train" and distance["guidance_scale"] == 2
+    assert "classifier accuracy on samples" in found
+
+
+def test_what_a_model_of_words_cannot_be_asked_is_refused(trained, captioned, tmp_path):
+    arguments = ["--pipeline", trained / "pipeline", "--test_split", "train", "--num_images", 12]
+    other = datasets.Dataset.from_parquet(captioned).remove_columns("caption")
+    other.to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="caption_column is missing: the pipeline follows words"):
+        run(evaluate.main, *arguments, "--dataset", tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="has no column 'text'; .* name its caption column by --caption_column"):
+        run(evaluate.main, *arguments, "--caption_column", "text")
+    with pytest.raises(ValueError, match="caption column 'empty' holds no captions"):
+        run(evaluate.main, *arguments, "--caption_column", "empty")
+
+
 def test_classes_alone_remain_as_they_are(tmp_path):
     weights = train_tiny(tmp_path / "run", "--dataset", EMBEDDED_TRAIN, "--max_train_steps", 1)
     assert not any("context" in name or "pooled" in name for name in weights)
@@ -243,7 +297,7 @@ def test_classes_alone_remain_as_they_are(tmp_path):
         (["--caption_layers", 5], "layer 5 of the text encoder is not among its -3 to 2"),
         (
             ["--network_kwargs", "{cross_attention_dim: 12}"],
-            "network_kwargs cross_attention_dim 12 contradicts the text encoder, which makes vectors of width 16",
+            "cross_attention_dim 12 of network_kwargs contradicts the text encoder, which makes vectors of width 16",
         ),
     ],
 )
@@ -252,6 +306,25 @@ def test_captions_that_cannot_be_learned_are_refused_before_work(captioned, enco
     config = config_of(*options(captioned, encoder), *arguments)
     with pytest.raises(ValueError, match=message):
         train.DiffusionTask(config, Accelerator(cpu=True))
+
+
+def test_a_network_that_follows_words_is_begun_with(captioned, encoder, tmp_path, capsys):
+    """An encoder of another width is refused by both names; captions that are given up are said."""
+    first, wide = tmp_path / "first" / "pipeline", tmp_path / "wide"
+    train_tiny(tmp_path / "first", *options(captioned, encoder), "--max_train_steps", 1)
+    config = BertConfig.from_pretrained(encoder)
+    config.hidden_size = 2 * WIDTH
+    BertModel(config).save_pretrained(wide)
+    tiny_tokenizer().save_pretrained(wide)
+    begin = ["--init_from", first, "--dataset", captioned, "--output_dir", tmp_path / "run", "--batch_size", 4]
+    words = ["--caption_column", "caption", "--max_caption_tokens", 8, "--text_encoder"]
+    with pytest.raises(ValueError, match="cross_attention_dim 16 of .*pipeline contradicts the text encoder, .* 32"):
+        run(train.main, *begin, *words, wide)
+    forget_runs()
+    task = train.DiffusionTask(config_of(*begin), Accelerator(cpu=True))
+    assert task.prompts is None and not task.make_pipeline(task.model).takes_prompts
+    said = capsys.readouterr().out
+    assert "follows words, of which this run has none" in said and "--caption_column and --text_encoder keep" in said
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,7 @@ def test_a_run_begins_with_a_model_that_saw_none(paired, tmp_path):
         (["--condition_from", "grayscale", "--image_channels", 1], "condition_from grayscale: colourisation of 3"),
         (
             ["--condition_column", "same", "--network_kwargs", "{condition_channels: 1}"],
-            "network_kwargs condition_channels 1 contradicts the condition images, which have 3",
+            "condition_channels 1 of network_kwargs contradicts the condition images, which have 3",
         ),
         (
             [

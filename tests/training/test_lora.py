@@ -95,7 +95,7 @@ def test_the_data_are_of_the_classes_of_the_model_by_name(tmp_path, capsys):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DiTModel, "forward", recording)
-        adapt(source, tmp_path / "run", "--dataset", photographs(tmp_path / "data", "dog"), "--max_train_steps", 3)
+        adapt(source, tmp_path / "run", "--dataset", photographs(tmp_path / "data", "dog"), "--max_train_steps", 8)
     assert set(told) == {1, 3} and told.count(1) > 6  # 3 is the null label
     birds = photographs(tmp_path / "birds", "bird")
     arguments = ["--init_from", source, *STAND_STILL, *LORA, "--dataset", birds]
@@ -164,3 +164,15 @@ def test_the_model_of_an_adapter_must_be_what_it_was(tmp_path):
     (tmp_path / "source").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="or open the model yourself, and pipe.load_lora_weights"):
         load_bundle(adapter)
+
+
+def test_adapters_that_are_told_no_class_draw_so(tmp_path):
+    """Not the classes that the network has: nor are the samples that are measured."""
+    source, data = make_source(tmp_path / "source"), photographs(tmp_path / "data", "owl", "emu")
+    untold = ["--class_conditional", "false", "--max_train_steps", 1, "--sample_num_images", 4]
+    folder = adapt(source, tmp_path / "run", "--dataset", data, *untold, "--sample_num_inference_steps", 2)
+    pipeline = load_bundle(folder)
+    generators = [torch.Generator().manual_seed(i) for i in range(4)]
+    images = pipeline(batch_size=4, num_inference_steps=2, generator=generators).images
+    pipeline.kind.save_grid(images, tmp_path / "expected.png")
+    assert (folder / "samples.png").read_bytes() == (tmp_path / "expected.png").read_bytes()

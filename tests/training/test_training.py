@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from diffusers.optimization import get_scheduler
 from exact import GAUSSIAN
 from PIL import Image
 from places import SHARED, TRAINING
@@ -44,7 +46,7 @@ from score_sde.training import encode_latents, evaluate, train, train_autoencode
 from score_sde.training.parts import checkpoints
 from score_sde.training.parts.config import LoopConfig
 from score_sde.training.parts.data import GlobalBatchSampler, ImageDataset, resize_and_crop
-from score_sde.training.parts.loop import Draws, fit, make_accelerator
+from score_sde.training.parts.loop import Draws, fit, hurry, make_accelerator
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.run_folder import open_run
 from score_sde.training.parts.tasks import Task
@@ -276,6 +278,7 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--latents", "here", "--crop", "random"], "crop random and streaming need images"),
         (["--latents", "here", "--streaming"], "crop random and streaming need images"),
         (["--crop", "corner"], "crop 'corner' is unknown; choose one of centre, random"),
+        (["--max_train_seconds", "0"], "max_train_seconds 0.0 must be positive"),
         (["--cache_images", "--crop", "random"], "cache_images keeps an image as it is cropped first"),
         (["--cache_images", "--streaming"], "cache_images needs a dataset of images"),
         (["--normalize_latents"], "normalize_latents needs the statistics of latents"),
@@ -682,6 +685,7 @@ FREE = {
     *("evaluation_steps", "evaluation_images", "evaluation_features", "evaluation_split", "model_name", "license"),
     *("sample_steps", "sample_num_images", "sample_guidance_scale", "sample_num_inference_steps"),
     *("statistics_images", "test_split", "test_images", "sample_prompts", "save_text_encoder", "cache_images"),
+    "max_train_seconds",
 }
 
 
@@ -727,6 +731,33 @@ def test_what_changes_no_weights_may_change_on_resume(tmp_path, capsys):
     assert max((whole[name] - found[name]).abs().max() for name in whole) < 1e-5
     out = capsys.readouterr().out
     assert "changed since then: batch_size was 4, is 2, gradient_accumulation_steps was 1, is 2" in out
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(100.0, 100), (5000.0, 1000)])
+def test_the_schedule_of_the_learning_rate_ends_with_the_time_or_the_steps(seconds, taken):
+    """1,000 steps of a second each, in 100 s or in more than enough."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=1000)
+    rates = []
+    for step in range(taken):
+        optimizer.step()
+        hurry(schedule, 1000, 1.0, seconds - step)
+        schedule.step()
+        rates.append(schedule.get_last_lr()[0])
+    expected = [0.5 + 0.5 * math.cos(math.pi * (step + 1) / taken) for step in range(taken)]
+    assert np.abs(np.subtract(rates, expected)).max() < 0.02
+    assert rates[-1] < 1e-5
+
+
+def test_training_ends_in_time(tmp_path):
+    options = ["--max_train_steps", 10**6, "--max_train_seconds", 1, "--lr_scheduler", "cosine", "--logging_steps", 1]
+    train_tiny(tmp_path / "run", *options)
+    facts = json.loads((tmp_path / "run/pipeline/training.json").read_text())
+    assert 1 < facts["steps"] < 10**6 and facts["train_seconds"] >= 1
+    # a run whose time is over does nothing more
+    before = learning_rates(tmp_path / "run")
+    train_tiny(tmp_path / "run", *options, "--resume_from_checkpoint", "latest")
+    assert learning_rates(tmp_path / "run") == before
 
 
 def learning_rates(folder):

@@ -132,6 +132,12 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
     batch_size: int = option(64, "Images per process and micro-batch.", "optimisation", common=True)
     gradient_accumulation_steps: int = option(1, "Micro-batches per optimizer step.", "optimisation")
     max_train_steps: int = option(100_000, "Optimizer steps.", "optimisation", common=True)
+    max_train_seconds: float | None = option(
+        None,
+        "Seconds of training, if the steps would take longer: the schedule of the learning rate then ends with them. "
+        "It is for one process, and the number of steps depends on the machine.",
+        "optimisation",
+    )
     learning_rate: float = option(1e-4, "Peak learning rate of AdamW.", "optimisation", common=True)
     lr_scheduler: str = option(
         "constant_with_warmup", "Schedule of the learning rate, by its name in diffusers.", "optimisation"
@@ -232,6 +238,8 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # true for nan, too
                 yield f"{name} {getattr(self, name)} must be at least {least}"
+        if self.max_train_seconds is not None and not self.max_train_seconds > 0:
+            yield f"max_train_seconds {self.max_train_seconds} must be positive"
         if not (self.learning_rate > 0 and self.max_grad_norm > 0):
             yield f"learning_rate {self.learning_rate} and max_grad_norm {self.max_grad_norm} must be positive"
         decays = [("further_ema_decays", decay) for decay in self.further_ema_decays]

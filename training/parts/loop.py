@@ -183,6 +183,11 @@ def fit(config, accelerator, run, task):
             f"this task trains {', '.join(modules)} beside its network, which {accelerator.distributed_type.value} "
             f"cannot: use plain processes (MULTI_GPU)"
         )
+    if config.max_train_seconds and accelerator.num_processes > 1:
+        raise ValueError(
+            f"max_train_seconds {config.max_train_seconds:g} is for one process, whose clock is the run's; there are "
+            f"{accelerator.num_processes}: pass max_train_steps alone"
+        )
     model.train()
     counter = FlopCounter(model)
     whole = None
@@ -247,7 +252,13 @@ def fit(config, accelerator, run, task):
     started = time.monotonic() - progress["seconds"]
     window, stop = Window(), StopSignal(accelerator)
     run.closing.callback(stop.restore)
-    while progress["step"] < config.max_train_steps:
+
+    def is_done():
+        out_of_time = config.max_train_seconds and time.monotonic() - started >= config.max_train_seconds
+        return progress["step"] >= config.max_train_steps or bool(out_of_time)
+
+    done, last_step = is_done(), None
+    while not done:
         # one optimizer step
         window.begin_step(progress)
         step_began = progress["images_seen"]
@@ -275,6 +286,11 @@ def fit(config, accelerator, run, task):
                 optimizer.zero_grad(set_to_none=True)
             progress["images_seen"] += micro_batch
             window.add({"loss": value, **details}, draws.times)
+        # the first step of a process, which may have compiled the network, says nothing of the others
+        now, took = time.monotonic(), last_step and time.monotonic() - last_step
+        if config.max_train_seconds and took:
+            hurry(lr_scheduler, config.max_train_steps, took, started + config.max_train_seconds - now)
+        last_step = now
         lr_scheduler.step()
         averages.step(skipped)
         progress["step"] += 1
@@ -282,7 +298,7 @@ def fit(config, accelerator, run, task):
         bar.update()
 
         # log; before a checkpoint, too: none is written after a step that was not finite, but in the end
-        done = progress["step"] == config.max_train_steps
+        done = is_done()
         stopped = stop.is_set(progress["step"])
         saves = stopped or config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done)
         if progress["step"] % config.logging_steps == 0 or saves or done:
@@ -363,6 +379,13 @@ def fit(config, accelerator, run, task):
     if progress["skipped"]:
         accelerator.print(f"the last {progress['skipped']} steps were not finite and changed nothing: nonfinite.jsonl")
     return averages.publish(), run_facts(config, accelerator, run, network, progress)
+
+
+def hurry(lr_scheduler, steps, took, left):
+    """Move the schedule of the learning rate on, where at the pace of the last step, of `took` seconds, those that are
+    `left` are too few for all of its steps: it then ends with them."""
+    share = took / max(left, took)
+    lr_scheduler.last_epoch += max(0.0, share * (steps - lr_scheduler.last_epoch) - 1)
 
 
 def is_convolutional(model):

@@ -118,7 +118,7 @@ def make_network(config, shape, num_classes, told=None):
     for name, width in told.items():
         if options.get(name) not in (None, width):
             raise ValueError(
-                f"network_kwargs {name} {options[name]!r} contradicts "
+                f"{name} {options[name]!r} of {config.init_from or 'network_kwargs'} contradicts "
                 + (
                     f"the condition images, which have {width}: leave it out"
                     if name == "condition_channels"

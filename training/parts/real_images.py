@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from score_sde.sharing.facts import dataset_name
 
+from .captions import CaptionReader
 from .config import DataConfig
-from .data import ImageDataset
+from .data import ImageDataset, field
 from .sources import on_hub
 
 
@@ -76,6 +77,9 @@ def complete(config, shape):
     columns = {name: getattr(config, name) or getattr(known, name) for name in COLUMNS}
     if columns["label_column"] == "none":
         columns["label_column"] = None
+    if trained_on(config, facts) and config.caption_column is None:
+        said = (facts.get("captions") or {}).get("column") or trained.get("caption_column")
+        columns["caption_column"] = None if said == "none" else said
     split = config.split or facts.get("split") or known.split
     changes = {"split": split, "reference_split": config.reference_split or split}
     return replace(config, resolution=height, image_channels=channels, **columns, **changes)
@@ -91,7 +95,13 @@ def open_data(config, pipeline):
     splits = {}
     if classes or (config.num_images and config.features == "classifier"):
         splits["train"] = config.split
-    if classes or config.likelihood:
+    told = pipeline is not None and pipeline.takes_prompts and (config.num_images or config.loss)
+    if told and config.caption_column is None:
+        raise ValueError(
+            "caption_column is missing: the pipeline follows words, and its prompts are the captions of real images; "
+            "pass --caption_column with the column that holds them"
+        )
+    if classes or config.likelihood or config.loss or told:
         splits["test"] = config.test_split
     if config.num_images and config.features:
         splits["reference"] = config.reference_split
@@ -99,7 +109,12 @@ def open_data(config, pipeline):
     data = {}
     for name, split in splits.items():
         try:
-            data[name] = ImageDataset(config, split=split)
+            words = None
+            if told and name == "test":
+                words = CaptionReader(
+                    config.caption_column, pipeline.open_encoder()[1], pipeline.prompt_settings["max_tokens"]
+                )
+            data[name] = ImageDataset(config, split=split, captions=words)
         except ValueError as error:
             remedy = f"--{SPLIT_OPTIONS[name]} names another split"
             if config.dataset == facts.get("dataset"):
@@ -125,13 +140,29 @@ def open_data(config, pipeline):
         raise ValueError(
             f"split {config.reference_split!r} has {len(data['reference'])} images; distances need {LEAST_IMAGES}"
         )
-    if config.likelihood and needs_class(pipeline) and config.label_column is None:
-        raise ValueError("the network knows no null label: its likelihood needs labels; pass --label_column")
+    if (config.likelihood or config.loss) and needs_class(pipeline) and config.label_column is None:
+        what = "likelihood" if config.likelihood else "loss"
+        raise ValueError(f"the network knows no null label: its {what} needs labels; pass --label_column")
     if classes is False and not config.features and config.num_images and not config.save_samples:
         raise ValueError(
             "the pipeline has no classes to judge: pass --features, or --num_images 0 for likelihoods alone"
         )
     return data
+
+
+def prompts_and_labels(data, count, pipeline):
+    """(captions, labels) of the first rows of a dataset that have a caption, as many as that; labels None where the
+    pipeline or the dataset has none."""
+    reader, prompts, labels = data.captions, [], []
+    for row in data.data:
+        [text, *_] = reader.texts(field(row, reader.column))
+        if text:
+            prompts.append(text)
+            if pipeline.num_classes is not None and data.label_column is not None:
+                labels.append(field(row, data.label_column))
+        if len(prompts) == count:
+            break
+    return prompts, labels or None
 
 
 def judges_classes(config, pipeline):

@@ -29,12 +29,12 @@ def quantized(images):
     return from_bytes(to_bytes(images))
 
 
-def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None, conditions=None):
-    """(images (B, C, H, W) in [-1, 1], network evaluations), each from the seed of its number and, of a model with
-    classes, of the class whose turn it is, or of the prompt; or of conditions, one for each number."""
+def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None, labels=None, conditions=None):
+    """(images (B, C, H, W) in [-1, 1], network evaluations), each from the seed of its number and, of these labels and
+    prompts, of those whose turn it is: see `labels_of`; or of conditions, one for each number."""
     output = pipeline(
         batch_size=len(numbers),
-        class_labels=labels_of(numbers, pipeline) if conditions is None else None,
+        class_labels=labels_of(numbers, pipeline, labels) if conditions is None else None,
         prompt=in_turn(prompts, numbers),
         conditions=conditions,
         guidance_scale=guidance_scale,
@@ -46,26 +46,26 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=N
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_grid(pipeline, config, path, seed=0, prompts=None, conditions=None, sizes=None):
-    """Draw samples as a `TrainConfig` says, the classes in turn, or these prompts, one seed per sample, and write them
-    as a PNG grid, with the prompts beneath; or by conditions, one for each, right of the images that the network sees
-    beside them. Of several sizes, (height, width) in pixels, each row is of one in turn. Return the number of network
-    evaluations."""
+def sample_grid(pipeline, config, path, seed=0, prompts=None, labels=None, conditions=None, sizes=None):
+    """Draw samples as a `TrainConfig` says, these labels and prompts in turn as `draw` does, one seed per sample, and
+    write them as a PNG grid, with the prompts beneath; or by conditions, one for each, right of the images that the
+    network sees beside them. Of several sizes, (height, width) in pixels, each row is of one in turn. Return the number
+    of network evaluations."""
     count = config.sample_num_images
     if conditions is not None:
         count = len(conditions["condition_sample"])
-    columns = grid_columns(count, None if prompts else pipeline.num_classes)
+    told = labels_of(range(count), pipeline, labels) if conditions is None else None
+    columns = grid_columns(count, pipeline.num_classes if told and not prompts else None)
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     sizes, images = sizes or [(None, None)], {}
     for height, width in sizes[: -(-count // columns)]:
         numbers = [i for i in range(count) if sizes[i // columns % len(sizes)] == (height, width)]
-        labels = labels_of(numbers, pipeline) if conditions is None else None
         output = pipeline(
             batch_size=len(numbers),
-            class_labels=labels,
+            class_labels=told and [told[i] for i in numbers],
             prompt=in_turn(prompts, numbers),
             conditions=conditions,
-            guidance_scale=config.sample_guidance_scale if labels or prompts or conditions else 1.0,
+            guidance_scale=config.sample_guidance_scale if told or prompts or conditions else 1.0,
             num_inference_steps=config.sample_num_inference_steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
             height=height,
@@ -87,9 +87,12 @@ def in_turn(values, numbers):
     return None if values is None else [values[i % len(values)] for i in numbers]
 
 
-def labels_of(numbers, pipeline):
-    """The class that each image is asked to be, the classes in turn."""
-    return None if pipeline.num_classes is None else [i % pipeline.num_classes for i in numbers]
+def labels_of(numbers, pipeline, labels=None):
+    """The class that each image is asked to be: of these labels, of () none, or of all classes of the model, if it has
+    any, those whose turn it is."""
+    if labels is None and pipeline.num_classes is not None:
+        labels = range(pipeline.num_classes)
+    return in_turn(labels, numbers) if labels else None
 
 
 @contextmanager

@@ -84,7 +84,8 @@ class Validation:
 
     Args:
         task: with `data`, the `CleanData` that is trained on, `losses`(network, batch, draws) -> (B,),
-            `conditions_of`(batch, draws), what the network is told, and `make_pipeline`(network).
+            `conditions_of`(batch, draws), what the network is told, `make_pipeline`(network), and `labels_drawn`, of
+            `samples.draw`.
     """
 
     def __init__(self, config, accelerator, task):
@@ -129,6 +130,8 @@ class Validation:
             self.add_features(moments, features, batch["images"], size)
         return features, moments.result()
 
+    # rounds of other sizes than the batches would be compiled anew
+    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def measure(self, network):
         """{"held_out_loss": ..., and where it is asked for "frechet_distance": ...}."""
@@ -147,7 +150,7 @@ class Validation:
             pipeline.set_progress_bar_config(disable=True)
             for own, size in rounds(config.evaluation_images, config.batch_size, accelerator):
                 settings = config.seed, config.sample_guidance_scale, config.sample_num_inference_steps
-                told = {"prompts": self.prompts}
+                told = {"prompts": self.prompts, "labels": self.task.labels_drawn}
                 if self.task.data.condition is not None:
                     told = {"conditions": first_conditions(self.task, self.held_out, own, config.seed)}
                 images, _ = draw(pipeline, own, *settings, **told)

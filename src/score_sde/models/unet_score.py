@@ -236,9 +236,9 @@ class InputSkip(nn.Module):
 
 
 class UNetLevel(nn.Module):
-    """All blocks of one resolution on the way down or up: residual blocks, the attention that follows each or only the
-    last of them, after each of these the attention to a sequence where there is one, a resampling block, and a step of
-    the progressive input or output."""
+    """All blocks of one resolution: residual blocks, the attention that follows each or only the last of them, after
+    each of these the attention to a sequence where there is one, a resampling block, and a step of the progressive
+    input or output."""
 
     def __init__(
         self, channels, out_channels, num_attentions, resnet, attention, to_context, progressive=None, **resample
@@ -251,12 +251,70 @@ class UNetLevel(nn.Module):
             self.cross_attentions = nn.ModuleList(to_context(out_channels) for _ in range(num_attentions))
         self.resample = resnet(out_channels, out_channels, **resample) if resample else None
         self.progressive = progressive
+        self.gradient_checkpointing = False
 
     def blocks(self):
         """Triples of a residual block, the attention that follows it, or None, and that to a sequence, or None."""
         without = [None] * (len(self.resnets) - len(self.attentions))
         crossing = self.cross_attentions or [None] * len(self.attentions)
         return zip(self.resnets, [*without, *self.attentions], [*without, *crossing], strict=True)
+
+    def run(self, block, *inputs):
+        """Call a block, recomputing it in the backward pass when gradient checkpointing is on."""
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    def attend(self, attentions, hidden, context, mask):
+        """The attention, or None, and that to the context, or None, one after the other."""
+        attention, crossing = attentions
+        if attention is not None:
+            hidden = self.run(attention, hidden)
+        return hidden if crossing is None else self.run(crossing, hidden, context, mask)
+
+
+class DownLevel(UNetLevel):
+    """One resolution on the way down."""
+
+    def forward(self, hidden, pyramid, time, context, mask):
+        """hidden (B, C, H, W), the image of the progressive input, time (B, 4 model_channels), a sequence and its mask,
+        to (hidden, pyramid) for the next resolution and the features that the way up will see again."""
+        skips = []
+        for resnet, *attentions in self.blocks():
+            hidden = self.attend(attentions, self.run(resnet, hidden, time), context, mask)
+            skips.append(hidden)
+        if self.resample is not None:
+            hidden = self.run(self.resample, hidden, time)
+            if self.progressive is not None:
+                pyramid, hidden = self.progressive(pyramid, hidden)
+            skips.append(hidden)
+        return hidden, pyramid, skips
+
+
+class MiddleLevel(UNetLevel):
+    """Two residual blocks at the lowest resolution, with attention between them."""
+
+    def forward(self, hidden, time, context, mask):
+        before, after = self.resnets
+        crossing = self.cross_attentions or [None]
+        hidden = self.attend([self.attentions[0], crossing[0]], self.run(before, hidden, time), context, mask)
+        return self.run(after, hidden, time)
+
+
+class UpLevel(UNetLevel):
+    """One resolution on the way up."""
+
+    def forward(self, hidden, skips, time, context, mask):
+        """hidden (B, C, H, W), what the way down left for each residual block, the last one first, time (B, 4
+        model_channels), a sequence and its mask, to hidden for the next resolution and the image of the progressive
+        output, None without."""
+        for (resnet, *attentions), skip in zip(self.blocks(), skips, strict=True):
+            hidden = self.run(resnet, torch.cat([hidden, skip], dim=1), time)
+            hidden = self.attend(attentions, hidden, context, mask)
+        image = None if self.progressive is None else self.progressive(hidden)
+        if self.resample is not None:
+            hidden = self.run(self.resample, hidden, time)
+        return hidden, image
 
 
 # diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
@@ -309,7 +367,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
 
     # whose entries are attributes, other than diffusers says
     config: Any
-    # lists of `UNetLevel`
+    # lists of `DownLevel` and `UpLevel`
     down_blocks: Any
     up_blocks: Any
     _supports_gradient_checkpointing = True
@@ -479,10 +537,10 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                 skips.append(channels)
             num_attentions = layers_per_block * attends[level]
             self.down_blocks.append(
-                UNetLevel(inputs, out, num_attentions, resnet, attention, to_context, progressive, **resample)
+                DownLevel(inputs, out, num_attentions, resnet, attention, to_context, progressive, **resample)
             )
 
-        self.mid_block = UNetLevel([channels, channels], channels, 1, resnet, attention, to_context)
+        self.mid_block = MiddleLevel([channels, channels], channels, 1, resnet, attention, to_context)
 
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(levels)):
@@ -496,7 +554,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                     progressive = nn.Sequential(style.norm(out), nn.SiLU(), to_image)
             num_attentions = attends[level] * (len(inputs) if style.attends_always else 1)
             self.up_blocks.append(
-                UNetLevel(inputs, out, num_attentions, resnet, attention, to_context, progressive, **resample)
+                UpLevel(inputs, out, num_attentions, resnet, attention, to_context, progressive, **resample)
             )
             channels = out
         self.image_upsample = FIRResample(up=True) if fir else nn.Upsample(scale_factor=2)
@@ -630,48 +688,20 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         hidden = self.conv_in(sample)  # (B, C_0, H, W)
         skips, pyramid = [hidden], sample
         for level in self.down_blocks:
-            for resnet, *attentions in level.blocks():
-                hidden = self.attend(attentions, self.run(resnet, hidden, time), context, mask)
-                skips.append(hidden)
-            if level.resample is not None:
-                hidden = self.run(level.resample, hidden, time)
-                if level.progressive is not None:
-                    pyramid, hidden = level.progressive(pyramid, hidden)
-                skips.append(hidden)
-
-        before, after = self.mid_block.resnets
-        crossing = self.mid_block.cross_attentions or [None]
-        hidden = self.run(before, hidden, time)
-        hidden = self.attend([self.mid_block.attentions[0], crossing[0]], hidden, context, mask)
-        hidden = self.run(after, hidden, time)
-
+            hidden, pyramid, own = level(hidden, pyramid, time, context, mask)
+            skips += own
+        hidden = self.mid_block(hidden, time, context, mask)
         image = 0
         for level in self.up_blocks:
-            for resnet, *attentions in level.blocks():
-                hidden = self.run(resnet, torch.cat([hidden, skips.pop()], dim=1), time)
-                hidden = self.attend(attentions, hidden, context, mask)
-            if level.progressive is not None:
-                image = self.image_upsample(image + level.progressive(hidden))  # (B, out_channels, 2H', 2W')
-            if level.resample is not None:
-                hidden = self.run(level.resample, hidden, time)
+            own = [skips.pop() for _ in level.resnets]
+            hidden, of_level = level(hidden, own, time, context, mask)
+            if of_level is not None:
+                image = self.image_upsample(image + of_level)  # (B, out_channels, 2H', 2W')
 
         output = image + self.conv_out(F.silu(self.norm_out(hidden)))  # (B, out_channels, H, W)
         if self.config.scale_by_sigma:
             output = (output / timestep.view(-1, 1, 1, 1)).to(output.dtype)
         return UNet2DOutput(sample=output) if return_dict else (output,)
-
-    def run(self, block, *inputs):
-        """Call a block, recomputing it in the backward pass when gradient checkpointing is on."""
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, *inputs)
-        return block(*inputs)
-
-    def attend(self, attentions, hidden, context, mask):
-        """The attention, or None, and that to the context, or None, one after the other."""
-        attention, crossing = attentions
-        if attention is not None:
-            hidden = self.run(attention, hidden)
-        return hidden if crossing is None else self.run(crossing, hidden, context, mask)
 
     def with_condition(self, sample, condition_sample):
         """A sample (B, C, H, W) with the channels that it is seen beside behind it, (B, in_channels, H, W). Raises

@@ -13,14 +13,14 @@ def step_tokens(stage, memory, output, x, own, times, limit, draw_noise):
     Args:
         output: x0 - noise as the network estimates it, the negative velocity, as those pipelines pass it.
         own: times of the tokens, (B, L) or (B, 1).
-        times: of the plan, a list.
+        times: of the plan, falling to 0, on the device of x.
         limit: f(denoised) -> denoised, which clips or thresholds where configured.
     """
     own = own.to(x.device, x.dtype).unsqueeze(-1)  # (B, L, 1)
     x0 = x + own * output
     denoised = limit(x0)
     after = stage.update(x0 - stage.t_eval * output, denoised, memory, draw_noise)
-    plan = torch.tensor([*times, 0.0], device=x.device, dtype=x.dtype)
-    below = torch.where(plan < own - 1e-6, plan, 0.0).amax(-1, keepdim=True)
+    times = times.to(x.dtype)
+    below = torch.where(times < own - 1e-6, times, 0.0).amax(-1, keepdim=True)
     waits = own < stage.t_eval - 1e-6
     return torch.where(waits, denoised - below * output, after), denoised

@@ -747,6 +747,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._rows = list(zip(*(values.tolist() for values in (*row, self.path.alpha(evaluated))), strict=True))
         self._tell(evaluated, device)
         self._memory = Memory(self._plan)
+        self._times_there: torch.Tensor | None = None  # on the device of the samples, for `step_tokens`
         self._eta_taken = False
 
     def _tell(self, times, device=None):
@@ -1100,7 +1101,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                     f"per_token_timesteps are for prediction_type 'flow_prediction' of sde_type 'linear', not for "
                     f"{self.config.prediction_type!r} of {self.config.sde_type!r}"
                 )
-            own, times = self.path_time(per_token_timesteps), self._times.tolist()
+            if self._times_there is None or self._times_there.device != x.device:
+                self._times_there = moved(torch.cat([self._times, torch.zeros(1)]).to(dtype), x.device)
+            own, times = self.path_time(per_token_timesteps), self._times_there
             prev_sample, denoised = step_tokens(
                 stage, self._memory, model_output.to(dtype), x, own, times, self._limit, draw_noise
             )
