@@ -117,7 +117,8 @@ def gather(options):
         path = options.output / name / "result.json"
         if path.is_file():
             results[name] = json.loads(path.read_text())
-    command = shlex.join(["python", "benchmarks/reference_runs.py", *sys.argv[1:]])
+    words = [os.path.basename(word) if os.path.isabs(word) else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "benchmarks/reference_runs.py", *words])
     document = {"seconds": options.seconds, "lanes": options.lanes, "command": command, "runs": results}
     (options.output / "reference_runs.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

@@ -51,8 +51,8 @@ class CleanDataConfig(DataConfig, BucketConfig):
         yield from DataConfig.problems(self)
         if self.latents and (self.crop != "centre" or self.streaming):
             yield "crop random and streaming need images: latents are read as they were encoded"
-        if self.cache_images and (self.latents or self.streaming):
-            yield "cache_images needs a dataset of images: no latents, nor streaming"
+        if self.cache_images and (self.latents or self.streaming or self.aspect_ratio_buckets):
+            yield "cache_images needs a dataset of images of one size: no latents, streaming or aspect_ratio_buckets"
         yield from self.bucket_problems()
         if self.aspect_ratio_buckets and self.latents:
             yield "aspect_ratio_buckets are of images: pass them to `score-sde encode-latents`, and latents keep them"
