@@ -179,8 +179,7 @@ def test_tokens_with_times_of_their_own(cuda):
     assert len(work.transfers) <= 1 and work.waits == [], work
 
 
-@every_sde_type
-@pytest.mark.parametrize("solve", [of_likelihood, of_encoding])
+@pytest.mark.parametrize(("sde_type", "solve"), [*((each, of_likelihood) for each in SDE_TYPES), ("vp", of_encoding)])
 def test_an_evaluation_of_the_ode(cuda, sde_type, solve):
     """The coefficients of the chain, too: of all there were 1,500 kernels an evaluation."""
     kernels, transfers, waits = per_evaluation(

@@ -91,7 +91,7 @@ def of_likelihood(scheduler, x, network, steps):
 
 def of_encoding(scheduler, x, network, steps):
     """Adaptive; the more steps, the smaller the tolerance."""
-    tolerance = 1e-2 ** (2 * steps - 1)
+    tolerance = 1e-2**steps
     denoise = scheduler.denoiser(lambda x, timesteps: 0.5 * network(x, timesteps), limited=False)
     probability_flow(scheduler.path, denoise, x, scheduler.t_min, scheduler.t_max, tolerance, tolerance)
 

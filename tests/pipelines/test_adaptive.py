@@ -6,7 +6,7 @@ from exact import GAUSSIAN, MIXTURE
 from tiny import tiny_pipeline
 
 from score_sde import ScoreSDEScheduler
-from score_sde.pipelines.adaptive import BrownianSteps, probability_flow, reverse_sde
+from score_sde.pipelines.adaptive import BrownianSteps, in_equal_steps, probability_flow, reverse_sde
 from score_sde.schedulers.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, LinearSDE
 
 
@@ -222,3 +222,18 @@ def test_without_torchdiffeq_the_ode_says_what_to_install(monkeypatch, pipeline)
     monkeypatch.setitem(__import__("sys").modules, "torchdiffeq", None)
     with pytest.raises(ImportError, match="pip install torchdiffeq"):
         call(pipeline, num_inference_steps=None)
+
+
+def test_equal_steps_are_those_of_torchdiffeq():
+    odeint = pytest.importorskip("torchdiffeq").odeint
+
+    def derivative(u, state):
+        first, second = state
+        return torch.sin(3 * u) * first - second, first * second
+
+    state = tuple(torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    begin, end = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    stops = torch.linspace(0, 1, 5, dtype=torch.float64) * (end - begin) + begin
+    found = in_equal_steps(derivative, state, begin, end, steps=4)
+    for each, expected in zip(found, odeint(derivative, state, stops, method="rk4"), strict=True):
+        assert (each - expected[-1]).abs().max() < 1e-12
