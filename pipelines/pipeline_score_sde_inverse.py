@@ -308,7 +308,10 @@ class _Problem:
 
         def solve(error, t, _):
             variance = self.path.sigma(t) ** 2 * self.path.gaussian_gain(t, data_std)
-            return self.operator.solve(error, self.shape, variance.to(error), self.noise_std**2)
+            variance = self.path.expand_to(variance, error)
+            # a number where the host knows that it is one
+            variance = variance.flatten() if variance.ndim else float(variance)
+            return self.operator.solve(error, self.shape, variance, self.noise_std**2)
 
         def weigh(t):
             # r^2 / (sigma / alpha)^2
