@@ -307,8 +307,10 @@ class _Problem:
         """The steering function of pigdm."""
 
         def solve(error, t, _):
-            variance = self.path.sigma(t) ** 2 * self.path.gaussian_gain(t, data_std)
-            return self.operator.solve(error, self.shape, variance.to(error), self.noise_std**2)
+            variance = self.path.expand_to(self.path.sigma(t) ** 2 * self.path.gaussian_gain(t, data_std), error)
+            # one number, or one per sample
+            variance = variance if variance.ndim == 0 else variance.flatten()
+            return self.operator.solve(error, self.shape, variance, self.noise_std**2)
 
         def weigh(t):
             # r^2 / (sigma / alpha)^2
