@@ -8,6 +8,7 @@
     training_loop  train.py's loop on precomputed latents beside that step
     sampling       DiT-XL/2 at 10 and 20 evaluations with guidance, beside diffusers' DiTPipeline
     unets          DDPM++, NCSN++ and ADM-256 beside diffusers' UNet2DModel
+    variants       the training step in other ways, in turns with ours: compiled otherwise, the original as published
 
 Each part is a process of its own, which stops itself after --seconds; the JSON file and its Markdown are written after
 every figure. A part that is whole in that file is not run again without --again.
@@ -70,7 +71,7 @@ KINDS = {
     "elementwise": r"triton_poi|elementwise|vectorized",
 }
 # of a part, without some 12 for its imports: all but the tests are done within 450
-SECONDS = {"tests": 240, "training_step": 180, "training_loop": 80, "sampling": 60, "unets": 70}
+SECONDS = {"tests": 240, "training_step": 130, "training_loop": 80, "sampling": 60, "unets": 60, "variants": 50}
 ATTENTION = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -457,36 +458,38 @@ def training_step(arguments, figures):
                 side.wake()
                 figures[name] = figures[name] | {"profile": breakdown(side.train)}
                 side.sleep()
-        for key, (build, options, compile_it, needs) in variants(arguments).items():
-            with figures.attempt(key, needs=needs):
-                changed = SimpleNamespace(**vars(arguments) | options | {"rounds": 2})
-                side, facts = fitting_side(build, arguments.size, changed, compile_it)
-                figures[key] = facts | {"peak_memory_gib": peak_gib(side, sides.values(), arguments.device)}
-                side.sleep()
-                speeds = train_interleaved({"score_sde": sides["score_sde"], key: side}, figures, changed)
-                figures[key] = figures[key] | {
-                    "images_per_second": speeds[key],
-                    "mfu": speeds[key] * operations / peak,
-                    "plain_images_per_second": speeds["score_sde"],
-                }
 
 
-def variants(arguments):
-    """Steps that are measured beside ours alone: {name: (model, changed arguments, how it is compiled, seconds)}."""
-    found = {}
+def variants(arguments, figures):
+    def compiling(**options):
+        return lambda model: [block.compile(options=options) for block in model.blocks]
+
+    ours = {
+        # the norms read rows of more than 1024 numbers in a loop, unless this lets both ways be tried
+        "multi_kernel": (compiling(**{"triton.multi_kernel": 1}), 20),
+        "max_autotune_pointwise": (compiling(max_autotune_pointwise=True), 30),
+        "compiled as a whole": (lambda model: model.compile(), 80),
+    }
+    # {name: (model, changed arguments, how it is compiled, seconds that it takes)}
+    sides = {f"score_sde, {name}": (build_ours, {}, *how) for name, how in ours.items()}
     if arguments.original:
         # as its own train.py runs: float32 by TF32, not compiled
         published = {"dtype": "float32", "compile": "off", "batch": 2 if arguments.tiny else 96}
-        found["facebookresearch, as published"] = (build_original, published, compile_blocks, 20)
-
-    def compile_rows_at_once(model):
-        for block in model.blocks:
-            block.compile(options={"triton.multi_kernel": 1})
-
-    # the norms read rows of more than 1024 numbers in a loop, unless this lets both ways be tried
-    found["score_sde, multi_kernel"] = (build_ours, {}, compile_rows_at_once, 35)
-    found["score_sde, compiled as a whole"] = (build_ours, {}, lambda model: model.compile(), 80)
-    return found
+        sides["facebookresearch, as published"] = (build_original, published, compile_blocks, 20)
+    before = read(arguments.output)["parts"].get("training_step", {})
+    with fastest_attention(before.get("attention_milliseconds", {})):
+        with figures.attempt("score_sde"):
+            plain, figures["score_sde"] = fitting_side(build_ours, arguments.size, arguments, compile_blocks)
+            plain.sleep()
+        for key, (build, options, compile_it, needs) in sides.items():
+            with figures.attempt(key, needs=needs):
+                changed = SimpleNamespace(**vars(arguments) | options | {"rounds": 2, "steps": min(arguments.steps, 4)})
+                side, facts = fitting_side(build, arguments.size, changed, compile_it)
+                figures[key] = facts | {"peak_memory_gib": peak_gib(side, [plain], arguments.device)}
+                side.sleep()
+                speeds = train_interleaved({"score_sde": plain, key: side}, figures, changed)
+                beside = {"images_per_second": speeds[key], "plain_images_per_second": speeds["score_sde"]}
+                figures[key] = figures[key] | beside
 
 
 def write_latents(folder, rows, shape, arguments):
@@ -733,6 +736,7 @@ PARTS = {
     "training_loop": training_loop,
     "sampling": sampling,
     "unets": unets,
+    "variants": variants,
 }
 
 
@@ -769,7 +773,7 @@ def report_tests(part):
 
 
 def report_training_step(part):
-    texts, sides = [], [name for name in part if name.split(",")[0] in BUILDERS and "batch" in part[name]]
+    texts, sides = [], [name for name in part if name in BUILDERS]
     if "ceilings" in part:
         found = part["ceilings"]
         texts.append(
@@ -786,8 +790,6 @@ def report_training_step(part):
         speed, memory = side.get("images_per_second"), side.get("peak_memory_gib")
         rows.append([name, f"{side['parameters']:,}", side["batch"], number(speed), number(side.get("mfu"), ".1%")])
         rows[-1] += [number(memory), number(side["first_step_seconds"], ".0f")]
-        if "plain_images_per_second" in side:
-            rows[-1][3] += f" (score_sde beside it: {side['plain_images_per_second']:.1f})"
     header = ["training step", "parameters", "batch", "images/s", "MFU", "peak memory, GiB", "first step, s"]
     texts.append(table(header, rows))
     ours, peers = part.get("score_sde", {}), [part.get(name, {}) for name in ("diffusers", "facebookresearch")]
@@ -872,12 +874,24 @@ def report_unets(part):
     return [table(header, rows)] if rows else []
 
 
+def report_variants(part):
+    rows = []
+    for name, side in part.items():
+        if isinstance(side, dict) and "plain_images_per_second" in side:
+            speed, plain = side["images_per_second"], side["plain_images_per_second"]
+            rows.append([name, side["batch"], number(speed), number(plain), number(speed / plain, ".3f")])
+            rows[-1] += [number(side.get("peak_memory_gib")), number(side["first_step_seconds"], ".0f")]
+    header = ["variant", "batch", "images/s", "score_sde beside it", "ratio", "peak memory, GiB", "first step, s"]
+    return [table(header, rows)] if rows else []
+
+
 REPORTS = {
     "tests": report_tests,
     "training_step": report_training_step,
     "training_loop": report_training_loop,
     "sampling": report_sampling,
     "unets": report_unets,
+    "variants": report_variants,
 }
 
 

@@ -3,6 +3,7 @@ the sample, next to what needs no such training: bicubic interpolation, or the g
 model of such photographs alone.
 
     python benchmarks/image_conditions.py --data FOLDER --output runs/image_conditions --seconds 360
+    python benchmarks/image_conditions.py --report runs/image_conditions    # the table, from result.json
 
 FOLDER holds clothing256/train.parquet and test.parquet, and efficientnet_lite0/model.safetensors. Trains, one after
 another, the configurations clothing64/super_resolution, diffusion and colourisation at 64 x 64 pixels, each for its
@@ -253,6 +254,19 @@ def opened(pipeline_class, work, name, device):
     return pipeline
 
 
+def report(folder):
+    """The table of what was measured."""
+    facts = json.loads((folder / "result.json").read_text())
+    print("| | PSNR, dB | residual | Fréchet distance | network evaluations | seconds |\n|---|---|---|---|---|---|")
+    for task in TASKS:
+        for method, found in facts.get(task, {}).items():
+            figures = f"{found['psnr']:.2f} | {found['residual']:.4f} | {found['frechet_distance']:.1f}"
+            print(f"| {task}, {method} | {figures} | {found['nfe']} | {found['seconds']:.1f} |")
+    if "frechet_distance_of_training_photographs" in facts:
+        floor, count = facts["frechet_distance_of_training_photographs"], facts["photographs"]
+        print(f"\nFréchet distance of {count} training photographs: {floor:.1f}; failed: {list(facts['failed'])}")
+
+
 def pack(folder, into):
     """One archive of all but weights and checkpoints."""
     into.mkdir(parents=True, exist_ok=True)
@@ -267,7 +281,8 @@ def pack(folder, into):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--data", type=Path, help="folder of the data")
+    parser.add_argument("--report", type=Path, metavar="OUTPUT", help="print the table of what was measured there")
     parser.add_argument("--output", type=Path, default=Path("runs/image_conditions"), help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=360, help="of the whole command (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="time steps by condition (default: %(default)s)")
@@ -278,6 +293,11 @@ def main():
     parser.add_argument("--little", action="store_true", help="a rehearsal with tiny networks")
     parser.add_argument("--pack", type=Path, help="folder for one archive of the results")
     options = parser.parse_args()
+    if options.report:
+        report(options.report)
+        return
+    if options.data is None:
+        parser.error("--data is missing: the folder of the data")
 
     work = Work(options)
     device = Accelerator(cpu=not torch.accelerator.is_available()).device
@@ -297,7 +317,7 @@ def main():
     work.write(done=True)
     if options.pack:
         pack(options.output, options.pack)
-    print((options.output / "result.json").read_text()[-4000:])
+    report(options.output)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, drop_conditions, hybrid_loss
 from score_sde.pipelines.conditions import null_conditions
+from score_sde.pipelines.prompts import fingerprint
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, moved
 from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
@@ -242,6 +243,12 @@ class DiffusionTask(Task):
                 accelerator.print(
                     f"{config.init_from!r} follows words, of which this run has none: it goes on as without a prompt, "
                     f"and its pipeline takes none; --caption_column and --text_encoder keep them"
+                )
+            before = config.start.opened and config.start.opened.text_encoder
+            if captions and before and fingerprint(before, config.start.opened.tokenizer) != captions.fingerprint:
+                accelerator.print(
+                    f"text_encoder {captions.source!r} is another one than that of {config.init_from!r}: what its "
+                    f"vectors mean is learned anew"
                 )
         if config.lora_rank:
             add_adapters(network, config)

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 from pretended_cuda import CUDA, PretendedCuda, generator
 
 from runs import TINY_DATA, TINY_DIT, forget_runs
 from score_sde.training import train
+from score_sde.training.parts import clean_data
 from score_sde.training.parts.averages import Averages
 from score_sde.training.parts.flops import FlopCounter
 from score_sde.training.parts.loop import fit, make_accelerator
@@ -65,12 +67,16 @@ def of(work, file):
     return [kernel for kernel in work.kernels if f" at {file}:" in kernel]
 
 
-def test_a_step_waits_for_nothing(on_cuda, tmp_path):
-    inner, outer = work_of_micro_steps(on_cuda, tmp_path)[2:4]
+LEARNED_VARIANCE = ["--sde_type", "discrete_vp", "--prediction_type", "epsilon", "--vlb_weight", 0.001]
+
+
+@pytest.mark.parametrize("options", [[], LEARNED_VARIANCE], ids=["plain", "learned variance"])
+def test_a_step_waits_for_nothing(options, on_cuda, tmp_path):
+    inner, outer = work_of_micro_steps(on_cuda, tmp_path, *options)[2:4]
     for work in (inner, outer):
         assert work.waits == []
         # images and labels; who is mirrored, who has no label; what the times make
-        assert len(work.transfers) <= 2 + 2 + 7
+        assert len(work.transfers) == 2 + 2 + 1
         # noise by one block of rows, and the values to log
         drawn = [kernel for kernel in of(work, "parts/loop.py") if "randn" in kernel or "cat" in kernel]
         assert len(drawn) == 3
@@ -78,6 +84,14 @@ def test_a_step_waits_for_nothing(on_cuda, tmp_path):
     assert of(inner, "parts/averages.py") == []
     # one for each average
     assert len(of(outer, "parts/averages.py")) == 2
+
+
+def test_latents_are_drawn_without_waiting(on_cuda, tmp_path, monkeypatch):
+    vae = AutoencoderKL(1, 1, block_out_channels=[4], norm_num_groups=2, latent_channels=2, latents_mean=[0.1, 0.2])
+    monkeypatch.setattr(clean_data, "load_vae", lambda path: vae.eval().requires_grad_(False))
+    for work in work_of_micro_steps(on_cuda, tmp_path / "run", "--vae", "an autoencoder")[2:]:
+        assert work.waits == []
+        assert len(work.transfers) == 2 + 2 + 1
 
 
 def test_a_grid_on_the_way_copies_no_weights(on_cuda, tmp_path):

@@ -69,6 +69,9 @@ class OnCuda(torch.Tensor):
         parts = index if isinstance(index, tuple) else (index,)
         return super().__getitem__(tuple(torch.tensor(each) if isinstance(each, list) else each for each in parts))
 
+    def untyped_storage(self):
+        return self.values.untyped_storage()
+
     def tolist(self):
         return self.cpu().tolist()
 

@@ -27,9 +27,10 @@ TINY_DIT = '{"patch_size": 2, "hidden_size": 16, "num_layers": 1, "num_attention
 TINY_RUN = [
     *("--resolution", "8", "--image_channels", "1", "--batch_size", "4", "--lr_warmup_steps", "0"),
     *("--sample_num_images", "10", "--sample_num_inference_steps", "2", "--learning_rate", "1e-2"),
+    *("--num_workers", "0"),  # on a GPU, too: starting them takes longer than these runs
 ]
 EMBEDDED_TRAIN = "src/score_sde/data/fashion_mnist/train.parquet"
-TINY_DATA = ["--resolution", 8, "--image_channels", 1]
+TINY_DATA = ["--resolution", 8, "--image_channels", 1, "--num_workers", 0]
 
 
 def forget_runs():

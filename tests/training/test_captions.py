@@ -325,6 +325,13 @@ def test_a_network_that_follows_words_is_begun_with(captioned, encoder, tmp_path
     assert task.prompts is None and not task.make_pipeline(task.model).takes_prompts
     said = capsys.readouterr().out
     assert "follows words, of which this run has none" in said and "--caption_column and --text_encoder keep" in said
+    torch.manual_seed(1)
+    BertModel(BertConfig.from_pretrained(encoder)).save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    for source in (encoder, tmp_path / "other"):
+        train.DiffusionTask(config_of(*begin, *words, source), Accelerator(cpu=True))
+        said = capsys.readouterr().out
+        assert ("is another one than that of" in said) == (source != encoder)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from runs import TINY_DATA, data_config, encode, equal, run, tiny_dc, train_tiny
 from score_sde import ScoreSDEPipeline
 from score_sde.pipelines.latents import denormalize_latents, normalize_latents
 from score_sde.training import encode_latents, train_classifier
+from score_sde.training.parts.cores import loading_processes
 from score_sde.training.parts.data import ImageDataset, ImageStream, LatentDataset, resize_and_crop, training_batches
 
 
@@ -424,3 +425,27 @@ def test_encoding_that_is_killed_loses_and_doubles_no_row(processes, tiny_vae, t
     )
     assert len(whole) == 50 and whole == killed
     assert all(path.stat().st_mtime_ns == when for path, when in written.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "cores", "processes", "room", "expected"),
+    [
+        ({"num_workers": 3}, "cuda", 16, 1, 2**40, 3),
+        ({}, "cpu", 16, 1, 2**40, 0),
+        ({}, "cuda", 16, 1, 2**40, 8),
+        ({}, "cuda", 16, 4, 2**40, 3),
+        ({}, "cuda", 1, 1, 2**40, 0),
+        ({"most_workers": 2}, "cuda", 16, 1, 2**40, 2),
+        # a batch of 8 images of 3x32x32 in float32, four times over, is 393,216 bytes, of which each process has three
+        ({}, "cuda", 16, 1, 3 * 3 * 393_216, 3),
+    ],
+)
+def test_as_many_processes_load_data_as_suit_the_machine(
+    changes, device, cores, processes, room, expected, monkeypatch
+):
+    monkeypatch.setattr("score_sde.training.parts.cores.own_cores", lambda: cores)
+    monkeypatch.setattr("psutil.disk_usage", lambda path: SimpleNamespace(free=room))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    dataset = SimpleNamespace(shape=(3, 32, 32), **{k: v for k, v in changes.items() if k == "most_workers"})
+    config = SimpleNamespace(batch_size=8, num_workers=changes.get("num_workers"))
+    assert loading_processes(config, SimpleNamespace(device=torch.device(device)), dataset) == expected

@@ -67,7 +67,8 @@ class Averages:
 
     def __init__(self, config, network, whole=None):
         self.network, self.whole, self.widths, self._teacher = network, whole, {}, None
-        parameters = list(trained(network).values())
+        self.trained = trained(network)  # asking for them takes a while, of some hundreds
+        parameters = list(self.trained.values())
         self.sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
         # file in a checkpoint -> average
         self.emas = {MAIN: EMAModel(parameters, decay=config.ema_decay, foreach=True)}
@@ -81,7 +82,7 @@ class Averages:
     def step(self, skipped):
         """Update all averages by the weights of a step; `skipped`, a tensor on the device that is 1 where the step
         changed nothing and else 0, keeps them as they are. `EMAModel.step` would need to look at it from the host."""
-        weights = [local(parameter) for parameter in trained(self.network).values()]
+        weights = [local(parameter) for parameter in self.trained.values()]
         for ema in self.emas.values():
             ema.optimization_step += 1
             ema.cur_decay_value = ema.get_decay(ema.optimization_step)
@@ -113,7 +114,7 @@ class Averages:
             raise ValueError("the average of a sharded network is no teacher: train this task without FSDP")
         if self._teacher is None:
             self._teacher = copy.deepcopy(self.network).eval().requires_grad_(False)
-            averages = dict(zip(trained(self.network), self.emas[MAIN].shadow_params, strict=True))
+            averages = dict(zip(self.trained, self.emas[MAIN].shadow_params, strict=True))
             for name, own in self._teacher.named_parameters():
                 own.data, own.grad = averages.get(name, own.data), None
             for own, module in zip(self._teacher.modules(), self.network.modules(), strict=True):
@@ -124,7 +125,7 @@ class Averages:
         """One of the averages in one piece, {name of the parameter: tensor}, on the host if it was sharded. Every
         process must ask for it; where it isn't wanted, the result is empty."""
         found = {}
-        for name, average in zip(trained(self.network), self.emas[file].shadow_params, strict=True):
+        for name, average in zip(self.trained, self.emas[file].shadow_params, strict=True):
             tensor = gathered(average)  # one at a time: all of them may not fit the device
             if wanted:
                 found[name] = (tensor.cpu() if self.sharded else tensor).contiguous()
@@ -152,7 +153,7 @@ class Averages:
         self._teacher = None
         for file, ema in self.emas.items():
             stored = load_file(os.path.join(folder, file))
-            averages = [placed_like(stored[name], parameter) for name, parameter in trained(self.network).items()]
+            averages = [placed_like(stored[name], parameter) for name, parameter in self.trained.items()]
             ema.load_state_dict({**states[file], "shadow_params": averages})
 
     def save_snapshots(self, config, accelerator, run, step):
@@ -171,7 +172,7 @@ class Averages:
         """Leave the main average in the network, or in its whole copy, in evaluation mode, and return that; None in a
         process without the whole of a sharded network. Every process must call this."""
         if not self.sharded:
-            self.emas[MAIN].copy_to(trained(self.network).values())
+            self.emas[MAIN].copy_to(self.trained.values())
             return self.network.eval()
         averages, device = self.tensors(MAIN, wanted=self.whole is not None), next(self.network.parameters()).device
         if self.whole is None:
@@ -189,7 +190,7 @@ class Averages:
         """The network with the main average, for a while; None in a process without the whole of a sharded network.
         Every process must enter and leave."""
         own = {parameter: parameter.data for parameter in self.network.parameters()}
-        averages = dict(zip(trained(self.network).values(), self.emas[MAIN].shadow_params, strict=True))
+        averages = dict(zip(self.trained.values(), self.emas[MAIN].shadow_params, strict=True))
         try:
             # batches of other sizes, without gradients: not worth compiling for
             with torch.compiler.set_stance("force_eager"):

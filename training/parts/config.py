@@ -45,7 +45,7 @@ class LoaderConfig:
     num_workers: int | None = option(
         None,
         "Processes that read and decode data, per training process; 0 reads in the process itself. Unless given 0 on "
-        "CPUs, and for a GPU one less than there are cores for it, at most 8 and no more than fit shared memory.",
+        "CPUs, and for a GPU one less than it has cores, at most 8 (of latents 2) and no more than fit shared memory.",
         "speed and memory",
     )
 

@@ -7,7 +7,7 @@ import psutil
 import torch
 
 
-# processes that load data for a GPU, at most
+# processes that load data for a GPU, at most, of a dataset that doesn't say another number as its `most_workers`
 MOST_WORKERS = 8
 
 
@@ -27,7 +27,8 @@ def loading_processes(config, accelerator, dataset):
     # three batches of each, of float32: moments and their mirror images are the largest
     size = 3 * config.batch_size * 4 * 4 * math.prod(getattr(dataset, "shape", ()))
     shared = psutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else math.inf
-    return int(max(0, min(MOST_WORKERS, cores - 1, shared // size)))
+    most = getattr(dataset, "most_workers", MOST_WORKERS)
+    return int(max(0, min(most, cores - 1, shared // size)))
 
 
 def warn_of_busy_cores(accelerator):

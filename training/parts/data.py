@@ -635,6 +635,7 @@ class LatentDataset(torch.utils.data.Dataset):
     """
 
     knows_epochs = True
+    most_workers = 2  # rows are copied, no more, and each process checks the shards
 
     def __init__(self, folder, flips=False):
         self.facts = read_latents_json(folder)

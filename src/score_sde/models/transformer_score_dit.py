@@ -557,7 +557,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         pooled_projections=None,
         condition_sample=None,
     ):
-        """Run the network.
+        """Run the network. What is on another device than `hidden_states` is sent to it.
 
         Args:
             hidden_states: (B, C, *size) with 1 to 3 axes, each a multiple of the patch; C is in_channels less

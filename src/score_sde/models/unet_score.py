@@ -639,7 +639,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         pooled_projections=None,
         condition_sample=None,
     ):
-        """Run the network.
+        """Run the network. What is on another device than `sample` is sent to it.
 
         Args:
             sample: (B, C, H, W); C is in_channels less condition_channels, H and W are multiples of 2^(number of
