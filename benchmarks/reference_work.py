@@ -88,7 +88,8 @@ class Work:
         """Train by a script's main, the steps of its configuration or those that there is time for, `until` a time."""
         arguments = [*arguments, "--seed", self.options.seed]
         until = self.ends - MEASURING[self.name] if until is None else until
-        arguments += ["--max_train_seconds", max(1, until - time.monotonic() - OPENING)]
+        seconds = max(1, until - time.monotonic() - OPENING)
+        arguments += [] if self.options.warm_up else ["--max_train_seconds", seconds]
         arguments += ["--compile", "false"] if self.options.eager else []
         arguments += WARM_UP if self.options.warm_up else []
         arguments += little if self.options.little else []
