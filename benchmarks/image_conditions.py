@@ -30,7 +30,8 @@ import psutil
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from reference_runs import LITTLE, EfficientNetLite0Features, save_grid
+from efficientnet import EfficientNetFeatures
+from reference_work import LITTLE, save_grid
 
 from score_sde import ScoreSDEInversePipeline, ScoreSDEPipeline
 from score_sde.pipelines.image_conditions import Measurement
@@ -149,7 +150,7 @@ class Judge:
         )
         self.device, count = device, 6 if work.options.little else None
         self.truth = self.read(config, count)
-        self.network = EfficientNetLite0Features(work.data / "efficientnet_lite0" / "model.safetensors", device)
+        self.network = EfficientNetFeatures(work.data / "efficientnet_lite0" / "model.safetensors", device)
         # kept in half precision
         self.network.weights = {name: x.float() for name, x in self.network.weights.items()}
         self.of_truth = self.moments(self.truth)

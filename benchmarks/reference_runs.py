@@ -25,8 +25,8 @@ compilation takes too long is trained again without.
 --pack FOLDER collects all but weights in one archive, and the weights of cifar10 in fp16 in pieces of 15 MiB. --report
 takes the folder, or what the archive holds, and writes what is committed (reference_report.py).
 
---warm_up compiles what will be compiled, for TORCHINDUCTOR_CACHE_DIR, and no more; --little is a rehearsal on any
-machine, with tiny networks and few images.
+--warm_up --lanes cifar10 compiles that run's network, for TORCHINDUCTOR_CACHE_DIR, and no more; --little is a rehearsal
+on any machine, with tiny networks and few images.
 """
 
 import argparse

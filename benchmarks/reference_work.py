@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from cifar10 import ResNet56Features
+from efficientnet import EfficientNetFeatures
 from reference_runs import MEASURING
 from safetensors.torch import load_file, save
 
@@ -23,7 +24,7 @@ from score_sde.training.parts.classifier import EPOCHS, trained_classifier
 from score_sde.training.parts.config import DataConfig
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.figures import distance_metrics, sampling_facts
-from score_sde.training.parts.metrics import ClassifierFeatures, Features, resized
+from score_sde.training.parts.metrics import ClassifierFeatures
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.plots import plot_runs
 from score_sde.training.parts.provenance import provenance
@@ -88,7 +89,8 @@ class Work:
         """Train by a script's main, the steps of its configuration or those that there is time for, `until` a time."""
         arguments = [*arguments, "--seed", self.options.seed]
         until = self.ends - MEASURING[self.name] if until is None else until
-        arguments += ["--max_train_seconds", max(1, until - time.monotonic() - OPENING)]
+        seconds = max(1, until - time.monotonic() - OPENING)
+        arguments += [] if self.options.warm_up else ["--max_train_seconds", seconds]
         arguments += ["--compile", "false"] if self.options.eager else []
         arguments += WARM_UP if self.options.warm_up else []
         arguments += little if self.options.little else []
@@ -108,36 +110,6 @@ class Work:
 
 
 # --- features -----------------------------------------------------------------------------------------------------
-
-
-class EfficientNetLite0Features(Features):
-    """The pooled features (N, 1280) of an EfficientNet-Lite0 of ImageNet (Tan & Le 2019), from its weights."""
-
-    name = "EfficientNet-Lite0 of ImageNet"
-    strides = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
-
-    def __init__(self, path, device):
-        self.weights = {name: x.float() for name, x in load_file(path, device=str(device)).items()}
-
-    def unit(self, x, name, stride=1, activated=True):
-        """Convolution with TensorFlow's padding, batch norm, ReLU6."""
-        weight = self.weights[f"{name}.conv.weight"]
-        size = weight.shape[-1]
-        spare = [max((-(-side // stride) - 1) * stride + size - side, 0) for side in x.shape[-2:]]
-        x = F.pad(x, (spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2))
-        x = F.conv2d(x, weight, stride=stride, groups=x.shape[1] // weight.shape[1])
-        keys = ("running_mean", "running_var", "weight", "bias")
-        x = F.batch_norm(x, *(self.weights[f"{name}.bn.{key}"] for key in keys), eps=1e-3)
-        return F.relu6(x) if activated else x
-
-    def __call__(self, images):
-        x = self.unit(resized(images, 224), "stem", stride=2)
-        for i, stride in enumerate(self.strides):
-            name = f"blocks.{i}"
-            inner = self.unit(x, f"{name}.expand") if f"{name}.expand.conv.weight" in self.weights else x
-            inner = self.unit(self.unit(inner, f"{name}.dw", stride), f"{name}.project", activated=False)
-            x = x + inner if inner.shape == x.shape else inner
-        return self.unit(x, "head").mean((2, 3)), None
 
 
 def linear_classifier(features, labels, classes, decay=1e-2, steps=300):
@@ -349,7 +321,7 @@ def clothing128(work):
     with work.part("opening"):
         count = 20 if work.options.little else 1000
         measured = Measured(work, output / "pipeline", dataset, num_images=count, batch_size=min(count, 250))
-        network = EfficientNetLite0Features(work.data / "efficientnet_lite0/model.safetensors", measured.device)
+        network = EfficientNetFeatures(work.data / "efficientnet_lite0/model.safetensors", measured.device)
         train_data, test_data = measured.images("train"), measured.images("test")
         real, labels = measured.features(network, train_data)
         of_test, test_labels = measured.features(network, test_data)

@@ -50,22 +50,28 @@ def train_for(seconds, arguments, main=train.main, finish=True):
         The step at which it was stopped, None for one that was through.
     """
     arguments = [str(argument) for argument in arguments]
-    # a signal that comes when the loop is over changes nothing
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    timer = threading.Timer(max(1, seconds or 0), os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
+    # a signal that comes before the loop begins, or when it is over, changes nothing
+    before, done = signal.signal(signal.SIGTERM, lambda *_: None), threading.Event()
+
+    def ask_to_stop():
+        wait = max(1, seconds)
+        while not done.wait(wait):
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait = 5
+
     if seconds is not None:
-        timer.start()
+        threading.Thread(target=ask_to_stop, daemon=True).start()
     try:
         main(arguments)
     except SystemExit as stopped:
         if stopped.code != EXIT_RESUME:
             raise
+        done.set()
         newest = list_checkpoints(arguments[arguments.index("--output_dir") + 1])[-1]
         step = int(newest.rpartition("-")[2])
         if finish:
             main([*arguments, "--resume_from_checkpoint", "latest", "--max_train_steps", str(step)])
         return step
     finally:
-        timer.cancel()
+        done.set()
         signal.signal(signal.SIGTERM, before)

@@ -53,7 +53,7 @@ class LinearOperator:
         sample (B,)."""
         # numbers, or (B, 1) for samples as rows
         prior, noise = (
-            variance.to(y).expand(len(y))[:, None] if torch.is_tensor(variance) else variance
+            variance.to(y).expand(len(y))[:, None] if torch.is_tensor(variance) and variance.ndim else variance
             for variance in (prior_variance, noise_variance)
         )
         if self.gram is not None:

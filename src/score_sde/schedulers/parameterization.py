@@ -80,9 +80,9 @@ class Parameterization:
 
 def per_sample(numbers, x):
     """Numbers () or (B,) as float32 (B,) on the device of samples x (B, ...)."""
-    if numbers.ndim == 0 and numbers.device.type == "cpu":
+    if is_one(numbers):
         # an argument of a kernel, which nobody waits for
-        return torch.full((len(x),), float(numbers), device=x.device)
+        return torch.full((len(x),), float(numbers.reshape(-1)[0]), device=x.device)
     return sent(numbers, x.device, torch.float32).expand(len(x))
 
 
