@@ -35,7 +35,7 @@ def report(folder):
     benchmarks, results = ROOT / "benchmarks", json.loads((folder / "reference_runs.json").read_text())
     page = ["# Reference runs of one GPU\n", f"```bash\n{results['command']}\n```\n"]
     machine = " and ".join({f"{each['device']}, torch {each['torch']}" for each in results["runs"].values()})
-    page += [f"Machine: {machine}. All of it side by side in {results['seconds']:.0f} s.\n"]
+    page += [f"Machine: {machine}. All of it in {results['seconds']:.0f} s. {results.get('beside', '')}\n"]
     for name, facts in results["runs"].items():
         pipeline = folder / name / "run/pipeline"
         if not (pipeline / "training.json").is_file():
