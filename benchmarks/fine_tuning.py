@@ -232,10 +232,11 @@ def found_so_far(options):
 
 
 def summary(runs, measure):
-    """[(images seen, mean over runs, standard deviation), ...] as far as all of them came."""
+    """[(images seen, mean over runs, standard deviation), ...], without runs that were cut short of the others."""
+    runs = [run for run in runs if len(run) == max(map(len, runs))]
     return [
         (point[0]["images_seen"], statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
-        for point in zip(*runs, strict=False)
+        for point in zip(*runs, strict=True)
         for values in [[each[measure] for each in point]]
     ]
 
@@ -255,7 +256,7 @@ def write(options):
 
 def draw(found, path):
     figure, axes = pyplot.subplots(
-        len(found), len(MEASURES), figsize=(9, 3.2 * len(found)), layout="constrained", squeeze=False
+        len(found), len(MEASURES), figsize=(11, 3.2 * len(found)), layout="constrained", squeeze=False
     )
     for row, (name, arms) in zip(axes, found.items(), strict=True):
         for axis, (measure, label) in zip(row, MEASURES.items(), strict=True):
@@ -263,7 +264,7 @@ def draw(found, path):
                 seen, means, spreads = zip(*summary(runs, measure), strict=True)
                 axis.errorbar(seen, means, yerr=spreads, label=arm, marker="o", markersize=3, capsize=3)
             axis.set(xlabel="images seen", ylabel=label, yscale="log", title=name)
-        row[0].legend(fontsize="small")
+        row[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
