@@ -13,7 +13,6 @@ from reference_runs import MEASURING
 from safetensors.torch import load_file, save
 from work import Work
 
-from score_sde import ScoreUNetModel
 from score_sde.pipelines import kinds
 from score_sde.pipelines.latents import encode_moments
 from score_sde.sharing.bundles import add_metrics
@@ -133,8 +132,6 @@ class Measured:
         """The same pipeline with a network in bfloat16, as it was trained, on a GPU; with it 5,000 images are drawn."""
         if self.device.type == "cuda":
             self.pipeline.denoiser.to(torch.bfloat16)
-            if isinstance(self.pipeline.denoiser, ScoreUNetModel):
-                self.pipeline.denoiser.to(memory_format=torch.channels_last)
 
     def drawn(self, scale, count=None):
         """(images (N, C, H, W) as 8 bits have them, on the CPU, labels, network evaluations)."""

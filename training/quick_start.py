@@ -13,8 +13,6 @@ import shlex
 import shutil
 import time
 
-from accelerate.state import AcceleratorState
-
 from score_sde.training import encode_latents, evaluate, train, train_autoencoder
 from score_sde.training.parts.options import OneLineParser, one_line_errors
 
@@ -45,8 +43,6 @@ def main(argv=None):
         if result and os.path.exists(result):
             print(f"already done: {result}")
             continue
-        # a stage may have another precision than the one before, which Accelerate would refuse
-        AcceleratorState._reset_state()
         script.main(arguments)
     shutil.copyfile(at("diffusion", "pipeline", "samples.png"), at("samples.png"))
     print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes")

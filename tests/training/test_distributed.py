@@ -10,7 +10,6 @@ import psutil
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from places import CONFIGS, HELPERS, TRAINING
 from recording import recorded_run
@@ -160,7 +159,6 @@ def test_sharded_mixed_precision_is_that_of_one_process(network, tmp_path):
     two = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2)]
     files = {}
     for precision in ("bf16", "no"):
-        AcceleratorState._reset_state()
         with recorded_run() as record:
             folder = tmp_path / precision
             run(

@@ -26,6 +26,7 @@ from itertools import chain
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -68,6 +69,10 @@ NOISE, TIMES, DROPOUT = 1, 2, 3
 def make_accelerator(config):
     if config.mixed_precision == "auto":
         config.mixed_precision = automatic_precision()
+    wanted = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if AcceleratorState._shared_state.get("_mixed_precision", wanted) != wanted:
+        # what ran in this process before: Accelerate would refuse another precision, or keep it
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         # several processes without a GPU: Accelerate would run them side by side, each alone, unless told
         cpu=not torch.accelerator.is_available(),
@@ -102,12 +107,11 @@ def make_accelerator(config):
 
 
 def choose_kernels(config, accelerator):
-    """Say how a device computes: with TF32 or without, and convolutions by the fastest of cuDNN's algorithms."""
+    """Say how a device computes: with TF32, in convolutions, too, or without."""
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.allow_tf32
     if accelerator.device.type != "cuda":
         return
-    torch.backends.cudnn.benchmark = True  # all batches are of one shape, or of a few
     major, _ = torch.cuda.get_device_capability(accelerator.device)
     if config.mixed_precision == "no" and not config.allow_tf32 and major >= 7:
         faster = "--mixed_precision bf16, or --allow_tf32 true," if major >= 8 else "--mixed_precision fp16"
@@ -196,8 +200,6 @@ def fit(config, accelerator, run, task):
         if accelerator.is_main_process or task.evaluation_steps:
             whole = copy.deepcopy(model)
         prepare_to_shard(model, accelerator)
-    elif accelerator.device.type == "cuda" and accelerator.state.deepspeed_plugin is None and is_convolutional(model):
-        model.to(memory_format=torch.channels_last)  # as the tensor cores take it
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.compile:
@@ -386,12 +388,6 @@ def hurry(lr_scheduler, steps, took, left):
     `left` are too few for all of its steps: it then ends with them."""
     share = took / max(left, took)
     lr_scheduler.last_epoch += max(0.0, share * (steps - lr_scheduler.last_epoch) - 1)
-
-
-def is_convolutional(model):
-    """Whether most of a network's weights are those of convolutions over images."""
-    sizes = [(parameter.numel(), parameter.ndim == 4) for parameter in model.parameters()]
-    return 2 * sum(size for size, of_images in sizes if of_images) > sum(size for size, _ in sizes)
 
 
 def has_saved_buffers(model):
