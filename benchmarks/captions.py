@@ -12,7 +12,7 @@ and with it, it is asked of real test pictures; of the drawings beside captions 
 whose caption is nearest, by MiniLM, to the caption asked for: what a mere search would show.
 
 In parts, each of which finds what the ones before have left in RUNS: `train`, `draw`, `score`. With --seconds the
-training has the steps that leave time for the rest. Writes OUTPUT.json and OUTPUT.png, and adds the
+training ends when time for the rest is left. Writes OUTPUT.json and OUTPUT.png, and adds the
 figures to the card in RUNS/diffusion/pipeline. --pack FILE collects all but weights and code.
 """
 
@@ -28,7 +28,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from efficientnet import EfficientNetFeatures
-from timed_training import train_to_fit
 from torch import nn
 
 from score_sde import load_bundle
@@ -36,7 +35,6 @@ from score_sde.pipelines import kinds
 from score_sde.pipelines.prompts import PROMPT_SETTINGS, encode, open_text_encoder, tokenize
 from score_sde.sharing.bundles import add_metrics
 from score_sde.training import train
-from score_sde.training.parts.options import parse
 from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.run_folder import read_records
 from score_sde.training.parts.samples import draw, from_bytes, to_bytes
@@ -46,6 +44,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # guidance scales of the drawings; the figures on the card are of the one in the middle
 SCALES = (1.0, 2.0, 3.0, 5.0)
 CANDIDATES = 50
+# seconds between the start of the training and its first step, and of the pipeline after its last
+OPENING = 20
 SKIN_TONES = {"all test captions": False, "without skin tones": True}
 # pictures have 64 pixels a side
 FEATURE_SIZE = 128
@@ -74,14 +74,16 @@ def train_model(options, ends):
     arguments = [options.config, "--dataset", options.dataset, "--text_encoder", options.text_encoder]
     arguments += ["--output_dir", options.runs / "diffusion", "--seed", options.seed]
     arguments += ["--sample_prompts", *sample_prompts(open_rows(options, "test")), "--sample_num_images", 40]
-    arguments += options.training
-    batch_size = parse(train.TrainConfig, list(map(str, arguments))).batch_size
+    arguments += ["--resume_from_checkpoint", "latest", *options.training]
+
+    def in_time():
+        return ["--max_train_seconds", max(1, ends - time.monotonic() - OPENING - options.reserve)] if ends else []
+
     try:
-        train_to_fit(ends and ends - time.monotonic() - options.reserve, batch_size, arguments)
+        train.main(list(map(str, [*arguments, *in_time()])))
     except Exception:  # of the compiler, which is not everywhere
         traceback.print_exc()
-        seconds = ends and ends - time.monotonic() - options.reserve
-        train_to_fit(seconds, batch_size, [*arguments, "--compile", "false"])
+        train.main(list(map(str, [*arguments, *in_time(), "--compile", "false"])))
 
 
 @torch.no_grad()

@@ -35,10 +35,9 @@ import datasets
 import matplotlib
 import torch
 from efficientnet import EfficientNetFeatures
-from timed_training import train_for
 
 from score_sde.pipelines.writing import whole_file
-from score_sde.training import encode_latents, train_autoencoder
+from score_sde.training import encode_latents, train, train_autoencoder
 from score_sde.training.parts import validation
 from score_sde.training.parts.run_folder import read_records
 
@@ -100,6 +99,11 @@ def faster():
     return {"allow_tf32": "true"} if torch.cuda.is_available() else {}
 
 
+def in_time(options, share=1):
+    """What ends a training in a share of its seconds, some of which are for its start and its pipeline."""
+    return {"max_train_seconds": max(1, share * options.seconds - 15)} if options.seconds else {}
+
+
 def source_of(options, name):
     """(images, autoencoder, folder) of an experiment."""
     runs = Path(options.runs) / name
@@ -127,17 +131,14 @@ def encode_classes(options, name):
 
 
 def train_source(options, name):
-    """Train the model to start from: in half of the time that is left, or, with --prepare, as far as that goes."""
+    """Train the model to start from: in half of the time that is left, or, with --prepare, in all of it."""
     _, _, runs = source_of(options, name)
     if (runs / "source" / "pipeline").is_dir():
         return
     steps = {"fashion_mnist": options.fashion_steps, "clothing128": options.clothing_steps}[name]
     given = {"latents": runs / "known_latents", "output_dir": runs / "source", "max_train_steps": steps, "seed": 1000}
-    arguments = arguments_of(f"{CONFIG[name]}/diffusion", **given | RESUMED | faster())
-    seconds = options.seconds and options.seconds * (1 if options.prepare else 0.5)
-    stopped = train_for(seconds, arguments, finish=not options.prepare)
-    if stopped is not None:
-        print(f"stopped at step {stopped} of {steps}")
+    given |= RESUMED | faster() | in_time(options, 1 if options.prepare else 0.5)
+    train.main(arguments_of(f"{CONFIG[name]}/diffusion", **given))
 
 
 # one after the other, each in a process of its own
@@ -166,7 +167,7 @@ def train_model(options, name, arm, seed):
         "on_existing_run": "set_aside",
     }
     arguments |= ({"init_from": runs / "source" / "pipeline"} if starts else {}) | more | faster()
-    train_for(options.seconds, arguments_of(f"{CONFIG[name]}/diffusion", **arguments))
+    train.main(arguments_of(f"{CONFIG[name]}/diffusion", **arguments | in_time(options)))
 
 
 def folder_of(options, name, arm, seed):

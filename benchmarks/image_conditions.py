@@ -17,13 +17,9 @@ trained already is not trained again.
 
 import argparse
 import json
-import os
 import re
-import signal
 import tarfile
-import threading
 import time
-import traceback
 from pathlib import Path
 
 import psutil
@@ -31,19 +27,17 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from efficientnet import EfficientNetFeatures
-from reference_work import LITTLE, save_grid
+from reference_work import LITTLE, OPENING, save_grid
+from work import Work
 
 from score_sde import ScoreSDEInversePipeline, ScoreSDEPipeline
 from score_sde.pipelines.image_conditions import Measurement
 from score_sde.training import train
-from score_sde.training.parts.checkpoints import list_checkpoints
 from score_sde.training.parts.config import DataConfig
 from score_sde.training.parts.data import ImageDataset
-from score_sde.training.parts.loop import EXIT_RESUME
 from score_sde.training.parts.metrics import Moments, frechet_distance
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.provenance import provenance
-from score_sde.training.parts.run_folder import read_records
 from score_sde.training.parts.samples import quantized
 
 
@@ -56,50 +50,12 @@ TASKS = {
     ),
     "colourisation": ("grayscale", "grey", lambda y: y.expand(-1, 3, -1, -1)),
 }
-# seconds that all measurements of a task may take; a stopped training until its pipeline is there; and packing
+# seconds that all measurements of a task may take; and packing
 MEASURING = 40
-FINISHING = 8
 PACKING = 5
 SHOWN = 12
 TINY_UNET = "{block_out_channels: [16, 16, 16], layers_per_block: 1, attention_resolutions: [16]}"
 LITTLE_SAMPLES = ["--sample_num_images", "4", "--sample_num_inference_steps", "2", "--network_kwargs", TINY_UNET]
-
-
-class Work:
-    """The time that there is, and what was found: `ends`, a time.monotonic(); `facts`, which `write` adds to."""
-
-    def __init__(self, options):
-        self.options, self.data, self.folder = options, options.data, options.output
-        # of the process, whose imports take time, too
-        self.began = time.monotonic() - (time.time() - psutil.Process().create_time())
-        self.ends = self.began + options.seconds - PACKING
-        self.facts = {"failed": {}}
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def left(self):
-        return self.ends - time.monotonic()
-
-    def write(self, **facts):
-        self.facts |= facts | {"seconds": round(time.monotonic() - self.began, 1)}
-        temporary = self.folder / "result.json.partial"
-        temporary.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / "result.json")
-
-    def part(self, name, function, *arguments, least=3.0):
-        """What a function returns, without which the others go on: None where it fails, or no time is left for it,
-        which is written."""
-        began, found = time.monotonic(), None
-        try:
-            if self.left() < least:
-                raise TimeoutError(f"{self.left():.0f} s are left")
-            found = function(*arguments)
-        except (Exception, SystemExit) as error:
-            traceback.print_exc()
-            self.facts["failed"][name] = "".join(traceback.format_exception(error))[-3000:]
-        seconds = round(time.monotonic() - began, 1)
-        print(f"{name}: {seconds} s", flush=True)
-        self.write(**{f"seconds_of_{name}": seconds})
-        return found
 
 
 def train_models(work, names, ends):
@@ -107,33 +63,19 @@ def train_models(work, names, ends):
     waiting = [name for name in names if not is_trained(work, name)]
     for i, name in enumerate(waiting):
         until = time.monotonic() + (ends - time.monotonic()) / (len(waiting) - i)
-        work.part(f"training_{name}", train_model, work, name, until)
+        with work.part(f"training_{name}"):
+            work.needs(3)
+            train_model(work, name, until)
 
 
 def train_model(work, name, until):
-    """Train by a configuration until a time, when it is stopped as SIGTERM stops it, and keep what there is."""
-    output = work.folder / name
+    """Train by a configuration, its steps or those that there is time for, `until` a time."""
+    output, seconds = work.folder / name, max(1, until - OPENING - time.monotonic())
     arguments = [f"clothing64/{name}", "--dataset", work.data / "clothing256" / "train.parquet", "--output_dir", output]
-    arguments = [*map(str, arguments), "--on_existing_run", "set_aside", "--seed", str(work.options.seed)]
-    if work.options.little:
-        arguments += [*LITTLE, *LITTLE_SAMPLES]
-    # one that comes when the loop is over changes nothing
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    stop = threading.Timer(max(1, until - FINISHING - time.monotonic()), os.kill, (os.getpid(), signal.SIGTERM))
-    stop.daemon = True
-    stop.start()
-    try:
-        train.main(arguments)
-    except SystemExit as stopped:
-        if stopped.code != EXIT_RESUME:
-            raise
-        step = list_checkpoints(output)[-1].rpartition("-")[2]
-        train.main([*arguments, "--resume_from_checkpoint", "latest", "--max_train_steps", str(int(step))])
-    finally:
-        stop.cancel()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    lines = read_records(str(output / "log.jsonl"))
-    work.write(**{f"log_of_{name}": lines[:1] + lines[-1:]})
+    arguments += ["--on_existing_run", "set_aside", "--seed", work.options.seed, "--max_train_seconds", seconds]
+    arguments += [*LITTLE, *LITTLE_SAMPLES] if work.options.little else []
+    train.main(list(map(str, arguments)))
+    work.write(**{f"log_of_{name}": work.speed(name)})
 
 
 def is_trained(work, name):
@@ -215,37 +157,36 @@ def measure(work, judge, task):
     images = quantized(plain(y).clamp(-1, 1))
     add(plain_name, images, time.perf_counter() - begin, nfe=0)
 
-    def by_condition():
-        pipeline = opened(ScoreSDEPipeline, work, task, judge.device)
-
-        def call(rows, generators):
-            seen = (y[rows] / 2 + 0.5).clamp(0, 1)
-            return pipeline(condition_image=seen, num_inference_steps=steps, generator=generators, output_type="pt")
-
-        images, seconds, nfe = drawn(call, count, batch_size, options.seed)
-        add("ours", images, seconds, nfe=nfe)
-        several = [images]
-        while len(several) < (2 if options.little else options.samples) and work.left() > MEASURING / 2:
-            images, more, _ = drawn(call, count, batch_size, options.seed + len(several) * count)
-            several.append(images)
-            seconds += more
-        mean = quantized(torch.stack(several).mean(0))
-        add(f"ours, mean of {len(several)}", mean, seconds, nfe=nfe * len(several))
-
-    def by_pigdm():
-        pipeline = opened(ScoreSDEInversePipeline, work, "diffusion", judge.device)
-        arguments = {"method": "pigdm", "num_inference_steps": 2 if options.little else options.pigdm_steps}
-
-        def call(rows, generators):
-            return pipeline(measurement.operator, y[rows], generator=generators, output_type="pt", **arguments)
-
-        images, seconds, nfe = drawn(call, count, batch_size, options.seed)
-        add("pigdm", images, seconds, nfe=nfe)
-
     if is_trained(work, task):
-        work.part(f"{task}_by_condition", by_condition)
+        with work.part(f"{task}_by_condition"):
+            work.needs(3)
+            pipeline = opened(ScoreSDEPipeline, work, task, judge.device)
+
+            def by_condition(rows, generators):
+                seen = (y[rows] / 2 + 0.5).clamp(0, 1)
+                return pipeline(condition_image=seen, num_inference_steps=steps, generator=generators, output_type="pt")
+
+            images, seconds, nfe = drawn(by_condition, count, batch_size, options.seed)
+            add("ours", images, seconds, nfe=nfe)
+            several = [images]
+            while len(several) < (2 if options.little else options.samples) and work.left() > MEASURING / 2:
+                images, more, _ = drawn(by_condition, count, batch_size, options.seed + len(several) * count)
+                several.append(images)
+                seconds += more
+            mean = quantized(torch.stack(several).mean(0))
+            add(f"ours, mean of {len(several)}", mean, seconds, nfe=nfe * len(several))
+
     if is_trained(work, "diffusion"):
-        work.part(f"{task}_by_pigdm", by_pigdm)
+        with work.part(f"{task}_by_pigdm"):
+            work.needs(3)
+            inverse = opened(ScoreSDEInversePipeline, work, "diffusion", judge.device)
+            arguments = {"method": "pigdm", "num_inference_steps": 2 if options.little else options.pigdm_steps}
+
+            def by_pigdm(rows, generators):
+                return inverse(measurement.operator, y[rows], generator=generators, output_type="pt", **arguments)
+
+            images, seconds, nfe = drawn(by_pigdm, count, batch_size, options.seed)
+            add("pigdm", images, seconds, nfe=nfe)
 
 
 def opened(pipeline_class, work, name, device):
@@ -300,11 +241,15 @@ def main():
     if options.data is None:
         parser.error("--data is missing: the folder of the data")
 
-    work = Work(options)
+    # of the process, whose imports take time, too
+    seconds = options.seconds - PACKING - (time.time() - psutil.Process().create_time())
+    work = Work("image_conditions", options, options.data, seconds)
     device = Accelerator(cpu=not torch.accelerator.is_available()).device
     torch.set_float32_matmul_precision("high")
     work.write(options={name: str(value) for name, value in vars(options).items()}, **provenance(device))
-    judge = work.part("photographs", Judge, work, device)
+    judge = None
+    with work.part("photographs"):
+        judge = Judge(work, device)
     # what is measured of a task takes time before the next is trained
     measuring = 3 if options.little else MEASURING
     both = ("super_resolution", "diffusion")
@@ -314,7 +259,9 @@ def main():
         if task not in both:
             train_models(work, (task,), work.ends - measuring)
         if judge is not None:
-            work.part(task, measure, work, judge, task)
+            with work.part(task):
+                work.needs(3)
+                measure(work, judge, task)
     work.write(done=True)
     if options.pack:
         pack(options.output, options.pack)

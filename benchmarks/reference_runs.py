@@ -163,7 +163,7 @@ def main():
         # imported here, so that the main process starts at once
         import reference_work
 
-        work = reference_work.Work(options)
+        work = reference_work.Run(options)
         work.write()
         reference_work.RUNS[options.run](work)
         return

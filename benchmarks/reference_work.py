@@ -2,8 +2,6 @@
 
 import json
 import time
-import traceback
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -13,6 +11,7 @@ from cifar10 import ResNet56Features
 from efficientnet import EfficientNetFeatures
 from reference_runs import MEASURING
 from safetensors.torch import load_file, save
+from work import Work
 
 from score_sde.pipelines import kinds
 from score_sde.pipelines.latents import encode_moments
@@ -29,7 +28,6 @@ from score_sde.training.parts.plots import plot_runs
 from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.real_images import complete
 from score_sde.training.parts.rounds import FeatureTable, real_batches, rounds
-from score_sde.training.parts.run_folder import read_records
 from score_sde.training.parts.samples import draw, labels_of, quantized
 
 
@@ -44,45 +42,13 @@ LITTLE += ["--compile", "false", "--num_workers", "0", "--mixed_precision", "no"
 LITTLE_DIFFUSION = [*LITTLE, "--sample_num_images", "10", "--sample_num_inference_steps", "2", "--network_kwargs"]
 
 
-class Work:
-    """A run's time, folders and findings.
-
-    Attributes: `ends`, time.monotonic() when it must be through; `folder`; `data`; `facts`, which `write` adds to.
-    """
+class Run(Work):
+    """One of the reference runs."""
 
     def __init__(self, options):
-        self.name, self.data, self.folder, self.options = options.run, options.data[0], options.output, options
-        self.began = time.monotonic()
-        self.ends = self.began + options.until - time.time()
-        self.facts = {"run": self.name, "failed": {}, "compiled": not options.eager, "torch": torch.__version__}
-        self.facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def left(self):
-        return self.ends - time.monotonic()
-
-    def needs(self, seconds):
-        """Raise TimeoutError where they aren't left."""
-        if self.left() < seconds:
-            raise TimeoutError(f"{self.left():.0f} s are left of {seconds} that are needed")
-
-    def write(self, **facts):
-        self.facts |= facts | {"seconds": round(time.monotonic() - self.began, 1)}
-        temporary = self.folder / "result.json.partial"
-        temporary.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / "result.json")
-
-    @contextmanager
-    def part(self, name):
-        """A part without which the others go on: where it fails, that is written."""
-        began = time.monotonic()
-        try:
-            yield
-            print(f"[{self.name}] {name}: {time.monotonic() - began:.1f} s", flush=True)
-        except (Exception, SystemExit) as error:
-            traceback.print_exc()
-            self.facts["failed"][name] = "".join(traceback.format_exception(error))[-3000:]
-        self.write(**{f"seconds_of_{name}": round(time.monotonic() - began, 1)})
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        facts = {"run": options.run, "compiled": not options.eager, "torch": torch.__version__, "device": device}
+        super().__init__(options.run, options, options.data[0], options.until - time.time(), **facts)
 
     def train(self, main, arguments, little, until=None):
         """Train by a script's main, the steps of its configuration or those that there is time for, `until` a time."""
@@ -98,14 +64,6 @@ class Work:
     def is_trained(self, output):
         """Whether there is something to measure, and time is meant for it."""
         return not self.options.warm_up and (output / "pipeline/model_index.json").is_file()
-
-    def speed(self, folder):
-        """What the log says of a run."""
-        lines = read_records(str(self.folder / folder / "log.jsonl"))
-        keys = ("images_per_second", "mfu", "waiting_for_data", "tflops_per_second")
-        later = lines[1:] or lines
-        medians = {key: sorted(line[key] for line in later)[len(later) // 2] for key in keys if later}
-        return {"first": lines[:1], "last": lines[-1:], "medians": medians}
 
 
 # --- features -----------------------------------------------------------------------------------------------------

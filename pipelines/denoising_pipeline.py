@@ -184,7 +184,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         """
         if height is None and width is None:
             return
-        network, factor = self.denoiser, 1 if self.vae is None else spatial_factor(self.vae)
+        network, factor = self.denoiser, spatial_factor(self.vae)
         size = self.kind.of_size(height, width, divisors_of_sides(network.config), factor).size
         if type(network).__name__ in SQUARES_ALONE and len(set(size)) > 1:
             raise ValueError(
@@ -197,7 +197,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         """`set_size` by images, or by clean samples of what the network generates. What is no image stays as it is."""
         given, wanted = (images if samples is None else samples), self.sample_shape(1)
         if torch.is_tensor(given) and given.ndim == len(wanted) == 4:
-            factor = 1 if samples is None or self.vae is None else spatial_factor(self.vae)
+            factor = 1 if samples is None else spatial_factor(self.vae)
             self.set_size(*(side * factor for side in given.shape[2:]))
 
     @property
@@ -367,10 +367,10 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
     def condition_shape(self) -> tuple[int, ...]:
         """Shape (channels, height, width) of a condition image as a user gives it."""
         kind, channels = self.kind, self.denoiser.config["condition_channels"]
-        size, source = kind.size, self.config["condition_from"]
+        factor, source = spatial_factor(self.vae), self.config["condition_from"]
+        size = tuple(side * factor for side in kind.size)
         if self.vae is not None:
-            channels, factor = self.vae.config.in_channels, spatial_factor(self.vae)
-            size = tuple(side * factor for side in size)
+            channels = self.vae.config.in_channels
         if source is not None:
             measurement = Measurement(source)
             channels, size = measurement.channels(channels), tuple(side // measurement.factor for side in size)
@@ -406,7 +406,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
                 f"condition_image is of {found} {kind.unit}; this model takes {wanted}"
                 + (f", as {source} makes them" if source else ": resize it, or pass height and width")
             )
-        factor = 1 if self.vae is None else spatial_factor(self.vae)
+        factor = spatial_factor(self.vae)
         images = at_size(images, [side * factor for side in kind.size])
         if self.vae is not None:
             images = images.expand(-1, self.vae.config.in_channels, -1, -1)

@@ -85,7 +85,9 @@ def autoencoder_of(name):
 
 
 def spatial_factor(vae):
-    """How many times smaller than an image its latent is, in height and width."""
+    """How many times smaller than an image its latent is, in height and width; 1 where there is no autoencoder."""
+    if vae is None:
+        return 1
     value = vae.config[autoencoder_of(type(vae).__name__).levels]
     return value if isinstance(value, int) else 2 ** (len(value) - 1)
 

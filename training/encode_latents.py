@@ -73,8 +73,6 @@ class EncodeConfig(PrecisionConfig, DataConfig, CaptionConfig, ImageConditionCon
         yield from self.precision_problems(("no", "bf16"))
         yield from self.condition_problems()
         yield from self.bucket_problems()
-        if self.has_conditions and self.aspect_ratio_buckets:
-            yield "condition images and aspect_ratio_buckets do not go together: leave one of them out"
         if self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
         elif not self.reads_captions and (self.max_caption_tokens or self.caption_layers):
@@ -101,9 +99,8 @@ def main(argv=None):
         captions = CaptionEncoder(config.text_encoder, config.given_settings())
         reader = captions.reader(config.caption_column, seed=None)
     with accelerator.main_process_first():
-        named = {"sizes": config.sizes, "first_size": config.first_size} if config.sizes else {}
-        pairs = config.paired_column(config.image_channels)
-        dataset = NumberedRows(config, captions=reader, condition=pairs, **named)
+        pairs, sizes = config.paired_column(config.image_channels), config.sizes
+        dataset = NumberedRows(config, captions=reader, condition=pairs, sizes=sizes, first_size=config.first_size)
     accelerator.print(dataset.describe())
     vae = load_vae(config.vae)
     vae_fingerprint = fingerprint(vae)

@@ -353,7 +353,7 @@ def measure_loss(pipeline, test, config, accelerator):
     losses = torch.cat(losses).double()
     error = f"standard error {float(losses.std() / count**0.5):.4f}" if count > 1 else "one image"
     print(f"loss {losses.mean():.4f} on {count} {config.test_split} images, {error}")
-    metric = {"name": f"loss on {config.test_split} images{of_other_data(config)}", "value": float(losses.mean())}
+    metric = {"name": f"loss on {config.test_split} images{of_other_data(config)}"}
     metric |= {"value": float(f"{losses.mean():.5g}"), "n": count, "type": "loss", "split": config.test_split}
     metric |= {"time_density": objective.time_density, "weighting": objective.weighting}
     metric["explanation"] = f"the loss that it was trained by, of images that it has not seen, {error}."

@@ -135,8 +135,6 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Image
         yield from ValidationConfig.problems(self)
         yield from self.caption_problems()
         yield from self.condition_problems()
-        if self.has_conditions and self.aspect_ratio_buckets:
-            yield "condition images and aspect_ratio_buckets do not go together: leave one of them out"
         if not self.latents and self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
         if not self.latents and not self.reads_captions:

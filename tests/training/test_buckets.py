@@ -385,7 +385,7 @@ def test_two_processes_train_as_one(pictures, tmp_path):
     ("arguments", "message"),
     [
         (["--streaming"], "a stream doesn't know: leave streaming out"),
-        (["--cache_images"], "cache_images keeps images of one size"),
+        (["--cache_images"], "cache_images needs a dataset of images of one size"),
         (["--latents", "somewhere"], "pass them to `score-sde encode-latents`"),
         (
             ["--aspect_ratio_buckets", "8,8;9,12"],

@@ -58,8 +58,6 @@ class CleanDataConfig(DataConfig, BucketConfig):
             yield "aspect_ratio_buckets are of images: pass them to `score-sde encode-latents`, and latents keep them"
         if self.aspect_ratio_buckets and self.streaming:
             yield "aspect_ratio_buckets need the size of every image, which a stream doesn't know: leave streaming out"
-        if self.aspect_ratio_buckets and self.cache_images:
-            yield "cache_images keeps images of one size, the square of the resolution: leave aspect_ratio_buckets out"
         if self.normalize_latents and not self.latents:
             yield "normalize_latents needs the statistics of latents: encode them by `score-sde encode-latents`"
         if self.shuffle_buffer < 1:

@@ -38,6 +38,8 @@ class ImageConditionConfig:
     def condition_problems(self):
         if self.condition_column and self.condition_from:
             yield "condition_column and condition_from were given: pass one of them"
+        if self.has_conditions and self.aspect_ratio_buckets:
+            yield "condition images and aspect_ratio_buckets do not go together: leave one of them out"
         if self.condition_channels not in (None, 1, 3):
             yield f"condition_channels {self.condition_channels} must be 1 or 3"
         elif self.condition_channels is not None and not self.reads_conditions:

@@ -73,7 +73,7 @@ def check_conditions(model, conditions):
 def check_sizes(model, sizes, vae=None):
     """Raise ValueError for images of sizes, (height, width) in pixels, that a network or its autoencoder can't have,
     naming the nearest ones that they can."""
-    network, factor = model.config, 1 if vae is None else spatial_factor(vae)
+    network, factor = model.config, spatial_factor(vae)
     for height, width in sizes:
         try:
             kind_of(network, None if vae is None else vae.config).of_size(

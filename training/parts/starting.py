@@ -253,7 +253,7 @@ def sizes_of(start):
     config, vae = start.network.config, start.vae
     size = config.get("sample_size")
     sizes = {size} if isinstance(size, int) else set(size or ())
-    factor, channels = (1, sample_channels(config)) if vae is None else (spatial_factor(vae), vae.config.in_channels)
+    factor, channels = spatial_factor(vae), sample_channels(config) if vae is None else vae.config.in_channels
     found = {"resolution": sizes.pop() * factor} if len(sizes) == 1 else {}
     return found | ({"image_channels": channels} if channels in (1, 3) else {})
 
