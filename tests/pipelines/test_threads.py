@@ -143,12 +143,10 @@ OF_ITS_OWN = {"from_config": lambda scheduler: type(scheduler).from_config(sched
 def test_threads_share_the_networks_of_a_stock_pipeline_by_a_scheduler_for_each(own):
     pipeline = stable_diffusion(ScoreSDEScheduler.from_config(diffusers.DDIMScheduler().config))
 
-    def call(i):
-        view = pipeline.from_pipe(pipeline, scheduler=OF_ITS_OWN[own](pipeline.scheduler))
-        assert view.unet is pipeline.unet
-        return draw_text(view, 4 + i, guidance_scale=1.0 + i)
-
-    assert_the_same([lambda i=i: call(i) for i in range(3)])
+    # before the threads begin: from_pipe touches the networks
+    views = [pipeline.from_pipe(pipeline, scheduler=OF_ITS_OWN[own](pipeline.scheduler)) for _ in range(3)]
+    assert all(view.unet is pipeline.unet for view in views)
+    assert_the_same([lambda i=i: draw_text(views[i], 4 + i, guidance_scale=1.0 + i) for i in range(3)])
 
 
 @pytest.mark.parametrize("stock", [False, True], ids=["ours", "DDIM"])

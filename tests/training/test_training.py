@@ -359,7 +359,7 @@ def test_the_presets_fit_their_scripts(config_class, name, tmp_path):
         (evaluate.main, [], "pass either --pipeline or --samples"),
         (evaluate.main, ["--samples", "x.npz"], "samples are measured by --features alone"),
         (evaluate.main, ["--label_column", "none"], "label_column is missing"),
-        (evaluate.main, ["--num_images", "0"], "num_images 0 and likelihood 0: one of them must be positive"),
+        (evaluate.main, ["--num_images", "0"], "num_images 0, likelihood 0, loss 0: one of them must be positive"),
     ],
 )
 def test_bad_options_of_the_other_scripts(main, arguments, message, capsys):
