@@ -123,10 +123,16 @@ def test_another_scheduler_set_during_a_call_is_for_the_next():
 # --- stock pipelines --------------------------------------------------------------------------------------------------
 
 
-def draw_text(pipeline, steps, **arguments):
+def embedded(pipeline):
+    """The prompt's embeddings: text encoders of transformers are not for several threads at once."""
+    names = ("prompt_embeds", "negative_prompt_embeds")
+    return dict(zip(names, pipeline.encode_prompt("a dog", "cpu", 1, True), strict=True))
+
+
+def draw_text(pipeline, steps, prompt, **arguments):
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
-        "a dog",
+        **prompt,
         height=16,
         width=16,
         num_inference_steps=steps,
@@ -146,7 +152,8 @@ def test_threads_share_the_networks_of_a_stock_pipeline_by_a_scheduler_for_each(
     # before the threads begin: from_pipe touches the networks
     views = [pipeline.from_pipe(pipeline, scheduler=OF_ITS_OWN[own](pipeline.scheduler)) for _ in range(3)]
     assert all(view.unet is pipeline.unet for view in views)
-    assert_the_same([lambda i=i: draw_text(views[i], 4 + i, guidance_scale=1.0 + i) for i in range(3)])
+    prompt = embedded(pipeline)
+    assert_the_same([lambda i=i: draw_text(views[i], 4 + i, prompt, guidance_scale=1.0 + i) for i in range(3)])
 
 
 @pytest.mark.parametrize("stock", [False, True], ids=["ours", "DDIM"])
@@ -154,16 +161,17 @@ def test_two_calls_of_a_stock_pipeline_at_once_need_two_schedulers(stock):
     """Stock pipelines keep where they are in the scheduler: a call in the midst of another, as of a second thread."""
     scheduler = diffusers.DDIMScheduler()
     pipeline = stable_diffusion(scheduler if stock else ScoreSDEScheduler.from_config(scheduler.config))
+    prompt = embedded(pipeline)
 
     def another(pipeline, step, timestep, tensors, scheduler):
         if step == 1:
-            draw_text(pipeline.from_pipe(pipeline, scheduler=scheduler), 3)
+            draw_text(pipeline.from_pipe(pipeline, scheduler=scheduler), 3, prompt)
         return {}
 
     def while_another_draws(scheduler):
-        return draw_text(pipeline, 6, callback_on_step_end=lambda *now: another(*now, scheduler))
+        return draw_text(pipeline, 6, prompt, callback_on_step_end=lambda *now: another(*now, scheduler))
 
-    alone = draw_text(pipeline, 6)
+    alone = draw_text(pipeline, 6, prompt)
     assert torch.equal(while_another_draws(copy.deepcopy(pipeline.scheduler)), alone)
     try:
         mixed = while_another_draws(pipeline.scheduler)
