@@ -49,6 +49,7 @@ HELP = {
     "evaluate": "Measure a pipeline, or images.",
     "reconstruct-ema": "Average the weights of a finished run anew.",
     "share-latents": "Push latents to the Hub, as a dataset.",
+    "tokenizer": "Make a tokenizer from texts.",
 }
 
 
@@ -125,18 +126,6 @@ OF_IMAGES = ("negative_prompt", "condition_image", "height", "width")
 OF_TEXTS = ("length", "block_length", "temperature", "top_p", "top_k", "stream")
 
 
-def makes_texts(folder_or_repo, **download):
-    """Whether a pipeline makes texts, by its model_index.json alone."""
-    from score_sde.pipelines.bundle_files import read_index
-    from score_sde.sharing.downloading import NoPipelineFolder, fetch
-    from score_sde.sharing.token_facts import is_of_tokens
-
-    try:
-        return is_of_tokens(read_index(fetch(folder_or_repo, patterns=["model_index.json"], **download)[0]))
-    except NoPipelineFolder:  # an adapter
-        return False
-
-
 def refuse(context, names, what):
     """Raise ValueError for options that were given and mean nothing for what a model makes."""
     found = [name for name in names if context.get_parameter_source(name).name == "COMMANDLINE"]
@@ -196,6 +185,7 @@ def sample(
     import torch
 
     from score_sde import ScoreSDEScheduler
+    from score_sde.sharing.token_facts import makes_texts
 
     if output is not None:
         check_folder("--output", output)
@@ -203,8 +193,6 @@ def sample(
         raise ValueError(f"--dtype {dtype!r} is unknown; choose one of float32, bfloat16, float16")
     opening = {"network": network, "dtype": getattr(torch, dtype), **given(revision=revision)}
     if makes_texts(bundle, **given(revision=revision)):
-        from score_sde.cli_texts import sample_texts
-
         refuse(context, OF_IMAGES, "texts")
         ...
         return

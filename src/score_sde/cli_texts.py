@@ -2,11 +2,9 @@
 
 import json
 import shutil
-import sys
 
 import torch
 
-from .pipelines.wording import one_line
 from .pipelines.writing import whole_file
 
 

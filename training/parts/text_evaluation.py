@@ -1,30 +1,19 @@
 """Measure a pipeline of texts: the bound on the likelihood of held-out ones, and figures of generated ones."""
 
-import json
 import os
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import ClassVar
 
-import torch
-
 from score_sde.pipelines.wording import unknown
-from score_sde.sharing.bundles import add_metrics, load_bundle
-from score_sde.sharing.facts import dataset_name
 
-from .bound import bound_metrics, measure_bound
+from .bound import measure_bound
 from .config import LoaderConfig, option
-from .figures import averaging_facts
 from .networks import outside_classes
-from .options import WORK_BEGUN
-from .provenance import provenance
 from .real_images import training_facts
-from .rounds import rounds
-from .samples import labels_of
-from .sources import text_on_hub
 from .text_data import TextClasses, TextDataConfig, Texts, TokenDataset
 from .text_figures import FIGURES
-from .text_task import bound_of, write_texts
+from .text_task import bound_of
 
 
 @dataclass
@@ -144,4 +133,6 @@ def measure_likelihood(pipeline, data, config, accelerator):
     """The bound on the likelihood of held-out texts; the same in every process."""
     told = ["class_labels"] if data.classes is not None else []
     losses = partial(bound_of, pipeline.scheduler, pipeline.denoiser, conditions=told)
-    return measure_bound(losses, data.dataset, config.likelihood, config, accelerator, config.seed, config.num_times, "bound")
+    return measure_bound(
+        losses, data.dataset, config.likelihood, config, accelerator, config.seed, config.num_times, "bound"
+    )
