@@ -44,9 +44,9 @@ from score_sde.pipelines.writing import whole_folder, write_json
 from score_sde.schedulers.paths import moved
 
 from .averages import Averages, gathered
+from .batches import training_batches
 from .checkpoints import resume, save_checkpoint
 from .cores import warn_of_busy_cores
-from .data import mix_seeds, training_batches
 from .flops import FlopCounter, measured_peak
 from .optimizers import make_optimizer
 from .options import WORK_BEGUN
@@ -54,6 +54,7 @@ from .plots import plot_runs
 from .precision import automatic_precision
 from .provenance import provenance, typed_command
 from .run_folder import surviving
+from .seeds import mix_seeds
 from .tasks import TrainingState
 from .trackers import show_picture, start_trackers
 
