@@ -19,8 +19,8 @@ for name in [name for name in sys.modules if name.split(".")[0] == "score_sde"]:
 sys.meta_path.insert(0, Blocked())
 import torch
 """
-# then opens a bundle by the code that it carries, and compares what it draws with an image; its arguments are the image,
-# the bundle, and what the pipeline is told
+# then opens a bundle by the code that it carries, and compares what it draws with an image; its arguments are the
+# image, the bundle, and what the pipeline is told
 LOAD_BY_REMOTE_CODE = f"""{WITHOUT_PACKAGE}
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file

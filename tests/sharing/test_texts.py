@@ -11,7 +11,7 @@ import pytest
 from bundles import WITHOUT_PACKAGE
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from texts import text_pipeline, written
+from texts import characters_pipeline, written
 
 from score_sde import DiscreteScoreScheduler, ScoreSDETextPipeline, load_bundle, save_bundle
 from score_sde.sharing import info
@@ -34,7 +34,7 @@ METRIC = {
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return text_pipeline(num_classes=2, id2label=NAMES)
+    return characters_pipeline(num_classes=2, id2label=NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_info_says_what_it_is(bundle):
         **{"process": "absorbing", "noise": "log_linear", "vocab_size": 12, "length": 12},
         "tokenizer": "characters",
     }
-    assert "path" not in found and found["prediction"] == "sample" and found["sampler"] == {}
+    assert "path" not in found and found["prediction"] == "sample" and set(found["sampler"]) <= {"corrector_steps"}
     text = info.as_text(found)
     for line in (
         "process +absorbing, log_linear noise",
@@ -146,8 +146,8 @@ def test_info_says_what_it_is(bundle):
 def test_info_knows_what_tokens_are(kind, words, tmp_path):
     from score_sde.training.parts.tokenizers import make_tokenizer
 
-    tokenizer = make_tokenizer(kind, ["ab ab abc " * 9], **({"vocab_size": 260} if kind == "bpe" else {}))
-    pipeline = text_pipeline(tokenizer=tokenizer, process="uniform", noise="cosine")
+    tokenizer = make_tokenizer(kind, ["ab abc abcd " * 9], **({"vocab_size": 260} if kind == "bpe" else {}))
+    pipeline = characters_pipeline(tokenizer=tokenizer, process="uniform", noise="cosine")
     found = info.describe(save_bundle(pipeline, tmp_path / "bundle"))["tokens"]
     assert (found["tokenizer"], found["vocab_size"]) == (words, len(tokenizer))
     assert (found["process"], found["noise"]) == ("uniform", "cosine")
@@ -177,7 +177,7 @@ def test_the_card_says_what_the_files_know(bundle):
 
 
 def test_a_card_without_facts_says_so(tmp_path):
-    text = Path(save_bundle(text_pipeline(), tmp_path / "bundle"), "README.md").read_text()
+    text = Path(save_bundle(characters_pipeline(), tmp_path / "bundle"), "README.md").read_text()
     assert "An unconditional model of texts" in text and "How good its texts are was not measured." in text
     assert "## Samples" not in text and "## Measured" not in text and "## Training" not in text
     assert "pipe(batch_size=4).texts" in text
