@@ -4,12 +4,17 @@ import re
 
 
 # what cannot be written, or would turn the direction of writing
-UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def one_line(value):
     """A text, or what else has one, in one line, without what a terminal or a page would obey."""
-    return UNWRITABLE.sub("\ufffd", " ".join(str(value).split()))
+    return _UNWRITABLE.sub("\ufffd", " ".join(str(value).split()))
+
+
+def printable(text):
+    """A text of several lines without what a terminal or a page would obey."""
+    return "\n".join(_UNWRITABLE.sub("\ufffd", line.expandtabs()) for line in text.split("\n"))
 
 
 def shortened(text):

@@ -49,6 +49,7 @@ HELP = {
     "evaluate": "Measure a pipeline, or images.",
     "reconstruct-ema": "Average the weights of a finished run anew.",
     "share-latents": "Push latents to the Hub, as a dataset.",
+    "tokenizer": "Make a tokenizer from texts.",
 }
 
 
@@ -125,23 +126,11 @@ OF_IMAGES = ("negative_prompt", "condition_image", "height", "width")
 OF_TEXTS = ("length", "block_length", "temperature", "top_p", "top_k", "stream")
 
 
-def makes_texts(folder_or_repo, **download):
-    """Whether a pipeline makes texts, by its model_index.json alone."""
-    from score_sde.pipelines.bundle_files import read_index
-    from score_sde.sharing.downloading import NoPipelineFolder, fetch
-    from score_sde.sharing.token_facts import is_of_tokens
-
-    try:
-        return is_of_tokens(read_index(fetch(folder_or_repo, patterns=["model_index.json"], **download)[0]))
-    except NoPipelineFolder:  # an adapter
-        return False
-
-
 def refuse(context, names, what):
     """Raise ValueError for options that were given and mean nothing for what a model makes."""
     found = [name for name in names if context.get_parameter_source(name).name == "COMMANDLINE"]
     if found:
-        raise ValueError(f"--{found[0]} means nothing here: this model makes {what}")
+        raise ValueError(f"--{found[0]} means nothing for this model, which makes {what}")
 
 
 @app.command()
@@ -176,7 +165,9 @@ def sample(
     block_length: Annotated[
         int | None, typer.Option("--block_length", help="Write texts block by block, of so many tokens each.")
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="Below 1, likelier tokens are drawn.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Below 1, likelier tokens.", show_default="the pipeline's")
+    ] = None,
     top_p: Annotated[float | None, typer.Option("--top_p", help="Draw from the fewest tokens with this share.")] = None,
     top_k: Annotated[int | None, typer.Option("--top_k", help="Draw from the so many likeliest tokens.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show a text while it forms.")] = False,
@@ -195,25 +186,48 @@ def sample(
     """Draw a grid of samples, or texts."""
     import torch
 
-    from score_sde import ScoreSDEScheduler
+    from score_sde import DiscreteScoreScheduler, ScoreSDEScheduler
+    from score_sde.cli_texts import check_terminal, check_texts_file, draw_texts, print_texts, write_texts
+    from score_sde.sharing.token_facts import makes_texts
 
     if output is not None:
         check_folder("--output", output)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {dtype!r} is unknown; choose one of float32, bfloat16, float16")
-    opening = {"network": network, "dtype": getattr(torch, dtype), **given(revision=revision)}
-    if makes_texts(bundle, **given(revision=revision)):
-        from score_sde.cli_texts import sample_texts
-
-        refuse(context, OF_IMAGES, "texts")
-        ...
-        return
-    refuse(context, OF_TEXTS, "no texts")
-    output = output or "samples.png"
-    check_png("--output", output)
-    pipeline = open_pipeline(bundle, device, **opening)
+    is_of_texts = makes_texts(bundle, **given(revision=revision))
+    refuse(context, OF_IMAGES if is_of_texts else OF_TEXTS, "texts" if is_of_texts else "no texts")
+    if is_of_texts:
+        if output is not None:
+            check_texts_file("--output", output)
+        if stream:
+            check_terminal("--stream")
+    else:
+        output = output or "samples.png"
+        check_png("--output", output)
+    pipeline = open_pipeline(bundle, device, network, dtype=getattr(torch, dtype), **given(revision=revision))
     if predictor is not None:
-        pipeline.scheduler = ScoreSDEScheduler.from_config(pipeline.scheduler.config, predictor=predictor)
+        scheduler_class = DiscreteScoreScheduler if is_of_texts else ScoreSDEScheduler
+        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, predictor=predictor)
+    if is_of_texts:
+        asked = class_numbers(classes, pipeline) if classes else None
+        texts, evaluations = draw_texts(
+            pipeline,
+            number or max(len(classes or ()), len(prompt or ()), 1),
+            seed,
+            batch_size,
+            asked,
+            prompt,
+            stream,
+            **given(length=length, block_length=block_length, temperature=temperature, top_p=top_p, top_k=top_k),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+        )
+        if output is None:
+            print_texts(texts)
+        else:
+            write_texts(output, texts, seed)
+            print(f"{len(texts)} texts, {evaluations} network evaluations: {output}")
+        return
     asked = class_numbers(classes, pipeline) if classes else range(pipeline.num_classes or 0)
     if prompt and not pipeline.takes_prompts:
         raise ValueError("--prompt: this model has no text encoder")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from bundles import edit
-from texts import text_pipeline
+from texts import characters_pipeline
 from tiny import tiny_pipeline
 
 from score_sde import ScoreSDEPipeline, ScoreSDETextPipeline, load_bundle, save_bundle
@@ -18,7 +18,7 @@ from score_sde.sharing.bundle_code import compare_code
 
 @pytest.fixture(scope="session")
 def sound_bundle(tmp_path_factory):
-    return Path(save_bundle(text_pipeline(), tmp_path_factory.mktemp("sound") / "bundle"))
+    return Path(save_bundle(characters_pipeline(), tmp_path_factory.mktemp("sound") / "bundle"))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from score_sde import DiscreteScoreScheduler, DiTModel, ScoreSDETextPipeline
+from score_sde.training.parts.tokenizers import make_tokenizer
 
 
 def letters(text="abc", **special):
@@ -39,3 +40,21 @@ def tiny_text_pipeline(tokenizer=None, scheduler_options=None, **network_options
     pipeline = ScoreSDETextPipeline(scheduler, awake(network), tokenizer)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def characters_pipeline(tokenizer=None, num_classes=None, id2label=None, **scheduler_options):
+    """A pipeline with a DiT of random weights, of 11 characters and an end mark, and of length 12."""
+    tokenizer = tokenizer or make_tokenizer("characters", ["\n !-abcdxyz"], end_mark=True)
+    size = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "num_classes": num_classes}
+    torch.manual_seed(0)
+    network = DiTModel(sample_size=(12,), vocab_size=len(tokenizer), **size)
+    scheduler = DiscreteScoreScheduler(len(tokenizer), **scheduler_options)
+    pipeline = ScoreSDETextPipeline(scheduler, awake(network), tokenizer, id2label)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def written(pipeline, seed=3, **arguments):
+    """Texts in 4 steps, the same from the same weights."""
+    arguments = {"batch_size": 2, "num_inference_steps": 4} | arguments
+    return pipeline(**arguments, generator=torch.Generator().manual_seed(seed)).texts

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from score_sde.training.parts.data import GlobalBatchSampler
+from score_sde.training.parts.batches import GlobalBatchSampler
 from score_sde.training.parts.text_data import TextData, TextDataConfig
 from score_sde.training.parts.tokenizers import make_tokenizer
 

@@ -1,8 +1,12 @@
 """Tokenizers that are made from the data."""
 
+import os
+
 import pytest
+from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from score_sde.training import tokenizer as command
 from score_sde.training.parts.tokenizers import END, make_tokenizer
 
 
@@ -92,3 +96,51 @@ def test_byte_pairs_are_those_of_the_texts():
 def test_what_cannot_be_made_is_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
         make_tokenizer(kind, **{"texts": TEXTS} | options)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def molecules(tmp_path):
+    Dataset.from_dict({"smiles": ["CCO", "c1ccccc1", ""], "qed": [0.1, 0.2, 0.3]}).to_parquet(tmp_path / "qm.parquet")
+    (tmp_path / "poem.txt").write_text("ab\nba\n", encoding="utf-8")
+    (tmp_path / "empty.txt").write_text("", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tokens"),
+    [
+        (["characters", "qm.parquet", "--text_column", "smiles"], [*"1COc", END]),
+        (["characters", "poem.txt", "--no_end"], ["\n", "a", "b"]),
+        (["characters", "poem.txt", "--no_end", "--lines"], ["a", "b"]),
+    ],
+)
+def test_the_command_makes_a_folder_that_opens(molecules, monkeypatch, arguments, tokens, capsys):
+    monkeypatch.chdir(molecules)
+    command.main([arguments[0], arguments[1], "made", *arguments[2:]])
+    tokenizer = AutoTokenizer.from_pretrained("made")
+    assert sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get) == tokens
+    assert f"{len(tokens)} tokens, {END if END in tokens else 'no end mark'}, of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["characters", "qm.parquet", "made"], "has no column 'text'; it has smiles, qed"),
+        (["characters", "qm.parquet", "made", "--text_column", "qed"], "column 'qed' must hold texts"),
+        (["characters", "empty.txt", "made"], "empty"),
+        (["characters", "none.txt", "made"], "the file 'none.txt' does not exist"),
+        (["characters", "poem.txt", "made", "--vocab_size", "2"], "3 different characters, more than 1"),
+        (["bpe", "poem.txt", "made"], "a tokenizer of byte pairs needs the number of its tokens"),
+        (["letters", "poem.txt", "made"], "invalid choice: 'letters'"),
+        (["bytes", "poem.txt", "."], "folder '.' exists"),
+    ],
+)
+def test_the_command_says_what_is_wrong_and_writes_nothing(molecules, monkeypatch, arguments, message, capsys):
+    monkeypatch.chdir(molecules)
+    with pytest.raises(SystemExit) as exit:
+        command.main(arguments)
+    assert exit.value.code == 2 and message in capsys.readouterr().err
+    assert not os.path.exists("made")

@@ -7,7 +7,7 @@ from importlib.resources import files
 import jinja2
 
 from .. import __version__
-from ..pipelines.wording import UNWRITABLE, one_line
+from ..pipelines.wording import one_line, printable
 
 
 # an underscore inside a word is one
@@ -40,9 +40,9 @@ def as_code_cell(value):
 
 def as_block(value):
     """A text of several lines as a block of code."""
-    lines = [UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", line.expandtabs()) for line in str(value).split("\n")]
-    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", str(value))), default=0))
-    return Written("\n".join([f"{ticks}text", *lines, ticks]))
+    text = printable(str(value))
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return Written(f"{ticks}text\n{text}\n{ticks}")
 
 
 def as_python(value):

@@ -42,7 +42,7 @@ ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "g
 def training_rows(training, kind="image", unit="px"):
     """What is known of the training run, as (name, value) rows; `kind` is of data, with the unit of their size."""
     config, begun = training.get("config") or {}, training.get("started_from") or {}
-    trained = training.get("trained_parameters")
+    trained, is_text = training.get("trained_parameters"), training.get("data_kind") == "text"
     counts = {name: count for name, count in (training.get("class_counts") or {}).items() if isinstance(count, int)}
     classes = ", ".join(f"{name} {count:,}" for name, count in counts.items()) if len(counts) <= 20 else ""
     if counts and not classes:
@@ -58,14 +58,13 @@ def training_rows(training, kind="image", unit="px"):
         ("data", dataset_name(training), "{}"),
         ("split", training.get("split"), "{}"),
         (f"training {kind}s", training.get("rows"), "{:,}"),
+        *token_rows(training),
         (f"{kind}s by class", classes or None, "{}"),
         ("files that were skipped", training.get("skipped_files"), "{:,}"),
         ("resolution", training.get("resolution"), f"{{}} {unit}"),
         (f"{kind}s by height x width in {unit}", sizes_in_words(training), "{}"),
         ("optimizer steps", training.get("steps"), "{:,}"),
-        (f"{kind}s seen", training.get("images_seen"), "{:,}"),
-        ("training tokens", training.get("tokens"), "{:,}"),
-        ("tokens seen", training.get("tokens_seen"), "{:,}"),
+        ("sequences seen" if is_text else f"{kind}s seen", training.get("images_seen"), "{:,}"),
         ("conditions", ", ".join(training.get("conditions") or []) or None, "{}"),
         *caption_rows(training.get("captions") or {}),
         ("image that it sees beside the sample", condition_in_words(training.get("condition") or {}), "{}"),
@@ -73,6 +72,7 @@ def training_rows(training, kind="image", unit="px"):
         ("time", training.get("train_seconds"), "{} s"),
         ("processes", training.get("processes"), "{}"),
         ("machine", training.get("machine"), "{}"),
+        ("objective", config.get("loss") if is_text else None, "{}"),
         ("density of times", config.get("time_density"), "{}"),
         ("weighting of the loss", config.get("weighting"), "{}"),
         ("learning rate", config.get("learning_rate"), "{}"),
@@ -125,6 +125,21 @@ def caption_rows(captions):
         ("text encoder", encoder, "{}"),
         ("its layers", ", ".join(map(str, layers)) if layers and layers != [-1] else None, "{}"),
         ("tokens of a caption", captions.get("max_tokens"), "{}"),
+    ]
+
+
+def token_rows(training):
+    """What is known of texts and how they were parted, as rows of `training_rows`."""
+    length, seen, packing = (training.get(name) for name in ("length", "images_seen", "packing"))
+    sequences = "cut from texts that follow one another" if packing is True else "a text each"
+    return [
+        ("characters", training.get("characters"), "{:,}"),
+        ("tokens, with end marks", training.get("tokens"), "{:,}"),
+        ("tokenizer", last_part(training["tokenizer"]) if "tokenizer" in training else None, "{}"),
+        ("tokens of a sequence", length, "{:,}"),
+        ("sequences", None if packing is None else sequences, "{}"),
+        ("texts that were longer", training.get("long_texts") or None, "{:,}"),
+        ("tokens seen", seen * length if seen is not None and length is not None else None, "{:,}"),
     ]
 
 

@@ -2,14 +2,23 @@
 
 import os
 
-from ..pipelines.bundle_files import read_config
+from ..pipelines.bundle_files import read_config, read_index, saved_class_name
+from .downloading import NoPipelineFolder, fetch
 from .facts import read_json
 
 
 def is_of_tokens(index):
     """Whether a model index is of a pipeline that generates tokens, with code or without."""
-    name = index["_class_name"]
-    return (name if isinstance(name, str) else name[1]) == "ScoreSDETextPipeline"
+    return saved_class_name(index) == "ScoreSDETextPipeline"
+
+
+def makes_texts(folder_or_repo, **download):
+    """Whether a pipeline makes texts, by its model_index.json alone; an adapter makes none. Takes `revision`, `token`
+    and the other arguments of a download. Raises ValueError for what can't be had."""
+    try:
+        return is_of_tokens(read_index(fetch(folder_or_repo, patterns=["model_index.json"], **download)[0]))
+    except NoPipelineFolder:
+        return False
 
 
 def token_facts(folder):
