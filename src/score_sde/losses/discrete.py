@@ -81,7 +81,7 @@ class DiscreteObjective:
         return DISCRETE_TIME_DENSITIES[self.time_density](self.scheduler, u)
 
     def weight(self, t):
-        """1 / p(t), float64: makes the expected loss the integral over t, whatever the density of times."""
+        """1 / p(t): makes the expected loss the integral over t, whatever the density of times."""
         return as_time(DISCRETE_INVERSE_DENSITIES[self.time_density](self.scheduler, t))
 
     def __call__(self, network, tokens, t, uniforms, conditions=None, mask=None):
