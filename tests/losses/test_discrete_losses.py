@@ -85,7 +85,7 @@ def test_both_losses_are_one_for_predicted_tokens(process, prediction_type):
 
 
 def test_absorbing_noise_weighs_the_cross_entropy_of_masked_tokens():
-    """Sahoo et al. 2024, Eq. 10, for the log-linear noise: 1 / t."""
+    """Sahoo et al. 2024, for the log-linear noise: 1 / t."""
     scheduler = DiscreteScoreScheduler(3, alpha_min=0.0)
     logits = torch.randn(1, 4, 3, generator=seeded(0), dtype=torch.float64)
     network, objective = Table(logits), DiscreteObjective(scheduler)
