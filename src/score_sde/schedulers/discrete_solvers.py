@@ -29,6 +29,11 @@ def draw(probabilities, uniforms):
     return torch.searchsorted(total, place.unsqueeze(-1), right=True).squeeze(-1)
 
 
+def at(values, tokens):
+    """values[..., token] of (B, L, V) and (B, L)."""
+    return values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
 def filtered(log_p0, temperature=1.0, top_k=None, top_p=None):
     """Log-probabilities (..., V) at a temperature, of the top_k likeliest, of the fewest that together have top_p.
 
@@ -164,7 +169,7 @@ def lowest_maxprob(log_p, tokens):
 
 
 def lowest_current_prob(log_p, tokens):
-    return -log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return -at(log_p, tokens)
 
 
 def lowest_log_margin(log_p, tokens):

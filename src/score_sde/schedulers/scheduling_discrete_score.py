@@ -4,6 +4,8 @@ This file is the interface that pipelines and training scripts meet. The process
 `discrete_solvers`, what diffusers' own discrete schedulers and their pipelines mean in `discrete_stock`.
 """
 
+import difflib
+import inspect
 import os
 import re
 import shutil
@@ -24,6 +26,7 @@ from .discrete_solvers import (
     REMASKING_ETA,
     SELECTIONS,
     SPACINGS,
+    at,
     automatic,
     draw,
     filtered,
@@ -33,6 +36,7 @@ from .discrete_solvers import (
     shown,
     time_grid,
 )
+from .discrete_stock import TAKEN, from_stock_config, has_ended, moved_mask, refuse_editing, without_mask
 from .paths import as_time
 
 
@@ -58,12 +62,18 @@ class DiscreteScoreSchedulerOutput(BaseOutput):
     pred_original_sample: clean tokens (B, L): those that the step put in, elsewhere the likeliest.
     transfer_index: which tokens (B, L) the step changed.
     changed: (B,) whether any did. Where none did, a network that isn't told the time says the same again.
+    sampled_tokens, sampled_probs, editing_transfer_index, pred_logits: what diffusers' discrete schedulers return: the
+        clean tokens as above, their probabilities, no edits, and the logits, at the temperature that the config has.
     """
 
     prev_sample: torch.Tensor
     pred_original_sample: torch.Tensor | None = None
     transfer_index: torch.Tensor | None = None
     changed: torch.Tensor | None = None
+    sampled_tokens: torch.Tensor | None = None
+    sampled_probs: torch.Tensor | None = None
+    editing_transfer_index: torch.Tensor | None = None
+    pred_logits: torch.Tensor | None = None
 
 
 class Stage(NamedTuple):
@@ -115,8 +125,9 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         remasking_eta: of remasking, from 0 (none) to 1 (all that the marginals allow); None for 0.05.
         threshold: predictors that order positions also show all drawn tokens with a larger probability; None for none.
         entropy_bound: of entropy_bounded, nats; None for 0.1.
-        temperature, final_temperature: of the clean tokens' distribution, where `step` isn't told one: from the first
-            step to the last, linearly; None for the same.
+        temperature: of the clean tokens' distribution, where `step` isn't told one.
+        final_temperature: the temperature falls linearly, from `temperature` at the first step, to this after the last,
+            whatever `step` is told (DiffusionGemma's pipeline tells 0); None for no change.
         timestep_spacing: linspace (equal parts of t), survival (of alpha), or cosine (the share of noise falls as a
             cosine: MaskGIT); None for the predictor's own: survival where it orders positions, else linspace.
         alpha_min, exponent, sigma_min, sigma_max: of the noise; None for its own default.
@@ -126,6 +137,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
 
     # two base classes declare it, as a string and as None
     config_name: Any = SCHEDULER_CONFIG_NAME
+    _compatibles = list(TAKEN)
     order = 1
 
     @register_to_config
@@ -210,13 +222,36 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
                     f"pass corrector='gibbs' with at least 1, or neither"
                 )
 
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
+        """A scheduler from a config of ours, or of a discrete scheduler of diffusers: the same process and sampler (see
+        `discrete_stock`; their vocabulary is given as vocab_size).
+
+        Raises ValueError for schedulers of continuous data and others without a counterpart, and for keywords that are
+        no argument of this class (with return_unused_kwargs they are returned).
+        """
+        if isinstance(config, dict):
+            own = inspect.signature(cls).parameters.keys()
+            if not return_unused_kwargs:
+                for name in kwargs.keys() - own:
+                    nearest = difflib.get_close_matches(name, own, n=1, cutoff=0.0)[0]
+                    raise ValueError(f"{name!r} is no argument of {cls.__name__}; the nearest is {nearest!r}")
+            if "process" not in config:
+                config = from_stock_config(config, kwargs)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
     @property
     def config(self) -> Any:
         """The arguments, as a mapping with attributes: `scheduler.config.process`."""
         return super().config
 
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
-        """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along."""
+        """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along.
+
+        Raises ValueError for noise that is a function.
+        """
+        if callable(self.config.noise):
+            raise ValueError(f"noise {self.config.noise} is a function, which no config file holds: choose one by name")
         if _CARRIED:
             entry = Path(__file__)
             siblings = re.findall(r"^from \.(\w+) import ", entry.read_text(encoding="utf-8"), re.MULTILINE)
@@ -302,7 +337,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         else:
             evaluated = torch.tensor([stage.t for stage in self._plan], dtype=torch.float64)
             self.timesteps = self.timestep(evaluated).to(device)
-        self._step_index, self._kept = None, None
+        self._step_index = None
 
     def _require_plan(self) -> list[Stage]:
         if self._plan is None:
@@ -334,6 +369,12 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         top_k: int | None = None,
         top_p: float | None = None,
         free_mask=None,
+        mask_token_id: int | None = None,
+        sampling_method: str = "auto",
+        threshold: float | None = None,
+        editing_threshold: float | None = None,
+        minimal_topk: int | None = None,
+        prompt_mask=None,
     ):
         """Run the next entry of the plan.
 
@@ -347,47 +388,110 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
             top_k: draw from the k likeliest tokens only. top_p: from the fewest that together have this probability.
             free_mask: (B, L) or (L,) bool, the positions that may change: all but prompts, given tokens, and what lies
                 outside of the block that is in turn. None for all.
+            mask_token_id, sampling_method, threshold, editing_threshold, minimal_topk, prompt_mask: as the pipelines
+                LLaDA2 and DiffusionGemma pass them: the id that stands for the mask, whose logit is then one of V + 1;
+                "greedy" is temperature 0; the config's threshold; None or 0; of the pipeline alone; the positions (L,)
+                that are not free.
 
         Raises ValueError before `set_timesteps`, past the end of the plan, and for shapes, ids and numbers that don't
         fit.
         """
-        plan, at = self._require_plan(), self._enter(timestep)
-        if at >= len(plan):
+        plan, entry = self._require_plan(), self._enter(timestep)
+        if not 0 <= entry < len(plan):
             raise ValueError(f"all {len(plan)} entries of the plan have run: call set_timesteps again")
-        stage = plan[at]
-        if temperature is None:
+        stage = plan[entry]
+        if entry == 0 or self._step_index is None:
+            # tokens of the uniform process, of which none shows whether it is noise: which have been shown
+            self._kept = torch.zeros_like(sample, dtype=torch.bool)
+        refuse_editing(editing_threshold)
+        check_choice("sampling_method", sampling_method, ("auto", "greedy", "multinomial"))
+        if sampling_method == "greedy":
+            temperature = 0.0
+        if temperature is None or self.config.final_temperature is not None:
             temperature = self._temperature(stage)
+        if prompt_mask is not None:
+            free_mask = ~prompt_mask if free_mask is None else free_mask & ~prompt_mask
+        logits = model_output
+        if mask_token_id is not None:
+            self._check_mask(mask_token_id, model_output)
+            sample = moved_mask(sample, self.mask_token_id, mask_token_id)
+            model_output = without_mask(model_output, mask_token_id)
         is_free = self._check(model_output, sample, temperature, top_k, top_p, free_mask)
         output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))
-        log_p0 = self.clean_log_probs(output, sample, stage.t)
+        own = self.clean_log_probs(output, sample, stage.t)
         is_filtered = temperature != 1 or top_k is not None or top_p is not None
-        log_p0 = filtered(log_p0, temperature, top_k, top_p)
+        log_p0 = filtered(own, temperature, top_k, top_p)
+        # at temperature 0 every token is certain: positions are judged without it
+        judged = own if temperature == 0 else log_p0
 
+        row = PREDICTORS[self.predictor]
         if stage.corrects:
             prev_sample = self._correct(stage.t, sample, log_p0, is_free, generator)
-        elif PREDICTORS[self.predictor].is_order:
-            prev_sample = self._show(stage, sample, log_p0, is_free, generator)
+        elif row.is_order:
+            prev_sample = self._show(stage, sample, log_p0, judged, is_free, generator, threshold)
         else:
-            if PREDICTORS[self.predictor].of_score and stage.s:
+            if threshold is not None and threshold < 1:
+                raise ValueError(
+                    f"threshold {threshold} is for predictors that order positions ({', '.join(_ORDERS)}), not for "
+                    f"{self.predictor!r}: pass threshold=1.0"
+                )
+            said = log_p0
+            if row.of_score and stage.s:
                 is_score = self.config.prediction_type == "score" and not is_filtered
                 said = output if is_score else self.path.score(log_p0, sample, stage.t)
-            else:
-                said = log_p0
             probabilities = self._transition(stage, sample, said)
             prev_sample = draw(probabilities, draw_uniforms(sample.shape, generator, sample.device))
             prev_sample = torch.where(is_free, prev_sample, sample)
-        self._step_index = at + 1
+        self._step_index = entry + 1
+
+        # what is told of the step, in the ids of the caller
+        transferred = prev_sample != sample
+        put_in = transferred & (prev_sample < self.config.vocab_size)
+        clean = torch.where(is_free & ~put_in, log_p0.argmax(-1), prev_sample)
+        probability = at(judged, clean.clamp_max(self.config.vocab_size - 1)).exp()
+        if mask_token_id is not None:
+            prev_sample, clean = (moved_mask(each, self.mask_token_id, mask_token_id) for each in (prev_sample, clean))
         if not return_dict:
             return (prev_sample,)
-        likeliest = log_p0.argmax(-1)
-        transferred = prev_sample != sample
-        is_token = prev_sample < self.config.vocab_size
         return DiscreteScoreSchedulerOutput(
             prev_sample=prev_sample,
-            pred_original_sample=torch.where(is_free & ~(transferred & is_token), likeliest, prev_sample),
+            pred_original_sample=clean,
             transfer_index=transferred,
             changed=transferred.any(-1),
+            sampled_tokens=clean,
+            sampled_probs=probability,
+            editing_transfer_index=torch.zeros_like(transferred),
+            pred_logits=logits if self.config.final_temperature is None else logits / temperature,
         )
+
+    def step_correct(self, model_output, timestep, sample, generator=None, return_dict: bool = True):
+        """One evaluation of the corrector gibbs after the step at this entry of `timesteps`, as DiffusionGemma's
+        pipeline runs it: with timestep_type "index", whose plan has none of it."""
+        plan = self._require_plan()
+        if self.config.corrector != "gibbs" or self.config.timestep_type != "index":
+            raise ValueError("step_correct is for corrector 'gibbs' and timestep_type 'index'; others correct in step")
+        is_free = self._check(model_output, sample, 1.0, None, None, None)
+        t = plan[int(timestep)].s
+        output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))
+        prev_sample = self._correct(t, sample, self.clean_log_probs(output, sample, t), is_free, generator)
+        changed = prev_sample != sample
+        if not return_dict:
+            return (prev_sample,)
+        return DiscreteScoreSchedulerOutput(
+            prev_sample=prev_sample, transfer_index=changed, changed=changed.any(-1), pred_logits=model_output
+        )
+
+    def check_eos_finished(
+        self, cur_x, sampled_tokens, final_transfer, finished, eos_token_id, mask_token_id, prompt_length
+    ):
+        """Which sequences (B,) are done, for LLaDA2's pipeline: those that were, and those into which this step put an
+        end after which no mask is left before it."""
+        put_in = (final_transfer & (sampled_tokens == eos_token_id)).any(1)
+        return finished | put_in & has_ended(cur_x, eos_token_id, mask_token_id, prompt_length)
+
+    def check_block_should_continue(self, step_idx, masks_remaining, finished, **kwargs):
+        """Whether LLaDA2's pipeline goes on with its block: while masks and steps are left. There are no edits."""
+        return bool(masks_remaining) and step_idx < self.num_inference_steps and not bool(finished.all())
 
     def _temperature(self, stage):
         """The config's temperature for this stage."""
@@ -397,6 +501,16 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         steps = [each for each in self._require_plan() if not each.corrects]
         done = sum(each.t > stage.t for each in steps)
         return last + (first - last) * (len(steps) - done) / len(steps)
+
+    def _check_mask(self, mask_token_id, model_output):
+        """Raise ValueError unless this id can stand for the mask."""
+        if self.mask_token_id is None:
+            raise ValueError(f"process 'uniform' has no mask: leave out mask_token_id {mask_token_id}")
+        if not 0 <= mask_token_id <= self.mask_token_id or model_output.shape[-1] != self.path.num_states:
+            raise ValueError(
+                f"mask_token_id {mask_token_id} must be one of {self.path.num_states} logits, vocab_size and the "
+                f"mask's own; model_output has {model_output.shape[-1]}"
+            )
 
     def _check(self, model_output, sample, temperature, top_k, top_p, free_mask):
         """Raise ValueError for what does not fit; return the free positions (B, L)."""
@@ -432,29 +546,30 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
             return remasking(self.path, sample, said, stage.t, stage.s, eta)
         return PREDICTORS[self.predictor].stage(self.path, sample, said, stage.t, stage.s)
 
-    def _show(self, stage, sample, log_p0, is_free, generator):
+    def _show(self, stage, sample, log_p0, judged, is_free, generator, threshold):
         """Put drawn clean tokens at those open positions that are first in the predictor's order, noise at the rest."""
-        row, mask = PREDICTORS[self.predictor], self.mask_token_id
+        row = PREDICTORS[self.predictor]
         drawn = draw(log_p0.exp(), draw_uniforms(sample.shape, generator, sample.device))
-        if mask is not None:
-            is_open = is_free & (sample == mask)
-        else:
-            # no token shows whether it is noise
-            is_open = is_free & ~self._kept if self._kept is not None else is_free
         uniforms = draw_uniforms(sample.shape, generator, sample.device)
-        options = {name: self.config[name] for name in row.options if self.config[name] is not None}
-        priority, at_once = row.stage(log_p0, drawn, is_open, uniforms, **options)
+        is_open = is_free & (sample == self.mask_token_id) if self.mask_token_id is not None else is_free & ~self._kept
         number = quota(self.path, is_open.sum(-1), stage.t, stage.s)
+        if self.mask_token_id is None and row.keeps:
+            # of all, as many as should be shown by then
+            number = quota(self.path, is_free.sum(-1), 1.0, stage.s) - (is_free & self._kept).sum(-1)
+        elif self.mask_token_id is None and stage.s:
+            number = torch.zeros_like(number)
+        options = {name: self.config[name] for name in row.options if self.config[name] is not None}
+        priority, at_once = row.stage(judged, drawn, is_open, uniforms, **options)
         now = shown(priority, is_open, number)
         if at_once is not None:
             now |= is_open & at_once
-        if self.config.threshold is not None:
-            probability = log_p0.gather(-1, drawn.unsqueeze(-1)).squeeze(-1).exp()
-            now |= is_open & (probability > self.config.threshold)
-        if mask is not None:
+        threshold = self.config.threshold if threshold is None else threshold
+        if threshold is not None:
+            now |= is_open & (at(judged, drawn).exp() > threshold)
+        if self.mask_token_id is not None:
             return torch.where(now, drawn, sample)
         if row.keeps:
-            self._kept = now if self._kept is None else self._kept | now
+            self._kept = self._kept | now
         noise = self.init_noise(sample.shape, generator, sample.device)
         return torch.where(now, drawn, torch.where(is_open, noise, sample))
 
