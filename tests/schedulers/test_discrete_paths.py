@@ -17,7 +17,7 @@ from score_sde.schedulers.discrete_paths import (
     NOISES,
     draw_uniforms,
     likelihood_bound,
-    times_uniform_in_alpha,
+    times_of_bound,
 )
 
 
@@ -112,15 +112,18 @@ def test_both_ends_keep_their_digits(noise, slope):
 
 
 @pytest.mark.parametrize("noise", EVERY_NOISE)
-def test_times_of_uniform_alpha_integrate(noise):
-    """Any function of alpha has the same integral by these times, whatever the noise."""
+@pytest.mark.parametrize("length", [1, 100])
+def test_the_times_of_the_bound_integrate(noise, length):
+    """Any function of alpha has the same integral by these times, whatever the noise; early ones weigh little."""
     path = DISCRETE_PATHS["absorbing"](5, noise)
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    t, weight = times_uniform_in_alpha(path, u, 0.01, 0.99)
-    alpha = path.alpha(torch.tensor([0.01, 0.99]))
+    t, weight = times_of_bound(path, u, 0.01, 0.99, length)
+    alpha, noised = path.alpha(exact([0.01, 0.99])), path.log_noised(t).exp()
     integral = (weight * path.fall(t) * path.alpha(t) ** 2).mean()
-    assert float(integral) == pytest.approx(float((alpha[0] ** 3 - alpha[1] ** 3) / 3), rel=1e-5)
+    assert float(integral) == pytest.approx(float((alpha[0] ** 3 - alpha[1] ** 3) / 3), rel=1e-4)
     assert t.min() >= 0.01 and t.max() <= 0.99
+    density = 1 / (weight * path.fall(t)) / (1 + (length * noised) ** -0.5)
+    assert (density / density[0] - 1).abs().max() < 1e-9
 
 
 # --- the chain ----------------------------------------------------------------------------------------------------

@@ -545,12 +545,20 @@ DISCRETE_PREDICTIONS = {
 # --- the likelihood ---------------------------------------------------------------------------------------------------
 
 
-def times_uniform_in_alpha(path, u, t_min, t_max):
-    """(t, 1 / p(t)) for uniform numbers u (B,): times in [t_min, t_max] whose alpha is uniform. What depends on alpha
-    alone, such as the bound, has then the same variance whatever the noise."""
-    first, last = path.alpha(t_min), path.alpha(t_max)
-    t = path.t_from_alpha(first + (last - first) * u).clamp(t_min, t_max)
-    return t, (first - last) / path.fall(t)
+def times_of_bound(path, u, t_min, t_max, length):
+    """(t, 1 / p(t)) for uniform numbers u (B,): times in [t_min, t_max] for the bound of sequences of this length.
+
+    With m = 1 - alpha the density in m is as 1 + 1 / sqrt(length m): uniform but where few tokens are noised. That is
+    next to the least variance, as the square of the rate per m is on average about as length^2 + length / m.
+    """
+    scale = length**-0.5
+    # x = sqrt(m); the distribution function is m + 2 scale x, up to a constant
+    first, last = (path.log_noised(t).exp() for t in (t_min, t_max))
+    first, last = (m + 2 * scale * m.sqrt() for m in (first, last))
+    below = first + (last - first) * u
+    x = below / (scale + (scale**2 + below).sqrt())
+    t = path.t_from_alpha(1 - x**2).clamp(t_min, t_max)
+    return t, (last - first) / (1 + scale / x) / path.fall(t)
 
 
 def likelihood_bound(path, denoise, x0, u, t_min, t_max, generator=None, given=None):
@@ -571,7 +579,7 @@ def likelihood_bound(path, denoise, x0, u, t_min, t_max, generator=None, given=N
     def evaluate(x_t, t):
         return denoise(torch.where(counted, x_t, x0), t).double()
 
-    t, weight = times_uniform_in_alpha(path, u, t_min, t_max)
+    t, weight = times_of_bound(path, u, t_min, t_max, x0.shape[1])
     x_t = path.corrupt(x0, t, generator)
     inside = path.elbo_rate(evaluate(x_t, t), x0, x_t, t)
     first = as_time(t_min).expand(len(x0))
