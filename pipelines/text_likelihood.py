@@ -92,32 +92,34 @@ def bound_of_windows(bound, windows, num_samples, batch_size, generator):
     Args:
         bound: f(tokens (B, L), given (B, L), uniform numbers (B,), generators: list of B, windows' numbers (B,)) ->
             nats (B,).
-        generator: of all draws, None for torch's. A window's draws depend on it and on its number, not on others of
-            its batch.
+        generator: of all draws, None for torch's. A window's draws depend on it and on the window's number, not on the
+            others of its batch.
     """
-    seeds = torch.randint(2**62, (len(windows),), generator=generator, device=getattr(generator, "device", "cpu"))
-    own = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-    places = [
-        (torch.arange(num_samples) + torch.rand(num_samples, generator=each).double()) / num_samples for each in own
-    ]
-    rows = [(number, sample) for number in range(len(windows)) for sample in range(num_samples)]
+    seeds = torch.randint(
+        2**62, (len(windows), num_samples), generator=generator, device=getattr(generator, "device", "cpu")
+    )
+    rows = []
+    for number, of_window in enumerate(seeds.tolist()):
+        for sample, seed in enumerate(of_window):
+            own = torch.Generator().manual_seed(seed)
+            place = (sample + torch.rand((), generator=own, dtype=torch.float64)) / num_samples
+            rows.append((number, sample, place, own))
     # of one length in each batch
-    rows.sort(key=lambda row: (len(windows[row[0]].tokens), row))
+    rows.sort(key=lambda row: len(windows[row[0]].tokens))
     nats, batches = torch.zeros(len(windows), num_samples, dtype=torch.float64), 0
     while rows:
         length = len(windows[rows[0][0]].tokens)
         batch = [row for row in rows[:batch_size] if len(windows[row[0]].tokens) == length]
         rows, batches = rows[len(batch) :], batches + 1
-        numbers = [number for number, _ in batch]
+        numbers, samples, places, generators = zip(*batch, strict=True)
         found = bound(
             torch.stack([windows[number].tokens for number in numbers]),
             torch.stack([windows[number].given for number in numbers]),
-            torch.stack([places[number][sample] for number, sample in batch]),
-            [own[number] for number in numbers],
+            torch.stack(places),
+            list(generators),
             torch.tensor(numbers),
         )
-        for (number, sample), value in zip(batch, found.double().cpu(), strict=True):
-            nats[number, sample] = value
+        nats[list(numbers), list(samples)] = found.double().cpu()
     if num_samples == 1:
         return nats[:, 0], torch.full((len(windows),), math.nan, dtype=torch.float64), batches
     variance = nats.diff(dim=1).pow(2).sum(1) / (2 * (num_samples - 1) * num_samples)

@@ -12,7 +12,8 @@ from score_sde.losses import DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, TIME_DENS
 from score_sde.schedulers.discrete_paths import DISCRETE_PREDICTIONS, NOISES
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, TIME_INPUTS
 from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, VARIANCES
-from score_sde.training.train import NETWORKS, TrainConfig
+from score_sde.training.parts.networks import NETWORKS
+from score_sde.training.train import TrainConfig
 
 
 ARGUMENTS = {

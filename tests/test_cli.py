@@ -28,7 +28,7 @@ from score_sde.training.parts.options import WORK_BEGUN, installed_configs
 
 COMMANDS = [
     *("quick-start", "train", "train-autoencoder", "train-classifier", "encode-latents", "evaluate"),
-    *("reconstruct-ema", "share-latents", "sample", "info", "calibrate", "plot"),
+    *("reconstruct-ema", "share-latents", "tokenizer", "sample", "info", "calibrate", "plot"),
     *("push", "verify", "card", "convert", "space", "env", "merge"),
 ]
 TINY = [
