@@ -8,18 +8,18 @@ over the vocabulary. With one(x) for the distribution that is x for certain:
 (1)  q(x_t | x0) = alpha_t one(x0) + (1 - alpha_t) pi                                              (marginal)
 (2)  q(x_t | x_s) = r one(x_s) + (1 - r) pi,  r = alpha_t / alpha_s                                (transition)
 (3)  rate matrix  R_t(x -> y) = beta_t (pi(y) - [x = y]),  beta = -d log alpha / dt                (rate)
-     (Austin et al. 2021; Campbell et al. 2022; Lou et al. 2024, Eq. 15-16; Sahoo et al. 2024; Schiff et al. 2025).
+     (Austin et al. 2021; Campbell et al. 2022; Lou et al. 2024; Sahoo et al. 2024; Schiff et al. 2025).
 
 What a network says of a token is p(x0 | x_t), given all tokens. Let o(x0) be what the other tokens alone say of it:
 
 (4)  p(x0 | x_t) = o(x0) q(x_t | x0) / Z,  Z = (1 - alpha) pi(x_t) + alpha o(x_t)                 (clean, leave_one_out)
 
-With absorbing noise this is the SUBS rule of Sahoo et al. 2024 (section 3.2.3): a token that is shown stays, and o is
-what the network says of one that is not. From (4), summed over x0:
+With absorbing noise this is the SUBS rule of Sahoo et al. 2024: a token that is shown stays, and o is what the network
+says of one that is not. From (4), summed over x0:
 
 (5)  p_t(y) / p_t(x_t) = sum_x0 p(x0 | x_t) q_t(y | x0) / q_t(x_t | x0)
                        = ((1 - alpha) pi(y) + alpha o(y)) / Z                                      (score)
-     the concrete score (Lou et al. 2024, Eq. 3): of one other token y at this place. Absorbing, from MASK:
+     the concrete score (Lou et al. 2024): of one other token y at this place. Absorbing, from MASK:
      alpha / (1 - alpha) p(y | x_t). It is linear in o, so that its inverse is closed: ratios, normed over y, are
      (1 - alpha) pi + alpha o.                                                                     (clean_from_score)
 (6)  p(x_s | x_t) = sum_x0 p(x0 | x_t) q(x_s | x_t, x0) = q(x_t | x_s) ((1 - alpha_s) pi(x_s) + alpha_s o(x_s)) / Z
@@ -30,9 +30,9 @@ The bound on -log p(x0) is the expected rate of (8) over x_t ~ q(x_t | x0), inte
 score_0(y) = q_t(y | x0) / q_t(x_t | x0):
 
 (8)  beta pi(x_t) sum_{y != x_t} [score(y) - score_0(y) log score(y) + score_0(y) (log score_0(y) - 1)]
-     denoising score entropy (Lou et al. 2024, Eq. 9 and theorem 3.6). With (5) and absorbing noise it is the cross
-     entropy of masked tokens, times -alpha' / (1 - alpha) (Sahoo et al. 2024, Eq. 10; Shi et al. 2024); with (5) and
-     uniform noise that of Schiff et al. 2025 (Eq. 18).                                            (elbo_rate)
+     denoising score entropy (Lou et al. 2024, theorems 3.4 and 3.6). With (5) and absorbing noise it is the cross
+     entropy of masked tokens, times -alpha' / (1 - alpha) (Sahoo et al. 2024; Shi et al. 2024); with (5) and uniform
+     noise that of Schiff et al. 2025.                                                             (elbo_rate)
 (9)  at t_min  E[-log p(x0 | x_t)]; at t_max  KL(q(x_t | x0) | pi) for uniform noise. Absorbing noise: as if alpha fell
      to 0 after t_max, in one more step, whose part is -alpha log p(x0 | all masked).              (likelihood_bound)
 
@@ -67,7 +67,7 @@ class Noise:
 
 
 class Polynomial(Noise):
-    """alpha = 1 - (1 - alpha_min) t^exponent (Shi et al. 2024, table 1)."""
+    """alpha = 1 - (1 - alpha_min) t^exponent (Shi et al. 2024)."""
 
     def __init__(self, exponent: float = 2.0, alpha_min: float = 1e-3):
         check_number("exponent", exponent, 0.1, 10)
@@ -85,14 +85,14 @@ class Polynomial(Noise):
 
 
 class LogLinear(Polynomial):
-    """alpha = 1 - (1 - alpha_min) t: the noise -log(alpha) of Lou et al. 2024 (appendix C.1) and Sahoo et al. 2024."""
+    """alpha = 1 - (1 - alpha_min) t: the noise -log(alpha) of Lou et al. 2024 and Sahoo et al. 2024."""
 
     def __init__(self, alpha_min: float = 1e-3):
         super().__init__(1.0, alpha_min)
 
 
 class Cosine(Noise):
-    """alpha = 1 - (1 - alpha_min) cos((1 - t) pi/2), as MaskGIT masks (Chang et al. 2022; Shi et al. 2024, table 1)."""
+    """alpha = 1 - (1 - alpha_min) cos((1 - t) pi/2), as MaskGIT masks (Chang et al. 2022; Shi et al. 2024)."""
 
     def __init__(self, alpha_min: float = 1e-3):
         check_number("alpha_min", alpha_min, 0, 0.01)
@@ -114,7 +114,7 @@ class Cosine(Noise):
 
 
 class Geometric(Noise):
-    """-log(alpha) = sigma_min ((sigma_max / sigma_min)^t - 1): the geometric noise of Lou et al. 2024 (appendix C.1),
+    """-log(alpha) = sigma_min ((sigma_max / sigma_min)^t - 1): the geometric noise of Lou et al. 2024,
     less its value at t = 0, where nothing has happened to the data."""
 
     def __init__(self, sigma_min: float = 1e-4, sigma_max: float = 20.0):
@@ -545,12 +545,20 @@ DISCRETE_PREDICTIONS = {
 # --- the likelihood ---------------------------------------------------------------------------------------------------
 
 
-def times_uniform_in_alpha(path, u, t_min, t_max):
-    """(t, 1 / p(t)) for uniform numbers u (B,): times in [t_min, t_max] whose alpha is uniform. What depends on alpha
-    alone, such as the bound, has then the same variance whatever the noise."""
-    first, last = path.alpha(t_min), path.alpha(t_max)
-    t = path.t_from_alpha(first + (last - first) * u).clamp(t_min, t_max)
-    return t, (first - last) / path.fall(t)
+def times_of_bound(path, u, t_min, t_max, length):
+    """(t, 1 / p(t)) for uniform numbers u (B,): times in [t_min, t_max] for the bound of sequences of this length.
+
+    With m = 1 - alpha the density in m is as 1 + 1 / sqrt(length m): uniform but where few tokens are noised. That is
+    next to the least variance, as the square of the rate per m is on average about as length^2 + length / m.
+    """
+    scale = length**-0.5
+    # x = sqrt(m); the distribution function is m + 2 scale x, up to a constant
+    first, last = (path.log_noised(t).exp() for t in (t_min, t_max))
+    first, last = (m + 2 * scale * m.sqrt() for m in (first, last))
+    below = first + (last - first) * u
+    x = below / (scale + (scale**2 + below).sqrt())
+    t = path.t_from_alpha(1 - x**2).clamp(t_min, t_max)
+    return t, (last - first) / (1 + scale / x) / path.fall(t)
 
 
 def likelihood_bound(path, denoise, x0, u, t_min, t_max, generator=None, given=None):
@@ -571,7 +579,7 @@ def likelihood_bound(path, denoise, x0, u, t_min, t_max, generator=None, given=N
     def evaluate(x_t, t):
         return denoise(torch.where(counted, x_t, x0), t).double()
 
-    t, weight = times_uniform_in_alpha(path, u, t_min, t_max)
+    t, weight = times_of_bound(path, u, t_min, t_max, x0.shape[1])
     x_t = path.corrupt(x0, t, generator)
     inside = path.elbo_rate(evaluate(x_t, t), x0, x_t, t)
     first = as_time(t_min).expand(len(x0))
