@@ -31,6 +31,10 @@ TESTS = {
     "src/score_sde/schedulers/calibration.py": "calibration scheduler",
     "src/score_sde/schedulers/checks.py": "scheduler",
     "src/score_sde/schedulers/parameterization.py": "scheduler",
+    "src/score_sde/schedulers/arguments.py": "scheduler calibration",
+    "src/score_sde/schedulers/saved_config.py": "scheduler way_back stock_saving",
+    "src/score_sde/schedulers/timetables.py": "scheduler flow_matching stock_configs auto",
+    "src/score_sde/schedulers/trajectory.py": "scheduler flow_matching stock_steps",
     "src/score_sde/schedulers/scheduling_score_sde.py": "calibration flow_matching stock_configs scheduler "
     "stable_diffusion",
     "src/score_sde/schedulers/stock_configs.py": "flow_matching stock_configs",
