@@ -431,7 +431,9 @@ def test_condition_images_have_the_sizes_of_theirs(condition, cached, with_negat
     train_tiny(tmp_path / "run", *where, *STEPS)
     # the first rows, of latents squares and tall ones, in pairs; each line as high as its highest
     with Image.open(tmp_path / "run" / "samples" / "step-00000004.png") as grid:
-        assert grid.size == ((4 * 8 * 8, (8 + 8 + 8 + 12 + 12) * 8) if cached else (4 * 12 * 8, (12 + 8 + 12 + 8 + 12) * 8))
+        assert grid.size == (
+            (4 * 8 * 8, (8 + 8 + 8 + 12 + 12) * 8) if cached else (4 * 12 * 8, (12 + 8 + 12 + 8 + 12) * 8)
+        )
     config = parse(train.TrainConfig, [str(each) for each in [*TINY_RUN, *where, "--random_flip"]])
     data = CleanData(config, make_accelerator(config), conditions=config)
     for rows in data.dataset.buckets:
