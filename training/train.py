@@ -228,7 +228,7 @@ class DiffusionTask(Task):
         self.id2label, labels, origin = id2label, None, config.origin
         if config.lora_rank:
             adapted = AdaptedClasses(config.start, origin, id2label)
-            num_classes, self.id2label = adapted.num_classes, adapted.id2label
+            num_classes, self.id2label, new = adapted.num_classes, adapted.id2label, adapted.new
             labels = None if adapted.labels is None else adapted.labels.to(accelerator.device)
         captions, condition = self.data.captions, self.data.condition
         told = {} if captions is None else captions.arguments()
@@ -236,7 +236,7 @@ class DiffusionTask(Task):
         network = make_network(config, self.data.shape, num_classes, told)
         check_sizes(network, self.data.sizes or [], self.data.vae)
         if config.start is not None:
-            origin = begin_adapted(config, network) if config.lora_rank else begin(config, network, id2label)
+            origin = begin_adapted(config, network, adapted) if config.lora_rank else begin(config, network, id2label)
             accelerator.print("\n".join(describe(origin)))
             if captions is None and network.config.get("cross_attention_dim"):
                 accelerator.print(
@@ -250,7 +250,7 @@ class DiffusionTask(Task):
                     f"vectors mean is learned anew"
                 )
         if config.lora_rank:
-            add_adapters(network, config)
+            add_adapters(network, config, new)
         freeze(network, config.freeze)
         super().__init__(network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
