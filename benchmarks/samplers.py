@@ -85,7 +85,7 @@ def ours(scheduler, denoise, noise, evaluations, generator=None, guidance_scale=
     """Run a scheduler of ours, with exact times instead of the float32 ones that networks receive."""
     scheduler.set_timesteps(evaluations, guidance_scale=guidance_scale)
     x = noise * scheduler.init_noise_sigma
-    for timestep, stage in zip(scheduler.timesteps, scheduler._plan, strict=True):
+    for timestep, stage in zip(scheduler.timesteps, scheduler._planned().stages, strict=True):
         x = scheduler.step(denoise(x, stage.t_eval), timestep, x, generator=generator).prev_sample
     return x
 

@@ -125,7 +125,7 @@ def test_steering_knows_the_times_of_its_trajectory(cuda, sde_type, prediction_t
     work = steered_call(cuda, scheduler, steer)
     assert len(work.kernels) <= 15 and work.counts[1:] == (0, 0), work
     with cuda.watched() as work:
-        assert seen[-1].shape == (4,) and seen[-1].tolist() == [scheduler._plan[1].t_eval] * 4
+        assert seen[-1].shape == (4,) and seen[-1].tolist() == [scheduler._planned().stages[1].t_eval] * 4
     assert work.counts == (0, 0, 0)
 
 

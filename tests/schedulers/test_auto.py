@@ -36,7 +36,7 @@ class Classes:
     def run(self, scheduler, **times):
         scheduler.set_timesteps(**times)
         path, x = scheduler.path, self.noise * scheduler.init_noise_sigma
-        for timestep, stage in zip(scheduler.timesteps, scheduler._plan, strict=True):
+        for timestep, stage in zip(scheduler.timesteps, scheduler._planned().stages, strict=True):
             denoised = self.guided(x, float(path.alpha(stage.t_eval)), float(path.sigma(stage.t_eval)))
             x = scheduler.step(denoised, timestep, x).prev_sample
         return x

@@ -8,6 +8,7 @@ from exact import MIXTURE
 
 from score_sde import ScoreSDEScheduler
 from score_sde.schedulers.calibration import Search, Trajectory
+from score_sde.schedulers.timetables import grid
 
 
 def sample(scheduler, steps, noise):
@@ -89,7 +90,7 @@ def test_fitting_runs_only_what_changed():
 
     search = Search(scheduler, 6)
     search.target = torch.zeros_like(noise)
-    times = scheduler._grid(6, scheduler.t_max)
+    times = grid(scheduler, 6, scheduler.t_max)
     nothing = Trajectory(times[:0], [], [noise], [])
     for predictor in ("adams_2", "dpmpp_3b"):
         first, asked = answered(search.run(times, predictor, nothing), denoise)
@@ -118,7 +119,7 @@ def test_the_cost_is_as_documented():
     *_, made_with = scheduler.config.calibration["8"]
     # some fifty beginnings, the first of which is auto
     starts = Search(scheduler, 8).starts
-    assert torch.equal(starts[0][0], scheduler._grid(8, scheduler.t_max)) and 50 < len(starts) < 55
+    assert torch.equal(starts[0][0], grid(scheduler, 8, scheduler.t_max)) and 50 < len(starts) < 55
     assert len(calls) == made_with["evaluations"] == 50 + len(starts) * 7 + 2 * 8 * 7
     # all trajectories begin with the same evaluation
     assert sum(timestep == 1000 for timestep in calls) == 1

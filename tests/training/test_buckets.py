@@ -17,15 +17,12 @@ from tars import WEBDATASET, tar_shards
 from runs import TINY_DIT, TINY_RUN, data_config, equal, launch, run, train_tiny
 from score_sde import ScoreSDEPipeline
 from score_sde.training import encode_latents, evaluate, train, train_classifier
+from score_sde.training.parts.batches import BucketBatchSampler, training_batches
 from score_sde.training.parts.buckets import nearest_size, parse_sizes
 from score_sde.training.parts.clean_data import CleanData
-from score_sde.training.parts.data import (
-    BucketBatchSampler,
-    ImageDataset,
-    LatentDataset,
-    resize_and_crop,
-    training_batches,
-)
+from score_sde.training.parts.data import ImageDataset
+from score_sde.training.parts.image_rows import resize_and_crop
+from score_sde.training.parts.latent_shards import LatentDataset
 from score_sde.training.parts.loop import make_accelerator
 from score_sde.training.share_latents import latents_card
 

@@ -19,7 +19,7 @@ from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetMo
 from score_sde.pipelines.image_conditions import Measurement
 from score_sde.training import encode_latents, evaluate, train
 from score_sde.training.parts.clean_data import CleanData
-from score_sde.training.parts.data import read_latents_json
+from score_sde.training.parts.latent_shards import read_latents_json
 from score_sde.training.parts.loop import Draws
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.starting import transfer

@@ -43,8 +43,10 @@ from score_sde.pipelines.latents import normalize_latents
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, expand_to, prediction
 from score_sde.training import encode_latents, evaluate, train, train_autoencoder, train_classifier
 from score_sde.training.parts import checkpoints
+from score_sde.training.parts.batches import GlobalBatchSampler
 from score_sde.training.parts.config import LoopConfig
-from score_sde.training.parts.data import GlobalBatchSampler, ImageDataset, resize_and_crop
+from score_sde.training.parts.data import ImageDataset
+from score_sde.training.parts.image_rows import resize_and_crop
 from score_sde.training.parts.loop import Draws, fit, hurry, make_accelerator
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.run_folder import open_run

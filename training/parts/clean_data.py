@@ -9,8 +9,9 @@ from score_sde.pipelines.latents import encode_moments, normalize_latents, spati
 from .buckets import BucketConfig
 from .captions import CaptionEncoder, encoder_of_latents
 from .config import DataConfig, option
-from .data import ImageDataset, ImageStream, LatentDataset
+from .data import ImageDataset, ImageStream
 from .image_conditions import ImageCondition, condition_of_latents
+from .latent_shards import LatentDataset
 from .latents import fetch_latents, fingerprint, latent_shape, load_vae
 from .sources import on_hub
 

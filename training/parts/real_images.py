@@ -9,7 +9,8 @@ from score_sde.sharing.facts import dataset_name
 
 from .captions import CaptionReader
 from .config import DataConfig
-from .data import ImageDataset, field
+from .data import ImageDataset
+from .image_rows import field
 from .sources import on_hub
 
 

@@ -25,7 +25,7 @@ from score_sde.sharing.convert.starting_point import StartingPoint, starting_poi
 
 from .checkpoints import list_checkpoints
 from .config import option
-from .data import read_latents_json
+from .latent_shards import read_latents_json
 from .latents import fingerprint, load_vae
 from .networks import NETWORKS, outside_classes
 from .options import mapping

@@ -7,11 +7,12 @@ import torch
 
 from .classifier import EPOCHS, trained_classifier
 from .config import DataConfig, option
-from .data import ImageDataset, mix_seeds
+from .data import ImageDataset
 from .loop import Draws
 from .metrics import ClassifierFeatures, Moments, frechet_distance, open_features
 from .rounds import gathered, real_batches, rounds
 from .samples import draw, quantized
+from .seeds import mix_seeds
 
 
 @dataclass

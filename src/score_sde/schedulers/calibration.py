@@ -18,9 +18,11 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils import logging
 
-from .checks import LARGEST_NFE, NUMBERS, check_choice, check_number
+from .checks import LARGEST_NFE, check_number
 from .paths import shifted
-from .solvers import PREDICTORS, Memory
+from .solvers import Memory
+from .timetables import grid, noise_levels, shift_of, solver
+from .trajectory import planned
 
 
 # what the search begins with, beside what auto takes: predictors, and the grids (center, width, largest lambda)
@@ -75,7 +77,7 @@ class Search:
 
     def __init__(self, scheduler, n: int, shift: float = 1.0, reference_steps: int = 100, sweeps: int = 6):
         self.scheduler, self.n, self.shift, self.reference_steps = scheduler, n, shift, reference_steps
-        auto = scheduler._grid(n, scheduler.t_max, shift), scheduler._solver(n)
+        auto = grid(scheduler, n, scheduler.t_max, shift), solver(scheduler, n)
         grids = [self.logistic(n, center, width, largest) for center, width, largest in GRIDS_TRIED]
         self.starts = [auto, *((auto[0], each) for each in PREDICTORS_TRIED if each != auto[1])]
         self.starts += [(grid, predictor) for grid in grids for predictor in PREDICTORS_TRIED]
@@ -108,7 +110,7 @@ class Search:
         step of stock schedulers does; return the beginning of all trajectories."""
         predictor, grid = REFERENCE
         times = self.logistic(self.reference_steps, *grid)
-        stages = self.scheduler._build_plan(times, predictor)
+        stages = planned(self.scheduler, times, predictor)
         memory, start = Memory(stages), Trajectory(times[:1], stages[:1], [x], [])
         for stage in stages:
             denoised = yield x, stage.t_eval
@@ -121,7 +123,7 @@ class Search:
 
     def run(self, times, predictor, known: Trajectory) -> Evaluations:
         """The trajectory along these times; what it shares with a known one is not evaluated again."""
-        stages = self.scheduler._build_plan(times, predictor)
+        stages = planned(self.scheduler, times, predictor)
         same = 0
         while same < len(known.stages) and stages[same] == known.stages[same]:
             same += 1
@@ -217,8 +219,8 @@ class Recording(_Scheduler):
         guidance_scale=None,
     ):
         super().set_timesteps(num_inference_steps, device, timesteps, sigmas, t_start, mu, guidance_scale)
-        n, shift = self.nfe, self._shift_of(mu)
-        if not torch.equal(self._times, self._grid(n, self.t_max, shift)):
+        n, shift = self.nfe, shift_of(self, mu)
+        if not torch.equal(self._planned().times, grid(self, n, self.t_max, shift)):
             raise ValueError(
                 f"this call sets its own times, {self.timesteps.tolist()}: fitted ones of {n} evaluations would not be "
                 f"used in it"
@@ -235,7 +237,7 @@ class Recording(_Scheduler):
         self._step_index, self._x, self._t = entry, x, t
         if entry < len(self.timesteps):
             self.timesteps[entry] = self.timestep(t)
-            self.sigmas[entry] = self._levels(torch.tensor(t, dtype=torch.float64))
+            self.sigmas[entry] = noise_levels(self.path, torch.tensor(t, dtype=torch.float64))
 
     def _known_time(self, timesteps):
         # its entries are no longer those of the plan
@@ -387,7 +389,7 @@ def calibrate(
         if call is not None:
             search = search_in_call(scheduler, model, n, call, reference_steps, sweeps)
         else:
-            search = Search(scheduler, n, scheduler._shift_of(mu), reference_steps, sweeps)
+            search = Search(scheduler, n, shift_of(scheduler, mu), reference_steps, sweeps)
             x = noise.to(torch.promote_types(noise.dtype, torch.float32)) * scheduler.init_noise_sigma
             search.answer(x, scheduler.denoiser(network))
         errors[n] = (math.exp(search.before.score), math.exp(search.best.score))
@@ -405,24 +407,3 @@ def fitted(scheduler, n, shift):
     # bundles of before don't say it
     before = made_with[0].get("shift", shift) if made_with else shift
     return torch.cat([times[:1], shifted(scheduler.path, times[1:], shift / before)]), predictor
-
-
-def check_calibration(calibration):
-    """Raise ValueError unless `calibration` holds what `calibrate` writes: None, or {number of steps: [predictor,
-    times, what they were fitted with]}, the last of which may be left out."""
-    if not isinstance(calibration, dict | None):
-        raise ValueError(f"calibration {calibration!r} must be a dictionary, as `calibrate` writes it, or None")
-    for n, entry in (calibration or {}).items():
-        if not isinstance(entry, (list, tuple)) or len(entry) not in (2, 3) or not isinstance(entry[1], (list, tuple)):
-            raise ValueError(f"calibration {n!r} must hold a predictor and a list of times, not {entry!r}")
-        predictor, times, *made_with = entry
-        check_choice(f"predictor of calibration {n!r}", predictor, PREDICTORS)
-        for time in times:
-            check_number(f"time of calibration {n!r}", time, 0, 1)
-        falls = all(a > b for a, b in zip(times, times[1:], strict=False))
-        if str(len(times)) != n or not falls or not times or times[-1] <= 0:
-            raise ValueError(f"calibration {n!r} must hold as many times, falling strictly from at most 1: {times}")
-        for facts in made_with:
-            if not isinstance(facts, dict):
-                raise ValueError(f"calibration {n!r} must say in a dictionary what it was fitted with, not {facts!r}")
-            check_number(f"shift of calibration {n!r}", facts.get("shift", 1.0), *NUMBERS["shift"])

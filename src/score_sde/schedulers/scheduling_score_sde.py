@@ -1,77 +1,48 @@
 """`ScoreSDEScheduler`: a diffusers scheduler over any noise path and a plan of solver stages.
 
 This file is the interface that pipelines and training scripts meet. The noise mathematics is in `paths`, the solvers in
-`solvers`, what a network's numbers mean in `parameterization`, what stock configs mean in `stock_configs`, times fitted
-to a model in `calibration`, what arguments may be in `checks`.
+`solvers`, what a network's numbers mean in `parameterization`, the times of trajectories in `timetables`, their steps
+in `trajectory`, times fitted to a model in `calibration`. What arguments may be is in `checks`, what they mean together
+in `arguments`, what stock configs mean in `stock_configs`, how configs are kept in `saved_config`, and what else is
+read of a stock scheduler in `stock_attributes`.
 """
 
-import difflib
 import inspect
-import json
 import math
 import numbers
-import os
-import re
-import shutil
 import warnings
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
-from .calibration import calibrate, check_calibration, fitted
-from .checks import LARGEST_NFE, NUMBERS, as_list, check_arguments, check_choice, check_number
+from .arguments import begin_std, check_config, given_options, time_told
+from .calibration import calibrate, fitted
+from .checks import LARGEST_NFE, NUMBERS, as_list, check_number
 from .parameterization import Parameterization, per_sample, threshold
-from .paths import (
-    PREDICTIONS,
-    SDE_TYPES,
-    TIME_GRIDS,
-    TIME_INPUTS,
-    DiscreteVPSDE,
-    LinearSDE,
-    build_path,
-    expand_all,
-    moved,
-    shifted,
-    time_grid,
-)
-from .per_token import step_tokens
-from .solvers import (
-    CORRECTORS,
-    ON_GIVEN_TIMES,
-    PREDICTORS,
-    VARIANCES,
-    Memory,
-    Stage,
-    automatic,
-    plan,
-    predictor_options,
-)
+from .paths import DiscreteVPSDE, LinearSDE, build_path, expand_all, moved, shifted
+from .saved_config import CARRIED, SavedConfig
+from .solvers import ON_GIVEN_TIMES, PREDICTORS
 from .stock_attributes import TABLES, stock_tables, why_not
-from .stock_configs import (
-    FLOW,
-    GRIDS,
-    HANDED_ON,
-    VARIANCES_OF_STOCK,
-    curve,
-    from_stock_config,
-    not_of_the_path,
-    of_network,
-    refuse_unknown_meaning,
+from .stock_configs import not_of_the_path, of_network
+from .timetables import (
+    are_of_flow_pipelines,
+    ends_of_sigmas,
+    given_times,
+    grid,
+    shift_of,
+    solver,
+    stock_grid,
+    told_sigmas,
+    told_timesteps,
 )
+from .trajectory import PlannedTrajectory, planned
 
 
 logger = logging.get_logger(__name__)
-
-
-# whether this code came out of a folder, where diffusers keeps such code
-_CARRIED = __name__.startswith("diffusers_modules.")
 
 
 @dataclass
@@ -86,7 +57,7 @@ class ScoreSDESchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
-class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
+class ScoreSDEScheduler(SavedConfig):
     """Sample from a score-based diffusion model: reverse SDE, probability-flow ODE, predictor-corrector.
 
     The path (`sde_type` and its parameters) and the meaning of the network's output (`prediction_type`) are facts of
@@ -222,10 +193,6 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     is allowed.
     """
 
-    # two base classes declare it, as a string and as None
-    config_name: Any = SCHEDULER_CONFIG_NAME
-    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
-
     @register_to_config
     def __init__(
         self,
@@ -288,13 +255,6 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         preconditioned: bool = False,
         init_noise: str | None = None,
     ):
-        check_choice("sde_type", sde_type, SDE_TYPES)
-        check_choice("prediction_type", prediction_type, PREDICTIONS)
-        check_choice("predictor", predictor, ("auto", *PREDICTORS))
-        check_choice("corrector", corrector, (None, *CORRECTORS))
-        check_choice("corrector_position", corrector_position, ("after", "before"))
-        check_choice("variance_type", variance_type, (*VARIANCES, *VARIANCES_OF_STOCK, "learned"))
-        check_choice("timestep_spacing", timestep_spacing, TIME_GRIDS)
         if trained_betas is not None:
             # an array or tensor, as a list: what a config can hold
             self.register_to_config(trained_betas=as_list("trained_betas", trained_betas))
@@ -305,68 +265,31 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 )
                 num_train_timesteps = len(self.config.trained_betas)
                 self.register_to_config(num_train_timesteps=num_train_timesteps)
-        check_choice("time_shift_type", time_shift_type, ("exponential", "linear"))
-        check_choice("interpolation_type", interpolation_type, ("linear", "log_linear"))
-        check_choice("timestep_type", timestep_type, ("discrete", "continuous"))
-        check_choice("init_noise", init_noise, (None, "sigma", "unit_data"))
-        check_choice("use_clipped_model_output", use_clipped_model_output, (True, False, None))
-        check_arguments(type(self), self.config)
-        if use_karras_sigmas + use_exponential_sigmas + use_lu_lambdas + use_beta_sigmas > 1:
-            raise ValueError(
-                "at most one of use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas and use_beta_sigmas can be "
-                "True"
-            )
-        for name in ("use_flow_sigmas", "invert_sigmas"):
-            if self.config[name] and sde_type != "linear":
-                raise ValueError(
-                    f"{name}=True has no counterpart on sde_type {sde_type!r}: pass sde_type='linear', or leave it out"
-                )
-        if shift_terminal is not None and sde_type != "linear":
-            raise ValueError(f"shift_terminal {shift_terminal} is for sde_type 'linear', not for {sde_type!r}")
-        self._check_solver()
-        self._guidance_scale: float | None = None  # of the trajectory
-        check_calibration(self.config.calibration)
+        check_config(type(self), self.config)
 
         unused = not_of_the_path(self.config)
         self.path = build_path(sde_type, {name: value for name, value in self.config.items() if name not in unused})
-        low, high = self._ends_of_sigmas()
+        low, high = ends_of_sigmas(self.path, self.config)
         self.t_min = t_min or low or self.path.t_min
-        if time_input is None:
-            time_input = self.path.time_input
-        check_choice("time_input", time_input, TIME_INPUTS)
-        default_scale = {"t": num_train_timesteps, "log_sigma": num_train_timesteps / 4}.get(time_input, 1)
-        if invert_sigmas:
-            default_scale = -num_train_timesteps
         # what the network was trained on must stand in the saved config
-        time_scale = float(default_scale if time_scale is None else time_scale)
-        default_offset = num_train_timesteps if invert_sigmas else self.path.time_offset
-        time_offset = float(default_offset if time_offset is None else time_offset)
-        self.register_to_config(time_input=time_input, time_scale=time_scale, time_offset=time_offset)
+        told = time_told(self.path, self.config)
+        self.register_to_config(**told)
         self.parameterization = Parameterization(
-            self.path, of_network(self.config), sigma_data, time_input, time_scale, time_offset, self._limit
+            self.path, of_network(self.config), sigma_data, limit=self._limit, **told
         )
         if sde_type == "discrete_vp":
             chain = inspect.signature(DiscreteVPSDE.from_beta_schedule).parameters
             self.register_to_config(**{name: chain[name].default for name in chain if self.config[name] is None})
         elif self.config.beta_schedule is None:
             self.register_to_config(beta_schedule=f"sde_type={sde_type}")
-        # and is handed to stock schedulers: diffusers leaves out what it thinks was left at a default
-        if "_use_default_values" in self.config:
-            names = HANDED_ON | {*FLOW} if sde_type == "linear" else HANDED_ON
-            handed_on = {name for name in names if self.config.get(name) is not None}
-            left_out = set(self.config["_use_default_values"])
-            self.register_to_config(_use_default_values=sorted(left_out - handed_on))
+        self._hand_on()
+        self._guidance_scale: float | None = None  # of the trajectory
         self.t_max = t_max or high or self._largest_time()
         if not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(f"0 < t_min < t_max <= 1 is needed; got t_min={self.t_min}, t_max={self.t_max}")
 
         # standard deviation of the noise that sampling starts from
-        alpha, sigma = float(self.path.alpha(self.t_max)), float(self.path.sigma(self.t_max))
-        self.init_noise_sigma = {
-            None: self.path.prior_std * sigma / float(self.path.sigma(1.0)),
-            "sigma": sigma,
-            "unit_data": math.hypot(alpha, sigma),
-        }[init_noise]
+        self.init_noise_sigma = begin_std(self.path, self.config, self.t_max)
         # entries of the plan per time step: where img2img pipelines may cut `timesteps`
         evaluations = 1 if predictor == "auto" else PREDICTORS[predictor].evaluations
         self.order = evaluations + (corrector_steps if corrector else 0)
@@ -382,9 +305,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         # what diffusers notes in model_index.json, to find the class again: after `import score_sde` the package, which
         # has it; in a folder that carries the code, the file
         if type(self) is ScoreSDEScheduler:
-            self.__module__ = __name__.split(".")[-1 if _CARRIED else 0]
+            self.__module__ = __name__.split(".")[-1 if CARRIED else 0]
         self.num_inference_steps: int | None = None
-        self._plan: list[Stage] | None = None
+        self._trajectory: PlannedTrajectory | None = None
         # of auto: (its times, its predictor, the stock grid's times or, where timestep_spacing says them, none); None
         # where its times were given
         self._moves_with_stock: tuple | None = None
@@ -392,124 +315,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index: int | None = None
         self._step_index: int | None = None
 
-    def _given_options(self):
-        """The options of the predictor that were given, by their own names or in `predictor_kwargs`.
-
-        Raises ValueError for one that is given twice.
-        """
-        flat = {name: self.config[name] for name in ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")}
-        defaults = inspect.signature(type(self)).parameters
-        given = {
-            name: value for name, value in flat.items() if value != defaults[name].default or isinstance(value, bool)
-        }
-        for name, value in (self.config.predictor_kwargs or {}).items():
-            if name in given and given[name] != value:
-                raise ValueError(f"{name} is given twice: {given[name]}, and {value} in predictor_kwargs")
-            given[name] = value
-        row = PREDICTORS.get(self.config.predictor)
-        # a fact of the trained network, told also where the predictor has no use for it
-        if row is not None and "variance_type" in row.takes:
-            own = VARIANCES_OF_STOCK.get(self.config.variance_type, self.config.variance_type)
-            given.setdefault("variance_type", own)
-        return given
-
-    def _check_solver(self):
-        """Raise ValueError for options that the predictor doesn't have, or that contradict each other."""
-        if not isinstance(self.config.predictor_kwargs, dict | None):
-            raise ValueError(f"predictor_kwargs {self.config.predictor_kwargs!r} must be a dictionary, or None")
-        options = predictor_options(self.config.predictor, self._given_options())
-        if options.get("s_churn") and self.config.corrector:
-            raise ValueError(f"s_churn {options['s_churn']} does not go with a corrector: leave out one of them")
-        if self.config.predictor == "none" and self.config.corrector is None:
-            raise ValueError(f"predictor 'none' needs a corrector; choose one of {', '.join(CORRECTORS)}")
-
-    def _ends_of_sigmas(self):
-        """The times of sigma_min and sigma_max where they are the ends of a grid on a chain of levels, None otherwise.
-
-        Raises ValueError for one that is none of the chain's.
-        """
-        ends = {"sigma_min": None, "sigma_max": None}
-        if self.path.levels and any(self.config[flag] for flag in GRIDS):
-            least, most = (float(torch.exp(-self.path.half_log_snr(t))) for t in (self.path.t_min, 1.0))
-            for name in ends:
-                value = self.config[name]
-                if value is not None and not least * (1 - 1e-3) <= value <= most * (1 + 1e-3):
-                    raise ValueError(f"{name} {value} is none of the chain's levels, from {least:.4g} to {most:.4g}")
-                if value is not None:
-                    time = float(self.path.t_from_half_log_snr(-math.log(value)))
-                    ends[name] = min(max(time, self.path.t_min), 1.0)
-        return ends.values()
-
     def _largest_time(self):
         """1 where everything that this scheduler computes is finite there, the path's t_max otherwise."""
         try:
-            self._build_plan(self._grid(2, 1.0), self._solver(2))
+            planned(self, grid(self, 2, 1.0), solver(self, 2))
         except ValueError:
             return self.path.t_max
         row = self.parameterization.row(1.0)
         return 1.0 if all(torch.isfinite(value) for value in row) else self.path.t_max
-
-    @classmethod
-    def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
-        """A scheduler from a config of ours or of a stock diffusers scheduler: the same path, prediction type, grid and
-        clipping as the stock scheduler; the predictor is ours, unless given in `kwargs`.
-
-        Stock configs: see `stock_configs`, which takes every scheduler of diffusers whose path is known, or says why
-        not. The last step leads to clean data, wherever the stock scheduler's does.
-
-        Raises ValueError for other schedulers, for a key whose value has no counterpart here, and for keywords that are
-        no argument of this class (with return_unused_kwargs they are returned).
-        """
-        if isinstance(config, dict):
-            own = inspect.signature(cls).parameters.keys()
-            if not return_unused_kwargs:
-                for name in kwargs.keys() - own:
-                    nearest = difflib.get_close_matches(name, own, n=1, cutoff=0.0)[0]
-                    raise ValueError(f"{name!r} is no argument of {cls.__name__}; the nearest is {nearest!r}")
-            if "sde_type" in config:
-                refuse_unknown_meaning(config, but=own)
-                # a file doesn't hold them
-                if "_use_default_values" not in config:
-                    config = dict.fromkeys(cls._none_by_default()) | config
-            else:
-                config = from_stock_config(config, own)
-            if kwargs.get("sde_type", config["sde_type"]) != config["sde_type"]:
-                config = {name: value for name, value in config.items() if name != "beta_schedule"}
-        return super().from_config(config, return_unused_kwargs, **kwargs)
-
-    @classmethod
-    def _none_by_default(cls):
-        return [name for name, each in inspect.signature(cls).parameters.items() if each.default is None]
-
-    def to_json_string(self) -> str:
-        """The config as a file holds it: without the arguments that are None by default, since None is no number to a
-        stock scheduler."""
-        values, left_out = json.loads(super().to_json_string()), self._none_by_default()
-        values = {name: value for name, value in values.items() if value is not None or name not in left_out}
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
-        """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along."""
-        if _CARRIED:
-            entry = Path(__file__)
-            siblings = re.findall(r"^from \.(\w+) import ", entry.read_text(encoding="utf-8"), re.MULTILINE)
-            os.makedirs(save_directory, exist_ok=True)
-            for name in (entry.stem, *siblings):
-                shutil.copy(entry.with_name(f"{name}.py"), save_directory)
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)
-
-    def register_to_config(self, **kwargs):
-        """As of every scheduler of diffusers. A `prediction_type`, which training scripts set so, is then the
-        network's."""
-        if "prediction_type" in kwargs and "parameterization" in vars(self):
-            check_choice("prediction_type", kwargs["prediction_type"], PREDICTIONS)
-            self.parameterization = replace(self.parameterization, prediction_type=kwargs["prediction_type"])
-        super().register_to_config(**kwargs)
-
-    @property
-    def config(self) -> Any:
-        """The arguments, as a mapping with attributes: `scheduler.config.sde_type`."""
-        return super().config
 
     def __getattr__(self, name):
         if name in TABLES and (reason := why_not(self.parameterization, self.config.num_train_timesteps)):
@@ -589,10 +402,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     def _known_time(self, timesteps):
         """`path_time`, float64 on the CPU where these are one entry of `timesteps`, expanded."""
         is_one_entry = timesteps.numel() == 1 or timesteps.stride() == (0,)
-        entry = self._entry_of_view(timesteps) if is_one_entry and self._plan is not None else None
+        entry = self._entry_of_view(timesteps) if is_one_entry and self._trajectory is not None else None
         if entry is None:
             return self.path_time(timesteps)
-        return torch.full(timesteps.shape, self._require_plan()[entry].t_eval, dtype=torch.float64)
+        return torch.full(timesteps.shape, self._planned().stages[entry].t_eval, dtype=torch.float64)
 
     def classifier_input(self, x, t):
         """(input, half_log_snr (B,)) of a `NoiseConditionalClassifier` for samples x (B, C, ...) at path times t, () or
@@ -604,7 +417,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
     @property
     def nfe(self):
         """Network evaluations of one trajectory: the length of `timesteps`, but for the last of Wuerstchen's."""
-        return len(self._require_plan())
+        return len(self._planned().stages)
 
     @property
     def step_index(self):
@@ -634,11 +447,11 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if begin_index and not inside and first < len(times):
             if not len(stock_times):
                 # not before it is asked for: not every path has such a grid
-                stock_times = self._stock_grid(self.num_inference_steps, self.t_max, self._grid_shift)
+                stock_times = stock_grid(self, self.num_inference_steps, self.t_max, self._grid_shift)
             steps = self.num_inference_steps - first
-            times = torch.cat([times[:first], self._grid(steps, float(stock_times[first]), self._grid_shift)])
-            predictor = self._solver(steps)
-        if torch.equal(times, self._times):
+            times = torch.cat([times[:first], grid(self, steps, float(stock_times[first]), self._grid_shift)])
+            predictor = solver(self, steps)
+        if torch.equal(times, self._planned().times):
             return
         if not torch.is_floating_point(self.timesteps):
             times = self.path_time(self.timestep(times).round())
@@ -650,7 +463,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         """Go on at this entry of `timesteps`, within a trajectory: the steps before are forgotten, the sample is what
         the caller makes of it (`Path.transition` adds the noise that leads back)."""
         self._begin_index, self._step_index = begin_index, None
-        self._memory = Memory(self._require_plan())
+        self._planned().forget()
 
     def set_timesteps(
         self,
@@ -697,12 +510,12 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         if guidance_scale is not None:
             check_number("guidance_scale", guidance_scale, -math.inf, math.inf)
         self._guidance_scale = guidance_scale
-        shift = self._shift_of(mu)
+        shift = shift_of(self, mu)
         n = num_inference_steps if timesteps is sigmas is None else None
-        times = torch.ones(0) if n is not None else self._explicit_times(timesteps, sigmas, shift)
+        times = torch.ones(0) if n is not None else given_times(self, timesteps, sigmas, shift)
         if n is None and num_inference_steps not in (None, len(times)):
             raise ValueError(f"num_inference_steps {num_inference_steps} does not go with the {len(times)} times given")
-        if sigmas is not None and self.config.predictor == "auto" and self._is_of_flow_pipelines(sigmas):
+        if sigmas is not None and self.config.predictor == "auto" and are_of_flow_pipelines(self.path, sigmas):
             # what would be told at other levels is not known
             n = len(times) if told is None else None
         inside = isinstance(t_start, numbers.Real) and self.t_min < t_start <= self.t_max
@@ -717,13 +530,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         elif t_start is None and self._is_calibrated(n):
             times, predictor = fitted(self, n, shift)
         else:
-            times = self._grid(n, self.t_max if t_start is None else t_start, shift)
-            predictor = self._solver(n)
+            times = grid(self, n, self.t_max if t_start is None else t_start, shift)
+            predictor = solver(self, n)
 
         self._lay(times, predictor, device)
         if told is not None:
             ends = [0.0, *reversed(times.tolist())], [float(self.timestep(0.0)), *reversed(told)]
-            evaluated = [stage.t_eval for stage in self._require_plan()]
+            evaluated = self._planned().evaluated
             self.timesteps = torch.from_numpy(np.interp(evaluated, *ends)).float().to(device)
         self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)
         self._step_index = None
@@ -734,44 +547,17 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _lay(self, times, predictor, device=None):
         """Plan an evaluation at each of these times."""
-        self._times, self._predictor = times, predictor
-        self._plan = self._build_plan(times, predictor)
-        evaluated = torch.tensor([stage.t_eval for stage in self._plan], dtype=torch.float64)
-        row = self.parameterization.row(evaluated)
-        # states are float32
-        if not all(torch.isfinite(values.float()).all() for values in row):
-            raise ValueError(
-                f"prediction_type {self.config.prediction_type!r} says nothing of clean samples at t = {times[0]:g}, "
-                f"where alpha is {float(self.path.alpha(times[0])):g}: pass a smaller t_max, or a path with less noise"
-            )
-        self._rows = list(zip(*(values.tolist() for values in (*row, self.path.alpha(evaluated))), strict=True))
-        self._tell(evaluated, device)
-        self._memory = Memory(self._plan)
-        self._times_there: torch.Tensor | None = None  # on the device of the samples, for `step_tokens`
+        stages = planned(self, times, predictor)
+        self._trajectory = PlannedTrajectory(self.parameterization, times, predictor, stages)
+        self._tell(self._trajectory.evaluated, device)
         self._eta_taken = False
 
     def _tell(self, times, device=None):
         """Set what users and pipelines read of these times of evaluation."""
-        received = self.timestep(times)
-        if self.path.levels and torch.equal(received, received.round()):
-            received = received.long()
-        if self._ends_with_zero():
-            received = torch.cat([received, torch.zeros(1).to(received)])
+        received = told_timesteps(self, times)
         self.timesteps = received if device is None else moved(received, torch.device(device))
-        levels = self._levels(times)
-        levels = torch.cat([levels, torch.zeros(1).to(levels)])
         # on the CPU, as the stock schedulers have them
-        self.sigmas = (1 - levels if self.config.invert_sigmas else levels).float()
-
-    def _ends_with_zero(self):
-        """Whether `timesteps` end with clean data, where nothing is evaluated: Wuerstchen's pipelines leave out the
-        last of them."""
-        is_told_shares = self.config.beta_schedule == "wuerstchen" and self.config.time_scale == 1
-        return is_told_shares and self.config.denoise_final
-
-    def _levels(self, times):
-        """The noise levels as diffusers counts them: see `set_timesteps`."""
-        return times if isinstance(self.path, LinearSDE) else torch.exp(-self.path.half_log_snr(times))
+        self.sigmas = told_sigmas(self, times)
 
     @property
     def shift(self):
@@ -783,131 +569,8 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
         check_number("shift", shift, *NUMBERS["shift"])
         self._shift = float(shift)
 
-    def _shift_of(self, mu):
-        """The shift of a trajectory with this `mu`."""
-        if not self.config.use_dynamic_shifting:
-            return self._shift
-        if mu is None:
-            raise ValueError("use_dynamic_shifting needs the shift of this trajectory: pass mu to set_timesteps")
-        shift = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
-        check_number(f"the shift of mu {mu},", shift, *NUMBERS["shift"])
-        return shift
-
     def _is_calibrated(self, n):
         return self.config.predictor == "auto" and str(n) in (self.config.calibration or {})
-
-    def _explicit_times(self, timesteps, sigmas, shift):
-        """The times of given numbers, as `set_timesteps` takes them."""
-        given, name = (sigmas, "sigmas") if timesteps is None else (timesteps, "timesteps")
-        values = torch.tensor(as_list(name, given), dtype=torch.float64)
-        if timesteps is not None and values[-1] == 0 and len(values) > 1 and self._ends_with_zero():
-            values = values[:-1]
-        if timesteps is not None:
-            times, largest, rounding = self.path_time(values), float(self.timestep(1.0)), 1e-6
-        else:
-            if values[-1] == 0 and len(values) > 1 and self.config.denoise_final:
-                values = values[:-1]
-            is_flow = isinstance(self.path, LinearSDE)
-            times = values if is_flow else self.path.t_from_half_log_snr(-values.log())
-            # published tables are rounded
-            largest, rounding = (1.0, 1e-6) if is_flow else (float(torch.exp(-self.path.half_log_snr(1.0))), 1e-3)
-        small = values[0] <= largest + rounding * abs(largest) and times[0] <= 1 + rounding
-        times = times.clamp_max(1.0)
-        if sigmas is not None:
-            times = self._stretched(shifted(self.path, times, shift)).clamp_max(self.t_max)
-            if isinstance(self.path, LinearSDE) and not self.config.use_flow_sigmas and curve(self.config):
-                times = self._curved(times, float(times[0]))
-        if not small or not (times.diff() < 0).all() or not times[-1] > 0:
-            raise ValueError(f"{name} {values.tolist()} must fall strictly, from at most {largest:g}")
-        return times
-
-    def _is_of_flow_pipelines(self, sigmas):
-        n = len(sigmas)
-        own = torch.linspace(1, 1 / n, n, dtype=torch.float64)
-        is_even = bool((torch.tensor(as_list("sigmas", sigmas), dtype=torch.float64) - own).abs().max() < 1e-6)
-        return isinstance(self.path, LinearSDE) and is_even
-
-    def _stretched(self, times):
-        """The times of the linear path, with the last at shift_terminal."""
-        if self.config.shift_terminal is None:
-            return times
-        return 1 - (1 - times) * (1 - self.config.shift_terminal) / (1 - times[-1])
-
-    def _grid(self, n, t_max, shift=1.0):
-        """The times of n steps up to t_max."""
-        if self.config.predictor != "auto":
-            return self._stock_grid(n, t_max, shift)
-        rule = automatic(n, self._guidance_scale)
-        # half as far as the stock grid: good for data that ask for the whole of it, and for data that ask for none
-        center = rule.center - math.log(shift) / 2
-        return self._spaced("logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)
-
-    def _stock_grid(self, n, t_max, shift):
-        """The same, of timestep_spacing and the stock schedulers' keys beside it, whatever the predictor."""
-        spacing = self.config.timestep_spacing
-        if self.config.use_flow_sigmas and spacing in ("leading", "trailing"):
-            # as the stock schedulers have it
-            spacing = "linspace"
-        times = self._spaced(spacing, n, t_max, rho=self.config.rho)
-        times = self._stretched(shifted(self.path, times, shift))
-        return self._curved(times, t_max) if curve(self.config) else times
-
-    def _spaced(self, spacing, n, t_max, **options):
-        return time_grid(
-            self.path,
-            spacing,
-            # a trajectory that stops early takes n steps without an evaluation at its end
-            n if self.config.denoise_final else n + 1,
-            self.t_min,
-            t_max,
-            levels=self.config.num_train_timesteps,
-            offset=self.config.steps_offset,
-            open_end=self.config.open_end,
-            whole_levels=self.config.whole_levels,
-            **options,
-        )
-
-    def _curved(self, times, t_max):
-        """As many times, on the grid that one of the use_..._sigmas asks for, between the ends of these or, where the
-        config says so, of the path or of its own."""
-        n, config, is_flow = len(times), self.config, isinstance(self.path, LinearSDE)
-        # log_linear alone takes n of n + 1
-        more = not any(config[flag] for flag in GRIDS)
-        first, last = float(times[0]), float(times[-1])
-        if config.open_end or config.interpolation_type == "log_linear" or not (is_flow or self.path.levels):
-            first, last = t_max, self.t_min
-        if self.path.levels:
-            first = first if config.sigma_max is None else t_max
-            last = last if config.sigma_min is None else self.t_min
-        return time_grid(
-            self.path,
-            curve(config),
-            n + more,
-            last,
-            first,
-            levels=config.num_train_timesteps,
-            rho=config.rho,
-            slope=float(is_flow and not config.use_flow_sigmas),
-        )[:n]
-
-    def _solver(self, n):
-        """The predictor of a trajectory of n steps, as `plan` takes it."""
-        return (
-            automatic(n, self._guidance_scale).predictor if self.config.predictor == "auto" else self.config.predictor
-        )
-
-    def _build_plan(self, times, predictor, options=None):
-        return plan(
-            self.path,
-            times,
-            predictor,
-            to_data=self.config.denoise_final,
-            options=self._given_options() if options is None else options,
-            corrector=self.config.corrector,
-            corrector_steps=self.config.corrector_steps,
-            corrector_snr=self.config.corrector_snr,
-            corrector_position=self.config.corrector_position,
-        )
 
     @torch.no_grad()
     def calibrate(
@@ -973,14 +636,14 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             sweeps,
         )
 
-    def _require_plan(self) -> list[Stage]:
-        if self._plan is None:
+    def _planned(self) -> PlannedTrajectory:
+        if self._trajectory is None:
             raise ValueError("no trajectory is planned: call scheduler.set_timesteps(num_inference_steps) first")
-        return self._plan
+        return self._trajectory
 
     def _enter(self, timestep) -> int:
         """The entry of the plan that is next; before the first step, the one at which the trajectory begins."""
-        stages = self._require_plan()
+        trajectory = self._planned()
         if self._step_index is not None:
             return self._step_index
         start = self._position(timestep) if self._begin_index is None else self._begin_index
@@ -997,9 +660,9 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(
                     f"a trajectory cannot begin at entry {start}, inside a time step: pass a multiple of {self.order}"
                 )
-            if PREDICTORS[self._predictor].multistep:
+            if PREDICTORS[trajectory.predictor].multistep:
                 # it has no past here: it begins again
-                stages[start:] = self._build_plan(self._times[first_step:], self._predictor)
+                trajectory.replace(start, planned(self, trajectory.times[first_step:], trajectory.predictor))
         self._step_index = start
         return start
 
@@ -1036,7 +699,7 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
             self._begin_with_stock(0)
         if not self.parameterization.prediction_type.startswith("edm"):
             return sample
-        return sample * self._rows[self._enter(timestep)][2]
+        return sample * self._planned().rows[self._enter(timestep)][2]
 
     def step(
         self,
@@ -1070,17 +733,17 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
         Raises ValueError before `set_timesteps`, past the end of the plan, and for shapes that don't fit.
         """
-        stages, at = self._require_plan(), self._enter(timestep)
+        trajectory, at = self._planned(), self._enter(timestep)
         if kwargs:
             self._take_eta(at, **kwargs)
         if use_clipped_model_output is False and (self.config.clip_sample or self.config.thresholding):
             raise ValueError("use_clipped_model_output=False has no counterpart here: leave it out, or pass True")
-        if at >= len(stages):
-            raise ValueError(f"all {len(stages)} entries of the plan have run: call set_timesteps again")
-        stage, variance = stages[at], None
+        if at >= self.nfe:
+            raise ValueError(f"all {self.nfe} entries of the plan have run: call set_timesteps again")
+        variance = None
         if sample.ndim > 1 and model_output.shape[1:2] == (2 * sample.shape[1],):
             model_output, variance = model_output.chunk(2, dim=1)
-        elif stage.noise_range is not None and model_output.shape == sample.shape:
+        elif trajectory.stages[at].noise_range is not None and model_output.shape == sample.shape:
             raise ValueError(
                 f"variance_type 'learned_range' needs a network with {2 * sample.shape[1]} output channels; "
                 f"got {sample.shape[1]}: pass variance_type='fixed_small'"
@@ -1101,25 +764,13 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
                     f"per_token_timesteps are for prediction_type 'flow_prediction' of sde_type 'linear', not for "
                     f"{self.config.prediction_type!r} of {self.config.sde_type!r}"
                 )
-            if self._times_there is None or self._times_there.device != x.device:
-                self._times_there = moved(torch.cat([self._times, torch.zeros(1)]).to(dtype), x.device)
-            own, times = self.path_time(per_token_timesteps), self._times_there
-            prev_sample, denoised = step_tokens(
-                stage, self._memory, model_output.to(dtype), x, own, times, self._limit, draw_noise
-            )
+            own = self.path_time(per_token_timesteps)
+            prev_sample, denoised = trajectory.step_tokens(at, model_output, x, draw_noise, own)
         else:
-            a, b, _, alpha = self._rows[at]
-            unlimited = torch.add(a * x, model_output.to(dtype), alpha=b)
-            denoised = self._limit(unlimited)
             redone = (
                 self.config.use_clipped_model_output if use_clipped_model_output is None else use_clipped_model_output
             )
-            if redone is False and denoised is not unlimited:
-                # the sample of the clipped one and the noise that the network had
-                x = torch.add(x, denoised - unlimited, alpha=alpha)
-            if variance is not None:
-                variance = variance.to(dtype)
-            prev_sample = stage.update(x, denoised, self._memory, draw_noise, variance)
+            prev_sample, denoised = trajectory.step(at, model_output, x, draw_noise, variance, redone)
         prev_sample = prev_sample.to(sample.dtype)
         self._step_index = at + 1
         if not return_dict:
@@ -1128,10 +779,10 @@ class ScoreSDEScheduler(SchedulerMixin, ConfigMixin):
 
     def _take_eta(self, at, eta):
         """Plan the rest of the trajectory with this amount of noise, where it is not 0 and not the scheduler's own."""
-        options = self._given_options()
+        trajectory, options = self._planned(), given_options(type(self), self.config)
         if eta and not self._eta_taken and eta != options.get("eta"):
-            self._plan[at:] = self._build_plan(self._times[at // self.order :], self._predictor, options | {"eta": eta})
-            self._memory = Memory(self._plan)
+            times, options = trajectory.times[at // self.order :], options | {"eta": eta}
+            trajectory.replace(at, planned(self, times, trajectory.predictor, options))
         self._eta_taken = True
 
     def _limit(self, denoised):
