@@ -138,9 +138,11 @@ def entropy_bounded(log_p0, drawn, is_open, uniforms, entropy_bound=0.1):
     return -entropy, torch.zeros_like(within).scatter(-1, places, within)
 
 
-def shown(priority, is_open, quota):
-    """The `quota` (B,) open positions of highest priority: (B, L)."""
-    places = priority.masked_fill(~is_open, -math.inf).argsort(dim=-1, descending=True, stable=True)
+def shown(priority, is_open, quota, uniforms):
+    """The `quota` (B,) open positions of highest priority, among equals at random: (B, L)."""
+    mixed = uniforms.argsort(dim=-1)
+    priority = priority.masked_fill(~is_open, -math.inf).gather(-1, mixed)
+    places = mixed.gather(-1, priority.argsort(dim=-1, descending=True, stable=True))
     return is_open & (places.argsort(dim=-1) < quota.unsqueeze(-1))
 
 
