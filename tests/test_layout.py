@@ -24,7 +24,17 @@ ALLOWED = {
     "src/score_sde/sharing/convert": OURS - {"score_sde.losses", "score_sde.ema"},
     "pipelines": {"torchdiffeq", "transformers"},
     "model_cards": set(),
-    "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "matplotlib", "onnxruntime", "psutil", "pyarrow"}
+    "training/parts": {
+        "accelerate",
+        "datasets",
+        "filelock",
+        "fsspec",
+        "matplotlib",
+        "onnxruntime",
+        "psutil",
+        "pyarrow",
+        "rdkit",
+    }
     | {"peft", "score_sde", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers", "yaml"}
     | OURS,
 }
