@@ -11,7 +11,8 @@ from score_sde import ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, TIME_INPUTS
 from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, VARIANCES
-from score_sde.training.train import NETWORKS, TrainConfig
+from score_sde.training.parts.networks import NETWORKS
+from score_sde.training.train import TrainConfig
 
 
 ARGUMENTS = {

@@ -24,18 +24,9 @@ ALLOWED = {
     "src/score_sde/sharing/convert": OURS - {"score_sde.losses", "score_sde.ema"},
     "pipelines": {"torchdiffeq", "transformers"},
     "model_cards": set(),
-    "training/parts": {
-        "accelerate",
-        "datasets",
-        "filelock",
-        "fsspec",
-        "matplotlib",
-        "onnxruntime",
-        "psutil",
-        "pyarrow",
-        "rdkit",
-    }
-    | {"peft", "score_sde", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers", "yaml"}
+    "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "matplotlib", "onnxruntime", "psutil", "pyarrow"}
+    | {"peft", "rdkit", "score_sde", "tokenizers", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers"}
+    | {"yaml"}
     | OURS,
 }
 ALLOWED["training"] = ALLOWED["training/parts"] | {"score_sde.training"}

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "schedulers": [
         *("CosineVPSDE", "DiscreteVPSDE", "EDMSDE", "LinearSDE", "SubVPSDE", "VESDE", "VPSDE"),
-        "ScoreSDEScheduler",
+        *("DiscreteScoreScheduler", "ScoreSDEScheduler"),
     ],
     "models": ["DiTModel", "NoiseConditionalClassifier", "ScoreUNetModel"],
     "pipelines": ["ScoreSDEInversePipeline", "ScoreSDEPipeline"],
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which read and don't run
         VESDE,
         VPSDE,
         CosineVPSDE,
+        DiscreteScoreScheduler,
         DiscreteVPSDE,
         LinearSDE,
         ScoreSDEScheduler,
