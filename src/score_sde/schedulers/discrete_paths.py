@@ -340,8 +340,8 @@ class DiscretePath:
         raise NotImplementedError
 
     def clean_from_score(self, log_score, x_t, t):
-        """The inverse of `score`, for a network's log ratios, too, that are of no distribution: what would be negative
-        becomes 0."""
+        """The inverse of `score`: log p(x0 | x_t), normed, for a network's log ratios, too, that are of no
+        distribution: what would be negative is next to 0."""
         raise NotImplementedError
 
     def posterior(self, log_p0, x_t, t, s):
@@ -493,7 +493,8 @@ class UniformPath(DiscretePath):
         # ratio 1 to itself, whatever a network says; what is subtracted may be nearly all
         log_score = torch.where(self._own(x_t), 0.0, log_score).double()
         left = torch.softmax(log_score, -1) - expand_to(self._log_other(t).exp(), log_score)
-        return self.clean(left.clamp_min(0).log(), x_t, t)
+        # above 0, so that its logarithm has a gradient
+        return self.clean(left.clamp_min(1e-12).log(), x_t, t)
 
     def posterior(self, log_p0, x_t, t, s):
         r = self.transition(s, t)
@@ -544,14 +545,24 @@ DISCRETE_PREDICTIONS = {
 # --- the likelihood ---------------------------------------------------------------------------------------------------
 
 
-def likelihood_bound(path, denoise, x0, t, t_min, t_max, generator=None, given=None):
+def times_uniform_in_alpha(path, u, t_min, t_max):
+    """(t, 1 / p(t)) for uniform numbers u (B,): times in [t_min, t_max] whose alpha is uniform. What depends on alpha
+    alone, such as the bound, has then the same variance whatever the noise."""
+    first, last = path.alpha(t_min), path.alpha(t_max)
+    t = path.t_from_alpha(first + (last - first) * u).clamp(t_min, t_max)
+    return t, (first - last) / path.fall(t)
+
+
+def likelihood_bound(path, denoise, x0, u, t_min, t_max, generator=None, given=None):
     """An unbiased estimate of an upper bound on -log p(x0), Eq. (8) and (9): nats per sequence, (B,) float64.
 
     Args:
         path: a `DiscretePath`.
-        denoise: f(x_t (B, L), t (B,)) -> log p(x0 | x_t) (B, L, V), normed; called two or three times.
+        denoise: f(x_t (B, L), t (B,)) -> log p(x0 | x_t) (B, L, V), normed; called two times, and once more, on all
+            tokens masked, for absorbing noise.
         x0: clean tokens (B, L).
-        t: times (B,) uniform in [t_min, t_max]; independent, or one from each of B equal parts of it.
+        u: uniform numbers in (0, 1), float64 (B,): independent, or one in each of B equal parts of the interval.
+        t_min, t_max: the times between which the bound is integrated, those of sampling.
         generator: of the noise on x0, or a list of one per sample.
         given: (B, L) bool, tokens that are known: they stay clean, and the bound is that of the others given them.
     """
@@ -560,9 +571,10 @@ def likelihood_bound(path, denoise, x0, t, t_min, t_max, generator=None, given=N
     def evaluate(x_t, t):
         return denoise(torch.where(counted, x_t, x0), t).double()
 
+    t, weight = times_uniform_in_alpha(path, u, t_min, t_max)
     x_t = path.corrupt(x0, t, generator)
     inside = path.elbo_rate(evaluate(x_t, t), x0, x_t, t)
     first = as_time(t_min).expand(len(x0))
     at_t_min = -_at(evaluate(path.corrupt(x0, first, generator), first), x0)
-    nats = (t_max - t_min) * inside + at_t_min + path.prior_gap(evaluate, x0, t_max)
+    nats = expand_to(weight, inside) * inside + at_t_min + path.prior_gap(evaluate, x0, t_max)
     return torch.where(counted, nats, 0.0).sum(-1)

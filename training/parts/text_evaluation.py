@@ -1,0 +1,147 @@
+"""Measure a pipeline of texts: the bound on the likelihood of held-out ones, and figures of generated ones."""
+
+import json
+import os
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+
+from score_sde.pipelines.wording import unknown
+from score_sde.sharing.bundles import add_metrics, load_bundle
+from score_sde.sharing.facts import dataset_name
+
+from .bound import bound_metrics, measure_bound
+from .config import LoaderConfig, option
+from .figures import averaging_facts
+from .networks import outside_classes
+from .options import WORK_BEGUN
+from .provenance import provenance
+from .real_images import training_facts
+from .rounds import rounds
+from .samples import labels_of
+from .sources import text_on_hub
+from .text_data import TextClasses, TextDataConfig, Texts, TokenDataset
+from .text_figures import FIGURES
+from .text_task import bound_of, write_texts
+
+
+@dataclass
+class TextEvaluateConfig(LoaderConfig):
+    """Measure a pipeline of texts: the bound on the likelihood of held-out texts, and how generated ones are."""
+
+    configs = "evaluation"
+    data_kind: ClassVar[str] = "text"
+
+    pipeline: str = option("", "The pipeline to measure: a folder.", "what is measured", common=True)
+    network: str | None = option(
+        None,
+        "Class of its network, where it was trained as one from outside: package.module:Class, which is imported.",
+        "what is measured",
+    )
+    dataset: str | None = option(
+        None, "Texts, as for training; by default those that the pipeline was trained on.", "data", common=True
+    )
+    test_split: str = option("test", "Split of the texts that are measured, and measured beside.", "data", common=True)
+    text_column: str | None = option(None, "Column that holds the texts; by default as in training.", "data")
+    label_column: str | None = option(
+        None, "Column of class labels; by default as in training; 'none' leaves the classes out.", "data"
+    )
+    likelihood: int = option(
+        256,
+        "Held-out sequences, from the first, whose likelihood is bounded; 0 leaves it out.",
+        "likelihood",
+        common=True,
+    )
+    num_times: int = option(4, "Times that are drawn for each of them.", "likelihood", common=True)
+    num_texts: int = option(
+        64, "Texts to generate, the classes in turn; 0 leaves them out.", "what is measured", common=True
+    )
+    figures: list[str] = option(
+        ["ngrams"], f"What is measured of generated texts: {', '.join(FIGURES)}.", "what is measured", common=True
+    )
+    save_samples: str | None = option(
+        None, "Also write the generated texts, as a .jsonl file, {text, label} in each line.", "what is measured"
+    )
+    num_inference_steps: int = option(128, "Time steps of the sampler.", "sampling", common=True)
+    guidance_scale: float = option(1.0, "Classifier-free guidance: 1 is none.", "sampling", common=True)
+    temperature: float = option(1.0, "Temperature of the tokens' distributions.", "sampling")
+    batch_size: int = option(32, "Texts generated, or sequences measured, at once.", "sampling", common=True)
+    seed: int = option(0, "Seed of the times and the noise; text i is drawn from seed + i.", "sampling", common=True)
+
+    def problems(self):
+        yield from LoaderConfig.problems(self)
+        for name in ("num_times", "num_inference_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                yield f"{name} {getattr(self, name)} must be at least 1"
+        for name in ("likelihood", "num_texts", "seed"):
+            if getattr(self, name) < 0:
+                yield f"{name} {getattr(self, name)} must be at least 0"
+        if self.likelihood == self.num_texts == 0:
+            yield "likelihood 0, num_texts 0: one of them must be positive"
+        if self.likelihood == 1:
+            yield "likelihood 1: a standard error needs at least 2 sequences"
+        yield from (unknown("figures", name, FIGURES) for name in self.figures if name not in FIGURES)
+        if not self.temperature > 0:
+            yield f"temperature {self.temperature} must be positive"
+        if self.save_samples and not os.path.isdir(os.path.dirname(os.path.abspath(self.save_samples))):
+            yield f"save_samples {self.save_samples!r}: there is no such folder"
+        try:
+            outside_classes(self.network)
+        except ValueError as error:
+            yield str(error)
+
+
+class HeldOutTexts:
+    """The texts that a pipeline is measured beside, read as it was trained on them.
+
+    Attributes: `tokenizer`, the pipeline's; `config`, the `TextDataConfig`; `classes`, None where the pipeline or the
+    data have none; `dataset`, the sequences of the split that is measured.
+
+    Raises ValueError where nothing says which data, and for classes that the pipeline doesn't know.
+    """
+
+    def __init__(self, config, pipeline):
+        facts = training_facts(config)
+        trained = facts.get("config", {})
+        names = {each.name for each in fields(TextDataConfig)} & trained.keys()
+        known = replace(TextDataConfig(), **{name: trained[name] for name in names})
+        if config.dataset is None and "dataset" not in trained:
+            raise ValueError(f"pipeline {config.pipeline!r} doesn't say what it was trained on: pass --dataset")
+        given = {name: getattr(config, name) for name in ("dataset", "text_column", "label_column")}
+        known = replace(known, **{name: value for name, value in given.items() if value is not None})
+        known.label_column = None if known.label_column == "none" else known.label_column
+        [known.length] = pipeline.sample_shape(1)[1:]
+        self.config, self.tokenizer, self.classes = known, pipeline.tokenizer, None
+        if known.label_column is not None and pipeline.num_classes is not None:
+            own = Texts(known)
+            self.classes = TextClasses(known.label_column, own.labels, own.feature, known.label_bins)
+            theirs = {int(label): name for label, name in (pipeline.config.id2label or {}).items()}
+            if self.classes.id2label != theirs:
+                raise ValueError(
+                    f"the classes of label column {known.label_column!r}, {', '.join(self.classes.id2label.values())}, "
+                    f"are not those of the pipeline, {', '.join(theirs.values())}: pass --label_column none"
+                )
+        self.dataset = self.split(config.test_split)
+
+    def split(self, name):
+        """The sequences of a split."""
+        return TokenDataset(self.config, Texts(self.config, name), self.tokenizer, self.classes)
+
+    def texts(self, count, dataset=None):
+        """The first sequences as texts, as the pipeline decodes its own."""
+        dataset = dataset or self.dataset
+        return self.decode([dataset[i]["tokens"].tolist() for i in range(min(count, len(dataset)))])
+
+    def decode(self, rows):
+        end = self.tokenizer.eos_token_id
+        kept = [row[: row.index(end)] if end in row else row for row in rows]
+        return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+
+
+def measure_likelihood(pipeline, data, config, accelerator):
+    """The bound on the likelihood of held-out texts; the same in every process."""
+    told = ["class_labels"] if data.classes is not None else []
+    losses = partial(bound_of, pipeline.scheduler, pipeline.denoiser, conditions=told)
+    return measure_bound(losses, data.dataset, config.likelihood, config, accelerator, config.seed, config.num_times, "bound")
