@@ -4,41 +4,57 @@ import math
 
 import torch
 
+from score_sde.schedulers.discrete_paths import likelihood_bound
+from score_sde.schedulers.paths import sent
+
 from .rounds import gathered, real_batches
 from .validation import RowDraws
 
 
-def measure_bound(losses, dataset, count, config, accelerator, seed=0, draws=1, what=None):
-    """What a network's bound on the likelihood of the first sequences of a `TokenDataset` is.
+def nats(scheduler, network, batch, draws, told=()):
+    """A bound on -log p of each sequence of a batch, estimated at one time: nats (B,), float64; `told` are the
+    conditions that the network is told."""
+    tokens, conditions = batch["tokens"], {"class_labels": batch["labels"]} if "class_labels" in told else {}
+
+    def denoise(x_t, t):
+        timestep = sent(scheduler.timestep(t), tokens.device, torch.float32).expand(len(tokens))
+        return scheduler.clean_log_probs(network(x_t, timestep, **conditions).sample.float(), x_t, t)
+
+    times = scheduler.t_min, scheduler.t_max
+    return likelihood_bound(scheduler.path, denoise, tokens, draws.stratified(), *times, draws.generators)
+
+
+@torch.no_grad()
+def measure_bound(bound, dataset, count, config, accelerator, seed, draws=1, what=None):
+    """The bound on the likelihood of the first sequences of a `TokenDataset`.
 
     Args:
-        losses: f(batch, draws) -> nats per token, the mean of each sequence (B,), one drawn time each.
+        bound: f(batch, draws) -> nats of each sequence (B,), estimated at one drawn time.
         count: how many sequences, at most.
         draws: times that are drawn for each sequence.
         what: of a progress bar; None for none.
 
     Returns:
-        {"nats_per_token", "bits_per_token", "bits_per_character", "of each their standard error" over sequences and
-        times, "n"}. A sequence's nats are all of its tokens', also of end marks that fill it up; its tokens are those
-        that count, up to the first end mark.
+        {"nats_per_token", "bits_per_token", "bits_per_character", with "_error" behind each name its standard error
+        over sequences and times, "n", "tokens", "split"}. A sequence's nats are those of all of its tokens, also of end
+        marks that fill it up; its tokens are those that count, up to the first end mark with it.
     """
-    count, nats, tokens, characters = min(count, len(dataset)), [], [], []
+    count, total, tokens, characters = min(count, len(dataset)), [], [], []
     rows = torch.utils.data.Subset(dataset, range(count))
     for own, batch, size in real_batches(rows, count, config, accelerator, what):
-        total = torch.zeros(len(own), dtype=torch.float64)
-        for turn in range(draws):
-            row_draws = RowDraws(seed, [turn * count + i for i in own], draws * count, accelerator.device)
-            with torch.no_grad():
-                total += losses(batch, row_draws).double().cpu() / draws
-        nats.append(gathered(total.float() * dataset.length, size, accelerator))
+        turns = [
+            bound(batch, RowDraws(seed, [turn * count + i for i in own], draws * count, accelerator.device))
+            for turn in range(draws)
+        ]
+        total.append(gathered(torch.stack(turns).mean(0).float(), size, accelerator))
         tokens.append(gathered(dataset.counted(batch["tokens"]), size, accelerator))
         characters.append(gathered(dataset.characters_of(batch["tokens"]), size, accelerator))
-    nats, tokens, characters = (torch.cat(each).double() for each in (nats, tokens, characters))
+    total, tokens, characters = (torch.cat(each).double() for each in (total, tokens, characters))
     found = {"n": count, "tokens": int(tokens.sum()), "split": dataset.texts.split}
     for name, value, unit in (
-        ("nats_per_token", nats, tokens),
-        ("bits_per_token", nats / math.log(2), tokens),
-        ("bits_per_character", nats / math.log(2), characters),
+        ("nats_per_token", total, tokens),
+        ("bits_per_token", total / math.log(2), tokens),
+        ("bits_per_character", total / math.log(2), characters),
     ):
         found[name], found[f"{name}_error"] = ratio(value, unit)
     return found

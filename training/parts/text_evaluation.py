@@ -144,4 +144,6 @@ def measure_likelihood(pipeline, data, config, accelerator):
     """The bound on the likelihood of held-out texts; the same in every process."""
     told = ["class_labels"] if data.classes is not None else []
     losses = partial(bound_of, pipeline.scheduler, pipeline.denoiser, conditions=told)
-    return measure_bound(losses, data.dataset, config.likelihood, config, accelerator, config.seed, config.num_times, "bound")
+    return measure_bound(
+        losses, data.dataset, config.likelihood, config, accelerator, config.seed, config.num_times, "bound"
+    )

@@ -6,14 +6,14 @@ from typing import ClassVar
 
 import torch
 
-from score_sde import DiscreteScoreScheduler, ScoreSDETextPipeline
-from score_sde.losses import DISCRETE_TIME_DENSITIES, DiscreteObjective, drop_conditions
+from score_sde import DiscreteScoreScheduler
+from score_sde.losses import DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, DiscreteObjective, drop_conditions
 from score_sde.pipelines.conditions import null_conditions
 from score_sde.pipelines.writing import whole_file
-from score_sde.schedulers.discrete_paths import DISCRETE_PATHS, NOISES
+from score_sde.schedulers.discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, NOISES
 from score_sde.sharing.bundles import save_bundle
 
-from .bound import bound_metrics, measure_bound
+from .bound import bound_metrics, measure_bound, nats
 from .config import LoopConfig, one_of, option
 from .networks import NetworkConfig, check_conditions, make_token_network, network_class
 from .options import mapping
@@ -41,7 +41,8 @@ class TextTrainConfig(LoopConfig, TextDataConfig, NetworkConfig, PublishConfig):
     noise: str = option("log_linear", f"Noise schedule: {one_of(NOISES)}.", "path and objective", common=True)
     prediction_type: str = option(
         "sample",
-        "What the network predicts: sample, the clean token's distribution, or score, the concrete score.",
+        f"What the network predicts, {one_of(DISCRETE_PREDICTIONS)}: the clean token's distribution, given all tokens "
+        f"or the other ones, or the concrete score.",
         "path and objective",
         common=True,
     )
@@ -49,12 +50,11 @@ class TextTrainConfig(LoopConfig, TextDataConfig, NetworkConfig, PublishConfig):
         "{}", "More arguments of DiscreteScoreScheduler, as YAML: {predictor: tau_leaping}.", "path and objective"
     )
     loss: str = option(
-        "elbo", "The bound on the likelihood, elbo, or score_entropy.", "path and objective", common=True
+        "elbo", f"Form of the bound on the likelihood: {one_of(DISCRETE_LOSSES)}.", "path and objective", common=True
     )
     time_density: str = option(
         "uniform", f"Density of the training times: {one_of(DISCRETE_TIME_DENSITIES)}.", "path and objective"
     )
-    time_density_kwargs: str = option("{}", "Its numbers, as YAML.", "path and objective")
     sample_num_texts: int = option(8, "Texts that are drawn as samples.", "samples and logs")
     sample_guidance_scale: float = option(
         1.0, "Classifier-free guidance of the samples: 1 is none.", "samples and logs"
@@ -109,12 +109,7 @@ class TextTrainConfig(LoopConfig, TextDataConfig, NetworkConfig, PublishConfig):
         )
 
     def make_objective(self, scheduler):
-        return DiscreteObjective(
-            scheduler,
-            loss=self.loss,
-            time_density=self.time_density,
-            density_options=mapping("time_density_kwargs", self.time_density_kwargs),
-        )
+        return DiscreteObjective(scheduler, self.loss, self.time_density)
 
 
 class TextTask(PublishedTask):
@@ -127,7 +122,6 @@ class TextTask(PublishedTask):
         vocab_size = len(self.data.tokenizer)
         self.scheduler = config.make_scheduler(vocab_size)
         self.objective = config.make_objective(self.scheduler)
-        self.bound = DiscreteObjective(self.scheduler, loss="elbo")
         self.id2label = self.data.dataset.id2label if config.class_conditional else None
         network = make_token_network(config, vocab_size, self.id2label and len(self.id2label))
         super().__init__(config, network, self.data.dataset, self.data.fingerprint())
@@ -140,24 +134,21 @@ class TextTask(PublishedTask):
             with accelerator.main_process_first():
                 self.held_out = self.data.split(config.evaluation_split)
 
-    def losses(self, network, batch, draws, dropout_prob=0.0, objective=None):
-        """Nats of each token of a batch, the mean of each sequence (B,), whose times are then draws.times;
-        `dropout_prob` is the chance that a sequence's class is left out."""
-        objective, tokens = objective or self.objective, batch["tokens"]
-        t = draws.times = objective.times(draws.stratified())
-        conditions = {"class_labels": batch["labels"]} if self.conditions else {}
-        if dropout_prob > 0:  # for guidance
-            conditions = drop_conditions(conditions, partial(null_conditions, self.model), draws.chance(dropout_prob))
-        return objective(network, tokens, t, draws.uniforms(tokens.shape[1:]), conditions)
-
     def compute_loss(self, state, batch, draws):
-        losses = self.losses(state.model, batch, draws, self.dropout_prob)
+        tokens, t = batch["tokens"], self.objective.times(draws.stratified())
+        draws.times, conditions = t, {"class_labels": batch["labels"]} if self.conditions else {}
+        if self.dropout_prob > 0:  # for guidance
+            null_of = partial(null_conditions, self.model)
+            conditions = drop_conditions(conditions, null_of, draws.chance(self.dropout_prob))
+        losses = self.objective(state.model, tokens, t, draws.uniforms(tokens.shape[1:]), conditions)
         return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
 
     def after_step(self, state):
         self.step = state.progress["step"]
 
     def make_pipeline(self, network):
+        from score_sde import ScoreSDETextPipeline
+
         return ScoreSDETextPipeline(
             scheduler=self.scheduler,
             tokenizer=self.data.tokenizer,
@@ -179,12 +170,13 @@ class TextTask(PublishedTask):
             "texts": output.texts,
         } | ({"classes": names} if names else {})
 
+    @torch.compiler.set_stance("force_eager")
     def evaluate(self, network):
-        losses = partial(self.losses, network, objective=self.bound)
-        found = measure_bound(losses, self.held_out, self.config.evaluation_texts, self.config, self.accelerator)
+        config, bound = self.config, partial(nats, self.scheduler, network, told=self.conditions)
+        found = measure_bound(bound, self.held_out, config.evaluation_texts, config, self.accelerator, config.seed)
         self.measured = found | {"step": self.step}
         return {"held_out_loss": found["nats_per_token"]} | {
-            name: found[name] for name in ("bits_per_token", "bits_per_character") if name in found
+            name: found[name] for name in ("bits_per_token", "bits_per_character")
         }
 
     def facts(self):

@@ -4,7 +4,7 @@ import torch
 
 from ..schedulers.checks import check_choice
 from ..schedulers.discrete_paths import times_uniform_in_alpha
-from ..schedulers.paths import expand_to, sent
+from ..schedulers.paths import as_time, expand_to, sent
 from .denoising import inverse_uniform, uniform_times
 
 
@@ -82,7 +82,7 @@ class DiscreteObjective:
 
     def weight(self, t):
         """1 / p(t): makes the expected loss the integral over t, whatever the density of times."""
-        return DISCRETE_INVERSE_DENSITIES[self.time_density](self.scheduler, t)
+        return as_time(DISCRETE_INVERSE_DENSITIES[self.time_density](self.scheduler, t))
 
     def __call__(self, network, tokens, t, uniforms, conditions=None, mask=None):
         """What the tokens add to the bound between t_min and t_max, estimated at one time: nats per token that counts,
