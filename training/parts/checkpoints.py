@@ -26,7 +26,7 @@ from .run_folder import surviving
 
 # options that what was trained hangs on: a run goes on with the same
 FIXED = {
-    *("adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm", "random_flip", "crop", "seed"),
+    *("optimizer", "adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm", "random_flip", "crop", "seed"),
     *("ema_decay", "further_ema_decays", "ema_snapshot_steps", "ema_sigma_rel"),
     *(
         "resolution",

@@ -48,6 +48,7 @@ from .checkpoints import resume, save_checkpoint
 from .cores import warn_of_busy_cores
 from .data import mix_seeds, training_batches
 from .flops import FlopCounter, measured_peak
+from .optimizers import make_optimizer
 from .options import WORK_BEGUN
 from .plots import plot_runs
 from .precision import automatic_precision
@@ -219,13 +220,7 @@ def fit(config, accelerator, run, task):
             model.compile_repeated_blocks(**options)
         else:
             model.compile(**options)
-    optimizer = torch.optim.AdamW(
-        trained_parameters(model, *modules.values()),
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        fused=True,
-    )
+    optimizer = make_optimizer(config, accelerator, trained_parameters(model, *modules.values()), model)
     lr_scheduler = get_scheduler(
         config.lr_scheduler,
         optimizer,
@@ -292,7 +287,7 @@ def fit(config, accelerator, run, task):
                     norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
                     skipped = (~torch.isfinite(norm)).float()
                     if accelerator.scaler is None:
-                        # the fused optimizer leaves everything as it is where this is 1, without a look from the host
+                        # the optimizer leaves everything as it is where this is 1, without a look from the host
                         optimizer.optimizer.found_inf = skipped
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
