@@ -144,7 +144,7 @@ def parse(config_class, argv):
 
 def kinds_of_data(config_class):
     """{kind of data: the class of its options} of a script, whose own class says in `other_kinds` which there are
-    beside its own, `data_kind`; {None: the class} of a script that has one class."""
+    beside its own, `data_kind`, and by `stated_kind` how to tell; {None: the class} of a script that has one class."""
     own = getattr(config_class, "data_kind", None)
     return {own: config_class} | getattr(config_class, "other_kinds", {})
 
@@ -153,8 +153,8 @@ def data_kind(config_class, values, arguments):
     """Which of `kinds_of_data` a YAML file's values and the arguments of a command line are of. Raises ValueError for
     one that there is not."""
     kinds = kinds_of_data(config_class)
-    if list(kinds) == [None]:
-        return None
+    if len(kinds) == 1:
+        return next(iter(kinds))
 
     def stated(option):
         """What the command line says for an option, else what the file does, else None."""

@@ -7,24 +7,25 @@ from functools import partial
 from typing import ClassVar
 
 import torch
+from tqdm.auto import tqdm
 
 from score_sde.pipelines.wording import unknown
+from score_sde.pipelines.writing import whole_file
 from score_sde.sharing.bundles import add_metrics, load_bundle
 from score_sde.sharing.facts import dataset_name
 
-from .bound import bound_metrics, measure_bound
+from .bound import bound_metrics, measure_bound, nats
 from .config import LoaderConfig, option
-from .figures import averaging_facts
+from .figures import averaging_facts, sampling_facts
 from .networks import outside_classes
 from .options import WORK_BEGUN
 from .provenance import provenance
 from .real_images import training_facts
-from .rounds import rounds
+from .rounds import gathered, rounds
 from .samples import labels_of
 from .sources import text_on_hub
 from .text_data import TextClasses, TextDataConfig, Texts, TokenDataset
 from .text_figures import FIGURES
-from .text_task import bound_of, write_texts
 
 
 @dataclass
@@ -72,6 +73,8 @@ class TextEvaluateConfig(LoaderConfig):
 
     def problems(self):
         yield from LoaderConfig.problems(self)
+        if not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
+            yield f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json)"
         for name in ("num_times", "num_inference_steps", "batch_size"):
             if getattr(self, name) < 1:
                 yield f"{name} {getattr(self, name)} must be at least 1"
@@ -112,7 +115,7 @@ class HeldOutTexts:
         given = {name: getattr(config, name) for name in ("dataset", "text_column", "label_column")}
         known = replace(known, **{name: value for name, value in given.items() if value is not None})
         known.label_column = None if known.label_column == "none" else known.label_column
-        [known.length] = pipeline.sample_shape(1)[1:]
+        [known.length] = pipeline.transformer.config.sample_size
         self.config, self.tokenizer, self.classes = known, pipeline.tokenizer, None
         if known.label_column is not None and pipeline.num_classes is not None:
             own = Texts(known)
@@ -140,10 +143,82 @@ class HeldOutTexts:
         return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
 
 
+def open_pipeline(config, device):
+    """The pipeline, ready to draw. Raises ValueError for one that cannot do what the config asks."""
+    pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
+    if config.num_texts and config.guidance_scale != 1 and pipeline.null_label is None:
+        raise ValueError(
+            f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, which that of "
+            f"{config.pipeline!r} hasn't: pass 1"
+        )
+    pipeline.to(device).set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def measure_likelihood(pipeline, data, config, accelerator):
-    """The bound on the likelihood of held-out texts; the same in every process."""
-    told = ["class_labels"] if data.classes is not None else []
-    losses = partial(bound_of, pipeline.scheduler, pipeline.denoiser, conditions=told)
-    return measure_bound(
-        losses, data.dataset, config.likelihood, config, accelerator, config.seed, config.num_times, "bound"
-    )
+    """The metrics of the bound on the likelihood of held-out texts."""
+    told = [] if data.classes is None else ["class_labels"]
+    bound = partial(nats, pipeline.scheduler, pipeline.transformer, told=told)
+    numbers = config.likelihood, config, accelerator, config.seed, config.num_times
+    found = measure_bound(bound, data.dataset, *numbers, what="bound")
+    for name in ("bits_per_token", "bits_per_character"):
+        error = found[f"{name}_error"]
+        accelerator.print(f"at most {found[name]:.4f} {name.replace('_', ' ')}, standard error {error:.4f}")
+    return [metric | {"num_times": config.num_times} for metric in bound_metrics(found, {})]
+
+
+def draw(pipeline, config, accelerator):
+    """(texts, their class labels or None, network evaluations), text i from seed + i, the classes in turn."""
+    labels, rows, nfe = labels_of(range(config.num_texts), pipeline), [], None
+    parts = list(rounds(config.num_texts, config.batch_size, accelerator))
+    for own, size in tqdm(parts, desc="texts", unit="batch", disable=not accelerator.is_main_process):
+        output = pipeline(
+            batch_size=len(own),
+            class_labels=labels and [labels[i] for i in own],
+            guidance_scale=config.guidance_scale,
+            temperature=config.temperature,
+            num_inference_steps=config.num_inference_steps,
+            generator=[torch.Generator("cpu").manual_seed(config.seed + i) for i in own],
+        )
+        nfe = output.nfe
+        rows.append(gathered(output.token_ids, size, accelerator))
+    return torch.cat(rows).tolist(), labels, nfe
+
+
+def measure_texts(pipeline, data, config, accelerator):
+    """The metrics of generated texts; [] but in the main process."""
+    rows, labels, nfe = draw(pipeline, config, accelerator)
+    if not accelerator.is_main_process:
+        return []
+    texts = data.decode(rows)
+    if config.save_samples:
+        labels = labels or [None] * len(texts)
+        lines = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, labels, strict=True)]
+        with whole_file(config.save_samples) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+    found = [figure for name in config.figures for figure in FIGURES[name](texts, data.texts(len(texts)), data)]
+    for figure in found:
+        print(f"{figure['name']}: {figure['value']:.4g}; {figure['explanation']}")
+    shared = {"split": config.test_split, "type": "text"} | sampling_facts(pipeline, nfe, config)
+    shared |= {"temperature": config.temperature} if config.temperature != 1 else {}
+    return [shared | figure | {"value": float(f"{figure['value']:.5g}")} for figure in found]
+
+
+def evaluate_texts(config, accelerator):
+    """Measure as a `TextEvaluateConfig` says, and add the figures to the pipeline's."""
+    # everything that will be needed, before anything is drawn
+    pipeline = open_pipeline(config, accelerator.device)
+    with accelerator.main_process_first():
+        data = HeldOutTexts(config, pipeline)
+    accelerator.print(data.dataset.describe())
+    WORK_BEGUN.set()
+
+    metrics = measure_likelihood(pipeline, data, config, accelerator) if config.likelihood else []
+    metrics += measure_texts(pipeline, data, config, accelerator) if config.num_texts else []
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
+    own = {"dataset": data.config.dataset, "dataset_on_hub": text_on_hub(data.config.dataset)}
+    shared = own | {"dataset": dataset_name(own), "seed": config.seed} | averaging_facts(config)
+    shared |= provenance(accelerator.device)
+    add_metrics(config.pipeline, [metric | shared for metric in metrics])
