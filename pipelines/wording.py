@@ -4,12 +4,12 @@ import re
 
 
 # what cannot be written, or would turn the direction of writing
-_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def one_line(value):
     """A text, or what else has one, in one line, without what a terminal or a page would obey."""
-    return _UNWRITABLE.sub("\ufffd", " ".join(str(value).split()))
+    return UNWRITABLE.sub("\ufffd", " ".join(str(value).split()))
 
 
 def shortened(text):

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, Schedul
 from diffusers.utils import BaseOutput
 
 from .checks import LARGEST_NFE, check_choice, check_number
-from .discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, draw_uniforms
+from .discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, draw_uniforms, likelihood_bound
 from .discrete_solvers import (
     CORRECTORS,
     PREDICTORS,
@@ -261,6 +261,28 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
     def clean_log_probs(self, model_output, sample, t):
         """log p(x0 | x_t) (B, L, V), normed, of the network's output for tokens (B, L) at path time t, () or (B,)."""
         return DISCRETE_PREDICTIONS[self.config.prediction_type](self.path, model_output, sample, t)
+
+    def likelihood_bound(self, network, tokens, u, generator=None, given=None):
+        """An unbiased estimate of an upper bound on -log p of tokens (B, L): nats (B,), float64. See
+        `discrete_paths.likelihood_bound`, whose u, generator and given these are.
+
+        Args:
+            network: f(x_t (B, L), timesteps (B,)) -> output (B, L, V), as `step` takes it.
+        """
+
+        def denoise(x_t, t):
+            timesteps = self.timestep(t).to(x_t.device)
+            return self.clean_log_probs(network(x_t, timesteps), x_t, t)
+
+        return likelihood_bound(self.path, denoise, tokens, u, self.t_min, self.t_max, generator, given)
+
+    def finished(self, sample, free_mask=None):
+        """Which of the samples (B, L) no further step changes, (B,): with absorbing noise and no corrector, those
+        without a mask among their free positions (all, or those of free_mask (B, L))."""
+        if self.mask_token_id is None or self.config.corrector is not None:
+            return torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
+        masked = sample == self.mask_token_id
+        return ~(masked if free_mask is None else masked & free_mask).any(1)
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 

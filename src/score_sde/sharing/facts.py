@@ -30,7 +30,7 @@ FACTS: dict[str, type | UnionType] = {
     "started_from": dict,
     **dict.fromkeys(("dataset", "split", "model_name", "base_model", "command", "run_id", "converted_from"), str),
     **dict.fromkeys(("rows", "skipped_files", "steps", "images_seen", "parameters", "resolution"), int),
-    "trained_parameters": int,
+    **dict.fromkeys(("trained_parameters", "tokens", "tokens_seen"), int),
     **dict.fromkeys(("final_loss", "train_seconds"), int | float),
     # the names of what the network was told beside time
     "conditions": list,
