@@ -107,7 +107,10 @@ ATTACKS = {
     "a scheduler of other tokens": (config(SCHEDULER, vocab_size=13), "the transformer's 12, the scheduler's 13"),
     "a network of other tokens": (config(NET, vocab_size=11), "transformer are not those of its config|larger"),
     "a vocabulary out of bounds": (config(NET, vocab_size=10**12), "is more than the 1,000,000 that there can be"),
-    "a scheduler of many tokens": (config(SCHEDULER, vocab_size=10**9), "the transformer's 12, the scheduler's 1000000000"),
+    "a scheduler of many tokens": (
+        config(SCHEDULER, vocab_size=10**9),
+        "the transformer's 12, the scheduler's 1000000000",
+    ),
     "numbers of the scheduler": (config(SCHEDULER, corrector_k=10**7), "corrector_k 10,000,000 is more than the"),
     "a vocabulary that is no number": (config(SCHEDULER, vocab_size="many"), "vocab_size 'many' must be of type int"),
     "a process that there isn't": (config(SCHEDULER, process="evil"), "scheduler_config.json: process 'evil'"),

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from score_sde import DiscreteScoreScheduler
+from score_sde import DiscreteScoreScheduler, ScoreSDETextPipeline
 from score_sde.losses import DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, DiscreteObjective, drop_conditions
 from score_sde.pipelines.conditions import null_conditions
 from score_sde.pipelines.writing import whole_file
@@ -147,8 +147,6 @@ class TextTask(PublishedTask):
         self.step = state.progress["step"]
 
     def make_pipeline(self, network):
-        from score_sde import ScoreSDETextPipeline
-
         return ScoreSDETextPipeline(
             scheduler=self.scheduler,
             tokenizer=self.data.tokenizer,
