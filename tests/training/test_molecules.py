@@ -1,5 +1,7 @@
 """Molecules as strings: which are valid, known figures of known molecules, distances of distributions, pictures."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from score_sde.training.parts.molecules import (  # noqa: E402
     counts,
     draw_histograms,
     draw_molecules,
+    molecule_figures,
     properties,
     wasserstein,
 )
@@ -45,6 +48,24 @@ def test_the_wasserstein_distance_is_that_of_scipy():
     first, second = rng.normal(size=40), rng.normal(0.4, 2, size=17)
     assert abs(wasserstein(first, second) - stats.wasserstein_distance(first, second)) < 1e-12
     assert abs(wasserstein(first, first + 0.3) - 0.3) < 1e-12
+
+
+def test_figures_of_samples_are_shares_of_what_is_before_them():
+    known = SimpleNamespace(texts=["OCC", "CN"])
+    data = SimpleNamespace(config=SimpleNamespace(split="train"), split={"train": known}.__getitem__)
+    found = {each["name"]: each for each in molecule_figures(["CCO", "OCC", "CCC", "C1"], ["CCO", "CCC"], data)}
+    values = {name: each["value"] for name, each in found.items()}
+    shares = {"valid molecules": 3 / 4, "unique molecules": 2 / 3, "novel molecules": 1 / 2}
+    assert values == shares | {"valid, unique and novel": 1 / 4} | {
+        name: values[name] for name in values if "dist" in name
+    }
+    logp = properties(["CCO", "CCC"])["logp"]
+    expected = stats.wasserstein_distance([logp[0], logp[0], logp[1]], logp)
+    assert abs(values["distance of logP to real molecules"] - expected) < 1e-12
+    assert found["valid molecules"]["n"] == 4 and "of 4 texts" in found["valid molecules"]["explanation"]
+    # of no molecule nothing is known but that
+    found = molecule_figures(["C1"], ["CCO"], data)
+    assert [each["value"] for each in found] == [0, 0, 0, 0]
 
 
 def test_pictures_of_molecules_and_their_properties(tmp_path):

@@ -73,6 +73,44 @@ def wasserstein(first, second):
     return float((np.abs(below[0] - below[1]) * np.diff(places)).sum())
 
 
+def molecule_figures(texts, real, data):
+    """Shares of generated texts that are molecules, different ones, and new ones, and how far the distributions of
+    their properties are from those of real ones: a row of `text_figures.FIGURES`."""
+    found = counts(texts, {smiles for smiles in canonical_smiles(data.split(data.config.split).texts) if smiles})
+    samples, valid, unique, novel = (found[name] for name in ("samples", "valid", "unique", "novel"))
+    shares = [
+        ("valid molecules", valid, samples, f"of {samples:,} texts those that rdkit reads, with at least one atom"),
+        ("unique molecules", unique, valid, f"of {valid:,} valid texts the different ones, in canonical SMILES"),
+        (
+            "novel molecules",
+            novel,
+            unique,
+            f"of {unique:,} different molecules those that are not in the training data",
+        ),
+        ("valid, unique and novel", novel, samples, f"of {samples:,} texts"),
+    ]
+    figures = [
+        {"name": name, "value": part / whole if whole else 0.0, "n": samples, "explanation": f"{explanation}."}
+        for name, part, whole, explanation in shares
+    ]
+    own, theirs = (properties([smiles for smiles in canonical_smiles(each) if smiles]) for each in (texts, real))
+    for name, title in PROPERTIES.items() if valid else ():
+        distance = wasserstein(own[name], theirs[name])
+        explanation = (
+            f"Wasserstein-1 distance between the {title} of {valid:,} valid samples, mean {own[name].mean():.3f}, and "
+            f"of {len(theirs[name]):,} real molecules, mean {theirs[name].mean():.3f}."
+        )
+        figures.append(
+            {
+                "name": f"distance of {title} to real molecules",
+                "value": distance,
+                "n": valid,
+                "explanation": explanation,
+            }
+        )
+    return figures
+
+
 def draw_molecules(smiles, path, legends=None, columns=8):
     """Write a grid of molecules as a .png file; `legends` are short texts below them."""
     chem = open_rdkit()
