@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from score_sde.training.parts.bound import measure_bound
 from score_sde.training.parts.loop import fit, make_accelerator, save_model
 from score_sde.training.parts.options import mapping, one_line_errors, parse
 from score_sde.training.parts.run_folder import open_run
@@ -92,7 +91,7 @@ class AutoregressiveTask(Task):
     samples_suffix, unit = ".txt", "texts"
 
     def __init__(self, config, accelerator):
-        self.config, self.accelerator, self.data = config, accelerator, TextData(config, accelerator)
+        self.config, self.data = config, TextData(config, accelerator)
         vocab_size = len(self.data.tokenizer)
         network = NextToken(vocab_size, config.length, mapping("network_kwargs", config.network_kwargs))
         super().__init__(network, self.data.dataset, self.data.fingerprint())
@@ -105,18 +104,22 @@ class AutoregressiveTask(Task):
         counts = counted(self.dataset, batch["tokens"])
         return (nats * counts).sum() / counts.sum(), {}
 
-    def measure(self, network, dataset, count):
-        """What `measure_bound` finds; here it is exact."""
-
-        def losses(batch, _):
-            tokens = batch["tokens"]
-            return (network.nats(tokens) * counted(dataset, tokens)).mean(1)
-
-        return measure_bound(losses, dataset, count, self.config, self.accelerator)
-
     def evaluate(self, network):
-        found = self.measure(network, self.held_out, self.config.evaluation_texts)
+        found = likelihood(network, self.held_out, self.config.evaluation_texts)
         return {"held_out_loss": found["nats_per_token"], "bits_per_character": found["bits_per_character"]}
+
+
+@torch.no_grad()
+def likelihood(network, dataset, count, batch_size=64):
+    """What the first sequences of a `TokenDataset` need, each without context: nats per token, bits per character."""
+    nats = tokens = characters = 0.0
+    for rows in torch.arange(min(count, len(dataset))).split(batch_size):
+        batch = torch.stack([each["tokens"] for each in dataset.__getitems__(rows.tolist())])
+        nats += float((network.nats(batch).double() * counted(dataset, batch)).sum())
+        tokens += int(dataset.counted(batch).sum())
+        characters += float(dataset.characters_of(batch).sum())
+    bits = nats / math.log(2)
+    return {"nats_per_token": nats / tokens, "bits_per_token": bits / tokens, "bits_per_character": bits / characters}
 
 
 def counted(dataset, tokens):
@@ -146,7 +149,7 @@ def main(argv=None):
         network.eval()
         print(f"model: {save_model(network.llama, os.path.join(config.output_dir, 'model'), facts)}")
         test = task.data.split("test")
-        found = {"test": task.measure(network, test, len(test))}
+        found = {"test": likelihood(network, test, len(test)) | {"sequences": len(test)}}
         if config.packing:
             found["bits_per_character_with_full_context"] = with_full_context(network, test)
         found |= {key: facts[key] for key in ("steps", "images_seen", "train_seconds", "parameters")}
