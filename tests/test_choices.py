@@ -9,6 +9,7 @@ from places import ROOT
 import score_sde
 from score_sde import ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
+from score_sde.schedulers import discrete_solvers
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, TIME_INPUTS
 from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, VARIANCES
 from score_sde.training.parts.networks import NETWORKS
@@ -72,6 +73,7 @@ def test_the_table_of_a_page_has_every_row():
     assert set(rows("mathematics", "paths", column=1)) < set(dir(score_sde))
     assert sorted(rows("mathematics", "predictions")) == sorted(PREDICTIONS)
     assert sorted(rows("samplers", "predictors")) == sorted(["auto", *PREDICTORS])
+    assert sorted(rows("samplers", "discrete predictors")) == sorted(["auto", *discrete_solvers.PREDICTORS])
 
 
 def test_the_page_of_samplers_says_orders_and_evaluations_as_the_rows_have_them():
