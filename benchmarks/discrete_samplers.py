@@ -224,9 +224,10 @@ def picture(results, file):
             for sampler in SAMPLERS[process]:
                 row = results[name][f"{process}: {sampler}"]
                 axis.plot(list(map(int, row)), [each["excess"] for each in row.values()], marker=".", label=sampler)
-            axis.set(title=f"{name}, {process}", xscale="log", yscale="symlog")
+            axis.set(title=f"{name}, {process}", xscale="log")
             axis.set_yscale("symlog", linthresh=0.05)
             axis.set_xticks(STEPS, STEPS)
+            axis.minorticks_off()
             axis.axhline(0, color="black", linewidth=0.5)
         axes[0].set_ylabel("nats per token above the entropy")
         axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -237,11 +238,16 @@ def picture(results, file):
 
 
 def markdown(results):
-    """The tables of benchmarks/README.md: pairs and excess, for every source."""
+    """The tables of benchmarks/README.md: pairs and excess, for the sources on which the rules were not chosen."""
     lines = []
     for name, table in results.items():
-        lines += ["", f"{name}: pairs of the source's own samples {table['pairs_of_source']:.3f}", ""]
-        lines += [f"| sampler | {' | '.join(map(str, STEPS))} |", f"|---|{'---|' * len(STEPS)}"]
+        if table["chosen_on"]:
+            continue
+        lines += [""] if lines else []
+        lines += [
+            f"| {name} (its own samples: {table['pairs_of_source']:.3f}) | {' | '.join(map(str, STEPS))} |",
+            f"|---|{'---|' * len(STEPS)}",
+        ]
         for process in SAMPLERS:
             for sampler in SAMPLERS[process]:
                 cells = (f"{row['pairs']:.3f}, {row['excess']:+.2f}" for row in table[f"{process}: {sampler}"].values())

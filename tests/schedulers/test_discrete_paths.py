@@ -17,7 +17,7 @@ from score_sde.schedulers.discrete_paths import (
     NOISES,
     draw_uniforms,
     likelihood_bound,
-    times_uniform_in_alpha,
+    times_of_bound,
 )
 
 
@@ -102,6 +102,12 @@ def test_noises_are_those_of_the_papers():
     assert float(geometric.alpha(t)) == pytest.approx(math.exp(-(1e-3**0.7 * 10**0.3 - 1e-3)))
 
 
+def test_a_function_may_be_flat_at_its_ends():
+    path = DISCRETE_PATHS["absorbing"](5, lambda t: 1 - t**8)
+    t = exact([0.1, 0.5, 0.9])
+    assert torch.allclose(path.rate(t), 8 * t**7 / (1 - t**8)) and torch.allclose(path.t_from_alpha(1 - t**8), t)
+
+
 @pytest.mark.parametrize(("noise", "slope"), [("log_linear", 0.999), ("cosine", 0.999 * math.pi / 2)])
 def test_both_ends_keep_their_digits(noise, slope):
     path = DISCRETE_PATHS["uniform"](5, noise)
@@ -112,15 +118,18 @@ def test_both_ends_keep_their_digits(noise, slope):
 
 
 @pytest.mark.parametrize("noise", EVERY_NOISE)
-def test_times_of_uniform_alpha_integrate(noise):
-    """Any function of alpha has the same integral by these times, whatever the noise."""
+@pytest.mark.parametrize("length", [1, 100])
+def test_the_times_of_the_bound_integrate(noise, length):
+    """Any function of alpha has the same integral by these times, whatever the noise; early ones weigh little."""
     path = DISCRETE_PATHS["absorbing"](5, noise)
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    t, weight = times_uniform_in_alpha(path, u, 0.01, 0.99)
-    alpha = path.alpha(torch.tensor([0.01, 0.99]))
+    t, weight = times_of_bound(path, u, 0.01, 0.99, length)
+    alpha, noised = path.alpha(exact([0.01, 0.99])), path.log_noised(t).exp()
     integral = (weight * path.fall(t) * path.alpha(t) ** 2).mean()
-    assert float(integral) == pytest.approx(float((alpha[0] ** 3 - alpha[1] ** 3) / 3), rel=1e-5)
+    assert float(integral) == pytest.approx(float((alpha[0] ** 3 - alpha[1] ** 3) / 3), rel=1e-4)
     assert t.min() >= 0.01 and t.max() <= 0.99
+    density = 1 / (weight * path.fall(t)) / (1 + (length * noised) ** -0.5)
+    assert (density / density[0] - 1).abs().max() < 1e-9
 
 
 # --- the chain ----------------------------------------------------------------------------------------------------
@@ -378,6 +387,21 @@ def test_the_bound_of_the_exact_network_is_the_entropy(process, noise):
     assert -1e-6 < nats - source.entropy < 2e-4
 
 
+@pytest.mark.parametrize("alpha_min", [1e-3, 0.01])
+@pytest.mark.parametrize("t_min", [1e-3, 0.3])
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_ends_complete_the_bound(process, t_min, alpha_min):
+    """One token: nothing is lost where the path begins; where it ends, with uniform noise, what its last distribution
+    has more than the prior."""
+    path, source = DISCRETE_PATHS[process](3, alpha_min=alpha_min), MarkovSource(3, 1)
+    path.t_min = t_min
+    lost, last = 0.0, source.marginal(path, 1.0)
+    if process == "uniform":
+        lost = float((last * (last * 3).log()).sum())
+    nats = bound(source, path, lambda x_t, t: source.clean(path, x_t, t))
+    assert nats == pytest.approx(source.entropy + lost, abs=1e-8)
+
+
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_bound_is_above_the_entropy_whatever_the_network_and_the_ends(process):
     source, other = MarkovSource(2, 3), MarkovSource(2, 3, seed=1)
@@ -407,7 +431,7 @@ def test_score_entropy_is_the_bound_in_other_words(process):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_score_entropy_is_the_formula_of_the_paper(process):
-    """Lou et al. 2024, Eq. 9, term by term, for ratios of no distribution."""
+    """Lou et al. 2024, theorem 3.4, term by term, for ratios of no distribution."""
     path, t = DISCRETE_PATHS[process](3), exact(0.4)
     x0 = torch.tensor([[0, 1, 2, 0]])
     x_t = torch.tensor([[3, 3, 2, 0]] if process == "absorbing" else [[1, 1, 0, 2]])
@@ -421,6 +445,21 @@ def test_score_entropy_is_the_formula_of_the_paper(process):
             constant = true * (true.log() - 1) if true > 0 else 0.0
             total += forward[now] * (s - true * log_score[0, place, y] + constant)
         assert float(path.score_entropy_rate(log_score, x0, x_t, t)[0, place]) == pytest.approx(float(total), rel=1e-10)
+
+
+def test_uniform_noise_has_the_bound_of_its_paper():
+    """Schiff et al. 2025: the rate in terms of N alpha x + 1 - alpha, of the clean token and of the network's."""
+    path, t, n = DISCRETE_PATHS["uniform"](5, "cosine"), exact(0.4), 5
+    x0 = torch.randint(n, (1, 30), generator=seeded(0))
+    x_t = path.corrupt(x0, t, seeded(1))
+    log_o = torch.log_softmax(torch.randn(1, 30, n, generator=seeded(2), dtype=torch.float64), -1)
+    alpha, beta = path.alpha(t), path.rate(t)
+    clean, said = (n * alpha * x + 1 - alpha for x in (torch.nn.functional.one_hot(x0, n), log_o.exp()))
+    at_clean, at_said = (x.gather(-1, x_t[..., None]) for x in (clean, said))
+    logarithms = (clean / at_clean * (at_said * clean / (said * at_clean)).log()).sum(-1)
+    expected = -beta / n * ((n / at_clean - n / at_said)[..., 0] - logarithms)
+    rate = path.elbo_rate(path.clean(log_o, x_t, t), x0, x_t, t)
+    assert (rate / expected - 1).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -523,7 +562,8 @@ def test_everything_is_finite_at_both_ends(process, noise):
         ((5, lambda t: t), {}, "must have alpha.0. from 0.99 to 1 and alpha.1. from 0 to 0.01; it has 0 and 1"),
         ((5, lambda t: 1 - t / 2), {}, "it has 1 and 0.5"),
         ((5, lambda t: t * math.nan), {}, "it has nan and nan"),
-        ((5, lambda t: 1 - (4 * t * (t - 0.5) ** 2 + 0.0) / 1.0), {}, "falls strictly"),
+        ((5, lambda t: 1 - 4 * t * (t - 0.5) ** 2), {}, "falls strictly"),
+        ((5, lambda t: torch.where(t < 0.5, 1 - t, 0.5).clamp_max(2 - 2 * t)), {}, "falls strictly"),
         ((5, lambda t: 0.5), {}, "must be a function of a tensor of times that returns alpha, of the same shape"),
     ],
 )

@@ -176,9 +176,10 @@ def refuse_other_kinds(config_class, kinds, values, arguments):
     for name in [*values, *given]:
         theirs = [kind for kind, other in kinds.items() if name in {each.name for each in fields(other)}]
         if theirs and name not in known:
+            remedy = f", or pass --data_kind {theirs[0]}" if "data_kind" in known else ""
             raise ValueError(
                 f"{name} is an option for data of the kind {', '.join(theirs)}, and these are of the kind "
-                f"{config_class.data_kind}: leave it out"
+                f"{config_class.data_kind}: leave it out{remedy}"
             )
 
 

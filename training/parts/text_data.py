@@ -20,8 +20,8 @@ from datasets import ClassLabel, Features, List, Value
 from score_sde.pipelines.wording import few, one_line, quoted, shortened, unknown
 
 from .config import LoaderConfig, option
-from .data import mix_seeds
 from .hashes import hash_of
+from .seeds import mix_seeds
 from .sources import open_texts
 from .tokenizers import make_tokenizer
 
@@ -449,7 +449,7 @@ class TextData:
     """The data of a `TextDataConfig`: tokenizer, classes and sequences.
 
     Args:
-        tokenizer: one that there is already, None for that of the config.
+        tokenizer: that of the pipeline that training starts from, None for that of the config.
 
     Attributes: `tokenizer`; `classes`, None without; `dataset`.
     """
@@ -459,6 +459,13 @@ class TextData:
         with accelerator.main_process_first():
             texts = Texts(config)
             self.tokenizer = tokenizer or open_tokenizer(config.tokenizer, texts)
+            if tokenizer is not None and "tokenizer" in config.given:
+                other = open_tokenizer(config.tokenizer, texts)
+                if tokenizer_hash(other) != tokenizer_hash(tokenizer):
+                    raise ValueError(
+                        f"tokenizer {config.tokenizer!r}, of {len(other)} tokens, is another one than that of "
+                        f"{config.init_from!r}, of {len(tokenizer)}, which its network knows: leave it out"
+                    )
             self.classes = None
             if config.label_column is not None:
                 self.classes = TextClasses(config.label_column, texts.labels, texts.feature, config.label_bins)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 
@@ -21,12 +20,14 @@ from .provenance import provenance
 from .publishing import PublishConfig, PublishedTask
 from .samples import labels_of
 from .sources import text_on_hub
+from .starting import begin, describe
 from .tasks import loss_by_time
 from .text_data import TextData, TextDataConfig
+from .text_start import TextStartConfig
 
 
 @dataclass
-class TextTrainConfig(LoopConfig, TextDataConfig, NetworkConfig, PublishConfig):
+class TextTrainConfig(TextStartConfig, LoopConfig, TextDataConfig, NetworkConfig, PublishConfig):
     """Train a score-based diffusion model on tokens: text, molecules as strings."""
 
     configs = "diffusion"
@@ -70,9 +71,12 @@ class TextTrainConfig(LoopConfig, TextDataConfig, NetworkConfig, PublishConfig):
     evaluation_texts: int = option(256, "Sequences of an evaluation, the first ones.", "samples and logs")
     evaluation_split: str = option("validation", "Split that the held-out texts are from.", "samples and logs")
 
-    given: ClassVar[frozenset[str]] = frozenset()
-
     def problems(self):
+        # first: it fills in the options that come with the weights
+        started = list(self.start_problems())
+        yield from started
+        if started:
+            return
         yield from TextDataConfig.problems(self)
         yield from LoopConfig.problems(self)
         yield from self.publish_problems()
@@ -118,13 +122,17 @@ class TextTask(PublishedTask):
     samples_suffix, unit = ".txt", "texts"
 
     def __init__(self, config, accelerator):
-        self.accelerator, self.data = accelerator, TextData(config, accelerator)
+        self.accelerator, origin = accelerator, None
+        self.data = TextData(config, accelerator, config.start and config.start.opened.tokenizer)
         vocab_size = len(self.data.tokenizer)
         self.scheduler = config.make_scheduler(vocab_size)
         self.objective = config.make_objective(self.scheduler)
         self.id2label = self.data.dataset.id2label if config.class_conditional else None
         network = make_token_network(config, vocab_size, self.id2label and len(self.id2label))
-        super().__init__(config, network, self.data.dataset, self.data.fingerprint())
+        if config.start is not None:
+            origin = begin(config, network, self.id2label)
+            accelerator.print("\n".join(describe(origin)))
+        super().__init__(config, network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
         self.conditions = ["class_labels"] if self.id2label else []
         check_conditions(network, self.conditions)

@@ -3,7 +3,6 @@
 import torch
 
 from ..schedulers.checks import check_choice
-from ..schedulers.discrete_paths import times_uniform_in_alpha
 from ..schedulers.paths import as_time, expand_to, sent
 from .denoising import inverse_uniform, uniform_times
 
@@ -13,7 +12,8 @@ from .denoising import inverse_uniform, uniform_times
 
 def alpha_times(scheduler, u):
     """alpha uniform: as many tokens are noised at one time as at another."""
-    return times_uniform_in_alpha(scheduler.path, u, scheduler.t_min, scheduler.t_max)[0]
+    first, last = scheduler.path.alpha(scheduler.t_min), scheduler.path.alpha(scheduler.t_max)
+    return scheduler.path.t_from_alpha(first + (last - first) * u).clamp(scheduler.t_min, scheduler.t_max)
 
 
 def inverse_alpha(scheduler, t):

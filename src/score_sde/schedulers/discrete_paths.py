@@ -8,18 +8,18 @@ over the vocabulary. With one(x) for the distribution that is x for certain:
 (1)  q(x_t | x0) = alpha_t one(x0) + (1 - alpha_t) pi                                              (marginal)
 (2)  q(x_t | x_s) = r one(x_s) + (1 - r) pi,  r = alpha_t / alpha_s                                (transition)
 (3)  rate matrix  R_t(x -> y) = beta_t (pi(y) - [x = y]),  beta = -d log alpha / dt                (rate)
-     (Austin et al. 2021; Campbell et al. 2022; Lou et al. 2024, Eq. 15-16; Sahoo et al. 2024; Schiff et al. 2025).
+     (Austin et al. 2021; Campbell et al. 2022; Lou et al. 2024; Sahoo et al. 2024; Schiff et al. 2025).
 
 What a network says of a token is p(x0 | x_t), given all tokens. Let o(x0) be what the other tokens alone say of it:
 
 (4)  p(x0 | x_t) = o(x0) q(x_t | x0) / Z,  Z = (1 - alpha) pi(x_t) + alpha o(x_t)                 (clean, leave_one_out)
 
-With absorbing noise this is the SUBS rule of Sahoo et al. 2024 (section 3.2.3): a token that is shown stays, and o is
-what the network says of one that is not. From (4), summed over x0:
+With absorbing noise this is the SUBS rule of Sahoo et al. 2024: a token that is shown stays, and o is what the network
+says of one that is not. From (4), summed over x0:
 
 (5)  p_t(y) / p_t(x_t) = sum_x0 p(x0 | x_t) q_t(y | x0) / q_t(x_t | x0)
                        = ((1 - alpha) pi(y) + alpha o(y)) / Z                                      (score)
-     the concrete score (Lou et al. 2024, Eq. 3): of one other token y at this place. Absorbing, from MASK:
+     the concrete score (Lou et al. 2024): of one other token y at this place. Absorbing, from MASK:
      alpha / (1 - alpha) p(y | x_t). It is linear in o, so that its inverse is closed: ratios, normed over y, are
      (1 - alpha) pi + alpha o.                                                                     (clean_from_score)
 (6)  p(x_s | x_t) = sum_x0 p(x0 | x_t) q(x_s | x_t, x0) = q(x_t | x_s) ((1 - alpha_s) pi(x_s) + alpha_s o(x_s)) / Z
@@ -30,9 +30,9 @@ The bound on -log p(x0) is the expected rate of (8) over x_t ~ q(x_t | x0), inte
 score_0(y) = q_t(y | x0) / q_t(x_t | x0):
 
 (8)  beta pi(x_t) sum_{y != x_t} [score(y) - score_0(y) log score(y) + score_0(y) (log score_0(y) - 1)]
-     denoising score entropy (Lou et al. 2024, Eq. 9 and theorem 3.6). With (5) and absorbing noise it is the cross
-     entropy of masked tokens, times -alpha' / (1 - alpha) (Sahoo et al. 2024, Eq. 10; Shi et al. 2024); with (5) and
-     uniform noise that of Schiff et al. 2025 (Eq. 18).                                            (elbo_rate)
+     denoising score entropy (Lou et al. 2024, theorems 3.4 and 3.6). With (5) and absorbing noise it is the cross
+     entropy of masked tokens, times -alpha' / (1 - alpha) (Sahoo et al. 2024; Shi et al. 2024); with (5) and uniform
+     noise that of Schiff et al. 2025.                                                             (elbo_rate)
 (9)  at t_min  E[-log p(x0 | x_t)]; at t_max  KL(q(x_t | x0) | pi) for uniform noise. Absorbing noise: as if alpha fell
      to 0 after t_max, in one more step, whose part is -alpha log p(x0 | all masked).              (likelihood_bound)
 
@@ -46,7 +46,7 @@ import math
 import torch
 
 from .checks import check_choice, check_number
-from .paths import WITHOUT_FLOAT64, as_time, expand_to
+from .paths import as_time, expand_to, finest
 
 
 # --- survival alpha(t) ------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ class Noise:
 
 
 class Polynomial(Noise):
-    """alpha = 1 - (1 - alpha_min) t^exponent (Shi et al. 2024, table 1)."""
+    """alpha = 1 - (1 - alpha_min) t^exponent (Shi et al. 2024)."""
 
     def __init__(self, exponent: float = 2.0, alpha_min: float = 1e-3):
         check_number("exponent", exponent, 0.1, 10)
@@ -85,14 +85,14 @@ class Polynomial(Noise):
 
 
 class LogLinear(Polynomial):
-    """alpha = 1 - (1 - alpha_min) t: the noise -log(alpha) of Lou et al. 2024 (appendix C.1) and Sahoo et al. 2024."""
+    """alpha = 1 - (1 - alpha_min) t: the noise -log(alpha) of Lou et al. 2024 and Sahoo et al. 2024."""
 
     def __init__(self, alpha_min: float = 1e-3):
         super().__init__(1.0, alpha_min)
 
 
 class Cosine(Noise):
-    """alpha = 1 - (1 - alpha_min) cos((1 - t) pi/2), as MaskGIT masks (Chang et al. 2022; Shi et al. 2024, table 1)."""
+    """alpha = 1 - (1 - alpha_min) cos((1 - t) pi/2), as MaskGIT masks (Chang et al. 2022; Shi et al. 2024)."""
 
     def __init__(self, alpha_min: float = 1e-3):
         check_number("alpha_min", alpha_min, 0, 0.01)
@@ -114,7 +114,7 @@ class Cosine(Noise):
 
 
 class Geometric(Noise):
-    """-log(alpha) = sigma_min ((sigma_max / sigma_min)^t - 1): the geometric noise of Lou et al. 2024 (appendix C.1),
+    """-log(alpha) = sigma_min ((sigma_max / sigma_min)^t - 1): the geometric noise of Lou et al. 2024,
     less its value at t = 0, where nothing has happened to the data."""
 
     def __init__(self, sigma_min: float = 1e-4, sigma_max: float = 20.0):
@@ -149,7 +149,9 @@ class Given(Noise):
             raise ValueError(
                 f"noise must have alpha(0) from 0.99 to 1 and alpha(1) from 0 to 0.01; it has {first:g} and {last:g}"
             )
-        if not (values.diff() < 0).all():
+        # at the ends rounding may hide that it falls
+        inside = (values[1:] > 1e-9) & (values[:-1] < 1 - 1e-9)
+        if not (values.diff() <= 0).all() or not (values.diff() < 0)[inside].all():
             raise ValueError("noise must be a function alpha(t) that falls strictly from t = 0 to 1")
 
     def log_alpha(self, t):
@@ -199,7 +201,8 @@ def draw_uniforms(shape, generator=None, device=None):
         return torch.cat([draw_uniforms((1, *shape[1:]), each, device) for each in generator])
     device = torch.device(device or "cpu")
     drawn_on = generator.device if generator is not None else device
-    dtype = torch.float32 if {drawn_on.type, device.type} & WITHOUT_FLOAT64 else torch.float64
+    # not rounded afterwards, which might give 1
+    dtype = torch.float32 if torch.float32 in (finest(drawn_on), finest(device)) else torch.float64
     return torch.rand(shape, generator=generator, device=drawn_on, dtype=dtype).to(device)
 
 
@@ -317,12 +320,12 @@ class DiscretePath:
     def marginal(self, x0, t):
         """q(x_t | x0), Eq. (1): probabilities (B, L, S), float64."""
         self.check_tokens(x0)
-        kept = torch.nn.functional.one_hot(x0, self.num_states).double()
+        kept = torch.nn.functional.one_hot(x0, self.num_states).to(finest(x0.device))
         alpha = expand_to(self.alpha(t), kept)
         return alpha * kept + (1 - alpha) * self.pi(x0.device)
 
     def pi(self, device=None):
-        """What a token to which something has happened is drawn from: (S,), float64."""
+        """What a token to which something has happened is drawn from: (S,), float64 where the device has it."""
         raise NotImplementedError
 
     # --- what a network says ---
@@ -378,9 +381,9 @@ class AbsorbingPath(DiscretePath):
         self.mask_token_id, self.num_states = vocab_size, vocab_size + 1
 
     def pi(self, device=None):
-        pi = torch.zeros(self.num_states, dtype=torch.float64, device=device)
+        pi = torch.zeros(self.num_states, dtype=torch.float64)
         pi[self.mask_token_id] = 1
-        return pi
+        return pi.to(device, finest(torch.device(device or "cpu")))
 
     def prior(self, shape, generator=None, device=None):
         return torch.full(shape, self.mask_token_id, device=device)
@@ -446,7 +449,8 @@ class UniformPath(DiscretePath):
     """A token becomes any of the V tokens, itself among them, with equal chances."""
 
     def pi(self, device=None):
-        return torch.full((self.vocab_size,), 1 / self.vocab_size, dtype=torch.float64, device=device)
+        dtype = finest(torch.device(device or "cpu"))
+        return torch.full((self.vocab_size,), 1 / self.vocab_size, dtype=dtype, device=device)
 
     def prior(self, shape, generator=None, device=None):
         uniforms = draw_uniforms(shape, generator, device)
@@ -491,7 +495,7 @@ class UniformPath(DiscretePath):
 
     def clean_from_score(self, log_score, x_t, t):
         # ratio 1 to itself, whatever a network says; what is subtracted may be nearly all
-        log_score = torch.where(self._own(x_t), 0.0, log_score).double()
+        log_score = torch.where(self._own(x_t), 0.0, log_score).to(finest(x_t.device))
         left = torch.softmax(log_score, -1) - expand_to(self._log_other(t).exp(), log_score)
         # above 0, so that its logarithm has a gradient
         return self.clean(left.clamp_min(1e-12).log(), x_t, t)
@@ -521,7 +525,7 @@ class UniformPath(DiscretePath):
     def prior_gap(self, denoise, x0, t):
         own, other = self._log_own(t), self._log_other(t)
         gap = own.exp() * own + (self.vocab_size - 1) * other.exp() * other + math.log(self.vocab_size)
-        return gap.to(x0.device).expand(x0.shape)
+        return gap.to(x0.device, finest(x0.device)).expand(x0.shape)
 
 
 def _at(values, tokens):
@@ -545,16 +549,25 @@ DISCRETE_PREDICTIONS = {
 # --- the likelihood ---------------------------------------------------------------------------------------------------
 
 
-def times_uniform_in_alpha(path, u, t_min, t_max):
-    """(t, 1 / p(t)) for uniform numbers u (B,): times in [t_min, t_max] whose alpha is uniform. What depends on alpha
-    alone, such as the bound, has then the same variance whatever the noise."""
-    first, last = path.alpha(t_min), path.alpha(t_max)
-    t = path.t_from_alpha(first + (last - first) * u).clamp(t_min, t_max)
-    return t, (first - last) / path.fall(t)
+def times_of_bound(path, u, t_min, t_max, length):
+    """(t, 1 / p(t)) for uniform numbers u (B,): times in [t_min, t_max] for the bound of sequences of this length.
+
+    With m = 1 - alpha the density in m is as 1 + 1 / sqrt(length m): uniform but where few tokens are noised. That is
+    next to the least variance, as the square of the rate per m is on average about as length^2 + length / m.
+    """
+    scale = length**-0.5
+    # x = sqrt(m); the distribution function is m + 2 scale x, up to a constant
+    first, last = (path.log_noised(t).exp() for t in (t_min, t_max))
+    first, last = (m + 2 * scale * m.sqrt() for m in (first, last))
+    below = first + (last - first) * u
+    x = below / (scale + (scale**2 + below).sqrt())
+    t = path.t_from_alpha(1 - x**2).clamp(t_min, t_max)
+    return t, (last - first) / (1 + scale / x) / path.fall(t)
 
 
 def likelihood_bound(path, denoise, x0, u, t_min, t_max, generator=None, given=None):
-    """An unbiased estimate of an upper bound on -log p(x0), Eq. (8) and (9): nats per sequence, (B,) float64.
+    """An unbiased estimate of an upper bound on -log p(x0), Eq. (8) and (9): nats per sequence, (B,) float64 where the
+    device has it.
 
     Args:
         path: a `DiscretePath`.
@@ -569,9 +582,9 @@ def likelihood_bound(path, denoise, x0, u, t_min, t_max, generator=None, given=N
     counted = torch.ones_like(x0, dtype=torch.bool) if given is None else ~given
 
     def evaluate(x_t, t):
-        return denoise(torch.where(counted, x_t, x0), t).double()
+        return denoise(torch.where(counted, x_t, x0), t).to(finest(x0.device))
 
-    t, weight = times_uniform_in_alpha(path, u, t_min, t_max)
+    t, weight = times_of_bound(path, u, t_min, t_max, x0.shape[1])
     x_t = path.corrupt(x0, t, generator)
     inside = path.elbo_rate(evaluate(x_t, t), x0, x_t, t)
     first = as_time(t_min).expand(len(x0))

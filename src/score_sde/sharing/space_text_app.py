@@ -29,7 +29,7 @@ def write(pipeline, prompt, label, num_inference_steps, temperature, guidance_sc
 
     Args:
         pipeline: a `ScoreSDETextPipeline`.
-        prompt: what the text begins with, or with gaps to fill, as of the pipeline; an empty one is none.
+        prompt: what the text begins with, with [MASK] for every token to be filled in; an empty one is none.
         label: a class name or number, None for no class.
         num_inference_steps: 1 to `MOST_STEPS`.
         temperature: 0 to `MOST_TEMPERATURE`.
@@ -54,9 +54,12 @@ def write(pipeline, prompt, label, num_inference_steps, temperature, guidance_sc
     }
     shown, ended = queue.Queue(), []
 
+    def show(call, step, timestep, tensors):
+        shown.put((call.decode(tensors["token_ids"])[0], None))
+
     def run():
         try:
-            output = pipeline(batch_size=1, text_callback=lambda step, texts: shown.put((texts[0], None)), **arguments)
+            output = pipeline(batch_size=1, callback_on_step_end=show, **arguments)
             shown.put((output.texts[0], output.nfe))
         except Exception as error:  # whatever it is, it is raised to who reads
             ended.append(error)
@@ -98,7 +101,9 @@ def page(pipeline, title):
         gradio.Markdown("# " + as_title(title))
         with gradio.Row():
             with gradio.Column(scale=1, min_width=280):
-                prompt = gradio.Textbox("", label="Prompt", lines=3, placeholder="what the text begins with")
+                prompt = gradio.Textbox(
+                    "", label="Prompt", lines=3, placeholder="how the text begins; [MASK]: a gap to fill in"
+                )
                 label = gradio.Dropdown(
                     [*unclassed, *classes],
                     value=unclassed[0] if unclassed else classes[0][1],
