@@ -102,8 +102,8 @@ def open_tokenizer(name, texts=(), vocab_size=None):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the library has no common class of errors
         raise ValueError(
-            f"tokenizer {quoted(name)} cannot be opened: {shortened(one_line(error))}. Give {' or '.join(TOKENIZERS)}, or a "
-            f"folder or Hub id of a fast tokenizer"
+            f"tokenizer {quoted(name)} cannot be opened: {shortened(one_line(error))}. Give "
+            f"{' or '.join(TOKENIZERS)}, or a folder or Hub id of a fast tokenizer"
         ) from error
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ValueError(f"tokenizer {quoted(name)}: a {type(tokenizer).__name__} is no fast tokenizer")
