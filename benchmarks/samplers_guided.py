@@ -258,7 +258,7 @@ def measure_auto(job):
     told = {}
     for n in EVALUATIONS:
         # the scale of a trajectory is one number; those of one rule are run together
-        rules = [automatic(n, scale) for scale in SCALES]
+        rules = [automatic(n, scale, -float(trial.path.half_log_snr(1.0))) for scale in SCALES]
         ran = {rule: trial.figures(trial.ours(scheduler, n, SCALES[rules.index(rule)])) for rule in set(rules)}
         told[n] = [ran[rule][i] for i, rule in enumerate(rules)]
     n, i = USUAL["evaluations"], SCALES.index(USUAL["scale"])
