@@ -517,7 +517,7 @@ class Rule(NamedTuple):
 
 
 # Without guidance: chosen for the least error (median, and root mean square at half the weight) over mixtures of 64
-# dimensions on the discrete_vp, ve and linear paths.
+# dimensions on the discrete_vp, ve and linear paths; from 12 steps on, over the targets of AUTOMATIC at scale 1.
 UNGUIDED = [
     Rule(1, "dpmpp_3b", 0.65, 1.5, 1.25),
     Rule(8, "dpmpp_3b", 0.44, 1.63, 1.2),
