@@ -26,8 +26,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from score_sde.training.parts.batches import training_batches  # noqa: E402
 from score_sde.training.parts.config import DataConfig  # noqa: E402
-from score_sde.training.parts.data import ImageDataset, LatentDataset, shard_path, training_batches  # noqa: E402
+from score_sde.training.parts.data import ImageDataset  # noqa: E402
+from score_sde.training.parts.latent_shards import LatentDataset, shard_path  # noqa: E402
 from score_sde.training.parts.sources import open_split  # noqa: E402
 
 

@@ -46,7 +46,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel
 from score_sde.pipelines.writing import whole_file, write_json
-from score_sde.training.parts.data import shard_path, shard_record
+from score_sde.training.parts.latent_shards import shard_path, shard_record
 from score_sde.training.parts.latents import fingerprint, latent_statistics
 from score_sde.training.parts.loop import fit, make_accelerator
 from score_sde.training.parts.options import parse

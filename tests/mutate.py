@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # source file -> test files, the quick ones first; those not listed: tests/test_<name>.py
 TESTS = {
     "src/score_sde/schedulers/paths.py": "paths solvers stock_configs scheduler",
+    "src/score_sde/schedulers/discrete_paths.py": "discrete_paths discrete_losses",
     "src/score_sde/schedulers/solvers.py": "solvers scheduler",
     "src/score_sde/schedulers/calibration.py": "calibration scheduler",
     "src/score_sde/schedulers/checks.py": "scheduler",
@@ -40,6 +41,7 @@ TESTS = {
     "src/score_sde/schedulers/stock_configs.py": "flow_matching stock_configs",
     "src/score_sde/losses/conditions.py": "losses training",
     "src/score_sde/losses/denoising.py": "losses training",
+    "src/score_sde/losses/discrete.py": "discrete_losses",
     "src/score_sde/ema.py": "ema",
     "src/score_sde/models/transformer_score_dit.py": "dit models",
     "src/score_sde/models/unet_score.py": "models",
@@ -73,7 +75,10 @@ TESTS = {
     "pipelines/carried_code.py": "hub outside attacks/verify",
     "pipelines/wording.py": "attacks/loading",
     "pipelines/latents.py": "pipeline",
-    "training/parts/data.py": "data attacks/data",
+    "training/parts/image_rows.py": "data image_conditions attacks/data",
+    "training/parts/data.py": "data buckets attacks/data",
+    "training/parts/latent_shards.py": "data latents attacks/data",
+    "training/parts/batches.py": "data buckets training",
     "training/parts/clean_data.py": "data",
     "training/encode_latents.py": "data share_latents",
     "training/parts/loop.py": "training tasks survival attacks/training",

@@ -32,8 +32,9 @@ from score_sde.training.parts.buckets import BucketConfig
 from score_sde.training.parts.captions import CaptionConfig, CaptionEncoder
 from score_sde.training.parts.config import DataConfig, PrecisionConfig, option
 from score_sde.training.parts.cores import loading_processes, warn_of_busy_cores
-from score_sde.training.parts.data import (
-    ImageDataset,
+from score_sde.training.parts.data import ImageDataset
+from score_sde.training.parts.image_conditions import ImageConditionConfig
+from score_sde.training.parts.latent_shards import (
     check_shard,
     open_shard,
     read_latents_json,
@@ -41,7 +42,6 @@ from score_sde.training.parts.data import (
     shard_path,
     shard_record,
 )
-from score_sde.training.parts.image_conditions import ImageConditionConfig
 from score_sde.training.parts.latents import fingerprint, latent_shape, latent_statistics, load_vae
 from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
 from score_sde.training.parts.sources import on_hub
@@ -106,7 +106,7 @@ def main(argv=None):
     vae_fingerprint = fingerprint(vae)
     vae.to(accelerator.device)
     shapes = [list(latent_shape(vae, (dataset.shape[0], *size))) for size in dataset.sizes]
-    condition = config.make_condition(dataset.shape, vae, shapes[0][0])
+    condition = config.make_condition(dataset.shape[0], dataset.sizes, vae, shapes[0][0])
     facts = {
         "dataset": config.dataset,
         "split": config.split,

@@ -21,7 +21,7 @@ from score_sde.sharing.facts import check_license, check_repo_id, dataset_name, 
 from score_sde.sharing.hub import repo_to_push_to
 from score_sde.sharing.markdown import render
 from score_sde.sharing.pushed_files import published
-from score_sde.training.parts.data import LatentDataset, check_shard, shard_path
+from score_sde.training.parts.latent_shards import LatentDataset, check_shard, shard_path
 from score_sde.training.parts.latents import fingerprint, load_vae
 from score_sde.training.parts.options import OneLineParser
 

@@ -18,14 +18,9 @@ from tars import ROWS as TAR_ROWS
 from tars import WEBDATASET, tar_shards
 
 from runs import data_config
-from score_sde.training.parts.data import (
-    ImageDataset,
-    ImageStream,
-    LatentDataset,
-    resize_and_crop,
-    shard_path,
-    shard_record,
-)
+from score_sde.training.parts.data import ImageDataset, ImageStream
+from score_sde.training.parts.image_rows import resize_and_crop
+from score_sde.training.parts.latent_shards import LatentDataset, shard_path, shard_record
 from score_sde.training.parts.sources import Origin
 
 

@@ -22,8 +22,11 @@ from runs import TINY_DATA, data_config, encode, equal, run, tiny_dc, train_tiny
 from score_sde import ScoreSDEPipeline
 from score_sde.pipelines.latents import denormalize_latents, normalize_latents
 from score_sde.training import encode_latents, train_classifier
+from score_sde.training.parts.batches import training_batches
 from score_sde.training.parts.cores import loading_processes
-from score_sde.training.parts.data import ImageDataset, ImageStream, LatentDataset, resize_and_crop, training_batches
+from score_sde.training.parts.data import ImageDataset, ImageStream
+from score_sde.training.parts.image_rows import resize_and_crop
+from score_sde.training.parts.latent_shards import LatentDataset
 
 
 def parquet_shards(folder, shards=3):

@@ -18,7 +18,7 @@ from score_sde.pipelines.latents import AUTOENCODERS, REFUSED, autoencoder_of, e
 from score_sde.training import encode_latents
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import LoopConfig
-from score_sde.training.parts.data import LatentDataset
+from score_sde.training.parts.latent_shards import LatentDataset
 from score_sde.training.parts.latents import latent_shape, latent_statistics, load_vae
 from score_sde.training.parts.loop import make_accelerator
 

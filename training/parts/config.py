@@ -16,6 +16,7 @@ from score_sde.pipelines.wording import unknown
 
 # all of diffusers' but the one that needs rules of its own
 LR_SCHEDULERS = [kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT]
+OPTIMIZERS = ("adamw", "muon")
 MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
 
 
@@ -138,14 +139,21 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
         "It is for one process, and the number of steps depends on the machine.",
         "optimisation",
     )
-    learning_rate: float = option(1e-4, "Peak learning rate of AdamW.", "optimisation", common=True)
+    optimizer: str = option(
+        "adamw",
+        "adamw, or muon: orthogonalised momentum for the matrices within the network (Jordan et al. 2024), as large a "
+        "step as AdamW's, which takes the rest.",
+        "optimisation",
+        common=True,
+    )
+    learning_rate: float = option(1e-4, "Peak learning rate.", "optimisation", common=True)
     lr_scheduler: str = option(
         "constant_with_warmup", "Schedule of the learning rate, by its name in diffusers.", "optimisation"
     )
     lr_warmup_steps: int = option(500, "Optimizer steps of linear warm-up.", "optimisation")
     adam_beta1: float = option(0.9, "AdamW: decay of the first moment, in [0, 1).", "optimisation")
     adam_beta2: float = option(0.999, "AdamW: decay of the second moment, in [0, 1).", "optimisation")
-    adam_weight_decay: float = option(0.0, "AdamW: weight decay.", "optimisation")
+    adam_weight_decay: float = option(0.0, "Decoupled weight decay.", "optimisation")
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", "optimisation")
     ema_decay: float = option(
         0.9999, "Decay per step of the averaged weights; it warms up as (1 + n) / (10 + n).", "averaged weights"
@@ -181,15 +189,6 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
     allow_tf32: bool = option(
         False, "Let matrix products of float32 round to TF32: much faster on recent GPUs.", "speed and memory"
     )
-    random_flip: bool = option(False, "Mirror half of the images, at random.", "data")
-    crop: str = option(
-        "centre", "Square of an image that isn't one: centre, or random, another in every epoch.", "data"
-    )
-    cache_images: bool = option(
-        False,
-        "Decode each image once and keep it in memory, a byte a value: 154 MB for 50,000 of 3x32x32.",
-        "speed and memory",
-    )
     seed: int = option(0, "Seed of everything that is random in the run.", "run", common=True)
     checkpointing_steps: int = option(1000, "Optimizer steps between checkpoints; 0 for none.", "run")
     checkpoints_total_limit: int = option(2, "Number of newest checkpoints to keep.", "run")
@@ -214,11 +213,6 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
         "Peak of the device in 10^12 operations per second, for its logged utilisation (mfu); None measures it.",
         "speed and memory",
     )
-
-    @property
-    def crop_seed(self):
-        """What `ImageDataset` makes random crops from."""
-        return self.seed if self.crop == "random" else None
 
     def problems(self):
         at_least = {
@@ -258,15 +252,38 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
                 yield unknown("log_with", tracker, LOGGER_TYPE_TO_CLASS)
             elif tracker not in map(str, get_available_trackers()):
                 yield f"log_with {tracker!r} is not installed: pip install {tracker}"
+        if self.optimizer not in OPTIMIZERS:
+            yield unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.lr_scheduler not in LR_SCHEDULERS:
             yield unknown("lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
         if self.on_existing_run not in ("refuse", "set_aside"):
             yield unknown("on_existing_run", self.on_existing_run, ("refuse", "set_aside"))
-        if self.crop not in ("centre", "random"):
-            yield unknown("crop", self.crop, ("centre", "random"))
-        if self.cache_images and self.crop == "random":
-            yield "cache_images keeps an image as it is cropped first: pass --crop centre"
         yield from self.precision_problems(MIXED_PRECISIONS)
         resume = self.resume_from_checkpoint
         if resume not in (None, "latest") and not os.path.isdir(resume):
             yield f"resume_from_checkpoint {resume!r} is not a folder; pass a checkpoint folder or 'latest'"
+
+
+@dataclass
+class ImageLoopConfig(LoopConfig):
+    random_flip: bool = option(False, "Mirror half of the images, at random.", "data")
+    crop: str = option(
+        "centre", "Square of an image that isn't one: centre, or random, another in every epoch.", "data"
+    )
+    cache_images: bool = option(
+        False,
+        "Decode each image once and keep it in memory, a byte a value: 154 MB for 50,000 of 3x32x32.",
+        "speed and memory",
+    )
+
+    @property
+    def crop_seed(self):
+        """What `ImageDataset` makes random crops from."""
+        return self.seed if self.crop == "random" else None
+
+    def problems(self):
+        yield from LoopConfig.problems(self)
+        if self.crop not in ("centre", "random"):
+            yield unknown("crop", self.crop, ("centre", "random"))
+        if self.cache_images and self.crop == "random":
+            yield "cache_images keeps an image as it is cropped first: pass --crop centre"

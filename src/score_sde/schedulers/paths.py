@@ -53,11 +53,16 @@ from .checks import check_choice
 WITHOUT_FLOAT64 = {"mps"}
 
 
+def finest(device):
+    """float64, or on devices without it float32."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
 def as_time(t):
     """A float or tensor as a float64 tensor on its device (float32 on devices without float64)."""
     if not torch.is_tensor(t):
         return torch.tensor(t, dtype=torch.float64)
-    return t.to(torch.float32 if t.device.type in WITHOUT_FLOAT64 else torch.float64)
+    return t.to(finest(t.device))
 
 
 def expand_to(coefficient, x):

@@ -175,6 +175,8 @@ def from_stock_config(config, own):
     name = _class_name(stock)
     if name in REFUSED:
         raise ValueError(f"{name} has no counterpart here: {REFUSED[name]}")
+    if "process" in stock:
+        raise ValueError(f"DiscreteScoreScheduler has no counterpart here: {_TOKENS}")
     if name not in TAKEN:
         raise ValueError(
             f"no noise path is known for the config of {name or 'this scheduler'}: from_config takes those of "
