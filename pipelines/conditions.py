@@ -17,6 +17,17 @@ def number_of_classes(config):
     return None
 
 
+def check_no_tokens(*components):
+    """Raise ValueError for a scheduler or a network that is of tokens instead of numbers."""
+    for component in components:
+        vocab_size = getattr(component, "config", {}).get("vocab_size")
+        if vocab_size is not None:
+            raise ValueError(
+                f"this {type(component).__name__} is of tokens (vocab_size {vocab_size}): use it in a "
+                f"ScoreSDETextPipeline"
+            )
+
+
 def sample_channels(config):
     """Number of channels of what a network generates by its config: those of its input less those of a condition."""
     return config["in_channels"] - (config.get("condition_channels") or 0)

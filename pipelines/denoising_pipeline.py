@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .adapters import AdapterMixin
 from .bundling import BundleMixin, plain_component
-from .conditions import check_conditions, expand, label_ids, null_conditions, number_of_classes
+from .calls import CallMixin
+from .conditions import check_conditions, check_no_tokens, expand, null_conditions
 from .guidance import guided, steered_by_classifier
 from .image_conditions import Measurement, at_size
 from .kinds import SQUARES_ALONE, Kind, divisors_of_sides, kind_of
@@ -52,7 +52,7 @@ class ScoreSDEPipelineOutput(BaseOutput):
     nfe: int | None = None
 
 
-class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: ignore[misc]  # a bundle has fewer options
+class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline):  # type: ignore[misc]  # a bundle has fewer options
     """A score-based diffusion model: scheduler, network, and an autoencoder where there is one.
 
     Args:
@@ -97,6 +97,7 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             raise ValueError("text_encoder and tokenizer belong together: pass both or neither")
         if (transformer is None) == (unet is None):
             raise ValueError("a ScoreSDEPipeline needs exactly one network: either transformer or unet")
+        check_no_tokens(scheduler, unet if transformer is None else transformer)
         self.register_modules(
             scheduler=scheduler,
             transformer=transformer,
@@ -111,13 +112,8 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         self.register_to_config(condition_from=condition_from)
         # an encoder that the settings name, and its tokenizer: used, but not saved
         self._named_encoder: tuple | None = None
-        # of one call, on its own view: see `_for_one_call`
-        self._called: DenoisingPipeline | None = None
-        self._guidance_scale: float = 1.0
-        self._conditions: Conditions = {}
+        # of one call, on its own view
         self._size: tuple[int, ...] | None = None
-        self._num_timesteps = 0
-        self._interrupt = False
 
     def __setattr__(self, name, value):
         # diffusers would leave out of the saved index what was None before
@@ -125,20 +121,6 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
             library = "transformers" if name in ("text_encoder", "tokenizer") else "diffusers"
             self.register_to_config(**{name: (library, type(value).__name__)})
         super().__setattr__(name, value)
-
-    def _for_one_call(self):
-        """This pipeline as one call sees it: the same networks, with a scheduler and a state of its own, so that calls
-        in several threads don't disturb each other."""
-        if self._called is not None:
-            return self
-        call = copy.copy(self)
-        call._called, call.scheduler, call._num_timesteps = self, copy.deepcopy(self.scheduler), 0
-        return call
-
-    def _end_call(self):
-        """Let the pipeline itself know what its properties for callbacks were in the end, as diffusers' own do."""
-        if self._called is not None:
-            self._called._guidance_scale, self._called._num_timesteps = self._guidance_scale, self._num_timesteps
 
     @property
     def denoiser(self) -> Network:
@@ -153,17 +135,6 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         """The kind of data that it makes, which owns their shape, noise and output: see `kinds.py`."""
         kind = kind_of(self.denoiser.config, None if self.vae is None else self.vae.config)
         return kind if self._size is None else replace(kind, size=self._size)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of class labels of the network, None for an unconditional one."""
-        return number_of_classes(self.denoiser.config)
-
-    @property
-    def null_label(self) -> int | None:
-        """The label that stands for "no class", None for a network that has none or never saw it in training."""
-        null = null_conditions(self.denoiser, {"class_labels": torch.zeros(1, dtype=torch.long)})
-        return int(null["class_labels"]) if "class_labels" in null else None
 
     @property
     def image_channels(self) -> int:
@@ -199,59 +170,6 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
         if torch.is_tensor(given) and given.ndim == len(wanted) == 4:
             factor = 1 if samples is None else spatial_factor(self.vae)
             self.set_size(*(side * factor for side in given.shape[2:]))
-
-    @property
-    def guidance_scale(self):
-        """For callbacks: of the call, and after it of the last one. They may set `_guidance_scale` for the evaluations
-        that follow."""
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self):
-        """For callbacks: whether guidance_scale is other than 1."""
-        return self._guidance_scale != 1
-
-    @property
-    def num_timesteps(self):
-        """For callbacks: number of network evaluations of the call, and after it of the last one."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self):
-        """Whether the call shall end before its next network evaluation: a callback sets `_interrupt` of the pipeline
-        that it is given, for that call, anyone that of the pipeline itself, for all of its calls, until the next."""
-        return self._interrupt or (self._called is not None and self._called._interrupt)
-
-    def label_ids(self, class_labels, num_classes=None):
-        """Class labels given as a number, a name, a tensor or array of them or a list, as a list of numbers from 0 to
-        num_classes - 1, by default the network's.
-
-        Raises ValueError for a name or number that the model doesn't know, and for what is neither.
-        """
-        num_classes = self.num_classes if num_classes is None else num_classes
-        return label_ids(class_labels, num_classes, self.config.id2label)
-
-    def prepare_labels(self, class_labels, batch_size=None, classifier=None):
-        """Class labels as `__call__` takes them, as a list of one number per sample: by default as many samples as
-        labels. None for no class.
-
-        Raises ValueError where the network has no classes, or needs one, or for another number of labels than samples.
-        """
-        num_classes = self.num_classes if classifier is None else classifier.config.num_classes
-        if class_labels is None:
-            if self.num_classes is not None and self.null_label is None:
-                raise ValueError("this network knows no null label: pass class_labels")
-            return None
-        if num_classes is None:
-            raise ValueError("class_labels were given, but the network is unconditional (it has no class table)")
-        if self.num_classes not in (None, num_classes):
-            raise ValueError(f"the classifier has {num_classes} classes, the network {self.num_classes}")
-        labels = self.label_ids(class_labels, num_classes)
-        if batch_size is not None and len(labels) == 1:
-            labels = labels * batch_size
-        if batch_size not in (None, len(labels)):
-            raise ValueError(f"{len(labels)} class_labels were given for {batch_size} samples")
-        return labels
 
     def prepare_conditions(
         self, class_labels=None, conditions: dict | None = None, batch_size: int | None = None, classifier=None
@@ -598,21 +516,6 @@ class DenoisingPipeline(BundleMixin, AdapterMixin, DiffusionPipeline):  # type: 
     def check_inputs(self, batch_size, generator, output_type, callback_inputs, conditions):
         """Raise ValueError for arguments that contradict each other, before any work."""
         self.kind.check_output_type(output_type)
-        if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size} must be at least 1")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"{len(generator)} generators were given for {batch_size} images: pass one, or one per image"
-            )
-        known = [*self._callback_tensor_inputs, *conditions]
-        unknown = [name for name in callback_inputs if name not in known]
-        if unknown:
-            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are unknown; choose from {known}")
+        self.check_call(batch_size, generator, callback_inputs, conditions)
         if "prompt_embeds" in callback_inputs and not conditions and self.num_classes is None:
             raise ValueError("callback_on_step_end_tensor_inputs: prompt_embeds are class labels, which it hasn't")
-
-    @staticmethod
-    def callback_inputs(callback, names):
-        """The tensors that a callback asks for: those of its own where it is one of diffusers' classes."""
-        own = isinstance(callback, (PipelineCallback, MultiPipelineCallbacks))
-        return callback.tensor_inputs if own else names

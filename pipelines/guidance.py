@@ -9,12 +9,14 @@ import torch
 def run(name, network, conditions, model_input, timesteps):
     """The network's output in float32. diffusers' feature caches keep what was computed under one name apart from what
     was under another."""
-    # whole numbers, such as labels and masks, stay what they are
-    conditions = {
-        key: value.to(network.dtype) if value.is_floating_point() else value for key, value in conditions.items()
-    }
+
+    def in_its_dtype(value):
+        # whole numbers, such as tokens, labels and masks, stay what they are
+        return value.to(network.dtype) if value.is_floating_point() else value
+
+    conditions = {key: in_its_dtype(value) for key, value in conditions.items()}
     with network.cache_context(name) if hasattr(network, "cache_context") else nullcontext():
-        return network(model_input.to(network.dtype), timesteps, **conditions).sample.float()
+        return network(in_its_dtype(model_input), timesteps, **conditions).sample.float()
 
 
 def guided(call, networks, guider=None):

@@ -9,6 +9,7 @@ from .adapters import AdapterMixin  # noqa: F401
 from .adaptive import probability_flow  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .bundle_files import read_config  # noqa: F401
 from .bundling import BundleMixin  # noqa: F401
+from .calls import CallMixin  # noqa: F401
 from .carried_code import write_code  # noqa: F401
 from .conditions import expand
 from .denoising_pipeline import ScoreSDEPipelineOutput

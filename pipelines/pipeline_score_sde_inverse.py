@@ -11,6 +11,7 @@ from .adapters import AdapterMixin  # noqa: F401
 from .adaptive import check_finite, rms
 from .bundle_files import read_config  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .bundling import BundleMixin  # noqa: F401
+from .calls import CallMixin  # noqa: F401
 from .carried_code import write_code  # noqa: F401
 from .conditions import null_conditions  # noqa: F401
 from .denoising_pipeline import ScoreSDEPipelineOutput

@@ -66,30 +66,6 @@ class TrajectoryPipeline(DenoisingPipeline):
                 latents = self.call_back(callback, callback_inputs, i, timestep, latents)
         return latents, nfe
 
-    def call_back(self, callback, names, step, timestep, latents):
-        """Call callback_on_step_end with the tensors of these names. What it returns holds from then on: conditions on
-        this call, latents are returned. Raises ValueError where it returns anything else."""
-        # diffusers' callbacks call the condition so, whatever it is
-        first = next(iter(self._conditions), None)
-        values = {"latents": latents, **self._conditions}
-        given = {name: values[first if name == "prompt_embeds" else name] for name in names}
-        returned = callback(self, step, timestep, given)
-        returned = {} if returned is None else returned
-        if not isinstance(returned, dict):
-            raise ValueError(
-                f"callback_on_step_end returned a {type(returned).__name__}: return a dict of the tensors that it "
-                f"changed, such as {{'latents': ...}}, or None"
-            )
-        for name, value in returned.items():
-            name = first if name == "prompt_embeds" else name
-            if name not in values:
-                raise ValueError(
-                    f"callback_on_step_end returned {name!r}, which is none of {', '.join(values)}, which it may change"
-                )
-            values[name] = value
-        latents, self._conditions = values.pop("latents"), values
-        return latents
-
     def check_adaptive(self, rtol, atol, adaptive_solver):
         """Raise ValueError for what an adaptive solver can't do."""
         check_choice("adaptive_solver", adaptive_solver, ADAPTIVE)

@@ -12,6 +12,11 @@ def one_line(value):
     return _UNWRITABLE.sub("\ufffd", " ".join(str(value).split()))
 
 
+def printable(text):
+    """A text of several lines without what a terminal or a page would obey."""
+    return "\n".join(_UNWRITABLE.sub("\ufffd", line.expandtabs()) for line in text.split("\n"))
+
+
 def shortened(text):
     """What a message says of a text that may be of any length."""
     text = str(text)

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # source file -> test files, the quick ones first; those not listed: tests/test_<name>.py
 TESTS = {
     "src/score_sde/schedulers/paths.py": "paths solvers stock_configs scheduler",
+    "src/score_sde/schedulers/discrete_paths.py": "discrete_paths discrete_losses",
     "src/score_sde/schedulers/solvers.py": "solvers scheduler",
     "src/score_sde/schedulers/calibration.py": "calibration scheduler",
     "src/score_sde/schedulers/checks.py": "scheduler",
@@ -40,6 +41,7 @@ TESTS = {
     "src/score_sde/schedulers/stock_configs.py": "flow_matching stock_configs",
     "src/score_sde/losses/conditions.py": "losses training",
     "src/score_sde/losses/denoising.py": "losses training",
+    "src/score_sde/losses/discrete.py": "discrete_losses",
     "src/score_sde/ema.py": "ema",
     "src/score_sde/models/transformer_score_dit.py": "dit models",
     "src/score_sde/models/unet_score.py": "models",

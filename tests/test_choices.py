@@ -8,10 +8,12 @@ from places import ROOT
 
 import score_sde
 from score_sde import ScoreSDEScheduler
-from score_sde.losses import TIME_DENSITIES, WEIGHTINGS
+from score_sde.losses import DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, TIME_DENSITIES, WEIGHTINGS
+from score_sde.schedulers.discrete_paths import DISCRETE_PREDICTIONS, NOISES
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, TIME_INPUTS
 from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, VARIANCES
-from score_sde.training.train import NETWORKS, TrainConfig
+from score_sde.training.parts.networks import NETWORKS
+from score_sde.training.train import TrainConfig
 
 
 ARGUMENTS = {
@@ -70,6 +72,10 @@ def test_the_table_of_a_page_has_every_row():
     assert [SDE_TYPES[name] for name in ("vp", "linear")] == [score_sde.VPSDE, score_sde.LinearSDE]
     assert set(rows("mathematics", "paths", column=1)) < set(dir(score_sde))
     assert sorted(rows("mathematics", "predictions")) == sorted(PREDICTIONS)
+    assert sorted(rows("mathematics", "noises")) == sorted(NOISES)
+    assert sorted(rows("mathematics", "discrete predictions")) == sorted(DISCRETE_PREDICTIONS)
+    assert set(rows("mathematics", "discrete objectives", column=1)) == set(DISCRETE_LOSSES)
+    assert missing(DISCRETE_TIME_DENSITIES, page("mathematics")) == []
     assert sorted(rows("samplers", "predictors")) == sorted(["auto", *PREDICTORS])
 
 

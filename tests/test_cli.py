@@ -16,11 +16,13 @@ from diffusers import AutoencoderTiny
 from outside_network import OutsideNetwork
 from PIL import Image
 from places import CONFIGS, ROOT, TRAINING
+from texts import characters_pipeline
 from tiny import tiny_pipeline
 from words import prompt_pipeline
 
 import score_sde
 from score_sde import cli, load_bundle
+from score_sde.cli_texts import in_one, print_texts
 from score_sde.training import train
 from score_sde.training.parts.launching import accelerate_config, is_to_launch, split_arguments
 from score_sde.training.parts.options import WORK_BEGUN, installed_configs
@@ -28,7 +30,7 @@ from score_sde.training.parts.options import WORK_BEGUN, installed_configs
 
 COMMANDS = [
     *("quick-start", "train", "train-autoencoder", "train-classifier", "encode-latents", "evaluate"),
-    *("reconstruct-ema", "share-latents", "sample", "info", "calibrate", "plot"),
+    *("reconstruct-ema", "share-latents", "tokenizer", "sample", "info", "calibrate", "plot"),
     *("push", "verify", "card", "convert", "space", "env", "merge"),
 ]
 TINY = [
@@ -402,3 +404,88 @@ def test_everything_works_from_a_wheel_in_an_empty_folder(tmp_path):
     assert Image.open(empty / "samples.png").size == (128, 64)
     assert "DiTModel" in succeed(*command, "info", "run/pipeline", cwd=empty)
     assert sorted(os.listdir(empty)) == ["run", "samples.png"]
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A pipeline of texts with two classes."""
+    names = {0: "prose", 1: "verse"}
+    folder = tmp_path_factory.mktemp("texts") / "bundle"
+    return score_sde.save_bundle(characters_pipeline(num_classes=2, id2label=names), folder)
+
+
+def test_texts_are_those_of_their_seeds_in_any_batches(texts, tmp_path, capsys):
+    options = ("--classes", "verse", "0", "--prompt", "ab", "c", "--steps", 4, "--guidance", 1.5, "--seed", 7)
+    options += ("--num-texts", 3, "--temperature", 0.8, "--top_p", 0.9, "--top_k", 5, "--predictor", "first_hitting")
+    run("sample", texts, *options, "--batch_size", 2)
+    printed = capsys.readouterr().out
+    run("sample", texts, *options, "--output", tmp_path / "texts.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [7, 8, 9]
+    found = [row["text"] for row in rows]
+    pipe = load_bundle(texts)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, predictor="first_hitting")
+    limits = {"temperature": 0.8, "top_p": 0.9, "top_k": 5, "guidance_scale": 1.5, "num_inference_steps": 4}
+    for i, (label, prompt) in enumerate([("verse", "ab"), ("prose", "c"), ("verse", "ab")]):
+        generator = torch.Generator().manual_seed(7 + i)
+        assert found[i : i + 1] == pipe(class_labels=[label], prompt=prompt, generator=generator, **limits).texts
+    assert printed == in_one(found) + "\n"
+    run("sample", texts, *options, "--output", tmp_path / "texts.txt")
+    assert (tmp_path / "texts.txt").read_text() == printed
+
+
+def test_texts_longer_than_the_model_are_written_in_blocks(texts, capsys):
+    run("sample", texts, "--length", 30, "--block_length", 6, "--steps", 4, "--seed", 2)
+    pipe = load_bundle(texts)
+    drawn = pipe(length=30, block_length=6, num_inference_steps=4, generator=torch.Generator().manual_seed(2))
+    assert capsys.readouterr().out == drawn.texts[0] + "\n"
+    run("sample", texts, "--length", 30, status=2)
+    assert "pass a block_length" in capsys.readouterr().err
+
+
+def test_a_text_is_shown_while_it_forms(texts, monkeypatch, capsys):
+    run("sample", texts, "--stream", status=2)
+    assert "--stream shows a text on a terminal, which the output is not" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    run("sample", texts, "--stream", "--steps", 4, "--prompt", "ab")
+    shown = capsys.readouterr().out
+    *frames, end = re.split(r"\x1b\[\d+F\x1b\[J", shown)
+    assert len(frames) >= 2 and "\u2591" in frames[0] and all(each.startswith("ab") for each in [*frames, end])
+    # what is known stays, and the end has no gaps
+    for before, after in zip(frames, [*frames[1:], end], strict=True):
+        assert all(b in (a, "\u2591") for a, b in zip(after, before, strict=False))
+    assert "\u2591" not in end
+
+
+def test_a_text_has_nothing_that_a_terminal_obeys(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    print_texts(["a\x1b[31m\n\tb\u202e"])
+    assert capsys.readouterr().out == "a\ufffd[31m\n        b\ufffd\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("texts", ("--height", 4), "--height means nothing for this model, which makes texts"),
+        ("texts", ("--negative_prompt", "a"), "--negative_prompt means nothing for this model, which makes texts"),
+        ("texts", ("--condition_image", "a.png"), "--condition_image means nothing"),
+        ("texts", ("--output", "x.png"), "--output 'x.png': texts go to a .txt file"),
+        ("texts", ("--output", "no/such/x.txt"), "--output 'no/such/x.txt': there is no such folder"),
+        ("texts", ("--prompt", "a?"), "the tokenizer has no token for '?'"),
+        ("texts", ("--prompt", "a" * 13), "has 13 tokens, more than the length 12"),
+        ("texts", ("--classes", "song"), "class 'song' is unknown; this model knows prose, verse, 0 to 1"),
+        ("texts", ("--predictor", "heun"), "predictor 'heun' is unknown"),
+        ("texts", ("--top_p", 2), "top_p 2.0 must lie in (0, 1]"),
+        ("pipeline", ("--length", 4), "--length means nothing for this model, which makes no texts"),
+        ("pipeline", ("--temperature", 1), "--temperature means nothing for this model"),
+        ("pipeline", ("--stream",), "--stream means nothing for this model"),
+        ("pipeline", ("--output", "x.txt"), "--output 'x.txt' must be a .png file"),
+    ],
+    ids=str,
+)
+def test_options_that_mean_nothing_are_refused_by_name(model, arguments, message, request, capsys):
+    run("sample", request.getfixturevalue(model), *arguments, status=2)
+    assert message in capsys.readouterr().err

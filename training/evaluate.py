@@ -35,6 +35,7 @@ import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -44,7 +45,7 @@ from score_sde.losses import Objective
 from score_sde.pipelines.conditions import null_conditions
 from score_sde.pipelines.likelihood import dequantize
 from score_sde.sharing.bundles import add_metrics, load_bundle
-from score_sde.sharing.facts import dataset_name
+from score_sde.sharing.facts import dataset_name, read_json
 from score_sde.training.parts.buckets import in_words, shares_of_sizes
 from score_sde.training.parts.captions import CaptionEncoder
 from score_sde.training.parts.classifier import EPOCHS, recognises, trained_classifier
@@ -80,6 +81,7 @@ from score_sde.training.parts.real_images import (
 from score_sde.training.parts.rounds import FeatureTable, by_size, gathered, real_batches, rounds_by_size
 from score_sde.training.parts.samples import array_file, draw, labels_of, open_samples, quantized, to_bytes
 from score_sde.training.parts.sources import on_hub
+from score_sde.training.parts.text_evaluation import TextEvaluateConfig, evaluate_texts
 from score_sde.training.parts.validation import RowDraws, conditions_of_rows
 
 
@@ -96,6 +98,8 @@ class EvaluateConfig(LoaderConfig):
     """Measure a pipeline: how well it follows the classes that it is asked for, and the likelihood of real images."""
 
     configs = "evaluation"
+    data_kind: ClassVar[str] = "image"
+    other_kinds: ClassVar[dict] = {"text": TextEvaluateConfig}
 
     # those of a DataConfig; `complete` finds what isn't given
 
@@ -208,6 +212,15 @@ class EvaluateConfig(LoaderConfig):
         "sampling",
         common=True,
     )
+
+    @staticmethod
+    def stated_kind(stated):
+        """The kind of data of the pipeline that a command line names; `stated`(option) is what it says for an option,
+        or None."""
+        pipeline = stated("pipeline")
+        index = read_json(os.path.join(pipeline, "model_index.json")) if pipeline else None
+        # of a bundle a list, the file and the class
+        return "text" if "ScoreSDETextPipeline" in str(index and index.get("_class_name")) else "image"
 
     def problems(self):
         given = {each.name: getattr(self, each.name) for each in fields(DataConfig)}
@@ -462,11 +475,8 @@ def measure_likelihood(pipeline, test, config, accelerator):
     return [metric | averaging_facts(config)]
 
 
-def main(argv=None):
-    config = parse(EvaluateConfig, sys.argv[1:] if argv is None else argv)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    warn_of_busy_cores(accelerator)
-
+def evaluate_images(config, accelerator):
+    """Measure as an `EvaluateConfig` says, and add the figures to the pipeline's."""
     # everything that will be needed, before anything is drawn
     pipeline = samples = network = None
     if config.samples is None:
@@ -504,6 +514,17 @@ def main(argv=None):
     shared |= {"dataset_revision": revision} if revision else {}
     shared |= provenance(accelerator.device)
     add_metrics(config.pipeline, [metric | shared for metric in metrics + likelihood])
+
+
+# what is measured, by the kind of data
+EVALUATIONS = {"image": evaluate_images, "text": evaluate_texts}
+
+
+def main(argv=None):
+    config = parse(EvaluateConfig, sys.argv[1:] if argv is None else argv)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    warn_of_busy_cores(accelerator)
+    EVALUATIONS[config.data_kind](config, accelerator)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 
-import diffusers
 import torch
-from huggingface_hub.utils import validate_repo_id
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective
@@ -22,16 +20,21 @@ from score_sde.pipelines.prompts import fingerprint
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
-from score_sde.sharing.facts import check_license
 from score_sde.training.parts.captions import CaptionConfig
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
-from score_sde.training.parts.config import LoopConfig, one_of, option
+from score_sde.training.parts.config import ImageLoopConfig, one_of, option
 from score_sde.training.parts.diffusion_loss import DiffusionLoss
 from score_sde.training.parts.image_conditions import ImageConditionConfig
-from score_sde.training.parts.loop import fit, make_accelerator, sample_path, show_pictures
-from score_sde.training.parts.networks import NETWORKS, check_conditions, check_sizes, make_network, network_class
+from score_sde.training.parts.loop import fit, make_accelerator, show_samples
+from score_sde.training.parts.networks import (
+    NetworkConfig,
+    check_conditions,
+    check_sizes,
+    make_network,
+    network_class,
+)
 from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
-from score_sde.training.parts.publishing import Uploads
+from score_sde.training.parts.publishing import PublishConfig, PublishedTask
 from score_sde.training.parts.rounds import by_size
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
@@ -44,38 +47,29 @@ from score_sde.training.parts.starting import (
     describe,
     freeze,
 )
-from score_sde.training.parts.tasks import Task
+from score_sde.training.parts.tasks import loss_by_time
+from score_sde.training.parts.text_task import TextTask, TextTrainConfig
 from score_sde.training.parts.trackers import main_process_goes_on
 from score_sde.training.parts.validation import Validation, ValidationConfig, conditions_of_rows
 
 
 @dataclass
-class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, ImageConditionConfig, ValidationConfig):
+class TrainConfig(
+    StartConfig,
+    ImageLoopConfig,
+    CleanDataConfig,
+    CaptionConfig,
+    ImageConditionConfig,
+    ValidationConfig,
+    NetworkConfig,
+    PublishConfig,
+):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     configs = "diffusion"
+    other_kinds = {"text": TextTrainConfig}
 
-    network: str = option(
-        "dit",
-        f"{', '.join(f'{name} ({kind.__name__})' for name, (_, kind) in NETWORKS.items())}, or a class of your own, "
-        f"which is imported: package.module:Class, a ModelMixin of diffusers.",
-        "network",
-        common=True,
-    )
-    network_name: str | None = option(
-        None, "A published configuration of the network by name, such as DiT-S/2.", "network", common=True
-    )
-    network_kwargs: str = option(
-        "{}",
-        "Arguments of the network's class, as YAML: {hidden_size: 256}; they win over network_name.",
-        "network",
-        common=True,
-    )
-    model_name: str = option("score-sde model", "Name of the model on its card.", "card and Hub")
-    license: str | None = option(
-        None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.", "card and Hub"
-    )
-    class_conditional: bool = option(True, "Train on class labels, where the data has them.", "network", common=True)
+    data_kind: str = option("image", "image, or text, which has other options: --data_kind text --help.", "data", True)
     sde_type: str = option("vp", f"Noise path: {one_of(SDE_TYPES)}.", "path and objective", common=True)
     prediction_type: str = option(
         "v_prediction", f"What the network predicts: {one_of(PREDICTIONS)}.", "path and objective", common=True
@@ -98,15 +92,6 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Image
         "Learn the variance, too, by this weight of the variational bound (DiT: 0.001); needs discrete_vp.",
         "path and objective",
     )
-    push_to_hub: str | None = option(
-        None, "Upload the pipeline to this repo on the Hub, somebody/model, at the end.", "card and Hub", common=True
-    )
-    hub_private: bool = option(False, "Make that repo private, if it is new.", "card and Hub")
-    push_steps: int = option(
-        0,
-        "Optimizer steps between uploads of the averaged weights, in the background; 0 for none before the end.",
-        "card and Hub",
-    )
     pooled_captions: bool = option(
         False, "Also tell the network the mean of a caption's vectors, beside the time.", "captions"
     )
@@ -125,6 +110,11 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Image
     )
     sample_num_inference_steps: int = option(50, "Time steps of the sample grids.", "samples and logs")
 
+    @staticmethod
+    def stated_kind(stated):
+        """The kind of data that a command line is for; `stated`(option) is what it says for an option, or None."""
+        return stated("data_kind") or TrainConfig.data_kind
+
     def problems(self):
         # first: it fills in the options that come with the weights
         started = list(StartConfig.problems(self))
@@ -132,7 +122,7 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Image
         if started:
             return
         yield from CleanDataConfig.problems(self)
-        yield from LoopConfig.problems(self)
+        yield from ImageLoopConfig.problems(self)
         yield from ValidationConfig.problems(self)
         yield from self.caption_problems()
         yield from self.condition_problems()
@@ -150,21 +140,11 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Image
                 f"save_text_encoder false needs a text_encoder on the Hub, which the pipeline can name, not the folder "
                 f"{self.text_encoder!r}"
             )
-        try:
-            check_license(self.license)
-        except ValueError as error:
-            yield str(error)
         if not self.vlb_weight >= 0:
             yield f"vlb_weight {self.vlb_weight} must be at least 0"
         if self.vlb_weight > 0 and (self.sde_type != "discrete_vp" or self.weighting not in ("output", "simple")):
             yield f"vlb_weight {self.vlb_weight} needs sde_type discrete_vp and weighting output"
-        if self.push_to_hub:
-            try:
-                validate_repo_id(self.push_to_hub)
-            except ValueError as error:
-                yield f"push_to_hub {self.push_to_hub!r}: {error}"
-        if self.push_steps < 0 or (self.push_steps and not self.push_to_hub):
-            yield f"push_steps {self.push_steps} must be at least 0, and needs push_to_hub"
+        yield from self.publish_problems()
         if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
             yield "sample_num_images and sample_num_inference_steps must be at least 1"
         # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened; so is
@@ -209,14 +189,7 @@ class TrainConfig(StartConfig, LoopConfig, CleanDataConfig, CaptionConfig, Image
         )
 
 
-def loss_by_time(losses, t, scheduler, parts=4):
-    """{name: (losses, which of them count)} of the losses in equal parts of the time; t on the CPU. Their mean is
-    worked out where it is logged: nothing is to do for the device."""
-    part = ((t - scheduler.t_min) / (scheduler.t_max - scheduler.t_min) * parts).long().clamp(0, parts - 1)
-    return {f"loss_in_quarter_{i + 1}": (losses, part == i) for i in range(parts)}
-
-
-class DiffusionTask(Task):
+class DiffusionTask(PublishedTask):
     """A score-based diffusion model on the data, scheduler and network of a `TrainConfig`."""
 
     def __init__(self, config, accelerator):
@@ -252,7 +225,7 @@ class DiffusionTask(Task):
         if config.lora_rank:
             add_adapters(network, config, new)
         freeze(network, config.freeze)
-        super().__init__(network, self.data.dataset, self.data.fingerprint(), origin)
+        super().__init__(config, network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
         self.conditions = [name for name in self.data.told if config.class_conditional or name != "class_labels"]
         # a network under adapters may have classes that the data have not
@@ -270,7 +243,6 @@ class DiffusionTask(Task):
         objective = config.make_objective(self.scheduler)
         self.loss = DiffusionLoss(objective, self.data, network, self.conditions, labels, config.vlb_weight)
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
-        self.push_steps, self.uploads = config.push_steps, Uploads(config)
         self.evaluation_steps, self.validation = config.evaluation_steps, None
         if config.evaluation_steps:
             self.validation = Validation(config, accelerator, self)
@@ -316,43 +288,28 @@ class DiffusionTask(Task):
             pipeline.use_named_encoder(captions.text_encoder, captions.tokenizer)
         return pipeline
 
-    def sample(self, network, path):
-        sample_grid(self.make_pipeline(network), self.config, path, **self.shown, sizes=self.data.sizes)
-
     def evaluate(self, network):
         return self.validation.measure(network)
 
-    def make_bundle(self, network, facts, name):
-        """Save the pipeline, or the adapter, with its facts and a sample grid as a folder of output_dir; (folder, grid
-        or None)."""
-        config, pipeline, grid = self.config, self.make_pipeline(network), None
-        facts |= self.data.facts(config) | {
-            "model_name": config.model_name,
-            "license": config.license or (self.origin or {}).get("license"),
-            "base_model": (self.origin or {}).get("base_model"),
-            "started_from": self.origin,
-            "repo_id": config.push_to_hub,
-            "conditions": self.conditions,
-            "diffusers": diffusers.__version__,
-        }
-        with surviving("the sample grid"):
-            path = sample_path(config.output_dir, facts["steps"])
-            nfe = sample_grid(pipeline, config, path, **self.shown, sizes=self.data.sizes)
-            grid = path
-            facts["samples"] = {
-                "guidance_scale": config.sample_guidance_scale,
-                "num_inference_steps": config.sample_num_inference_steps,
-                "network_evaluations": nfe,
-            } | ({"prompts": self.prompts[: config.sample_num_images]} if self.prompts else {})
-        save = save_adapter if config.lora_rank else save_bundle
-        return save(pipeline, os.path.join(config.output_dir, name), facts=facts, sample_grid=grid), grid
+    def sampled(self, pipeline, path):
+        """Write a sample grid; return what the card says of it."""
+        nfe = sample_grid(pipeline, self.config, path, **self.shown, sizes=self.data.sizes)
+        return {
+            "guidance_scale": self.config.sample_guidance_scale,
+            "num_inference_steps": self.config.sample_num_inference_steps,
+            "network_evaluations": nfe,
+        } | ({"prompts": self.prompts[: self.config.sample_num_images]} if self.prompts else {})
 
-    def push(self, network, facts):
-        if self.uploads.is_busy():
-            print(f"step {facts['steps']}: not pushed, the upload before still runs")
-            return
-        folder, _ = self.make_bundle(network, facts, "pushed")
-        self.uploads.begin(folder, facts["steps"])
+    def facts(self):
+        return self.data.facts(self.config) | {"conditions": self.conditions}
+
+    def save(self, pipeline, folder, facts, samples):
+        save = save_adapter if self.config.lora_rank else save_bundle
+        return save(pipeline, folder, facts=facts, sample_grid=samples)
+
+
+# what is trained, by the kind of data
+TASKS = {"image": DiffusionTask, "text": TextTask}
 
 
 def main(argv=None):
@@ -363,17 +320,17 @@ def main(argv=None):
 
 
 def train(config, accelerator, run):
-    task = DiffusionTask(config, accelerator)
+    task = TASKS[config.data_kind](config, accelerator)
     network, facts = fit(config, accelerator, run, task)
 
     # the result: a folder that from_pretrained opens, with its card
     with main_process_goes_on(accelerator):
         if accelerator.is_main_process:
-            folder, grid = task.make_bundle(network, facts, "pipeline")
-            if grid:
+            folder, samples = task.make_bundle(network, facts, "pipeline")
+            if samples:
                 with surviving("the log"):
-                    show_pictures(accelerator, run, task, grid, facts["steps"])
-            print(f"samples: {grid or 'none'}\npipeline: {folder}")
+                    show_samples(accelerator, run, task, samples, facts["steps"])
+            print(f"samples: {samples or 'none'}\npipeline: {folder}")
             if config.push_to_hub:
                 task.uploads.finish(folder, facts["steps"])
 

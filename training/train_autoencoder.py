@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from score_sde.pipelines.kinds import Image
 from score_sde.pipelines.latents import encode_moments
-from score_sde.training.parts.config import DataConfig, LoopConfig, option
+from score_sde.training.parts.config import DataConfig, ImageLoopConfig, option
 from score_sde.training.parts.cores import loading_processes
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.latents import latent_statistics
-from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_model, show_pictures
+from score_sde.training.parts.loop import fit, make_accelerator, sample_path, save_model, show_samples
 from score_sde.training.parts.options import one_line_errors, parse
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.tasks import Task
@@ -31,7 +31,7 @@ from score_sde.training.parts.trackers import main_process_goes_on
 
 
 @dataclass
-class AutoencoderConfig(LoopConfig, DataConfig):
+class AutoencoderConfig(ImageLoopConfig, DataConfig):
     """Train a diffusers AutoencoderKL on images, for latent diffusion."""
 
     configs = "autoencoder"
@@ -56,7 +56,7 @@ class AutoencoderConfig(LoopConfig, DataConfig):
 
     def problems(self):
         yield from DataConfig.problems(self)
-        yield from LoopConfig.problems(self)
+        yield from ImageLoopConfig.problems(self)
         if any(channels % self.norm_num_groups for channels in self.block_out_channels):
             yield f"norm_num_groups {self.norm_num_groups} must divide block_out_channels {self.block_out_channels}"
         factor = 2 ** (len(self.block_out_channels) - 1)
@@ -168,7 +168,7 @@ def train(config, accelerator, run):
                 grid = sample_path(config.output_dir, facts["steps"])
                 facts["training_psnr_db"] = task.sample(model, grid)
                 print(f"reconstruction {facts['training_psnr_db']:.1f} dB PSNR\nsamples: {grid}")
-                show_pictures(accelerator, run, task, grid, facts["steps"])
+                show_samples(accelerator, run, task, grid, facts["steps"])
             print(f"autoencoder: {save_model(vae, os.path.join(config.output_dir, 'vae'), facts)}")
 
 

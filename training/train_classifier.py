@@ -22,7 +22,7 @@ from score_sde.pipelines.latents import shift_and_scale
 from score_sde.pipelines.wording import unknown
 from score_sde.sharing.bundles import load_bundle
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
-from score_sde.training.parts.config import LoopConfig, option
+from score_sde.training.parts.config import ImageLoopConfig, option
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.loop import fit, make_accelerator, save_model
 from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
@@ -31,7 +31,7 @@ from score_sde.training.parts.tasks import Task
 
 
 @dataclass
-class ClassifierConfig(LoopConfig, CleanDataConfig):
+class ClassifierConfig(ImageLoopConfig, CleanDataConfig):
     """Train a classifier of noisy samples, for classifier guidance."""
 
     configs = "classifier"
@@ -50,7 +50,7 @@ class ClassifierConfig(LoopConfig, CleanDataConfig):
 
     def problems(self):
         yield from CleanDataConfig.problems(self)
-        yield from LoopConfig.problems(self)
+        yield from ImageLoopConfig.problems(self)
         if not self.pipeline:
             yield "pipeline is missing: the folder or Hub id of the pipeline to guide"
         if self.label_column is None:

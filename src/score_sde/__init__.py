@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "schedulers": [
         *("CosineVPSDE", "DiscreteVPSDE", "EDMSDE", "LinearSDE", "SubVPSDE", "VESDE", "VPSDE"),
-        "ScoreSDEScheduler",
+        *("DiscreteScoreScheduler", "ScoreSDEScheduler"),
     ],
     "models": ["DiTModel", "NoiseConditionalClassifier", "ScoreUNetModel"],
-    "pipelines": ["ScoreSDEInversePipeline", "ScoreSDEPipeline"],
+    "pipelines": ["ScoreSDEInversePipeline", "ScoreSDEPipeline", "ScoreSDETextPipeline"],
     "sharing": ["load_bundle", "push_to_hub", "save_bundle"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -26,12 +26,13 @@ __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:  # for editors and type checkers, which read and don't run
     from .models import DiTModel, NoiseConditionalClassifier, ScoreUNetModel
-    from .pipelines import ScoreSDEInversePipeline, ScoreSDEPipeline
+    from .pipelines import ScoreSDEInversePipeline, ScoreSDEPipeline, ScoreSDETextPipeline
     from .schedulers import (
         EDMSDE,
         VESDE,
         VPSDE,
         CosineVPSDE,
+        DiscreteScoreScheduler,
         DiscreteVPSDE,
         LinearSDE,
         ScoreSDEScheduler,

@@ -49,6 +49,7 @@ HELP = {
     "evaluate": "Measure a pipeline, or images.",
     "reconstruct-ema": "Average the weights of a finished run anew.",
     "share-latents": "Push latents to the Hub, as a dataset.",
+    "tokenizer": "Make a tokenizer from texts.",
 }
 
 
@@ -120,12 +121,26 @@ def class_numbers(classes, pipeline):
     return [(numbers | names)[each] for each in classes]
 
 
+# options of `sample` that mean something for images and signals alone, and for texts alone
+OF_IMAGES = ("negative_prompt", "condition_image", "height", "width")
+OF_TEXTS = ("length", "block_length", "temperature", "top_p", "top_k", "stream")
+
+
+def refuse(context, names, what):
+    """Raise ValueError for options that were given and mean nothing for what a model makes."""
+    found = [name for name in names if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if found:
+        raise ValueError(f"--{found[0]} means nothing for this model, which makes {what}")
+
+
 @app.command()
 def sample(
+    context: typer.Context,
     bundle: Bundle,
     classes: Annotated[list[str] | None, typer.Option(metavar="NAME ...", help="Names or numbers, in turn.")] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT ...", help="Words that the model follows; several in turn.")
+        list[str] | None,
+        typer.Option(metavar="TEXT ...", help="Words that an image follows, that a text begins with; in turn."),
     ] = None,
     negative_prompt: Annotated[
         str | None, typer.Option("--negative_prompt", help="Words that guidance leads away from.")
@@ -134,33 +149,85 @@ def sample(
         list[str] | None,
         typer.Option("--condition_image", metavar="FILE ...", help="Images that the model sees beside; in turn."),
     ] = None,
-    num_images: Annotated[
-        int | None, typer.Option("--num_images", min=1, show_default="one per class, prompt or condition image, or 16")
+    number: Annotated[
+        int | None,
+        typer.Option(
+            *("--num_images", "--num_texts"),
+            min=1,
+            show_default="one per class, prompt or condition image, or 16 images, 1 text",
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Time steps.")] = 50,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance: 1 is none.")] = 1.0,
     height: Annotated[int | None, typer.Option(help="In pixels.", show_default="the network's")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.", show_default="the network's")] = None,
+    length: Annotated[int | None, typer.Option(help="Of a text, in tokens.", show_default="the network's")] = None,
+    block_length: Annotated[
+        int | None, typer.Option("--block_length", help="Write texts block by block, of so many tokens each.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Below 1, likelier tokens.", show_default="the pipeline's")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option("--top_p", help="Draw from the fewest tokens with this share.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top_k", help="Draw from the so many likeliest tokens.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show a text while it forms.")] = False,
     predictor: Annotated[str | None, typer.Option(help="Solver, by its name.", show_default="the pipeline's")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Image i is drawn from seed + i.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Images drawn at once.")] = 64,
-    output: Annotated[str, typer.Option(help="The PNG that is written.")] = "samples.png",
+    seed: Annotated[int, typer.Option(min=0, help="Sample i is drawn from seed + i.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Samples drawn at once.")] = 64,
+    output: Annotated[
+        str | None,
+        typer.Option(help="A .png, or of texts .txt or .jsonl.", show_default="samples.png; texts are printed"),
+    ] = None,
     revision: Revision = None,
     network: Outside = None,
     device: Device = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ):
-    """Draw a grid of samples."""
+    """Draw a grid of samples, or texts."""
     import torch
 
-    from score_sde import ScoreSDEScheduler
+    from score_sde import DiscreteScoreScheduler, ScoreSDEScheduler
+    from score_sde.cli_texts import check_terminal, check_texts_file, draw_texts, print_texts, write_texts
+    from score_sde.sharing.token_facts import makes_texts
 
-    check_png("--output", output)
+    if output is not None:
+        check_folder("--output", output)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {dtype!r} is unknown; choose one of float32, bfloat16, float16")
+    is_of_texts = makes_texts(bundle, **given(revision=revision))
+    refuse(context, OF_IMAGES if is_of_texts else OF_TEXTS, "texts" if is_of_texts else "no texts")
+    if is_of_texts:
+        if output is not None:
+            check_texts_file("--output", output)
+        if stream:
+            check_terminal("--stream")
+    else:
+        output = output or "samples.png"
+        check_png("--output", output)
     pipeline = open_pipeline(bundle, device, network, dtype=getattr(torch, dtype), **given(revision=revision))
     if predictor is not None:
-        pipeline.scheduler = ScoreSDEScheduler.from_config(pipeline.scheduler.config, predictor=predictor)
+        scheduler_class = DiscreteScoreScheduler if is_of_texts else ScoreSDEScheduler
+        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, predictor=predictor)
+    if is_of_texts:
+        asked = class_numbers(classes, pipeline) if classes else None
+        texts, evaluations = draw_texts(
+            pipeline,
+            number or max(len(classes or ()), len(prompt or ()), 1),
+            seed,
+            batch_size,
+            asked,
+            prompt,
+            stream,
+            **given(length=length, block_length=block_length, temperature=temperature, top_p=top_p, top_k=top_k),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+        )
+        if output is None:
+            print_texts(texts)
+        else:
+            write_texts(output, texts, seed)
+            print(f"{len(texts)} texts, {evaluations} network evaluations: {output}")
+        return
     asked = class_numbers(classes, pipeline) if classes else range(pipeline.num_classes or 0)
     if prompt and not pipeline.takes_prompts:
         raise ValueError("--prompt: this model has no text encoder")
@@ -171,7 +238,7 @@ def sample(
             f"this model sees an image beside the sample: pass --condition_image, files of {width} x {height} pixels"
         )
     told = pipeline.encode_condition(beside)["condition_sample"] if beside else None
-    count = num_images or max(len(classes or ()), len(prompt or ()), len(beside)) or min(16, len(asked) or 16)
+    count = number or max(len(classes or ()), len(prompt or ()), len(beside)) or min(16, len(asked) or 16)
     prompts = [prompt[i % len(prompt)] for i in range(count)] if prompt else None
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     images = []
@@ -526,6 +593,11 @@ def check_png(option, path):
     """Raise ValueError for what is no name of a PNG, or lies in a folder that isn't there."""
     if not path.lower().endswith(".png") or os.path.isdir(path):
         raise ValueError(f"{option} {path!r} must be a .png file")
+    check_folder(option, path)
+
+
+def check_folder(option, path):
+    """Raise ValueError for a file in a folder that isn't there."""
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise ValueError(f"{option} {path!r}: there is no such folder; make it first")
 

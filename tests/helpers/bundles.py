@@ -7,9 +7,8 @@ from safetensors.torch import load_file, save_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 METRIC = {"name": "accuracy", "value": 0.9, "n": 10, "seed": 0, "dataset": "d", "split": "test", "command": "measure"}
-# of another process: forgets this package, as if it were not installed, opens a bundle by the code that it carries, and
-# compares what it draws with an image; its arguments are the image, the bundle, and what the pipeline is told
-LOAD_BY_REMOTE_CODE = """
+# of another process: forgets this package, as if it were not installed
+WITHOUT_PACKAGE = """
 import json, sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -19,6 +18,10 @@ for name in [name for name in sys.modules if name.split(".")[0] == "score_sde"]:
     del sys.modules[name]
 sys.meta_path.insert(0, Blocked())
 import torch
+"""
+# then opens a bundle by the code that it carries, and compares what it draws with an image; its arguments are the
+# image, the bundle, and what the pipeline is told
+LOAD_BY_REMOTE_CODE = f"""{WITHOUT_PACKAGE}
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[2], trust_remote_code=True)

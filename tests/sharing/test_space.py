@@ -23,6 +23,9 @@ from score_sde.sharing import space
 from score_sde.sharing.space_app import PREDICTORS, draw
 
 
+FILES = {"app.py", "space_app.py", "space_text_app.py", "requirements.txt", "README.md"}
+
+
 def labelled_pipeline(**scheduler):
     pipeline = tiny_pipeline(**scheduler)
     pipeline.register_to_config(id2label={"0": "cat", "1": "dog", "2": "owl"})
@@ -138,7 +141,7 @@ def test_every_sampler_of_the_page_draws(sde_type):
 
 def test_the_folder_is_a_space(tmp_path):
     folder = Path(space.write_space(tmp_path / "space", "me/model"))
-    assert {path.name for path in folder.iterdir()} == {"app.py", "space_app.py", "requirements.txt", "README.md"}
+    assert {path.name for path in folder.iterdir()} == FILES
     data = SpaceCard.load(folder / "README.md").data
     assert (data.sdk, data.app_file, data.models, data.title) == ("gradio", "app.py", ["me/model"], "model")
     app = (folder / "app.py").read_text()
@@ -160,7 +163,7 @@ def test_a_space_is_pushed_and_renewed(local_hub):
         result = local_hub.run(SCORE_SDE, "space", "me/model", "--push", "me/page", "--private", token="hf_writer")
         assert result.returncode == 0, result.stderr
     files = local_hub.files("me/page", repo_type="space")
-    assert set(files) == {".gitattributes", "app.py", "space_app.py", "requirements.txt", "README.md"}
+    assert set(files) == {".gitattributes", *FILES}
     assert local_hub.repos["space", "me/page"].private
     result = local_hub.run(SCORE_SDE, "space", "me/model", "--push", "you/page", "--private", token="hf_writer")
     assert result.returncode == 2

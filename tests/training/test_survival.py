@@ -571,7 +571,7 @@ def test_a_grid_that_cannot_be_drawn_costs_itself_alone(tmp_path, monkeypatch, c
     train_tiny(tmp_path, "--max_train_steps", 2, "--sample_steps", 1)
     out = capsys.readouterr().out
     assert "samples of step 1 could not be written: out of memory; the run goes on" in out
-    assert "the sample grid could not be written: out of memory; the run goes on" in out
+    assert "the samples could not be written: out of memory; the run goes on" in out
     assert not (tmp_path / "pipeline" / "samples.png").exists()
     facts = json.loads((tmp_path / "pipeline" / "training.json").read_text())
     assert facts["steps"] == 2 and "samples" not in facts

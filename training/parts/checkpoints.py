@@ -42,12 +42,14 @@ FIXED = {
     *("time_density_kwargs", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
     *("init_from", "init_revision", "freeze", "lora_rank", "lora_alpha", "lora_targets"),
     *("max_caption_tokens", "caption_layers", "pooled_captions", "condition_from", "condition_channels"),
+    *("data_kind", "length", "packing", "long_texts", "process", "noise", "loss"),
 }
 # where the data are: free as long as they are the same data
 PLACES = {
     *("dataset", "split", "image_column", "label_column", "num_classes", "caption_column"),
     "condition_column",
     *("latents", "vae", "text_encoder", "pipeline"),
+    *("text_column", "label_bins", "tokenizer"),
 }
 # free to change, but it is said
 SAID = {

@@ -189,15 +189,6 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
     allow_tf32: bool = option(
         False, "Let matrix products of float32 round to TF32: much faster on recent GPUs.", "speed and memory"
     )
-    random_flip: bool = option(False, "Mirror half of the images, at random.", "data")
-    crop: str = option(
-        "centre", "Square of an image that isn't one: centre, or random, another in every epoch.", "data"
-    )
-    cache_images: bool = option(
-        False,
-        "Decode each image once and keep it in memory, a byte a value: 154 MB for 50,000 of 3x32x32.",
-        "speed and memory",
-    )
     seed: int = option(0, "Seed of everything that is random in the run.", "run", common=True)
     checkpointing_steps: int = option(1000, "Optimizer steps between checkpoints; 0 for none.", "run")
     checkpoints_total_limit: int = option(2, "Number of newest checkpoints to keep.", "run")
@@ -222,11 +213,6 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
         "Peak of the device in 10^12 operations per second, for its logged utilisation (mfu); None measures it.",
         "speed and memory",
     )
-
-    @property
-    def crop_seed(self):
-        """What `ImageDataset` makes random crops from."""
-        return self.seed if self.crop == "random" else None
 
     def problems(self):
         at_least = {
@@ -272,11 +258,32 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
             yield unknown("lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
         if self.on_existing_run not in ("refuse", "set_aside"):
             yield unknown("on_existing_run", self.on_existing_run, ("refuse", "set_aside"))
-        if self.crop not in ("centre", "random"):
-            yield unknown("crop", self.crop, ("centre", "random"))
-        if self.cache_images and self.crop == "random":
-            yield "cache_images keeps an image as it is cropped first: pass --crop centre"
         yield from self.precision_problems(MIXED_PRECISIONS)
         resume = self.resume_from_checkpoint
         if resume not in (None, "latest") and not os.path.isdir(resume):
             yield f"resume_from_checkpoint {resume!r} is not a folder; pass a checkpoint folder or 'latest'"
+
+
+@dataclass
+class ImageLoopConfig(LoopConfig):
+    random_flip: bool = option(False, "Mirror half of the images, at random.", "data")
+    crop: str = option(
+        "centre", "Square of an image that isn't one: centre, or random, another in every epoch.", "data"
+    )
+    cache_images: bool = option(
+        False,
+        "Decode each image once and keep it in memory, a byte a value: 154 MB for 50,000 of 3x32x32.",
+        "speed and memory",
+    )
+
+    @property
+    def crop_seed(self):
+        """What `ImageDataset` makes random crops from."""
+        return self.seed if self.crop == "random" else None
+
+    def problems(self):
+        yield from LoopConfig.problems(self)
+        if self.crop not in ("centre", "random"):
+            yield unknown("crop", self.crop, ("centre", "random"))
+        if self.cache_images and self.crop == "random":
+            yield "cache_images keeps an image as it is cropped first: pass --crop centre"

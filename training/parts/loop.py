@@ -56,7 +56,7 @@ from .provenance import provenance, typed_command
 from .run_folder import surviving
 from .seeds import mix_seeds
 from .tasks import TrainingState
-from .trackers import show_picture, start_trackers
+from .trackers import show_picture, show_text, start_trackers
 
 
 # the exit status of a run that was told to stop and saved itself: run it again with --resume_from_checkpoint latest
@@ -148,6 +148,16 @@ class Draws:
         return torch.cat(
             [
                 torch.randn((rows, *shape), generator=generator, device=self.device)[kept]
+                for (rows, kept), generator in zip(self.blocks, self.generators, strict=True)
+            ]
+        )
+
+    def uniforms(self, shape):
+        """Uniform in [0, 1), (batch_size, *shape), float64 where the device has it."""
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.cat(
+            [
+                torch.rand((rows, *shape), generator=generator, device=self.device, dtype=dtype)[kept]
                 for (rows, kept), generator in zip(self.blocks, self.generators, strict=True)
             ]
         )
@@ -306,7 +316,8 @@ def fit(config, accelerator, run, task):
                 progress["loss"] = values["loss"]
             speed = window.steps * micro_batch * config.gradient_accumulation_steps / window.seconds()
             waiting = window.seconds_of_waiting / window.seconds()
-            bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{speed:.0f}", waiting=f"{waiting:.0%}")
+            shown = {"loss": f"{values['loss']:.4f}", f"{task.unit}_per_s": f"{speed:.0f}", "waiting": f"{waiting:.0%}"}
+            bar.set_postfix(shown)
             values |= {
                 "learning_rate": lr_scheduler.get_last_lr()[0],
                 "images_per_second": speed,
@@ -336,9 +347,9 @@ def fit(config, accelerator, run, task):
             with averages.averaged_network() as averaged:
                 if accelerator.is_main_process:
                     with surviving(f"samples of step {progress['step']}"):
-                        path = sample_path(config.output_dir, progress["step"])
+                        path = sample_path(config.output_dir, progress["step"], task.samples_suffix)
                         task.sample(averaged, path)
-                        show_pictures(accelerator, run, task, path, progress["step"])
+                        show_samples(accelerator, run, task, path, progress["step"])
             accelerator.wait_for_everyone()
         if task.push_steps and progress["step"] % task.push_steps == 0 and not done and not progress["skipped"]:
             with averages.averaged_network() as averaged:
@@ -569,17 +580,18 @@ class Window:
         return count
 
 
-def show_pictures(accelerator, run, task, path, step):
-    """Show trackers the picture that a task has written, and the curves of the run up to now."""
+def show_samples(accelerator, run, task, path, step):
+    """Show trackers the picture, or the text, that a task has written, and the curves of the run up to now."""
     if accelerator.trackers and os.path.isfile(path):
-        show_picture(accelerator, task.pictures, path, step)
+        show = show_picture if task.samples_suffix == ".png" else show_text
+        show(accelerator, task.pictures, path, step)
         curves = plot_runs([run.folder], os.path.join(run.folder, "samples", "curves.png"))
         show_picture(accelerator, "curves", curves, step)
 
 
-def sample_path(output_dir, step):
+def sample_path(output_dir, step, suffix=".png"):
     os.makedirs(os.path.join(output_dir, "samples"), exist_ok=True)
-    return os.path.join(output_dir, "samples", f"step-{step:08d}.png")
+    return os.path.join(output_dir, "samples", f"step-{step:08d}{suffix}")
 
 
 def save_model(model, folder, facts):

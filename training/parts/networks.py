@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import sys
+from dataclasses import dataclass
 
 from diffusers import ModelMixin, UNet2DModel
 
@@ -11,11 +12,33 @@ from score_sde import DiTModel, ScoreUNetModel
 from score_sde.pipelines.kinds import divisors_of_sides, kind_of
 from score_sde.pipelines.latents import spatial_factor
 
-from .options import mapping
+from .config import option
+from .options import arguments_of, mapping
 
 
 # name -> (component of the pipeline, class)
 NETWORKS = {"dit": ("transformer", DiTModel), "unet": ("unet", ScoreUNetModel)}
+
+
+@dataclass
+class NetworkConfig:
+    network: str = option(
+        "dit",
+        f"{', '.join(f'{name} ({kind.__name__})' for name, (_, kind) in NETWORKS.items())}, or a class of your own, "
+        f"which is imported: package.module:Class, a ModelMixin of diffusers.",
+        "network",
+        common=True,
+    )
+    network_name: str | None = option(
+        None, "A published configuration of the network by name, such as DiT-S/2.", "network", common=True
+    )
+    network_kwargs: str = option(
+        "{}",
+        "Arguments of the network's class, as YAML: {hidden_size: 256}; they win over network_name.",
+        "network",
+        common=True,
+    )
+    class_conditional: bool = option(True, "Train on class labels, where the data has them.", "network", common=True)
 
 
 def network_class(name):
@@ -90,14 +113,6 @@ def make_network(config, shape, num_classes, told=None):
     """
     told = told or {}
     _, found = network_class(config.network)
-    build = found
-    if config.network_name:
-        if not hasattr(found, "from_name"):
-            raise ValueError(f"network_name {config.network_name!r}: {found.__name__} has no published configurations")
-
-        def build(**kwargs):
-            return found.from_name(config.network_name, **kwargs)
-
     size = shape[1] if len(set(shape[1:])) == 1 else tuple(shape[1:])
     channels = shape[0] + told.get("condition_channels", 0)
     from_data = {"sample_size": size, "in_channels": channels, "num_classes": num_classes} | told
@@ -127,7 +142,36 @@ def make_network(config, shape, num_classes, told=None):
                 )
             )
     options = {name: value for name, value in options.items() if value is not None or name not in told}
+    return build(config, found, from_data | options)
+
+
+def make_token_network(config, vocab_size, num_classes):
+    """The network of a `TextTrainConfig` for sequences of tokens. Raises ValueError for one that takes none, and for
+    options that don't fit."""
+    _, found = network_class(config.network)
+    taken = inspect.signature(found).parameters
+    if "vocab_size" not in taken:
+        raise ValueError(
+            f"network {config.network!r}: a {found.__name__} takes no vocab_size; tokens need a network that does, "
+            f"such as dit"
+        )
+    from_data = {"vocab_size": vocab_size, "sample_size": (config.length,), "num_classes": num_classes}
+    options = arguments_of(found, "network_kwargs", config.network_kwargs)
+    for name in ("vocab_size", "sample_size"):
+        if name in options:
+            raise ValueError(f"network_kwargs: {name} {options[name]!r} is for the data to say: leave it out")
+    from_data = {name: value for name, value in from_data.items() if name in taken}
+    return build(config, found, from_data | options)
+
+
+def build(config, found, arguments):
+    """A network of a class, by its published configuration where the config names one. Raises ValueError for arguments
+    that don't fit."""
     try:
-        return build(**(from_data | options))
+        if config.network_name is None:
+            return found(**arguments)
+        if not hasattr(found, "from_name"):
+            raise ValueError(f"network_name {config.network_name!r}: {found.__name__} has no published configurations")
+        return found.from_name(config.network_name, **arguments)
     except (TypeError, RuntimeError) as error:  # of values of other types
         raise ValueError(f"network_kwargs {config.network_kwargs!r}: {error}") from error

@@ -21,7 +21,7 @@ from typing import get_args
 
 import yaml
 
-from score_sde.pipelines.wording import one_line
+from score_sde.pipelines.wording import check_choice, one_line
 
 
 # headings of --help, in their order; a script may have others, which follow
@@ -107,11 +107,19 @@ def parse(config_class, argv):
     options that either says. Exits with a message that names the value and what is allowed when anything is wrong,
     before any work."""
     WORK_BEGUN.clear()
-    parser = make_parser(config_class, everything=bool({"--help_all", "--help-all"} & set(argv)))
-    known = {each.name: each for each in fields(config_class)}
     name, arguments = config_and_options(argv)
     try:
-        from_file = yaml_arguments(config_path(name, config_class.configs), known) if name else []
+        path = config_path(name, config_class.configs) if name else None
+        of_file = read_yaml(path) if name else {}
+        kinds = kinds_of_data(config_class)
+        config_class = kinds[data_kind(config_class, of_file, arguments)]
+    except ValueError as error:
+        OneLineParser().error(str(error))
+    parser = make_parser(config_class, everything=bool({"--help_all", "--help-all"} & set(argv)))
+    known = {each.name: each for each in fields(config_class)}
+    try:
+        refuse_other_kinds(config_class, kinds, of_file, arguments)
+        from_file = yaml_arguments(path, of_file, known)
     except ValueError as error:
         parser.error(str(error))
     nothing = argparse.Namespace(**dict.fromkeys(known, MISSING))
@@ -132,6 +140,47 @@ def parse(config_class, argv):
     if problems:
         parser.error("; ".join(problems))
     return config
+
+
+def kinds_of_data(config_class):
+    """{kind of data: the class of its options} of a script, whose own class says in `other_kinds` which there are
+    beside its own, `data_kind`, and by `stated_kind` how to tell; {None: the class} of a script that has one class."""
+    own = getattr(config_class, "data_kind", None)
+    return {own: config_class} | getattr(config_class, "other_kinds", {})
+
+
+def data_kind(config_class, values, arguments):
+    """Which of `kinds_of_data` a YAML file's values and the arguments of a command line are of. Raises ValueError for
+    one that there is not."""
+    kinds = kinds_of_data(config_class)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+
+    def stated(option):
+        """What the command line says for an option, else what the file does, else None."""
+        parser = OneLineParser(add_help=False, allow_abbrev=False)
+        parser.add_argument(f"--{option}", f"--{option.replace('_', '-')}", dest=option)
+        found = getattr(parser.parse_known_args(arguments)[0], option)
+        return values.get(option) if found is None else found
+
+    kind = config_class.stated_kind(stated)
+    check_choice("data_kind", kind, kinds)
+    return kind
+
+
+def refuse_other_kinds(config_class, kinds, values, arguments):
+    """Raise ValueError for an option, in a YAML file's values or the arguments of a command line, that only data of
+    another kind have."""
+    known = {each.name for each in fields(config_class)}
+    given = [each.partition("=")[0][2:].replace("-", "_") for each in arguments if each.startswith("--")]
+    for name in [*values, *given]:
+        theirs = [kind for kind, other in kinds.items() if name in {each.name for each in fields(other)}]
+        if theirs and name not in known:
+            remedy = f", or pass --data_kind {theirs[0]}" if "data_kind" in known else ""
+            raise ValueError(
+                f"{name} is an option for data of the kind {', '.join(theirs)}, and these are of the kind "
+                f"{config_class.data_kind}: leave it out{remedy}"
+            )
 
 
 def config_and_options(argv):
@@ -212,9 +261,8 @@ YamlLoader.add_implicit_resolver(
 )
 
 
-def yaml_arguments(path, known):
-    """The key-value pairs of a YAML file as command-line arguments; `known`: {name: field}. Raises ValueError for what
-    is none of them."""
+def read_yaml(path):
+    """What stands in a YAML file of options, {option: value}. Raises ValueError for what is none."""
     try:
         with open(path, encoding="utf-8") as file:
             values = yaml.load(file, YamlLoader) or {}
@@ -222,6 +270,12 @@ def yaml_arguments(path, known):
         raise ValueError(f"cannot read {path}: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold 'option: value' lines")
+    return values
+
+
+def yaml_arguments(path, values, known):
+    """The options of a YAML file, {option: value}, as command-line arguments; `known`: {name: field}. Raises ValueError
+    for what is none of them."""
     arguments = []
     for key, value in values.items():
         if key not in known:

@@ -1,8 +1,88 @@
-"""Uploads of a run's pipeline to the Hub."""
+"""What a run makes of its network on the way and at the end: a pipeline folder with its card, and uploads of it to the
+Hub."""
 
+import os
 import threading
+from dataclasses import dataclass
 
+import diffusers
+from huggingface_hub.utils import validate_repo_id
+
+from score_sde.sharing.facts import check_license
 from score_sde.sharing.hub import push_to_hub
+
+from .config import option
+from .loop import sample_path
+from .run_folder import surviving
+from .tasks import Task
+
+
+@dataclass
+class PublishConfig:
+    model_name: str = option("score-sde model", "Name of the model on its card.", "card and Hub")
+    license: str | None = option(
+        None, "Licence of the trained weights on its card, as the Hub calls it: apache-2.0.", "card and Hub"
+    )
+    push_to_hub: str | None = option(
+        None, "Upload the pipeline to this repo on the Hub, somebody/model, at the end.", "card and Hub", common=True
+    )
+    hub_private: bool = option(False, "Make that repo private, if it is new.", "card and Hub")
+    push_steps: int = option(
+        0,
+        "Optimizer steps between uploads of the averaged weights, in the background; 0 for none before the end.",
+        "card and Hub",
+    )
+
+    def publish_problems(self):
+        try:
+            check_license(self.license)
+        except ValueError as error:
+            yield str(error)
+        if self.push_to_hub:
+            try:
+                validate_repo_id(self.push_to_hub)
+            except ValueError as error:
+                yield f"push_to_hub {self.push_to_hub!r}: {error}"
+        if self.push_steps < 0 or (self.push_steps and not self.push_to_hub):
+            yield f"push_steps {self.push_steps} must be at least 0, and needs push_to_hub"
+
+
+class PublishedTask(Task):
+    """A task whose network becomes a pipeline folder. A subclass states how: `make_pipeline`(network), the pipeline;
+    `sampled`(pipeline, path), which writes its samples and returns what the card says of them; `facts`(), what the card
+    says of the data; and `save`(pipeline, folder, facts, samples), which returns the folder."""
+
+    def __init__(self, config, network, dataset, data_fingerprint=None, origin=None):
+        super().__init__(network, dataset, data_fingerprint, origin)
+        self.config, self.push_steps, self.uploads = config, config.push_steps, Uploads(config)
+
+    def sample(self, network, path):
+        self.sampled(self.make_pipeline(network), path)
+
+    def make_bundle(self, network, facts, name):
+        """Save the pipeline with its facts and samples as a folder of output_dir; (folder, path of the samples or
+        None)."""
+        config, pipeline, samples = self.config, self.make_pipeline(network), None
+        facts |= self.facts() | {
+            "model_name": config.model_name,
+            "license": config.license or (self.origin or {}).get("license"),
+            "base_model": (self.origin or {}).get("base_model"),
+            "started_from": self.origin,
+            "repo_id": config.push_to_hub,
+            "diffusers": diffusers.__version__,
+        }
+        with surviving(f"the {self.pictures}"):
+            path = sample_path(config.output_dir, facts["steps"], self.samples_suffix)
+            facts["samples"] = self.sampled(pipeline, path)
+            samples = path
+        return self.save(pipeline, os.path.join(config.output_dir, name), facts, samples), samples
+
+    def push(self, network, facts):
+        if self.uploads.is_busy():
+            print(f"step {facts['steps']}: not pushed, the upload before still runs")
+            return
+        folder, _ = self.make_bundle(network, facts, "pushed")
+        self.uploads.begin(folder, facts["steps"])
 
 
 class Uploads:

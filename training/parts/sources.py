@@ -31,6 +31,8 @@ from score_sde.sharing.downloading import check_token
 
 EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
+EMBEDDED_TEXTS = {"pride_and_prejudice": "data/pride_and_prejudice"}
+TEXT_FILES = {".parquet": "parquet", ".jsonl": "json", ".txt": "text"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # the names of splits' folders, as in `datasets`
 SPLITS = {
@@ -70,6 +72,11 @@ def on_hub(name):
     return not (name in EMBEDDED or os.path.splitext(name)[1] in FILES or os.path.isdir(name))
 
 
+def text_on_hub(name):
+    """Whether a dataset of texts of this name is read from the Hub."""
+    return not (name in EMBEDDED_TEXTS or _suffix(name) in TEXT_FILES or os.path.isdir(name))
+
+
 def open_split(name, split, streaming=False):
     """(rows, `Origin`) of a split of a dataset: in the package, local files or a folder of them, or on the Hub.
 
@@ -89,6 +96,52 @@ def open_split(name, split, streaming=False):
     if not streaming and len(data) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
     return data, origin
+
+
+def open_texts(name, split, lines):
+    """(rows, `Origin`) of a split of texts: in the package, local files or a folder of them, or on the Hub; of .txt
+    files each one is a row, or with `lines` each of their lines.
+
+    Raises ValueError naming the dataset, the split and what there is.
+    """
+    try:
+        data, origin = _open_texts(name, split, lines)
+    except Exception as error:  # every reader and the Hub client raise their own
+        raise ValueError(
+            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give {', '.join(EMBEDDED_TEXTS)},"
+            f" {', '.join(TEXT_FILES)} files, a folder of them, or the id of a dataset on the Hub that can be reached"
+            f"{nearest_path(name, EMBEDDED_TEXTS)}"
+        ) from None
+    if len(data) == 0:
+        raise ValueError(f"split {split!r} of dataset {name!r} is empty")
+    return data, origin
+
+
+def _open_texts(name, split, lines):
+    if name in EMBEDDED_TEXTS:
+        name = str(package_files("score_sde") / EMBEDDED_TEXTS[name] / "{split}.parquet")
+    kind = TEXT_FILES.get(_suffix(name))
+    if os.path.isdir(name):
+        origin = _files_of(name)
+        shards = {suffix: [each for each in origin.sizes if _suffix(each) == suffix] for suffix in TEXT_FILES}
+        suffix = max(TEXT_FILES, key=lambda each: len(shards[each]))
+        if not shards[suffix]:
+            kinds = sorted({_suffix(each) or "no suffix" for each in origin.sizes})
+            raise ValueError(f"the folder holds no {' or '.join(TEXT_FILES)} files, but {few(kinds, 5) or 'none'}")
+        origin.leave_out(f"no {suffix} by their names", set(origin.sizes) - set(shards[suffix]))
+        _keep_shards_of(split, origin)
+        kind, paths = TEXT_FILES[suffix], [os.path.join(name, each) for each in origin.sizes]
+    elif kind:
+        path = name.replace("{split}", split)
+        paths = [path] if "://" in path or os.path.isfile(path) else _matches(path)
+        origin = _origin_of(paths)
+    else:
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no id on the Hub
+            raise ValueError("there is no such folder")
+        check_token()
+        return load_dataset(name, split=split), Origin()
+    whole = {"sample_by": "line" if lines else "document"} if kind == "text" else {}
+    return _load(kind, paths, streaming=False, **whole), origin
 
 
 def nearest_path(path, names=()):
@@ -120,10 +173,10 @@ def _open(name, split, streaming):
     return load_dataset(name, split=split, streaming=streaming), Origin()
 
 
-def _load(kind, paths, streaming):
+def _load(kind, paths, streaming, **options):
     """Rows of files by a reader of `datasets`. None of their names is a pattern."""
     paths = [path if "://" in path else glob.escape(os.path.abspath(path)) for path in paths]
-    return load_dataset(kind, data_files={"train": paths}, split="train", streaming=streaming)
+    return load_dataset(kind, data_files={"train": paths}, split="train", streaming=streaming, **options)
 
 
 def _matches(pattern):

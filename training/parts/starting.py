@@ -103,6 +103,8 @@ class StartConfig:
                     self.vae = os.path.join(os.path.dirname(os.path.dirname(checkpoint)), KEPT_VAE)
             else:
                 self.start = starting_point(self.init_from, self.init_revision, self.outside())
+                if hasattr(self.start.scheduler, "clean_log_probs"):
+                    raise ValueError("it is a pipeline of tokens, not of images: --data_kind text")
                 options = options_of(self.start, self.given)
                 yield from self.adopt(options, repr(self.init_from))
                 yield from self.adopt_autoencoder()
@@ -327,6 +329,8 @@ def transfer(source, network, kept):
         )
     before, now = (
         {"channels": sample_channels(config), "channels of a condition image": config.get("condition_channels") or 0}
+        if config.get("vocab_size") is None
+        else {}  # tokens have none
         for config in (source.config, network.config)
     )
     for what in before:

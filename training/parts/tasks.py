@@ -43,8 +43,10 @@ class Task:
 
     # optimizer steps between calls of `evaluate` and `push`, 0 for none; those of `sample` are config.sample_steps
     evaluation_steps = push_steps = 0
-    # what trackers call the pictures of `sample`
+    # what trackers call what `sample` writes, the suffix of its file, a PNG or a text, and what the data are
     pictures = "samples"
+    samples_suffix = ".png"
+    unit = "images"
 
     def __init__(self, model, dataset, data_fingerprint=None, origin=None):
         self.model, self.dataset, self.data_fingerprint, self.origin = model, dataset, data_fingerprint, origin
@@ -67,7 +69,8 @@ class Task:
         nothing."""
 
     def sample(self, network, path):
-        """Write a picture, a PNG, of what the network with the averaged weights does; called in the main process."""
+        """Write a picture, or a text, of what the network with the averaged weights does, with the suffix
+        `samples_suffix`; called in the main process."""
 
     def evaluate(self, network):
         """{name: value} of the network with the averaged weights, logged and added to evaluation.jsonl; called in every
@@ -77,3 +80,10 @@ class Task:
     def push(self, network, facts):
         """Publish the network with the averaged weights, with the facts of the run so far; called in the main
         process."""
+
+
+def loss_by_time(losses, t, scheduler, parts=4):
+    """{name: (losses, which of them count)} of the losses in equal parts of the time; t on the CPU. Their mean is
+    worked out where it is logged: nothing is to do for the device."""
+    part = ((t - scheduler.t_min) / (scheduler.t_max - scheduler.t_min) * parts).long().clamp(0, parts - 1)
+    return {f"loss_in_quarter_{i + 1}": (losses, part == i) for i in range(parts)}

@@ -33,6 +33,18 @@ def show_picture(accelerator, name, path, step):
             tracker.log_images({name: [picture]}, step=step)
 
 
+def show_text(accelerator, name, path, step):
+    """Show a text file to every tracker that takes texts."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            # as it is, not as Markdown
+            tracker.writer.add_text(name, "    " + text.replace("\n", "\n    "), global_step=step)
+        elif tracker.name in ("wandb", "trackio", "comet_ml"):
+            tracker.log({name: text}, step=step)
+
+
 @contextmanager
 def main_process_goes_on(accelerator):
     """The end of a run, in which no other process waits for what the main one still does, and shows to trackers."""

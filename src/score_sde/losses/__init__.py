@@ -19,6 +19,15 @@ On a variance-preserving or linear path with the prediction of the last column, 
 simple, edm and velocity: the plain mean squared error of the network's output; "sample" is that of the denoised sample.
 `sliced_score_matching` needs no noise of its own.
 
+Noise on tokens has one objective, the evidence bound, in two forms; `DiscreteObjective` takes as time_density uniform,
+alpha (uniform in alpha) or importance (uniform in log(1 - alpha)):
+
+| objective | loss | prediction_type |
+|---|---|---|
+| MDLM (Sahoo et al. 2024), MD4 (Shi et al. 2024): cross entropy of masked tokens | elbo | sample |
+| UDLM (Schiff et al. 2025): uniform noise | elbo | leave_one_out |
+| SEDD (Lou et al. 2024): denoising score entropy | score_entropy | score |
+
 All take `conditions`, {keyword of the network's forward: tensor (B, ...)}, of which `drop_conditions` leaves some out
 for guidance, and a `mask` of the elements that count.
 """
@@ -36,12 +45,17 @@ from .denoising import (
     uniform_times,
     vlb_terms,
 )
+from .discrete import DISCRETE_INVERSE_DENSITIES, DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, DiscreteObjective
 
 
 __all__ = [
+    "DISCRETE_INVERSE_DENSITIES",
+    "DISCRETE_LOSSES",
+    "DISCRETE_TIME_DENSITIES",
     "INVERSE_DENSITIES",
     "TIME_DENSITIES",
     "WEIGHTINGS",
+    "DiscreteObjective",
     "Objective",
     "denoising_loss",
     "discretized_log_likelihood",

@@ -33,6 +33,11 @@ CONDITIONINGS = {"adaln_zero": 6, "adaln": 4, "cross_attention": None, "in_conte
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 POSITION_EMBEDDINGS = ("sincos", "rotary")
 POSITION_SCALINGS = ("resize", "extrapolate")
+# what isn't said, of samples of numbers and of tokens
+DEFAULTS: dict[str, Any] = {"patch_size": 2, "in_channels": 4, "position_embedding": "sincos"}
+DEFAULTS |= {"position_scaling": "resize"}
+TOKEN_DEFAULTS: dict[str, Any] = {"patch_size": 1, "in_channels": None, "position_embedding": "rotary"}
+TOKEN_DEFAULTS |= {"position_scaling": "extrapolate"}
 
 FREQUENCY_EMBEDDING_SIZE = 256
 NORM_EPS = 1e-6
@@ -136,6 +141,17 @@ class ModulationLinear(nn.Linear):
             return super().forward(conditioning)
         with torch.autocast("cpu", enabled=False):
             return super().forward(conditioning.to(self.weight.dtype)).to(torch.get_autocast_dtype("cpu"))
+
+
+class ConstantModulation(nn.Module):
+    """What modulates the blocks of a network that is told nothing: learned, and the same for every sample."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, conditioning):
+        return self.bias.expand(len(conditioning), -1)
 
 
 class DiTAttnProcessor:
@@ -285,30 +301,36 @@ def per_axis(value, dimensions, name):
 
 # diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
 class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):  # type: ignore[misc]
-    """Diffusion Transformer (Peebles & Xie 2023) for signals, images, or videos.
+    """Diffusion Transformer (Peebles & Xie 2023) for signals, images, or videos; or for sequences of tokens.
 
     A freshly initialised model outputs exactly zero. Who trains it for classifier-free guidance replaces the conditions
     of a share `class_dropout_prob` of the samples by those of `null_conditions`; the network itself drops nothing.
 
+    With a `vocab_size` V it takes token ids (B, L) and returns logits (B, L, V), of a fresh model those of the uniform
+    distribution. Ids go from 0 to V, the last of them that of the mask, which is never predicted. There is no attention
+    mask: sequences of different lengths are filled up by tokens of the vocabulary, which the network sees as it sees
+    the others.
+
     Args:
         sample_size: size of the training samples in pixels or latent cells, a number or one for each axis. Other sizes
             are taken too.
-        patch_size: side of a patch, a number or one for each axis; must divide `sample_size`. The axes are as many as
-            there are numbers here or in `sample_size`, from 1 to 3 (a signal, an image, a video with its frames first),
-            or 2 where both are one number.
-        in_channels: channels of the input, with those of the condition.
+        patch_size: side of a patch, a number or one for each axis; must divide `sample_size`; by default 2. The axes
+            are as many as there are numbers here or in `sample_size`, from 1 to 3 (a signal, an image, a video with its
+            frames first), or 2 where both are one number. Tokens have one axis and patches of 1.
+        in_channels: channels of the input, with those of the condition; by default 4. Tokens have none.
         hidden_size: width D of the tokens; a multiple of `num_attention_heads`, and of twice the number of axes.
         num_layers: number of transformer blocks.
         num_attention_heads: heads per block.
         num_classes: number of class labels, or None for an unconditional model. The label `num_classes` itself is the
-            null label.
+            null label. (The default is ImageNet's, of tokens too.)
         class_dropout_prob: probability, in [0, 1], that a training sample's conditions are replaced by those that stand
             for none; at 0 the model has none.
         learn_sigma: predict a variance beside the mean: the output then has twice the channels of the sample.
         out_channels: channels of the output; derived from `learn_sigma` when None.
         mlp_ratio: hidden width of the MLP in units of `hidden_size`.
         conditioning: how time and label reach the blocks (section 3.2): adaln_zero, adaln, cross_attention (to a
-            sequence of both), or in_context (both as further tokens).
+            sequence of both), or in_context (both as further tokens). Where the network is told neither, the modulation
+            of adaln_zero and adaln is one learned constant, and the blocks of in_context are plain ones.
         cross_attention_dim: width of `encoder_hidden_states`, a sequence such as an encoded text; None for a model
             without. The blocks attend to it by cross-attention (with adaln_zero or adaln as PixArt-alpha, Chen et al.
             2024; with cross_attention in one sequence with time and label), or it joins the tokens (in_context).
@@ -316,15 +338,21 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             instead of one matrix for every block.
         qk_norm: RMS norm of queries and keys, for each head (Dehghani et al. 2023).
         swiglu: SwiGLU in the MLPs (Shazeer 2020) instead of GELU.
-        position_embedding: sincos, added to the tokens; or rotary, on queries and keys (RoPE, Su et al. 2021).
+        position_embedding: sincos, added to the tokens, the default; or rotary, on queries and keys (RoPE, Su et al.
+            2021), the default of token ids.
         position_scaling: positions in samples of another size: resize spreads them over the extent that was trained,
-            extrapolate goes on counting.
+            the default; extrapolate goes on counting, the default of token ids.
         frequency_shift: the lowest frequency of the timestep's embedding is 10000^(-127 / (128 - frequency_shift)): 0
             as the original has it, 1 as diffusers does.
         pooled_projection_dim: width of `pooled_projections`, one vector for each sample such as a text's mean, whose
             embedding is added to that of time (Esser et al. 2024); None for a model without.
         condition_channels: channels of `condition_sample`, such as an image that the sample is made from, which the
             network sees beside the sample: the last of in_channels; None for a model without.
+        vocab_size: number V of tokens, without the mask, of a network of token ids; None for samples of numbers.
+        tied_head: logits are products with the rows of the token table, after a linear layer (D, D), instead of having
+            a matrix of their own (D, V).
+        time_conditioning: tell the network the time. Masks alone say how noisy a sequence is (MDLM, Sahoo et al. 2024,
+            section 3.4), so that the network of an absorbing process needs no time; its `timestep` is then not read.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -332,14 +360,14 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock", "DiTTokenBlock"]  # type: ignore[assignment]
     _repeated_blocks = ["DiTBlock", "DiTTokenBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "adaln", "norm", "proj_out"]  # type: ignore[assignment]
+    _skip_layerwise_casting_patterns = ["patch_embed", "token_embed", "adaln", "norm", "proj_out"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
         self,
         sample_size: int | tuple[int, ...] = 32,
-        patch_size: int | tuple[int, ...] = 2,
-        in_channels: int = 4,
+        patch_size: int | tuple[int, ...] | None = None,
+        in_channels: int | None = None,
         hidden_size: int = 384,
         num_layers: int = 12,
         num_attention_heads: int = 6,
@@ -353,13 +381,27 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         shared_adaln: bool = False,
         qk_norm: bool = False,
         swiglu: bool = False,
-        position_embedding: str = "sincos",
-        position_scaling: str = "resize",
+        position_embedding: str | None = None,
+        position_scaling: str | None = None,
         frequency_shift: float = 0.0,
         pooled_projection_dim: int | None = None,
         condition_channels: int | None = None,
+        vocab_size: int | None = None,
+        tied_head: bool = False,
+        time_conditioning: bool = True,
     ):
         super().__init__()
+        if vocab_size is not None:
+            sample_size = self.check_tokens(
+                vocab_size, sample_size, patch_size, in_channels, learn_sigma, out_channels, condition_channels
+            )
+        elif tied_head:
+            raise ValueError("tied_head needs a vocab_size: other samples have no token table")
+        defaults = DEFAULTS if vocab_size is None else TOKEN_DEFAULTS
+        patch_size = defaults["patch_size"] if patch_size is None else patch_size
+        in_channels = defaults["in_channels"] if in_channels is None else in_channels
+        position_embedding = position_embedding or defaults["position_embedding"]
+        position_scaling = position_scaling or defaults["position_scaling"]
         sizes = [size for size in (patch_size, sample_size) if isinstance(size, (tuple, list))]
         dimensions = len(sizes[0]) if sizes else 2
         if dimensions not in (1, 2, 3):
@@ -374,8 +416,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 f"sample_size {sample_size} with patch_size {patch_size} makes {tokens:,} tokens, more than "
                 f"{MAX_TOKENS:,}: choose larger patches"
             )
+        if in_channels is not None:
+            check_counts(in_channels=in_channels)
         check_counts(
-            in_channels=in_channels,
             hidden_size=hidden_size,
             num_layers=num_layers,
             num_attention_heads=num_attention_heads,
@@ -384,7 +427,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             check_counts(cross_attention_dim=cross_attention_dim)
         if pooled_projection_dim is not None:
             check_counts(pooled_projection_dim=pooled_projection_dim)
-        if condition_channels is not None:
+        if condition_channels is not None and in_channels is not None:
             check_counts(condition_channels=condition_channels)
             if condition_channels >= in_channels:
                 raise ValueError(
@@ -421,24 +464,46 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             raise ValueError(
                 f"frequency_shift {frequency_shift} must be at least 0 and below {FREQUENCY_EMBEDDING_SIZE // 2}"
             )
-        derived_channels = (in_channels - (condition_channels or 0)) * (2 if learn_sigma else 1)
+        derived_channels = None
+        if in_channels is not None:
+            derived_channels = (in_channels - (condition_channels or 0)) * (2 if learn_sigma else 1)
         if out_channels not in (None, derived_channels):
             raise ValueError(
                 f"out_channels {out_channels} contradicts in_channels {in_channels} with learn_sigma={learn_sigma}"
                 + (f" and condition_channels={condition_channels}" if condition_channels else "")
                 + f": leave it out, or pass {derived_channels}"
             )
+        told = time_conditioning or num_classes is not None or pooled_projection_dim is not None
+        if conditioning == "cross_attention" and not told and cross_attention_dim is None:
+            raise ValueError(
+                "conditioning 'cross_attention' has nothing to attend to without time_conditioning, num_classes and "
+                "cross_attention_dim: choose in_context, whose blocks are then plain ones"
+            )
         # stock pipelines read config.out_channels as a number
-        self.register_to_config(out_channels=derived_channels)
+        self.register_to_config(
+            sample_size=sample_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            out_channels=derived_channels,
+            position_embedding=position_embedding,
+            position_scaling=position_scaling,
+        )
 
         self.trained_grid = tuple(size // patch for size, patch in zip(sample, self.patch, strict=True))
-        self.patch_embed = Linear(in_channels * math.prod(self.patch), hidden_size)
+        self.patch_embed = self.token_embed = None
+        if vocab_size is None:
+            self.patch_embed = Linear(in_channels * math.prod(self.patch), hidden_size)
+        else:
+            # the last row is that of the mask
+            self.token_embed = nn.Embedding(vocab_size + 1, hidden_size)
         self.register_buffer("positions", self.position_table(self.trained_grid), persistent=False)
         # of other sizes: {(grid, device, dtype): table}
         self.other_positions: dict[tuple, torch.Tensor] = {}
-        self.time_embed = nn.Sequential(
-            nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.time_embed = None
+        if time_conditioning:
+            self.time_embed = nn.Sequential(
+                nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            )
         self.class_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes is not None else None
         self.context_embed = nn.Linear(cross_attention_dim, hidden_size) if cross_attention_dim is not None else None
         self.pooled_embed = None
@@ -450,8 +515,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         self.adaln = self.block_offsets = self.norm_out = None
         if vectors is not None:
             # the modulation of every block and of the output layer (2 D), in one matrix product a forward
-            modulated = 1 if shared_adaln else num_layers
-            self.adaln = ModulationLinear(hidden_size, (vectors * modulated + 2) * hidden_size)
+            width = (vectors * (1 if shared_adaln else num_layers) + 2) * hidden_size
+            self.adaln = ModulationLinear(hidden_size, width) if told else ConstantModulation(width)
             if shared_adaln:
                 self.block_offsets = nn.Parameter(torch.zeros(num_layers, vectors, hidden_size))
             self.blocks = nn.ModuleList(
@@ -466,9 +531,28 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 for _ in range(num_layers)
             )
             self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS)
-        self.proj_out = Linear(hidden_size, math.prod(self.patch) * derived_channels)
+        outputs = math.prod(self.patch) * derived_channels if vocab_size is None else vocab_size
+        self.proj_out = Linear(hidden_size, hidden_size if tied_head else outputs)
         self.gradient_checkpointing = False
         self.initialize_weights()
+
+    @staticmethod
+    def check_tokens(vocab_size, sample_size, patch_size, in_channels, learn_sigma, out_channels, condition_channels):
+        """The size (L,) of sequences of tokens. Raises ValueError for what they don't have."""
+        check_counts(vocab_size=vocab_size)
+        refused = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "condition_channels": condition_channels,
+            "learn_sigma": learn_sigma or None,
+            "patch_size": None if patch_size in (None, 1, (1,), [1]) else patch_size,
+        }
+        if given := {name: value for name, value in refused.items() if value is not None}:
+            raise ValueError(
+                f"{', '.join(f'{name} {value!r}' for name, value in given.items())} contradicts vocab_size "
+                f"{vocab_size}: tokens have neither channels, a variance nor patches; leave it out"
+            )
+        return per_axis(sample_size, 1, "sample_size, the number of tokens (L,),")
 
     @classmethod
     def from_name(cls, name: str, **overrides):
@@ -502,16 +586,16 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             for projection in (block.attn.to_q, block.attn.to_k, block.attn.to_v):
                 # the original initialises one fused (3 D, D) matrix, whose Xavier bound is smaller by sqrt(2)
                 nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
-        nn.init.normal_(self.time_embed[0].weight, std=0.02)
-        nn.init.normal_(self.time_embed[2].weight, std=0.02)
-        if self.class_embed is not None:
-            nn.init.normal_(self.class_embed.weight, std=0.02)
+        of_time = () if self.time_embed is None else (self.time_embed[0], self.time_embed[2])
+        for embedding in (*of_time, self.class_embed, self.token_embed):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=0.02)
         zeroed = [self.proj_out]
         if self.adaln is not None:
             zeroed += [self.adaln, *(block.cross_attn.to_out[0] for block in self.blocks if block.cross_attn)]
         for layer in zeroed:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def enable_cache(self, config):
         """As diffusers' `CacheMixin.enable_cache`, whose hooks are told of our blocks here."""
@@ -561,8 +645,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
         Args:
             hidden_states: (B, C, *size) with 1 to 3 axes, each a multiple of the patch; C is in_channels less
-                condition_channels.
-            timestep: the number(s) that the scheduler's `timesteps` hold, whole or not; a scalar or (B,).
+                condition_channels. With a vocab_size token ids (B, L), int64, from 0 to vocab_size, of any length.
+            timestep: the number(s) that the scheduler's `timesteps` hold, whole or not; a scalar or (B,). Not read
+                without time_conditioning: None will do.
             class_labels: (B,) integers in [0, num_classes], `num_classes` being the null label; None means the null
                 label for every sample. Must be None for an unconditional model.
             encoder_hidden_states: (B, S, cross_attention_dim), for a model with cross_attention_dim; None means what
@@ -575,31 +660,45 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 condition_channels; None as above.
 
         Returns:
-            `.sample` of shape (B, out_channels, *size).
+            `.sample` of shape (B, out_channels, *size), with a vocab_size (B, L, vocab_size).
 
         Raises ValueError for an input of the wrong shape, for labels or another condition that the model doesn't
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         self.check_shape(hidden_states)
         hidden_states = self.with_condition(hidden_states, condition_sample)  # (B, in_channels, *size)
-        grid = tuple(side // patch for side, patch in zip(hidden_states.shape[2:], self.patch, strict=True))
+        if self.token_embed is None:
+            grid = tuple(side // patch for side, patch in zip(hidden_states.shape[2:], self.patch, strict=True))
+        else:
+            grid, hidden_states = tuple(hidden_states.shape[1:]), self.token_embed(hidden_states)  # (B, L, D)
         if encoder_attention_mask is not None:
             encoder_attention_mask = encoder_attention_mask.to(hidden_states.device, torch.bool)
-        time, label = self.embed_conditioning(timestep, class_labels, hidden_states)  # (B, D) each
-        pooled = self.embed_pooled(pooled_projections, hidden_states)  # (B, D)
-        time = time if pooled is None else time + pooled
+        time = self.embed_time(timestep, hidden_states)  # (B, D), as label and pooled
+        label = self.embed_label(class_labels, hidden_states)
+        pooled = self.embed_pooled(pooled_projections, hidden_states)
+        time = time if pooled is None else pooled if time is None else time + pooled
         context = self.embed_context(encoder_hidden_states, encoder_attention_mask, hidden_states)  # (B, S, D)
 
-        tokens = self.patch_embed(self.patchify(hidden_states))  # (B, T, D)
+        tokens = hidden_states
+        if self.patch_embed is not None:
+            tokens = self.patch_embed(self.patchify(hidden_states))  # (B, T, D)
         if self.config.position_embedding == "sincos":
             tokens = tokens + self.embed_positions(grid).to(tokens.dtype)
         if self.adaln is not None:
             mask = None if encoder_attention_mask is None else encoder_attention_mask[:, None, None]
-            tokens = self.run_modulated(tokens, time if label is None else time + label, grid, context, mask)
+            conditioning = time if label is None else label if time is None else time + label
+            if conditioning is None:
+                # a constant modulation asks only for how many
+                conditioning = tokens.new_zeros(len(tokens), 1)
+            tokens = self.run_modulated(tokens, conditioning, grid, context, mask)
         else:
             condition = [part.unsqueeze(1) for part in (time, label) if part is not None]
             tokens = self.run_with_tokens(tokens, condition, context, encoder_attention_mask, grid)
-        sample = self.unpatchify(self.proj_out(tokens), grid)  # (B, out_channels, *size)
+        sample = self.proj_out(tokens)
+        if self.token_embed is None:
+            sample = self.unpatchify(sample, grid)  # (B, out_channels, *size)
+        elif self.config.tied_head:
+            sample = F.linear(sample, self.token_embed.weight[:-1])  # (B, L, vocab_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def run_modulated(self, tokens, conditioning, grid, context=None, mask=None):
@@ -619,8 +718,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
     def run_with_tokens(self, tokens, condition, context, mask, grid):
         """The blocks of cross_attention and in_context and the last norm; `condition` are the tokens of time and label,
-        (B, 1, D) each."""
-        sequence = torch.cat([*condition, *([] if context is None else [context])], dim=1)  # (B, S, D)
+        (B, 1, D) each, as far as there are any."""
+        parts = [*condition, *([] if context is None else [context])]
+        sequence = torch.cat(parts, dim=1) if parts else tokens[:, :0]  # (B, S, D)
         if mask is not None:
             mask = F.pad(mask, (len(condition), 0), value=True)
         if self.config.conditioning == "cross_attention":
@@ -645,7 +745,16 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         return block(*inputs)
 
     def check_shape(self, hidden_states):
-        """Raise ValueError unless this is a sample (B, C, *size) with axes that the patches divide."""
+        """Raise ValueError unless this is a sample (B, C, *size) with axes that the patches divide, or token ids (B, L)
+        where these are wanted."""
+        if self.token_embed is not None:
+            whole = not (hidden_states.is_floating_point() or hidden_states.is_complex())
+            if hidden_states.ndim != 2 or not whole:
+                raise ValueError(
+                    f"hidden_states has shape {tuple(hidden_states.shape)} and {hidden_states.dtype}; this model takes "
+                    f"token ids (batch, length), int64"
+                )
+            return
         channels = self.config.in_channels - (self.config.condition_channels or 0)
         size = tuple(hidden_states.shape[2:])
         fits = len(size) == len(self.patch) and all(side % p == 0 for side, p in zip(size, self.patch, strict=True))
@@ -712,28 +821,33 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             return cosines, sines
         return F.pad(cosines, (0, 0, 0, num_extra_tokens), value=1), F.pad(sines, (0, 0, 0, num_extra_tokens))
 
-    def embed_conditioning(self, timestep, class_labels, hidden_states):
-        """The embeddings of time and label, (B, D) each; None for the label of an unconditional model."""
-        batch_size, device = len(hidden_states), hidden_states.device
-        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=device).expand(batch_size)
+    def embed_time(self, timestep, hidden_states):
+        """The embedding of the time (B, D), in the dtype of `hidden_states`; None without time_conditioning."""
+        if self.time_embed is None:
+            return None
+        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=hidden_states.device)
         # cosines first
         frequencies = get_timestep_embedding(
-            timestep,
+            timestep.expand(len(hidden_states)),
             FREQUENCY_EMBEDDING_SIZE,
             flip_sin_to_cos=True,
             downscale_freq_shift=self.config.frequency_shift,
         )
-        embedding = self.time_embed(frequencies.to(hidden_states.dtype))
+        return self.time_embed(frequencies.to(hidden_states.dtype))
+
+    def embed_label(self, class_labels, hidden_states):
+        """The embedding of the label (B, D); None for an unconditional model. Raises ValueError for labels that don't
+        fit."""
+        batch_size, device = len(hidden_states), hidden_states.device
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")
-            return embedding, None
-
+            return None
         if class_labels is None:
             class_labels = torch.full((batch_size,), self.config.num_classes, device=device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
-        return embedding, self.class_embed(class_labels.to(device))
+        return self.class_embed(class_labels.to(device))
 
     def embed_context(self, encoder_hidden_states, mask, hidden_states):
         """The tokens (B, S, D) of a sequence; None for a model without. Raises ValueError for one that doesn't fit."""

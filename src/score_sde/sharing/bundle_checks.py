@@ -20,7 +20,7 @@ from ..pipelines.latents import AUTOENCODERS
 from ..pipelines.prompts import check_prompt_settings
 from ..pipelines.wording import quoted, shortened
 from .config_checks import check_keys, check_labels, check_numbers, check_types, fits, naming
-from .text_checks import check_text_component, text_class
+from .text_checks import check_text_component, check_vocabulary, text_class
 from .weight_checks import check_model
 
 
@@ -30,7 +30,9 @@ PACKAGE = __package__.split(".")[0]
 LARGEST_COUNT, LARGEST_STOCK_COUNT = 10**5, 10**4
 
 NETWORKS = ("DiTModel", "ScoreUNetModel", "DiTTransformer2DModel", "UNet2DModel")
-SCHEDULERS = ("ScoreSDEScheduler", *(name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")))
+# those of this package: of numbers, and of tokens
+OWN_SCHEDULERS = ("ScoreSDEScheduler", "DiscreteScoreScheduler")
+SCHEDULERS = (*OWN_SCHEDULERS, *(name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")))
 # those by which a pipeline of ours draws: with set_timesteps(number), step(output, timestep, sample), a scale of the
 # noise to start from; what lacks these (tokens, flows that count otherwise, two outputs) is converted, or refused
 DRIVEN_SCHEDULERS = (
@@ -43,9 +45,15 @@ DRIVEN_SCHEDULERS = (
     *("KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler"),
     *("TCDScheduler", "UnCLIPScheduler", "UniPCMultistepScheduler"),
 )
+# the pipelines that draw by others: {class: its schedulers}
+DRIVEN_BY = {"ScoreSDETextPipeline": ("DiscreteScoreScheduler",)}
 # the components that there are, what each may be, and the classes of that
 ROLES = {
-    "scheduler": ("a ScoreSDEScheduler, or a scheduler of diffusers", SCHEDULERS, SchedulerMixin),
+    "scheduler": (
+        "a ScoreSDEScheduler, a DiscreteScoreScheduler, or a scheduler of diffusers",
+        SCHEDULERS,
+        SchedulerMixin,
+    ),
     "transformer": (f"one of {', '.join(NETWORKS)}", NETWORKS, ModelMixin),
     "unet": (f"one of {', '.join(NETWORKS)}", NETWORKS, ModelMixin),
     "vae": ("an autoencoder of diffusers", AUTOENCODERS, ModelMixin),
@@ -98,12 +106,15 @@ def check_bundle(folder, pipeline_class, variant=None, given=(), classes=()):
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     found = check_components(folder, index, pipeline_class, variant, given, outside)
-    if "scheduler" not in given and found["scheduler"].__name__ not in DRIVEN_SCHEDULERS:
+    driven = DRIVEN_BY.get(pipeline_class.__name__, DRIVEN_SCHEDULERS)
+    if "scheduler" not in given and found["scheduler"].__name__ not in driven:
+        own = f"{driven[0]}.from_config(...) of the folder's scheduler, or one of " if len(driven) > 1 else ""
         raise ValueError(
             f"{path}: a {pipeline_class.__name__} cannot draw by a {found['scheduler'].__name__}, whose steps are of "
-            f"another kind: pass scheduler=ScoreSDEScheduler.from_config(...) of the folder's scheduler, or one of "
-            f"{', '.join(DRIVEN_SCHEDULERS)}"
+            f"another kind: pass scheduler={own}{', '.join(driven)}"
         )
+    of_tokens = pipeline_class.__name__ in DRIVEN_BY
+    check_vocabulary(folder, {name: each for name, each in found.items() if name not in given}, of_tokens)
     return outside
 
 
@@ -225,7 +236,9 @@ def check_component(folder, place, class_name, component_class, variant):
         check_model(folder, place, path, config, component_class, variant)
     else:
         stock = component_class.__module__.split(".")[0] == "diffusers"
-        check_numbers(config, path, LARGEST_STOCK_COUNT if stock else LARGEST_COUNT)
+        # the number of tokens is held against the network's
+        counted = {name: value for name, value in config.items() if name != "vocab_size"}
+        check_numbers(counted, path, LARGEST_STOCK_COUNT if stock else LARGEST_COUNT)
         check_types(config, component_class, path)
         with naming(path):
             component_class.from_config(config)

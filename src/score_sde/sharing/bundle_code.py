@@ -9,7 +9,7 @@ import diffusers
 from ..pipelines.bundle_files import own_file, read_config, read_index
 from ..pipelines.bundling import of_library
 from ..pipelines.carried_code import LIBRARIES, carried_sources, sibling_imports, unstamped, without_stamps
-from .bundle_checks import PACKAGE, component_class, outside_classes
+from .bundle_checks import OWN_SCHEDULERS, PACKAGE, component_class, outside_classes
 from .config_checks import check_keys
 
 
@@ -90,8 +90,13 @@ def is_of_libraries(entry):
 
 def is_stock_bundle(index):
     """Whether a model index is of a pipeline of diffusers with a scheduler of this package."""
-    schedulers = [value for value in index.values() if isinstance(value, list) and value[1:] == ["ScoreSDEScheduler"]]
-    return isinstance(index["_class_name"], str) and bool(schedulers)
+    return isinstance(index["_class_name"], str) and own_scheduler(index) is not None
+
+
+def own_scheduler(index):
+    """The name of the component of a model index that is a scheduler of this package, None where there is none."""
+    parts = [name for name, value in index.items() if isinstance(value, list) and name[:1] != "_"]
+    return next((name for name in parts if index[name][1:] in [[each] for each in OWN_SCHEDULERS]), None)
 
 
 def unstamped_path(place):

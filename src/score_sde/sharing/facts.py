@@ -31,6 +31,9 @@ FACTS: dict[str, type | UnionType] = {
     **dict.fromkeys(("dataset", "split", "model_name", "base_model", "command", "run_id", "converted_from"), str),
     **dict.fromkeys(("rows", "skipped_files", "steps", "images_seen", "parameters", "resolution"), int),
     "trained_parameters": int,
+    # of texts
+    **dict.fromkeys(("characters", "tokens", "length", "long_texts"), int),
+    **dict.fromkeys(("data_kind", "tokenizer"), str),
     **dict.fromkeys(("final_loss", "train_seconds"), int | float),
     # the names of what the network was told beside time
     "conditions": list,

@@ -18,6 +18,7 @@ from .downloading import fetch, hub_errors
 from .facts import read_facts, read_json
 from .hub import verify
 from .model_card import training_rows
+from .token_facts import is_of_tokens, token_facts
 
 
 def describe(folder_or_repo, **download):
@@ -27,7 +28,8 @@ def describe(folder_or_repo, **download):
 
     Returns:
         pipeline: the name of its class.
-        path: {"sde_type": ..., its numbers that are not the defaults}.
+        path: {"sde_type": ..., its numbers that are not the defaults}; or of a model of tokens
+        tokens: {"process", "noise", "vocab_size", "length", "tokenizer"}, see `token_facts`.
         prediction: what the network predicts.
         sampler: {argument: value} of the scheduler's other arguments that are not the defaults.
         components: {name: {"class", "arguments" that are not the defaults, "parameters", a number}}.
@@ -49,7 +51,11 @@ def describe(folder_or_repo, **download):
         numbers = (
             inspect.signature(SDE_TYPES[given["sde_type"]]).parameters if given.get("sde_type") in SDE_TYPES else {}
         )
-        facts["path"] = {name: given.pop(name) for name in ("sde_type", *numbers) if name in given}
+        if is_of_tokens(index):
+            facts["tokens"] = token_facts(folder)
+            given = {name: value for name, value in given.items() if name not in facts["tokens"]}
+        else:
+            facts["path"] = {name: given.pop(name) for name in ("sde_type", *numbers) if name in given}
         facts["prediction"] = given.pop("prediction_type", None)
         facts["sampler"] = given
     facts["components"] = {}
@@ -117,6 +123,12 @@ def as_text(facts):
     if "path" in facts:
         numbers = dict(facts["path"])
         rows += [("path", " ".join([numbers.pop("sde_type", "unknown"), listed(numbers)]))]
+    if "tokens" in facts:
+        tokens = facts["tokens"]
+        rows += [("process", f"{tokens.get('process', 'unknown')}, {tokens.get('noise', 'unknown')} noise")]
+        rows += [("vocabulary", f"{tokens.get('vocab_size')} {tokens.get('tokenizer', 'tokens')}")]
+        rows += [("length", f"{tokens.get('length')} tokens")]
+    if "prediction" in facts:
         rows += [("prediction", facts["prediction"]), ("sampler", listed(facts["sampler"]) or "as by default")]
     for name, each in facts["components"].items():
         count = f"{each['parameters']:,} parameters" if "parameters" in each else "no weights here"
@@ -125,8 +137,8 @@ def as_text(facts):
         rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
     if "condition_from" in facts:
         rows.append(("condition_from", facts["condition_from"]))
-    rows += training_rows(facts["training"])
-    settings = ("n", "split", "nfe", "sampler", "guidance_scale", "dataset")
+    rows += training_rows(facts["training"], *(("text", "tokens") if "tokens" in facts else ()))
+    settings = ("standard_error", "n", "split", "nfe", "sampler", "guidance_scale", "dataset")
     for each in facts["metrics"]:
         how = listed({name: each[name] for name in settings if name in each})
         rows.append(("measured", f"{each['name']}: {each['value']} ({how})"))

@@ -7,7 +7,7 @@ from importlib.resources import files
 import jinja2
 
 from .. import __version__
-from ..pipelines.wording import one_line
+from ..pipelines.wording import one_line, printable
 
 
 # an underscore inside a word is one
@@ -38,6 +38,13 @@ def as_code_cell(value):
     return Written(as_code(value).replace("|", "\\|"))
 
 
+def as_block(value):
+    """A text of several lines as a block of code."""
+    text = printable(str(value))
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return Written(f"{ticks}text\n{text}\n{ticks}")
+
+
 def as_python(value):
     """A value of JSON as a literal of Python, in one line."""
     text = json.dumps(value, ensure_ascii=False)
@@ -53,7 +60,13 @@ CARDS = jinja2.Environment(
     loader=jinja2.FunctionLoader(lambda name: (files("score_sde.model_cards") / name).read_text(encoding="utf-8")),
     finalize=lambda value: value if isinstance(value, (Written, int, float)) else as_text(value),
 )
-CARDS.filters |= {"code": as_code, "code_cell": as_code_cell, "python": as_python, "number": as_number}
+CARDS.filters |= {
+    "code": as_code,
+    "code_cell": as_code_cell,
+    "block": as_block,
+    "python": as_python,
+    "number": as_number,
+}
 
 
 def render(template, data, **facts):

@@ -15,7 +15,7 @@ from ..pipelines.conditions import number_of_classes
 from ..pipelines.kinds import kind_of
 from ..pipelines.wording import few, one_line, quoted
 from ..pipelines.writing import whole_file
-from .bundle_code import is_stock_bundle
+from .bundle_code import is_stock_bundle, own_scheduler
 from .config_checks import naming
 from .facts import (
     check_metrics,
@@ -28,12 +28,13 @@ from .facts import (
     writable,
 )
 from .markdown import Written, as_python, render
+from .token_facts import is_of_tokens, token_facts
 
 
 # what a network is told of a prompt
 CONDITIONS_OF_WORDS = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
 # what the Hub calls the task of a kind of data; of others it knows none
-TASKS = {"image": "unconditional-image-generation"}
+TASKS = {"image": "unconditional-image-generation", "text": "text-generation"}
 # what a measurement may say beside, as it goes into the model index
 ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "guidance_scale", "ema_decay", "features")
 
@@ -41,7 +42,7 @@ ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "g
 def training_rows(training, kind="image", unit="px"):
     """What is known of the training run, as (name, value) rows; `kind` is of data, with the unit of their size."""
     config, begun = training.get("config") or {}, training.get("started_from") or {}
-    trained = training.get("trained_parameters")
+    trained, is_text = training.get("trained_parameters"), training.get("data_kind") == "text"
     counts = {name: count for name, count in (training.get("class_counts") or {}).items() if isinstance(count, int)}
     classes = ", ".join(f"{name} {count:,}" for name, count in counts.items()) if len(counts) <= 20 else ""
     if counts and not classes:
@@ -57,12 +58,13 @@ def training_rows(training, kind="image", unit="px"):
         ("data", dataset_name(training), "{}"),
         ("split", training.get("split"), "{}"),
         (f"training {kind}s", training.get("rows"), "{:,}"),
+        *token_rows(training),
         (f"{kind}s by class", classes or None, "{}"),
         ("files that were skipped", training.get("skipped_files"), "{:,}"),
         ("resolution", training.get("resolution"), f"{{}} {unit}"),
         (f"{kind}s by height x width in {unit}", sizes_in_words(training), "{}"),
         ("optimizer steps", training.get("steps"), "{:,}"),
-        (f"{kind}s seen", training.get("images_seen"), "{:,}"),
+        ("sequences seen" if is_text else f"{kind}s seen", training.get("images_seen"), "{:,}"),
         ("conditions", ", ".join(training.get("conditions") or []) or None, "{}"),
         *caption_rows(training.get("captions") or {}),
         ("image that it sees beside the sample", condition_in_words(training.get("condition") or {}), "{}"),
@@ -70,6 +72,7 @@ def training_rows(training, kind="image", unit="px"):
         ("time", training.get("train_seconds"), "{} s"),
         ("processes", training.get("processes"), "{}"),
         ("machine", training.get("machine"), "{}"),
+        ("objective", config.get("loss") if is_text else None, "{}"),
         ("density of times", config.get("time_density"), "{}"),
         ("weighting of the loss", config.get("weighting"), "{}"),
         ("learning rate", config.get("learning_rate"), "{}"),
@@ -122,6 +125,21 @@ def caption_rows(captions):
         ("text encoder", encoder, "{}"),
         ("its layers", ", ".join(map(str, layers)) if layers and layers != [-1] else None, "{}"),
         ("tokens of a caption", captions.get("max_tokens"), "{}"),
+    ]
+
+
+def token_rows(training):
+    """What is known of texts and how they were parted, as rows of `training_rows`."""
+    length, seen, packing = (training.get(name) for name in ("length", "images_seen", "packing"))
+    sequences = "cut from texts that follow one another" if packing is True else "a text each"
+    return [
+        ("characters", training.get("characters"), "{:,}"),
+        ("tokens, with end marks", training.get("tokens"), "{:,}"),
+        ("tokenizer", last_part(training["tokenizer"]) if "tokenizer" in training else None, "{}"),
+        ("tokens of a sequence", length, "{:,}"),
+        ("sequences", None if packing is None else sequences, "{}"),
+        ("texts that were longer", training.get("long_texts") or None, "{:,}"),
+        ("tokens seen", seen * length if seen is not None and length is not None else None, "{:,}"),
     ]
 
 
@@ -183,6 +201,40 @@ def component_class(index, name, path):
     return found
 
 
+def classes_of(index, network_config, path):
+    """(number of classes, their names in order) of a pipeline, None and () without classes."""
+    num_classes, id2label = number_of_classes(network_config), index.get("id2label") or {}
+    if not isinstance(id2label, dict) or not all(label.isdecimal() for label in id2label):
+        raise ValueError(f"{path}: id2label {quoted(id2label)} must be {{number of a class: its name}}")
+    labels = [str(id2label[label]) for label in sorted(id2label, key=int)]
+    return num_classes if isinstance(num_classes, int) and num_classes else None, labels
+
+
+def origin_of(training):
+    """What the head of a card says of where a model is from."""
+    on_hub = training.get("dataset_on_hub") and training.get("dataset")
+    return {
+        "license": training.get("license"),
+        "base_model": training.get("base_model"),
+        "datasets": [training["dataset"]] if on_hub else None,
+    }
+
+
+def told_of_run(training, metrics, kind, unit):
+    """What the templates measured.md and training.md name; of data of this kind, with the unit of their size."""
+    return {
+        "training": training,
+        "training_rows": training_rows(training, kind, unit),
+        "data_kind": kind,
+        "dataset_name": dataset_name,
+        "metrics": metrics,
+        # every way in which figures of this card were made
+        "provenances": list(
+            dict.fromkeys((metric["command"], metric.get("machine"), metric.get("commit")) for metric in metrics)
+        ),
+    }
+
+
 def write_card(folder, repo_id=None, name=None):
     """Write README.md of a bundle, or of a stock pipeline that a bundle was exported to, from the files in it.
 
@@ -205,6 +257,9 @@ def write_card(folder, repo_id=None, name=None):
     if is_stock_bundle(index):
         write_stock_card(folder, index, repo_id, name)
         return
+    if is_of_tokens(index):
+        write_text_card(folder, index, repo_id, name)
+        return
     training = without_local_paths(read_facts(folder))
     metrics = read_json(os.path.join(folder, "metrics.json")) or []
     samplers = without_local_paths(read_json(os.path.join(folder, "samplers.json")))
@@ -219,16 +274,11 @@ def write_card(folder, repo_id=None, name=None):
     if network_class is None:
         raise ValueError(f"{path} names no network: neither transformer nor unet")
     network_config = read_config(folder, network, "config.json")
-    num_classes = number_of_classes(network_config)
-    num_classes = num_classes if isinstance(num_classes, int) and num_classes else None
+    num_classes, labels = classes_of(index, network_config, path)
     vae_class = component_class(index, "vae", path)
     with naming(os.path.join(folder, network, "config.json")):
         # a network that doesn't say its size can be saved all the same
         kind = kind_of(network_config | {"sample_size": network_config.get("sample_size") or 1})
-    id2label = index.get("id2label") or {}
-    if not isinstance(id2label, dict) or not all(label.isdecimal() for label in id2label):
-        raise ValueError(f"{path}: id2label {quoted(id2label)} must be {{number of a class: its name}}")
-    labels = [str(id2label[label]) for label in sorted(id2label, key=int)]
     has_samples = os.path.isfile(os.path.join(folder, "samples.png"))
     caption = ", ".join(labels) if len(labels) <= 20 else f"{num_classes} classes" if num_classes else "samples"
     name = training.get("model_name") or name or os.path.basename(os.path.abspath(folder))
@@ -245,9 +295,7 @@ def write_card(folder, repo_id=None, name=None):
     conditional = f"{kind.name}-to-{kind.name}" if by_image else conditional
     conditional = f"text-to-{kind.name}" if by_words else conditional
     data = ModelCardData(
-        license=training.get("license"),
-        base_model=training.get("base_model"),
-        datasets=[training["dataset"]] if training.get("dataset_on_hub") and training.get("dataset") else None,
+        **origin_of(training),
         library_name="diffusers",
         pipeline_tag=conditional if (by_words or by_image) and kind.name == "image" else TASKS.get(kind.name),
         tags=["score-sde", "diffusion", network_class] + ([conditional] if conditional else []),
@@ -278,17 +326,10 @@ def write_card(folder, repo_id=None, name=None):
         by_image=by_image,
         condition_from=index.get("condition_from"),
         arguments=call_arguments(stock, num_classes, labels, (measured or [sampled])[0], prompts, by_image),
-        training=training,
-        training_rows=training_rows(training, kind.name, {"pixels": "px"}.get(kind.unit, kind.unit)),
-        dataset_name=dataset_name,
-        metrics=metrics,
-        # every way in which figures of this card were made
-        provenances=list(
-            dict.fromkeys((metric["command"], metric.get("machine"), metric.get("commit")) for metric in metrics)
-        ),
         samplers=samplers,
         sampler_table=sampler_table(samplers) if samplers else None,
         has_samples=has_samples,
+        **told_of_run(training, metrics, kind.name, {"pixels": "px"}.get(kind.unit, kind.unit)),
     )
     save_card(ModelCard(card), os.path.join(folder, "README.md"))
 
@@ -301,7 +342,6 @@ def write_stock_card(folder, index, repo_id, name):
     pipeline_class = component_class({"_class_name": ["", index["_class_name"]]}, "_class_name", path)
     parts = {each: component_class(index, each, path) for each in index if isinstance(index[each], list)}
     name = name or os.path.basename(os.path.abspath(folder))
-    [scheduler, *_] = [each for each, value in parts.items() if value == "ScoreSDEScheduler"]
     card = render(
         "stock_template.md",
         ModelCardData(library_name="diffusers", tags=["score-sde", "diffusion"], model_name=one_line(name)),
@@ -309,7 +349,52 @@ def write_stock_card(folder, index, repo_id, name):
         repo=repo_id or "path/or/repo",
         pipeline_class=pipeline_class,
         parts={each: value for each, value in parts.items() if value},
-        scheduler=writable(read_config(folder, scheduler, "scheduler_config.json")),
+        scheduler=writable(read_config(folder, own_scheduler(index), "scheduler_config.json")),
+    )
+    save_card(ModelCard(card), os.path.join(folder, "README.md"))
+
+
+def write_text_card(folder, index, repo_id, name):
+    """The card of a pipeline of tokens, with the texts of training.json's samples: see `write_card`."""
+    path = os.path.join(folder, "model_index.json")
+    training = without_local_paths(read_facts(folder))
+    metrics = read_json(os.path.join(folder, "metrics.json")) or []
+    check_metrics(metrics)
+    metrics = without_local_paths(metrics)
+    if repo_id is not None:
+        check_repo_id(repo_id)
+    network_class = component_class(index, "transformer", path)
+    if network_class is None:
+        raise ValueError(f"{path} names no network: no transformer")
+    num_classes, labels = classes_of(index, read_config(folder, "transformer", "config.json"), path)
+    name = training.get("model_name") or name or os.path.basename(os.path.abspath(folder))
+    sampled = training.get("samples") or {}
+    texts = [str(each) for each in sampled.get("texts") or []]
+    measured = [metric for metric in metrics if "num_inference_steps" in metric]
+    data = ModelCardData(
+        **origin_of(training),
+        library_name="diffusers",
+        pipeline_tag=TASKS["text"],
+        tags=["score-sde", "diffusion", "discrete-diffusion", network_class],
+        model_name=one_line(name),
+        eval_results=eval_results(metrics, TASKS["text"]) or None,
+    )
+    card = render(
+        "text_template.md",
+        data,
+        model_name=name,
+        repo=repo_id or training.get("repo_id") or "path/or/repo",
+        pipeline_class=Written(component_class({"_class_name": ["", saved_class_name(index)]}, "_class_name", path)),
+        network_class=network_class,
+        scheduler=writable(read_config(folder, "scheduler", "scheduler_config.json")),
+        tokens=token_facts(folder),
+        labels=labels,
+        num_classes=num_classes,
+        texts=texts,
+        sampled=sampled,
+        arguments=call_arguments(False, num_classes, labels, (measured or [sampled])[0]),
+        has_samples=os.path.isfile(os.path.join(folder, "samples.png")),
+        **told_of_run(training, metrics, "text", "tokens"),
     )
     save_card(ModelCard(card), os.path.join(folder, "README.md"))
 

@@ -17,6 +17,7 @@ from ..pipelines.bundling import BundleMixin, installed_components
 from ..pipelines.latents import autoencoder_of
 from ..pipelines.wording import quoted, shortened
 from .bundle_checks import (
+    OWN_SCHEDULERS,
     check_bundle,
     check_classes,
     check_component,
@@ -117,7 +118,7 @@ def installed_pipeline_class(folder):
         return stock
     raise ValueError(
         f"{str(folder)!r} holds a {shortened(name)}; this package has the pipelines {', '.join(pipelines.__all__)} "
-        f"and opens those of diffusers whose scheduler is a ScoreSDEScheduler"
+        f"and opens those of diffusers whose scheduler is a {' or a '.join(OWN_SCHEDULERS)}"
     )
 
 

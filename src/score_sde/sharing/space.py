@@ -17,26 +17,29 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCardData
 
-from ..pipelines import ScoreSDEPipeline
+from ..pipelines import ScoreSDEPipeline, ScoreSDETextPipeline
 from ..pipelines.wording import quoted
 from ..pipelines.writing import whole_folder
-from . import space_app
+from . import space_app, space_text_app
 from .downloading import hub_errors
 from .facts import check_repo_id, model_name
 from .hub import repo_to_push_to
+from .token_facts import makes_texts
 
 
 APP = '''\
-"""Draws with {model}; the page is in space_app.py."""
+"""Draws with {model}, or writes; the pages are in space_app.py and space_text_app.py."""
 
 from diffusers import DiffusionPipeline
 
-from space_app import page
+import space_app
+import space_text_app
 
 
 # runs the code that the model's own repo carries
 pipeline = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
-page(pipeline, "{title}").launch()
+app = space_text_app if type(pipeline).__name__ == "ScoreSDETextPipeline" else space_app
+app.page(pipeline, "{title}").launch()
 '''
 REQUIREMENTS = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 
@@ -50,7 +53,7 @@ def installed_version(package):
 
 
 def write_space(folder, model):
-    """Write the folder of a Space, whole or not at all: app.py, space_app.py, requirements.txt with the versions
+    """Write the folder of a Space, whole or not at all: app.py with the pages, requirements.txt with the versions
     installed here, and README.md with the Space's settings.
 
     Args:
@@ -73,10 +76,11 @@ def write_space(folder, model):
     data = SpaceCardData(
         title=title, sdk="gradio", sdk_version=installed_version("gradio"), app_file="app.py", models=[model]
     )
-    card = f"---\n{data}\n---\n\nImages drawn by [{model}](https://huggingface.co/{model}).\n"
+    card = f"---\n{data}\n---\n\nDrawn by [{model}](https://huggingface.co/{model}).\n"
     texts = {"app.py": APP.format(model=model, title=title), "requirements.txt": requirements, "README.md": card}
     with whole_folder(folder) as partial:
-        shutil.copyfile(space_app.__file__, os.path.join(partial, "space_app.py"))
+        for module in (space_app, space_text_app):
+            shutil.copy(module.__file__, partial)
         for name, text in texts.items():
             Path(partial, name).write_text(text, encoding="utf-8")
     return folder
@@ -115,4 +119,8 @@ def open_page(model, port=None):
     if installed_version("gradio") is None:
         raise ValueError("the page needs gradio: pip install 'score-sde[space]'")
     title = model_name(model, os.path.basename(model.rstrip("/")))
-    space_app.page(ScoreSDEPipeline.from_pretrained(model), title).launch(server_port=port)
+    if makes_texts(model):
+        page = space_text_app.page(ScoreSDETextPipeline.from_pretrained(model), title)
+    else:
+        page = space_app.page(ScoreSDEPipeline.from_pretrained(model), title)
+    page.launch(server_port=port)

@@ -7,6 +7,7 @@ import re
 import torch
 
 from ..pipelines.bundle_files import own_file, read_config
+from ..pipelines.bundling import NETWORK_ROLES
 from ..pipelines.wording import quoted
 from .config_checks import check_keys, check_numbers, naming
 from .weight_checks import LARGEST_INTEGER, at_most, check_values, reading
@@ -59,6 +60,40 @@ def check_tokenizer(folder, place, component_class):
     rules = own_file(folder, "tokenizer", "tokenizer.json")
     if os.path.getsize(rules) > LARGEST_TOKENIZER:
         raise ValueError(f"{rules} has more than {LARGEST_TOKENIZER:,} bytes")
+
+
+def check_vocabulary(folder, classes, of_tokens):
+    """Raise ValueError for a network of tokens in a pipeline of other data or the reverse, and for a network, a
+    scheduler and a tokenizer of different vocabularies.
+
+    Args:
+        folder: a bundle whose components are sound.
+        classes: {component: class} of those that are opened.
+        of_tokens: whether its pipeline generates tokens.
+    """
+    sizes = {}
+    for name in NETWORK_ROLES:
+        if name in classes:
+            sizes[name] = read_config(folder, name, "config.json").get("vocab_size")
+            if (sizes[name] is not None) != of_tokens:
+                raise ValueError(
+                    f"{os.path.join(folder, name, 'config.json')}: vocab_size {quoted(sizes[name])} is of a network of "
+                    f"{'other data' if of_tokens else 'tokens'}, with which this pipeline cannot draw"
+                )
+    if not of_tokens:
+        return
+    if "scheduler" in classes:
+        sizes["scheduler"] = read_config(folder, "scheduler", "scheduler_config.json").get("vocab_size")
+    if "tokenizer" in classes:
+        place = os.path.join(folder, "tokenizer")
+        with naming(place):
+            numbers = sorted(classes["tokenizer"].from_pretrained(place, local_files_only=True).get_vocab().values())
+        sizes["tokenizer"] = len(numbers)
+        if numbers != [*range(len(numbers))]:
+            raise ValueError(f"{place}: the numbers of its {len(numbers):,} tokens are not 0 to {len(numbers) - 1:,}")
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"the {name}'s {size}" for name, size in sizes.items())
+        raise ValueError(f"{folder}: the parts of this pipeline are of different vocabularies: {found} tokens")
 
 
 def check_text_encoder(folder, place, component_class):

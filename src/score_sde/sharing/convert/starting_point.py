@@ -12,6 +12,7 @@ from ...models import DiTModel, ScoreUNetModel
 from ...pipelines import ScoreSDEPipeline
 from ...pipelines.bundle_files import read_config, read_index, saved_class_name
 from ...pipelines.wording import shortened
+from ...schedulers.scheduling_discrete_score import DiscreteScoreScheduler
 from ...schedulers.scheduling_score_sde import ScoreSDEScheduler
 from ..bundle_checks import check_component
 from ..downloading import download
@@ -92,13 +93,13 @@ def starting_point(folder_or_repo, revision=None, classes=()):
     else:
         pipeline = pipeline_from_diffusers(folder, frequency_shift=0.0 if name in ORIGINAL_DITS else None)
     scheduler, network, id2label = pipeline.scheduler, pipeline.denoiser, pipeline.config.id2label
-    if not isinstance(scheduler, ScoreSDEScheduler):
+    if not isinstance(scheduler, (ScoreSDEScheduler, DiscreteScoreScheduler)):
         scheduler = ScoreSDEScheduler.from_config(scheduler.config)
     return StartingPoint(
         **found,
         network=dit_from_diffusers(network) if isinstance(network, DiTTransformer2DModel) else network,
         scheduler=scheduler,
-        vae=pipeline.vae,
+        vae=getattr(pipeline, "vae", None),
         id2label={int(label): each for label, each in id2label.items()} if id2label else None,
         opened=pipeline if pipeline.scheduler is scheduler and pipeline.denoiser is network else None,
     )

@@ -1,0 +1,109 @@
+"""Between texts and the tokens that a network sees: prompts with gaps, ends of texts, and what is shown of masks."""
+
+import torch
+
+from .wording import few, quoted
+
+
+# what stands for a token to be filled in
+GAP = "[MASK]"
+# what is shown of a token that is not known yet
+HIDDEN = "\u2591"
+
+
+def lacking_characters(tokenizer, texts):
+    """The characters of texts that a tokenizer has no token for, and would leave out or make one unknown token of."""
+
+    def is_known(character):
+        try:
+            ids = tokenizer(character, add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception:  # what `tokenizers` raises of a vocabulary without an unknown token
+            return False
+        return tokenizer.unk_token_id not in ids if ids else character.isspace()
+
+    return [each for each in sorted(set().union(*map(set, texts))) if not is_known(each)]
+
+
+def encode_texts(tokenizer, texts):
+    """Token ids of texts, a list for each, without any that the tokenizer would add. Raises ValueError for characters
+    that it lacks, naming them."""
+    if lacking := lacking_characters(tokenizer, texts):
+        raise ValueError(f"the tokenizer has no token for {few(map(repr, lacking), 10)}: leave them out")
+    return [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+
+
+def encode_prompts(tokenizer, prompts, gap, length, complete=False):
+    """Prompts as (tokens (B, length), given (B, length), last (B,)): what is known, which places that is, and the place
+    of the last token that a prompt states, -1 of none. Places that are not known hold 0.
+
+    Args:
+        prompts: texts.
+        gap: what in them stands for one token to be filled in.
+        complete: whether they are whole texts, behind which the end mark stands and fills up to the length.
+
+    Raises ValueError for prompts that are empty, longer than the length, or leave nothing to fill in, for characters
+    that the tokenizer lacks, and where it has no end mark for those that are complete.
+    """
+    if not gap:
+        raise ValueError("gap '' is empty: it must be a text that stands for a token to be filled in")
+    end, pad = end_ids(tokenizer)
+    if complete and end is None:
+        raise ValueError("complete=True needs an end mark, and this tokenizer has none (no eos_token)")
+    tokens = torch.zeros(len(prompts), length, dtype=torch.long)
+    given, last = torch.zeros_like(tokens, dtype=torch.bool), torch.full((len(prompts),), -1)
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError("a prompt is empty: leave prompt out to begin from nothing")
+        pieces = encode_texts(tokenizer, prompt.split(gap))
+        ids = pieces[0]
+        for piece in pieces[1:]:
+            ids = [*ids, None, *piece]
+        places = [place for place, number in enumerate(ids) if number is not None]
+        last[row] = max(places, default=-1)
+        if complete:
+            ids = [*ids, end, *[pad] * (length - len(ids) - 1)] if len(ids) < length else ids
+        if len(ids) > length:
+            raise ValueError(
+                f"prompt {quoted(prompt)} has {len(ids)} tokens, more than the length {length}: shorten it, or pass a "
+                f"greater length, beyond the model's with block_length"
+            )
+        if len(ids) == length and None not in ids:
+            raise ValueError(
+                f"prompt {quoted(prompt)} fills all of the length {length}: write {gap} where a token shall be filled "
+                f"in, or pass a greater length"
+            )
+        for place, number in enumerate(ids):
+            if number is not None:
+                tokens[row, place], given[row, place] = number, True
+    return tokens, given, last
+
+
+def end_ids(tokenizer):
+    """(end mark, what fills up behind it) of a tokenizer; None for one without an end mark."""
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return end, end if pad is None else pad
+
+
+def lengths_of_texts(tokenizer, tokens, last=None):
+    """How many tokens of sequences (B, L) belong to the text: all before the first end mark that nothing stated follows
+    (`last`, of `encode_prompts`). (B,), L where there is none."""
+    end, length = tokenizer.eos_token_id, tokens.shape[1]
+    if end is None:
+        return torch.full((len(tokens),), length)
+    places, tokens = torch.arange(length), tokens.cpu()
+    is_end = tokens == end
+    if last is not None:
+        is_end &= places >= last[:, None]
+    return torch.where(is_end, places, length).amin(1)
+
+
+def decode(tokenizer, ids, hidden=HIDDEN):
+    """The text of token ids, a list; of what is no token, the mask, `hidden`."""
+    text, run = "", []
+    for number in [*ids, None]:
+        if number is not None and number < len(tokenizer):
+            run.append(number)
+            continue
+        text += tokenizer.decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False) if run else ""
+        text, run = text + ("" if number is None else hidden), []
+    return text

@@ -1,0 +1,230 @@
+"""Measure a pipeline of texts: the bound on the likelihood of held-out ones, and figures of generated ones."""
+
+import json
+import os
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from tqdm.auto import tqdm
+
+from score_sde.pipelines.wording import unknown
+from score_sde.pipelines.writing import whole_file
+from score_sde.sharing.bundles import add_metrics, load_bundle
+from score_sde.sharing.facts import dataset_name
+
+from .bound import bound_metrics, measure_bound, nats
+from .config import LoaderConfig, option
+from .figures import averaging_facts, sampling_facts
+from .molecules import open_rdkit
+from .networks import outside_classes
+from .options import WORK_BEGUN
+from .provenance import provenance
+from .real_images import training_facts
+from .rounds import gathered, rounds
+from .samples import labels_of
+from .sources import text_on_hub
+from .text_data import TextClasses, TextDataConfig, Texts, TokenDataset
+from .text_figures import FIGURES
+
+
+@dataclass
+class TextEvaluateConfig(LoaderConfig):
+    """Measure a pipeline of texts: the bound on the likelihood of held-out texts, and how generated ones are."""
+
+    configs = "evaluation"
+    data_kind: ClassVar[str] = "text"
+
+    pipeline: str = option("", "The pipeline to measure: a folder.", "what is measured", common=True)
+    network: str | None = option(
+        None,
+        "Class of its network, where it was trained as one from outside: package.module:Class, which is imported.",
+        "what is measured",
+    )
+    dataset: str | None = option(
+        None, "Texts, as for training; by default those that the pipeline was trained on.", "data", common=True
+    )
+    test_split: str = option("test", "Split of the texts that are measured, and measured beside.", "data", common=True)
+    text_column: str | None = option(None, "Column that holds the texts; by default as in training.", "data")
+    label_column: str | None = option(
+        None, "Column of class labels; by default as in training; 'none' leaves the classes out.", "data"
+    )
+    likelihood: int = option(
+        256,
+        "Held-out sequences, from the first, whose likelihood is bounded; 0 leaves it out.",
+        "likelihood",
+        common=True,
+    )
+    num_times: int = option(4, "Times that are drawn for each of them.", "likelihood", common=True)
+    num_texts: int = option(
+        64, "Texts to generate, the classes in turn; 0 leaves them out.", "what is measured", common=True
+    )
+    figures: list[str] = option(
+        ["ngrams"], f"What is measured of generated texts: {', '.join(FIGURES)}.", "what is measured", common=True
+    )
+    save_samples: str | None = option(
+        None, "Also write the generated texts, as a .jsonl file, {text, label} in each line.", "what is measured"
+    )
+    num_inference_steps: int = option(128, "Time steps of the sampler.", "sampling", common=True)
+    guidance_scale: float = option(1.0, "Classifier-free guidance: 1 is none.", "sampling", common=True)
+    temperature: float = option(1.0, "Temperature of the tokens' distributions.", "sampling")
+    batch_size: int = option(32, "Texts generated, or sequences measured, at once.", "sampling", common=True)
+    seed: int = option(0, "Seed of the times and the noise; text i is drawn from seed + i.", "sampling", common=True)
+
+    def problems(self):
+        yield from LoaderConfig.problems(self)
+        if not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
+            yield f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json)"
+        for name in ("num_times", "num_inference_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                yield f"{name} {getattr(self, name)} must be at least 1"
+        for name in ("likelihood", "num_texts", "seed"):
+            if getattr(self, name) < 0:
+                yield f"{name} {getattr(self, name)} must be at least 0"
+        if self.likelihood == self.num_texts == 0:
+            yield "likelihood 0, num_texts 0: one of them must be positive"
+        if self.likelihood == 1:
+            yield "likelihood 1: a standard error needs at least 2 sequences"
+        yield from (unknown("figures", name, FIGURES) for name in self.figures if name not in FIGURES)
+        if "molecules" in self.figures:
+            try:
+                open_rdkit()
+            except ValueError as error:
+                yield str(error)
+        if not self.temperature > 0:
+            yield f"temperature {self.temperature} must be positive"
+        if self.save_samples and not os.path.isdir(os.path.dirname(os.path.abspath(self.save_samples))):
+            yield f"save_samples {self.save_samples!r}: there is no such folder"
+        try:
+            outside_classes(self.network)
+        except ValueError as error:
+            yield str(error)
+
+
+class HeldOutTexts:
+    """The texts that a pipeline is measured beside, read as it was trained on them.
+
+    Attributes: `tokenizer`, the pipeline's; `config`, the `TextDataConfig`; `classes`, None where the pipeline or the
+    data have none; `dataset`, the sequences of the split that is measured.
+
+    Raises ValueError where nothing says which data, and for classes that the pipeline doesn't know.
+    """
+
+    def __init__(self, config, pipeline):
+        facts = training_facts(config)
+        trained = facts.get("config", {})
+        names = {each.name for each in fields(TextDataConfig)} & trained.keys()
+        known = replace(TextDataConfig(), **{name: trained[name] for name in names})
+        if config.dataset is None and "dataset" not in trained:
+            raise ValueError(f"pipeline {config.pipeline!r} doesn't say what it was trained on: pass --dataset")
+        given = {name: getattr(config, name) for name in ("dataset", "text_column", "label_column")}
+        known = replace(known, **{name: value for name, value in given.items() if value is not None})
+        known.label_column = None if known.label_column == "none" else known.label_column
+        [known.length] = pipeline.transformer.config.sample_size
+        self.config, self.tokenizer, self.classes = known, pipeline.tokenizer, None
+        if known.label_column is not None and pipeline.num_classes is not None:
+            own = Texts(known)
+            self.classes = TextClasses(known.label_column, own.labels, own.feature, known.label_bins)
+            theirs = {int(label): name for label, name in (pipeline.config.id2label or {}).items()}
+            if self.classes.id2label != theirs:
+                raise ValueError(
+                    f"the classes of label column {known.label_column!r}, {', '.join(self.classes.id2label.values())}, "
+                    f"are not those of the pipeline, {', '.join(theirs.values())}: pass --label_column none"
+                )
+        self.dataset = self.split(config.test_split)
+
+    def split(self, name):
+        """The sequences of a split."""
+        return TokenDataset(self.config, Texts(self.config, name), self.tokenizer, self.classes)
+
+    def texts(self, count, dataset=None):
+        """The first sequences as texts, as the pipeline decodes its own."""
+        dataset = dataset or self.dataset
+        return self.decode([dataset[i]["tokens"].tolist() for i in range(min(count, len(dataset)))])
+
+    def decode(self, rows):
+        end = self.tokenizer.eos_token_id
+        kept = [row[: row.index(end)] if end in row else row for row in rows]
+        return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+
+
+def open_pipeline(config, device):
+    """The pipeline, ready to draw. Raises ValueError for one that cannot do what the config asks."""
+    pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
+    if config.num_texts and config.guidance_scale != 1 and pipeline.null_label is None:
+        raise ValueError(
+            f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, which that of "
+            f"{config.pipeline!r} hasn't: pass 1"
+        )
+    pipeline.to(device).set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def measure_likelihood(pipeline, data, config, accelerator):
+    """The metrics of the bound on the likelihood of held-out texts."""
+    told = [] if data.classes is None else ["class_labels"]
+    bound = partial(nats, pipeline.scheduler, pipeline.transformer, told=told)
+    numbers = config.likelihood, config, accelerator, config.seed, config.num_times
+    found = measure_bound(bound, data.dataset, *numbers, what="bound")
+    for name in ("bits_per_token", "bits_per_character"):
+        error = found[f"{name}_error"]
+        accelerator.print(f"at most {found[name]:.4f} {name.replace('_', ' ')}, standard error {error:.4f}")
+    return [metric | {"num_times": config.num_times} for metric in bound_metrics(found, {})]
+
+
+def draw(pipeline, config, accelerator):
+    """(texts, their class labels or None, network evaluations), text i from seed + i, the classes in turn."""
+    labels, rows, nfe = labels_of(range(config.num_texts), pipeline), [], None
+    parts = list(rounds(config.num_texts, config.batch_size, accelerator))
+    for own, size in tqdm(parts, desc="texts", unit="batch", disable=not accelerator.is_main_process):
+        output = pipeline(
+            batch_size=len(own),
+            class_labels=labels and [labels[i] for i in own],
+            guidance_scale=config.guidance_scale,
+            temperature=config.temperature,
+            num_inference_steps=config.num_inference_steps,
+            generator=[torch.Generator("cpu").manual_seed(config.seed + i) for i in own],
+        )
+        nfe = output.nfe
+        rows.append(gathered(output.token_ids, size, accelerator))
+    return torch.cat(rows).tolist(), labels, nfe
+
+
+def measure_texts(pipeline, data, config, accelerator):
+    """The metrics of generated texts; [] but in the main process."""
+    rows, labels, nfe = draw(pipeline, config, accelerator)
+    if not accelerator.is_main_process:
+        return []
+    texts = data.decode(rows)
+    if config.save_samples:
+        labels = labels or [None] * len(texts)
+        lines = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, labels, strict=True)]
+        with whole_file(config.save_samples) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+    found = [figure for name in config.figures for figure in FIGURES[name](texts, data.texts(len(texts)), data)]
+    for figure in found:
+        print(f"{figure['name']}: {figure['value']:.4g}; {figure['explanation']}")
+    shared = {"split": config.test_split, "type": "text"} | sampling_facts(pipeline, nfe, config)
+    shared |= {"temperature": config.temperature} if config.temperature != 1 else {}
+    return [shared | figure | {"value": float(f"{figure['value']:.5g}")} for figure in found]
+
+
+def evaluate_texts(config, accelerator):
+    """Measure as a `TextEvaluateConfig` says, and add the figures to the pipeline's."""
+    # everything that will be needed, before anything is drawn
+    pipeline = open_pipeline(config, accelerator.device)
+    with accelerator.main_process_first():
+        data = HeldOutTexts(config, pipeline)
+    accelerator.print(data.dataset.describe())
+    WORK_BEGUN.set()
+
+    metrics = measure_likelihood(pipeline, data, config, accelerator) if config.likelihood else []
+    metrics += measure_texts(pipeline, data, config, accelerator) if config.num_texts else []
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
+    own = {"dataset": data.config.dataset, "dataset_on_hub": text_on_hub(data.config.dataset)}
+    shared = own | {"dataset": dataset_name(own), "seed": config.seed} | averaging_facts(config)
+    shared |= provenance(accelerator.device)
+    add_metrics(config.pipeline, [metric | shared for metric in metrics])
