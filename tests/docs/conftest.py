@@ -11,13 +11,16 @@ from tiny import seeded, text_unet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from score_sde import (
+    DiscreteScoreScheduler,
     DiTModel,
     NoiseConditionalClassifier,
     ScoreSDEPipeline,
     ScoreSDEScheduler,
+    ScoreSDETextPipeline,
     ScoreUNetModel,
     save_bundle,
 )
+from score_sde.training.parts.tokenizers import make_tokenizer
 
 
 CLASSES = (
@@ -110,6 +113,14 @@ def save_of_the_hub(root):
     ).save_pretrained(root / "stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
+def save_books(root):
+    tokenizer = make_tokenizer("bytes", end_mark=True)
+    size = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "num_classes": None}
+    network = random_(DiTModel(vocab_size=len(tokenizer), sample_size=(24,), time_conditioning=False, **size))
+    pipeline = ScoreSDETextPipeline(DiscreteScoreScheduler(len(tokenizer)), network, tokenizer)
+    save_bundle(pipeline, root / "runs/books/pipeline")
+
+
 def save_photos(root):
     for split in ("train", "test"):
         for name, colour in (("cat", "orange"), ("dog", "brown")):
@@ -122,7 +133,7 @@ def save_photos(root):
 @pytest.fixture(scope="session")
 def whole_workplace(tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
-    for save in (save_quick_start, save_clothing, save_of_the_hub, save_photos):
+    for save in (save_quick_start, save_clothing, save_of_the_hub, save_books, save_photos):
         save(root)
     return root
 
