@@ -118,7 +118,8 @@ def save_books(root):
     size = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "num_classes": None}
     network = random_(DiTModel(vocab_size=len(tokenizer), sample_size=(24,), time_conditioning=False, **size))
     pipeline = ScoreSDETextPipeline(DiscreteScoreScheduler(len(tokenizer)), network, tokenizer)
-    save_bundle(pipeline, root / "runs/books/pipeline")
+    for run in ("books", "molecules", "quick_start_text/diffusion"):
+        save_bundle(pipeline, root / "runs" / run / "pipeline")
 
 
 def save_photos(root):
