@@ -217,7 +217,7 @@ def molecules(options, findings):
     real = properties(read_texts(options.data, "qm9_smiles", "test"))
     diffusion, others = ([each for each in trained(options, kind) if "qm9" in each] for kind in (True, False))
     # from the model's own distribution, and by an order that prefers what is likely
-    models = [(run, predictor) for predictor in ("auto", "confidence") for run in diffusion]
+    models = [(run, predictor) for predictor in ("first_hitting", "confidence") for run in diffusion]
     for run, predictor in [*models, *((run, "") for run in others)]:
 
         def measure(run=run, predictor=predictor):
@@ -236,6 +236,7 @@ def guidance(options, findings):
     if "qm9" not in trained(options):
         return
     pipeline, known = open_model(options, "qm9"), set(read_texts(options.data, "qm9_smiles", "train"))
+    pipeline.scheduler = DiscreteScoreScheduler.from_config(pipeline.scheduler.config, predictor="first_hitting")
     highest = pipeline.num_classes - 1
     for scale in GUIDANCE:
 
@@ -351,7 +352,7 @@ def report(options, findings):
         best = guided[f"guidance {GUIDANCE[1]:g}"]["smiles"][:32]
         legends = [f"QED {qed:.2f}" for qed in properties(best)["qed"]]
         draw_molecules(best, f"{options.output}_guided_molecules.png", legends)
-    samples = options.runs / "qm9_auto_samples.txt"
+    samples = options.runs / "qm9_first_hitting_samples.txt"
     if samples.exists():
         valid = [smiles for smiles in canonical_smiles(samples.read_text().split("\n")[:200]) if smiles][:48]
         draw_molecules(valid, options.runs / "qm9" / "pipeline" / "samples.png")
@@ -441,7 +442,7 @@ def draw_steps(found, run, path):
 
 def molecule_metrics(options, found):
     """The figures for the card of qm9."""
-    row = found["molecules qm9 auto"]
+    row = found["molecules qm9 first_hitting"]
     shares = {"valid molecules": ("valid", "samples"), "unique of valid": ("unique", "valid")}
     shares |= {"novel of unique": ("novel", "unique")}
     shared = {"type": "share", "split": "train", "seed": 0, "dataset": "qm9_smiles", "nfe": round(row["evaluations"])}
