@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from datasets import load_dataset
 
@@ -214,6 +215,46 @@ def measure(arguments, name):
     return table
 
 
+def picture(results, file):
+    """Excess against evaluations, for the sources on which the rules were not chosen."""
+    shown = [name for name, table in results.items() if not table["chosen_on"]]
+    figure, rows = plt.subplots(2, len(shown), figsize=(4 * len(shown), 6.5), sharex=True, sharey=True)
+    for process, axes in zip(SAMPLERS, rows, strict=True):
+        for name, axis in zip(shown, axes, strict=True):
+            for sampler in SAMPLERS[process]:
+                row = results[name][f"{process}: {sampler}"]
+                axis.plot(list(map(int, row)), [each["excess"] for each in row.values()], marker=".", label=sampler)
+            axis.set(title=f"{name}, {process}", xscale="log")
+            axis.set_yscale("symlog", linthresh=0.05)
+            axis.set_xticks(STEPS, STEPS)
+            axis.minorticks_off()
+            axis.axhline(0, color="black", linewidth=0.5)
+        axes[0].set_ylabel("nats per token above the entropy")
+        axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    for axis in rows[-1]:
+        axis.set_xlabel("evaluations")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def markdown(results):
+    """The tables of benchmarks/README.md: pairs and excess, for the sources on which the rules were not chosen."""
+    lines = []
+    for name, table in results.items():
+        if table["chosen_on"]:
+            continue
+        lines += [""] if lines else []
+        lines += [
+            f"| {name} (its own samples: {table['pairs_of_source']:.3f}) | {' | '.join(map(str, STEPS))} |",
+            f"|---|{'---|' * len(STEPS)}",
+        ]
+        for process in SAMPLERS:
+            for sampler in SAMPLERS[process]:
+                cells = (f"{row['pairs']:.3f}, {row['excess']:+.2f}" for row in table[f"{process}: {sampler}"].values())
+                lines.append(f"| {process}: {sampler} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--output", required=True)
@@ -228,6 +269,9 @@ def main():
     facts = {"samples": arguments.samples, "length": LENGTH, "seconds": round(time.time() - start)}
     facts |= {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
     Path(arguments.output).write_text(json.dumps({"facts": facts, "sources": results}, indent=1) + "\n")
+    results = json.loads(Path(arguments.output).read_text())["sources"]
+    picture(results, Path(arguments.output).with_suffix(".png"))
+    print(markdown(results))
 
 
 if __name__ == "__main__":
