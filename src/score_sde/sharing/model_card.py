@@ -135,7 +135,7 @@ def token_rows(training):
     return [
         ("characters", training.get("characters"), "{:,}"),
         ("tokens, with end marks", training.get("tokens"), "{:,}"),
-        ("tokenizer", last_part(training["tokenizer"]) if "tokenizer" in training else None, "{}"),
+        ("tokenizer", training.get("tokenizer"), "{}"),
         ("tokens of a sequence", length, "{:,}"),
         ("sequences", None if packing is None else sequences, "{}"),
         ("texts that were longer", training.get("long_texts") or None, "{:,}"),
