@@ -148,21 +148,30 @@ def report(results):
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=48, help="trajectories per scale (default: %(default)s)")
+def run(description, compare, report, jobs, samples, of_what):
+    """Run the jobs that the command line asks for, print their tables, and write all that was found.
+
+    Args:
+        compare: job -> (cell, found). report: {cell: found} -> text.
+        jobs: (targets, samples) -> jobs. samples, of_what: how many by default, and what they are.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=samples, help=f"{of_what} (default: %(default)s)")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="(default: all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="JSON file to write all errors to")
-    options = parser.parse_args()
-    jobs, results = [(path, target, options.samples) for target in options.targets for path in PATHS], {}
+    parser.add_argument("--output", type=Path, help="JSON file to write all figures to")
+    options, results = parser.parse_args(), {}
     with ProcessPoolExecutor(options.processes) as pool:
-        for cell, found in pool.map(compare, jobs):
+        for cell, found in pool.map(compare, jobs(options.targets, options.samples)):
             results[cell] = found
             print(report({cell: found}), flush=True)
     if options.output:
         options.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
 
 
+def jobs(targets, samples):
+    return [(path, target, samples) for target in targets for path in PATHS]
+
+
 if __name__ == "__main__":
-    main()
+    run(__doc__, compare, report, jobs, 48, "trajectories per scale")

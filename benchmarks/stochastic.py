@@ -7,15 +7,9 @@ field's reverse SDE in 1,000 steps (`dpmpp_2m`, eta 1), for the same classes as 
 sliced Wasserstein-2 distance to it; "reference" is that of another such set, which is what a perfect sampler has.
 """
 
-import argparse
-import json
-import os
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-
 import diffusers
 import torch
-from calibration import PATHS, TARGETS, draw
+from calibration import PATHS, TARGETS, draw, run
 from samplers import ours, quiet, sliced_wasserstein
 
 from score_sde import ScoreSDEScheduler
@@ -92,21 +86,9 @@ def report(results):
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=2000, help="of each sampler (default: %(default)s)")
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="(default: all)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="JSON file to write all distances to")
-    options = parser.parse_args()
-    jobs, results = [(target, scale, options.samples) for target in options.targets for scale in SCALES], {}
-    with ProcessPoolExecutor(options.processes) as pool:
-        for cell, found in pool.map(compare, jobs):
-            results[cell] = found
-            print(report({cell: found}), flush=True)
-    if options.output:
-        options.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
+def jobs(targets, samples):
+    return [(target, scale, samples) for target in targets for scale in SCALES]
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, compare, report, jobs, 2000, "of each sampler")

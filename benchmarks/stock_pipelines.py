@@ -290,15 +290,6 @@ def one_step_method(scheduler, whole_timesteps=False):
     return scheduler, "euler" if "FlowMatch" in name else "ddim"
 
 
-def with_last_level(scheduler):
-    """The same, with alpha^2 of 2^-24 at the last level where it is 0: ours is that of stock's Euler, UniPC and
-    DPM-Solver."""
-    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
-    if alphas_cumprod is not None and len(alphas_cumprod) and alphas_cumprod[-1] == 0:
-        alphas_cumprod[-1] = 2**-24
-    return scheduler
-
-
 @torch.no_grad()
 def doubled_network(component):
     return copy.deepcopy(component).double() if isinstance(component, torch.nn.Module) else component
@@ -332,11 +323,11 @@ def deterministic(scheduler):
     unclipped = {key: False for key in ("clip_sample", "thresholding") if key in config}
     if type(scheduler).__name__ == "DDPMScheduler":
         given = {"set_alpha_to_one": True, "variance_type": "fixed_small"}
-        return with_last_level(diffusers.DDIMScheduler.from_config(config | unclipped | given))
+        return diffusers.DDIMScheduler.from_config(config | unclipped | given)
     if type(scheduler).__name__ in ("UnCLIPScheduler", "WuerstchenToData"):
         # no stock scheduler of an ODE takes the arguments that their pipelines pass
         return ScoreSDEScheduler.from_config(scheduler.config, predictor="ddim", **unclipped)
-    return with_last_level(type(scheduler).from_config(scheduler.config, **unclipped))
+    return type(scheduler).from_config(scheduler.config, **unclipped)
 
 
 def ours(schedulers, predictors):
@@ -367,7 +358,7 @@ def check(name, kind, steps=10, long=500):
         # which looks for its schedulers' whole timesteps
         whole = "DiffusionForcing" in name
         stock = {key: one_step_method(each, whole) for key, each in schedulers.items()}
-        methods = {key: with_last_level(scheduler) for key, (scheduler, _) in stock.items()}
+        methods = {key: scheduler for key, (scheduler, _) in stock.items()}
         expected = draw(kind, case, components, methods, steps)
         if not all(torch.isfinite(each).all() for each in expected):
             raise ValueError("the stock result is not finite")

@@ -2,7 +2,7 @@
 
 from .pipeline_score_sde import ScoreSDEPipeline
 from .pipeline_score_sde_inverse import ScoreSDEInversePipeline
-from .pipeline_score_sde_text import ScoreSDETextPipeline
+from .pipeline_score_sde_text import ScoreSDETextPipeline, show_text
 
 
-__all__ = ["ScoreSDEInversePipeline", "ScoreSDEPipeline", "ScoreSDETextPipeline"]
+__all__ = ["ScoreSDEInversePipeline", "ScoreSDEPipeline", "ScoreSDETextPipeline", "show_text"]

@@ -286,10 +286,13 @@ def _colours(count):
     return [f"hsl({210 + 360 * i // count}, 70%, 40%)" for i in range(count)]
 
 
-def grid_columns(count, columns=None):
-    """How many columns a grid of so many pictures has: by default, or for more than 16, as many as rows."""
+def grid_columns(count, columns=None, pairs=False):
+    """How many columns a grid of so many pictures has: by default, or for more than 16, as many as rows; of pictures in
+    pairs, an even number of up to 16."""
     if columns is None or columns > 16:
         columns = max(1, math.isqrt(count))
+    if pairs:
+        columns = 2 * max(1, min(columns, 16) // 2)
     return min(columns, count)
 
 

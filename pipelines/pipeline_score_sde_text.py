@@ -203,8 +203,8 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
             complete: prompts are whole texts but for their gaps: behind them stands the end mark.
 
         Returns:
-            `.texts`, `.token_ids` and `.nfe`. Sampling ends before the last step where nothing can change any more, and
-            before the last block where all texts have ended.
+            `.texts`, `.token_ids` and `.nfe`. A block ends before its last step where nothing can change any more, and
+            sampling before the last block where all texts have ended.
 
         Raises ValueError for arguments that don't fit the model, before any work.
         """
@@ -300,10 +300,10 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         return length, block_length or length
 
     def blocks(self, free, block_length):
-        """[(first and last place + 1 of the tokens that the network sees, which of these may change (B, L))] of the
-        blocks in which there is something free, (B, length)."""
+        """[(number of the block, first of the tokens that the network sees, the place behind the last, which of these
+        may change (B, L), the place behind the block)] of the blocks in which there is something free, (B, length)."""
         length, blocks = free.shape[1], []
-        for begin in range(0, length, block_length):
+        for number, begin in enumerate(range(0, length, block_length)):
             end = min(begin + block_length, length)
             first = max(0, end - self.length)
             last = end
@@ -313,7 +313,7 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
             inside = torch.zeros_like(free)
             inside[:, begin:end] = free[:, begin:end]
             if inside.any():
-                blocks.append((first, last, inside[:, first:last]))
+                blocks.append((number, first, last, inside[:, first:last], end))
         return blocks
 
     def sample_in_blocks(
@@ -332,28 +332,28 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         scheduler, blocks, evaluated, step = self.scheduler, self.blocks(free, block_length), [], 0
         scheduler.set_timesteps(num_inference_steps, device=tokens.device)
         self._num_timesteps = len(blocks) * scheduler.nfe
+        generators = generators_of_blocks(generator, -(-free.shape[1] // block_length))
         ended = torch.zeros(len(tokens), 1, dtype=torch.bool, device=tokens.device)
         with self.progress_bar(total=self._num_timesteps) as bar:
-            for number, (first, behind, inside) in enumerate(blocks):
-                is_last = number + 1 == len(blocks)
+            for number, first, behind, inside, end in blocks:
                 scheduler.set_timesteps(num_inference_steps, device=tokens.device)
                 network = Evaluations(self, tokens[:, first:behind])
                 for timestep in scheduler.timesteps:
                     part, inside = tokens[:, first:behind], inside & ~ended
                     settled = scheduler.finished(part, inside)
-                    if self.interrupt or (is_last and bool(settled.all())):
+                    if self.interrupt or bool(settled.all()):
                         break
                     output, stale = network(part, timestep, settled)
                     evaluated.append(stale)
                     part = scheduler.step(
-                        output, timestep, part, generator=generator, free_mask=inside, **limits
+                        output, timestep, part, generator=generators[number], free_mask=inside, **limits
                     ).prev_sample
                     tokens = torch.cat([tokens[:, :first], part, tokens[:, behind:]], dim=1)
                     bar.update()
                     if callback is not None:
                         tokens = self.call_back(callback, names, step, timestep, tokens)
                     step += 1
-                ended = (lengths_of_texts(self.tokenizer, tokens, last) < tokens.shape[1]).to(tokens.device)[:, None]
+                ended = (lengths_of_texts(self.tokenizer, tokens, last) < end).to(tokens.device)[:, None]
                 if self.interrupt or bool(ended.all()):
                     break
         return tokens, torch.stack(evaluated)
@@ -428,6 +428,18 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         )
         self.maybe_free_model_hooks()
         return found
+
+
+def generators_of_blocks(generator, count):
+    """The generator of each of `count` blocks: one for all; of a list of one per text new ones, seeded by it, so that
+    a text doesn't depend on how many draws others need."""
+    if not isinstance(generator, list) or count == 1:
+        return [generator] * count
+    seeds = [torch.randint(2**62, (count,), generator=each, device=each.device).tolist() for each in generator]
+    return [
+        [torch.Generator(each.device).manual_seed(own[number]) for each, own in zip(generator, seeds, strict=True)]
+        for number in range(count)
+    ]
 
 
 def check_limits(temperature, top_k, top_p):

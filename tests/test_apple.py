@@ -1,5 +1,6 @@
 """Apple's GPUs, which have no float64: the real code on a pretended one, against the same on the CPU."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,20 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from apple import APPLE, AppleMode
 from networks import small_dit
 
-from score_sde import NoiseConditionalClassifier, ScoreSDEScheduler
-from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, hybrid_loss, sliced_score_matching
+from score_sde import DiscreteScoreScheduler, NoiseConditionalClassifier, ScoreSDEScheduler
+from score_sde.losses import (
+    DISCRETE_LOSSES,
+    DISCRETE_TIME_DENSITIES,
+    TIME_DENSITIES,
+    WEIGHTINGS,
+    DiscreteObjective,
+    Objective,
+    hybrid_loss,
+    sliced_score_matching,
+)
 from score_sde.pipelines import adaptive, likelihood
+from score_sde.schedulers.discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, draw_uniforms, likelihood_bound
+from score_sde.schedulers.discrete_solvers import PREDICTORS
 from score_sde.schedulers.paths import SDE_TYPES
 from score_sde.training import train
 from score_sde.training.parts import latents, metrics
@@ -238,3 +250,51 @@ def test_a_training_loop(tmp_path, monkeypatch):
 
     expected, found = on_both(trained)
     assert (found - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("prediction_type", DISCRETE_PREDICTIONS)
+@pytest.mark.parametrize("process", DISCRETE_PATHS)
+def test_objectives_and_bounds_of_tokens_without_float64(process, prediction_type):
+    scheduler = DiscreteScoreScheduler(5, process, prediction_type=prediction_type)
+    path, tokens, logits = scheduler.path, torch.tensor([[0, 3, 2], [4, 4, 1]]), samples(torch.device("cpu"), 2, 3, 5)
+    uniforms = draw_uniforms((2, 3), torch.Generator().manual_seed(0))
+
+    def compute(device):
+        x0, output, found = tokens.to(device), logits.to(device), []
+        for loss, time_density in itertools.product(DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES):
+            objective = DiscreteObjective(scheduler, loss, time_density)
+            t = objective.times(uniform_numbers(2))
+            network = lambda x_t, timestep: SimpleNamespace(sample=output)  # noqa: E731
+            found.append(objective(network, x0, t, uniforms.float().to(device)).float())
+
+        def denoise(x_t, t):
+            return scheduler.clean_log_probs(output, x_t, t)
+
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        # float32 draws are others
+        assert path.prior((2, 3), generators[0], device).shape == (2, 3)
+        bound = likelihood_bound(path, denoise, x0, torch.full((2,), 0.5).double(), 1e-9, 1.0, generators)
+        assert bound.shape == (2,)
+        x_t = path.corrupt(x0, 0.5, uniforms=uniforms.float().to(device))
+        log_p0 = denoise(x_t, 0.5)
+        found += [path.posterior(log_p0, x_t, 0.5, 0.25).float().sum(-1), path.marginal(x0, 0.5).float()[..., 0]]
+        return torch.cat([each.flatten() for each in found])
+
+    expected, found = on_both(compute)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("predictor", "process"), [(name, each) for name, row in PREDICTORS.items() for each in row.processes]
+)
+def test_samplers_of_tokens_without_float64(predictor, process):
+    corrector = {"corrector": "gibbs"} if process == "uniform" else {}
+    scheduler = DiscreteScoreScheduler(5, process, predictor=predictor, **corrector)
+    output = samples(torch.device("cpu"), 2, 3, 5)
+    with AppleMode():
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        x = scheduler.init_noise((2, 3), generators, APPLE)
+        scheduler.set_timesteps(2)
+        for t in scheduler.timesteps:
+            x = scheduler.step(output.to(APPLE), t, x, generator=generators).prev_sample
+        assert int(x.cpu().max()) < 5

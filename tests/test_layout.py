@@ -25,7 +25,8 @@ ALLOWED = {
     "pipelines": {"torchdiffeq", "transformers"},
     "model_cards": set(),
     "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "matplotlib", "onnxruntime", "psutil", "pyarrow"}
-    | {"peft", "score_sde", "tokenizers", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers", "yaml"}
+    | {"peft", "rdkit", "score_sde", "tokenizers", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers"}
+    | {"yaml"}
     | OURS,
 }
 ALLOWED["training"] = ALLOWED["training/parts"] | {"score_sde.training"}

@@ -106,7 +106,7 @@ def main(argv=None):
     vae_fingerprint = fingerprint(vae)
     vae.to(accelerator.device)
     shapes = [list(latent_shape(vae, (dataset.shape[0], *size))) for size in dataset.sizes]
-    condition = config.make_condition(dataset.shape, vae, shapes[0][0])
+    condition = config.make_condition(dataset.shape[0], dataset.sizes, vae, shapes[0][0])
     facts = {
         "dataset": config.dataset,
         "split": config.split,

@@ -12,7 +12,11 @@ Classes: a small classifier is trained on the dataset's training images; its acc
 first, then on generated images against the class that each was asked to be.
 
 Words: the prompts of a pipeline that follows them are the captions of test images, in turn, with their classes where it
-has any.
+has any. A pipeline that sees an image beside the sample is shown those of test images, in turn, with all else that they
+say: how near its samples come to the images themselves, PSNR, and to what was measured of them, the residual.
+
+Sizes: a pipeline of several sizes draws them in the proportions that it was trained on, and real images have the sizes
+that they had in training.
 
 Loss: the one that a model was trained by, of test images.
 
@@ -38,21 +42,27 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from score_sde.losses import Objective
-from score_sde.pipelines.latents import encode_moments, normalize_latents
+from score_sde.pipelines.conditions import null_conditions
 from score_sde.pipelines.likelihood import dequantize
-from score_sde.pipelines.prompts import encode
 from score_sde.sharing.bundles import add_metrics, load_bundle
 from score_sde.sharing.facts import dataset_name, read_json
+from score_sde.training.parts.buckets import in_words, shares_of_sizes
+from score_sde.training.parts.captions import CaptionEncoder
 from score_sde.training.parts.classifier import EPOCHS, recognises, trained_classifier
+from score_sde.training.parts.clean_samples import CleanSamples
 from score_sde.training.parts.config import DataConfig, LoaderConfig, option
 from score_sde.training.parts.cores import warn_of_busy_cores
+from score_sde.training.parts.diffusion_loss import DiffusionLoss
 from score_sde.training.parts.figures import (
     averaging_facts,
     class_metrics,
     distance_metrics,
     of_other_data,
+    pair_errors,
+    pair_metrics,
     sampling_facts,
 )
+from score_sde.training.parts.image_conditions import ImageCondition
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
 from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.options import WORK_BEGUN, mapping, one_line_errors, parse
@@ -65,13 +75,22 @@ from score_sde.training.parts.real_images import (
     needs_class,
     open_data,
     prompts_and_labels,
+    sizes_of,
     training_facts,
 )
-from score_sde.training.parts.rounds import FeatureTable, gathered, real_batches, rounds
+from score_sde.training.parts.rounds import FeatureTable, by_size, gathered, real_batches, rounds_by_size
 from score_sde.training.parts.samples import array_file, draw, labels_of, open_samples, quantized, to_bytes
 from score_sde.training.parts.sources import on_hub
 from score_sde.training.parts.text_evaluation import TextEvaluateConfig, evaluate_texts
-from score_sde.training.parts.validation import RowDraws
+from score_sde.training.parts.validation import RowDraws, conditions_of_rows
+
+
+# conditions in words
+TOLD = {
+    "class_labels": "the class",
+    "encoder_hidden_states": "the caption",
+    "condition_sample": "the condition image",
+}
 
 
 @dataclass
@@ -112,6 +131,11 @@ class EvaluateConfig(LoaderConfig):
         None,
         "Column that holds captions, which are the prompts of a pipeline that follows words; by default as in "
         "training.",
+        "data",
+    )
+    condition_column: str | None = option(
+        None,
+        "Column that holds the images which a pipeline sees beside the sample; by default as in training.",
         "data",
     )
     background: str | None = option(
@@ -244,20 +268,17 @@ def open_pipeline(config, device):
     pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
     if not hasattr(pipeline, "log_likelihood"):
         raise ValueError(f"pipeline {config.pipeline!r} is a {type(pipeline).__name__}, which draws no images")
-    if pipeline.takes_condition_image and (
-        config.likelihood or config.loss or (config.num_images and not config.samples)
-    ):
-        raise ValueError(
-            f"pipeline {config.pipeline!r} sees an image beside the sample, without which it is not measured: do so "
-            f"in training, --evaluation_features, or measure images that you draw, --samples"
-        )
-    if pipeline.takes_prompts and (config.num_images or config.loss):
+    beside = pipeline.takes_condition_image
+    if pipeline.takes_prompts and (config.num_images or config.loss or (beside and config.likelihood)):
         pipeline.encode_prompt("")  # which opens an encoder that is named alone
     guides = pipeline.null_label is not None or pipeline.takes_prompts
+    if beside:
+        seen = torch.zeros(1, pipeline.denoiser.config["condition_channels"], *pipeline.kind.size)
+        guides = bool(null_conditions(pipeline.denoiser, {"condition_sample": seen}))
     if config.num_images and config.guidance_scale != 1 and not guides:
         raise ValueError(
-            f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, which that of "
-            f"{config.pipeline!r} hasn't: pass 1"
+            f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, or one that was "
+            f"trained without its other conditions, too, which that of {config.pipeline!r} isn't: pass 1"
         )
     if config.loss:
         pipeline.check_own_scheduler("loss needs")
@@ -277,10 +298,32 @@ def image_shape(pipeline):
     return tuple(pipeline.decode(torch.zeros(pipeline.sample_shape(1), device=pipeline.device)).shape[1:])
 
 
+def loss_on(test, pipeline, config):
+    """The loss that a pipeline was trained by, on the rows of a dataset, of which it also says what the network is
+    told."""
+    captions = condition = None
+    if test.captions is not None:
+        captions = CaptionEncoder(None, pipeline.prompt_settings, pipeline.open_encoder())
+    if pipeline.takes_condition_image:
+        measured, kind = pipeline.config["condition_from"], pipeline.kind
+        pairs = test.condition_column, measured, test.condition_channels
+        condition = ImageCondition(*pairs, test.shape[0], test.sizes, pipeline.vae, kind.channels)
+    labelled = pipeline.num_classes is not None and test.label_column is not None
+    data = CleanSamples(pipeline.vae, pipeline.num_classes if labelled else None, captions, condition)
+    trained = training_facts(config).get("config", {})
+    names = ("time_density", "weighting")
+    named = {name: trained[name] for name in names if name in trained}
+    if trained.get("vlb_weight"):
+        named["time_density"] = "levels"  # and the variance is left out
+    kwargs = [mapping(f"{name}_kwargs", trained.get(f"{name}_kwargs") or "{}") for name in names]
+    objective = Objective(pipeline.scheduler, **named, density_options=kwargs[0], weighting_options=kwargs[1])
+    return DiffusionLoss(objective, data, pipeline.denoiser, data.told)
+
+
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def measure_images(pipeline, samples, data, network, config, accelerator):
+def measure_images(pipeline, samples, data, network, sizes, config, accelerator):
     """The metrics of generated images, or of samples that are given; [] but in the main process."""
     classifier = tables = None
     if "train" in data:
@@ -288,8 +331,10 @@ def measure_images(pipeline, samples, data, network, config, accelerator):
     if config.features == "classifier":
         network = ClassifierFeatures(classifier, f"{ClassifierFeatures.name}{of_other_data(config)}")
     judge = classifier if judges_classes(config, pipeline) else None
-    recognised, correct, nfe, prompts, asked = [], [], None, None, None
-    if pipeline is not None and pipeline.takes_prompts:
+    recognised, correct, errors, nfe, prompts, asked = [], [], [], None, None, None
+    beside = pipeline is not None and pipeline.takes_condition_image
+    loss = loss_on(data["test"], pipeline, config) if beside else None
+    if pipeline is not None and pipeline.takes_prompts and not beside:
         prompts, asked = prompts_and_labels(data["test"], config.num_images * config.repeats, pipeline)
     if judge is not None:
         for _, batch, size in real_batches(data["test"], len(data["test"]), config, accelerator, "test images"):
@@ -304,17 +349,32 @@ def measure_images(pipeline, samples, data, network, config, accelerator):
 
     for repeat in range(config.repeats if tables else 1):
         saves = config.save_samples and repeat == 0
-        shape = (config.num_images, config.image_channels, config.resolution, config.resolution)
         writes = saves and accelerator.is_main_process
+        numbers = range(repeat * config.num_images, (repeat + 1) * config.num_images)
+        if beside:  # of the size of what they are seen beside
+            groups = by_size(data["test"], numbers)
+        else:
+            shares = {} if samples is not None else sizes
+            groups = [(size, [numbers[i] for i in own]) for size, own in shares_of_sizes(shares, len(numbers))]
+        size_of_all = next(iter(sizes), (config.resolution, config.resolution))
+        shape = (config.num_images, config.image_channels, *size_of_all)
         with array_file(config.save_samples, shape) if writes else nullcontext() as write:
-            parts = list(rounds(config.num_images, config.batch_size, accelerator))
-            for own, size in tqdm(parts, desc="images", unit="batch", disable=not accelerator.is_main_process):
+            parts = list(rounds_by_size(groups, config.batch_size, accelerator))
+            bar = tqdm(parts, desc="images", unit="batch", disable=not accelerator.is_main_process)
+            for image_size, own, size in bar:
+                labels = labels_of(own, pipeline, asked) if judge is not None else None
                 if samples is not None:
                     images = samples.read(own).to(accelerator.device)
                 else:
-                    numbers = [repeat * config.num_images + i for i in own]
-                    settings = config.seed, config.guidance_scale, config.num_inference_steps
-                    images, nfe = draw(pipeline, numbers, *settings, prompts=prompts, labels=asked)
+                    told, settings = (
+                        {"prompts": prompts, "labels": asked},
+                        (config.guidance_scale, config.num_inference_steps),
+                    )
+                    if beside:
+                        rows = loss, data["test"], own, config.seed, accelerator.device
+                        batch, conditions = conditions_of_rows(*rows)
+                        told, labels = {"conditions": conditions}, batch.get("labels")
+                    images, nfe = draw(pipeline, own, config.seed, *settings, **told, image_size=image_size)
                 if not torch.isfinite(images).all():
                     raise ValueError(f"among the images of seeds {own[0]} to {own[-1]} some are not finite")
                 images = quantized(images)
@@ -322,8 +382,11 @@ def measure_images(pipeline, samples, data, network, config, accelerator):
                     every = gathered(to_bytes(images), size, accelerator)
                     if writes:
                         write(every)
+                if beside and repeat == 0:
+                    found = pair_errors(images, batch["images"], loss.data.condition.measurement)
+                    errors.append(gathered(found, size, accelerator))
                 if judge is not None and repeat == 0:
-                    labels = torch.tensor(labels_of(own, pipeline, asked), device=accelerator.device)
+                    labels = torch.as_tensor(labels, device=accelerator.device)
                     correct.append(gathered(recognises(judge, images, labels), size, accelerator))
                 if tables:
                     tables[repeat].add(images, size)
@@ -333,33 +396,19 @@ def measure_images(pipeline, samples, data, network, config, accelerator):
         return []
     facts = {} if pipeline is None else sampling_facts(pipeline, nfe, config)
     facts |= {} if prompts is None else {"prompts": f"captions of split {config.test_split}"}
+    facts |= {"conditions": f"{', '.join(loss.conditions)} of split {config.test_split}"} if beside else {}
     metrics = [] if judge is None else class_metrics(torch.cat(recognised), torch.cat(correct), facts, config)
+    metrics += pair_metrics(torch.cat(errors), pipeline.config["condition_from"], facts, config) if beside else []
     return metrics + (distance_metrics(tables, real, network, facts, config, accelerator) if tables else [])
 
 
 def measure_loss(pipeline, test, config, accelerator):
     """The metric of the loss that a pipeline was trained by, on real images; [] but in the main process."""
-    trained = training_facts(config).get("config", {})
-    names = ("time_density", "weighting")
-    named = {name: trained[name] for name in names if name in trained}
-    if trained.get("vlb_weight"):
-        named["time_density"] = "levels"  # and the variance is left out
-    kwargs = [mapping(f"{name}_kwargs", trained.get(f"{name}_kwargs") or "{}") for name in names]
-    objective = Objective(pipeline.scheduler, **named, density_options=kwargs[0], weighting_options=kwargs[1])
-    count, losses = min(config.loss, len(test)), []
+    loss, count, losses = loss_on(test, pipeline, config), min(config.loss, len(test)), []
     for own, batch, size in real_batches(test, count, config, accelerator, "loss"):
-        draws, x0 = RowDraws(config.seed, own, count, accelerator.device), batch["images"]
-        if pipeline.vae is not None:
-            mean, std = encode_moments(pipeline.vae, x0)
-            x0 = normalize_latents(mean + std * draws.normal(mean.shape[1:]), pipeline.vae.config)
-        t, conditions = objective.times(draws.stratified()), {}
-        if pipeline.num_classes is not None and "labels" in batch:
-            conditions["class_labels"] = batch["labels"]
-        if "caption_ids" in batch:
-            words = batch["caption_ids"], batch["caption_mask"]
-            conditions |= encode(pipeline.open_encoder()[0], *words, pipeline.prompt_settings)
+        draws = RowDraws(config.seed, own, count, accelerator.device)
         with torch.no_grad():
-            found = objective(pipeline.denoiser, x0, draws.normal(x0.shape[1:]), t, conditions)
+            found = loss(pipeline.denoiser, batch, draws)
         losses.append(gathered(found.float(), size, accelerator))
     if not accelerator.is_main_process:
         return []
@@ -368,23 +417,31 @@ def measure_loss(pipeline, test, config, accelerator):
     print(f"loss {losses.mean():.4f} on {count} {config.test_split} images, {error}")
     metric = {"name": f"loss on {config.test_split} images{of_other_data(config)}"}
     metric |= {"value": float(f"{losses.mean():.5g}"), "n": count, "type": "loss", "split": config.test_split}
-    metric |= {"time_density": objective.time_density, "weighting": objective.weighting}
+    metric |= {"time_density": loss.objective.time_density, "weighting": loss.objective.weighting}
     metric["explanation"] = f"the loss that it was trained by, of images that it has not seen, {error}."
     return [metric | averaging_facts(config)]
 
 
 def measure_likelihood(pipeline, test, config, accelerator):
     """The metric of the likelihood of real images; [] but in the main process."""
-    count, given, values, nfe = min(config.likelihood, len(test)), needs_class(pipeline), [], []
+    count, values, nfe = min(config.likelihood, len(test)), [], []
+    beside = loss_on(test, pipeline, config) if pipeline.takes_condition_image else None
+    # a network that sees an image learned all of its conditions together
+    told = beside.conditions if beside else ["class_labels"] * needs_class(pipeline)
+    given = " and ".join(TOLD[name] for name in told if name in TOLD)
     for own, batch, size in real_batches(test, count, config, accelerator, "likelihood"):
         generators = [torch.Generator().manual_seed(config.seed + i) for i in own]
-        images = batch["images"]
+        images, conditions = batch["images"], {}
+        if beside:
+            conditions = beside.conditions_of(batch, RowDraws(config.seed, own, count, accelerator.device))
+        elif told:
+            conditions["class_labels"] = batch["labels"]
         if pipeline.vae is None:
             rows = [dequantize(to_bytes(each), g) for each, g in zip(images.cpu(), generators, strict=True)]
             images = torch.stack(rows).to(accelerator.device)
         found = pipeline.log_likelihood(
             images=images,
-            class_labels=batch["labels"] if given else None,
+            conditions=conditions,
             num_probes=config.num_probes,
             generator=generators,
             rtol=config.tolerance,
@@ -410,7 +467,7 @@ def measure_likelihood(pipeline, test, config, accelerator):
         "nfe": round(float(nfe.mean())),
         "num_probes": config.num_probes,
         "tolerance": config.tolerance,
-        "explanation": f"exact likelihood of {what} {'given' if given else 'without'} the class by the "
+        "explanation": f"exact likelihood of {what} {f'given {given}' if given else 'without the class'} by the "
         f"probability-flow ODE, {error} ({config.num_probes} probes per image), "
         f"tolerance {config.tolerance:g}"
         + (", uniform dequantisation." if pipeline.vae is None else "; the likelihood of the images is not known."),
@@ -424,11 +481,17 @@ def evaluate_images(config, accelerator):
     pipeline = samples = network = None
     if config.samples is None:
         pipeline = open_pipeline(config, accelerator.device)
-        config = complete(config, image_shape(pipeline))
+        shape = image_shape(pipeline)
     else:
         samples = open_samples(config)
-        config = complete(config, samples.shape)
-    data = open_data(config, pipeline)
+        shape = samples.shape
+    sizes, config = sizes_of(config, shape), complete(config, shape)
+    if config.save_samples and len(sizes) > 1:
+        raise ValueError(
+            f"save_samples {config.save_samples!r}: such a file holds images of one size, the pipeline draws "
+            f"{', '.join(map(in_words, sizes))}; leave it out"
+        )
+    data = open_data(config, pipeline, sizes)
     for line in dict.fromkeys(each.describe() for each in data.values()):
         accelerator.print(line)
     if config.num_images and config.features not in (None, "classifier"):
@@ -437,13 +500,16 @@ def evaluate_images(config, accelerator):
 
     likelihood = measure_likelihood(pipeline, data["test"], config, accelerator) if config.likelihood else []
     likelihood += measure_loss(pipeline, data["test"], config, accelerator) if config.loss else []
-    metrics = measure_images(pipeline, samples, data, network, config, accelerator) if config.num_images else []
+    metrics = []
+    if config.num_images:
+        metrics = measure_images(pipeline, samples, data, network, sizes, config, accelerator)
     accelerator.end_training()
     if pipeline is None or not accelerator.is_main_process:
         return
     own = {"dataset": config.dataset, "dataset_on_hub": on_hub(config.dataset)}
     shared = own | {"dataset": dataset_name(own), "seed": config.seed}
-    shared |= {"resolution": config.resolution, "image_channels": config.image_channels}
+    shared |= {"sizes": list(map(in_words, sizes))} if sizes else {"resolution": config.resolution}
+    shared |= {"image_channels": config.image_channels}
     revision = hub_revision(next(iter(data.values()))) if data else None
     shared |= {"dataset_revision": revision} if revision else {}
     shared |= provenance(accelerator.device)

@@ -10,20 +10,20 @@ on with a stopped run, add `--resume_from_checkpoint latest`.
 import os
 import sys
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
-from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective, drop_conditions, hybrid_loss
-from score_sde.pipelines.conditions import null_conditions
+from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective
 from score_sde.pipelines.prompts import fingerprint
-from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, moved
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
 from score_sde.training.parts.captions import CaptionConfig
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import ImageLoopConfig, one_of, option
+from score_sde.training.parts.diffusion_loss import DiffusionLoss
 from score_sde.training.parts.image_conditions import ImageConditionConfig
 from score_sde.training.parts.loop import fit, make_accelerator, show_samples
 from score_sde.training.parts.networks import (
@@ -35,6 +35,7 @@ from score_sde.training.parts.networks import (
 )
 from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
 from score_sde.training.parts.publishing import PublishConfig, PublishedTask
+from score_sde.training.parts.rounds import by_size
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
 from score_sde.training.parts.starting import (
@@ -49,7 +50,7 @@ from score_sde.training.parts.starting import (
 from score_sde.training.parts.tasks import loss_by_time
 from score_sde.training.parts.text_task import TextTask, TextTrainConfig
 from score_sde.training.parts.trackers import main_process_goes_on
-from score_sde.training.parts.validation import Validation, ValidationConfig, first_conditions
+from score_sde.training.parts.validation import Validation, ValidationConfig, conditions_of_rows
 
 
 @dataclass
@@ -160,8 +161,9 @@ class TrainConfig(
                 )
             _, found = network_class(self.network)
             arguments_of(found, "network_kwargs", self.network_kwargs)
+            sizes = self.sizes or [(self.resolution, self.resolution)]
             shape = self.image_channels, *(self.first_size or (self.resolution, self.resolution))
-            beside = None if self.latents else self.make_condition(shape)
+            beside = None if self.latents else self.make_condition(self.image_channels, sizes)
             if not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
                     network = make_network(self, shape, num_classes=1, told=beside and beside.arguments())
@@ -192,23 +194,22 @@ class DiffusionTask(PublishedTask):
 
     def __init__(self, config, accelerator):
         config.keep_autoencoder(accelerator)
-        self.config, self.scheduler = config, config.make_scheduler()
+        self.config, self.scheduler, self.device = config, config.make_scheduler(), accelerator.device
         self.data = CleanData(config, accelerator, captions=config, conditions=config)
-        self.objective = config.make_objective(self.scheduler)
         id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None
-        self.id2label, self.labels, origin = id2label, None, config.origin
+        self.id2label, labels, origin = id2label, None, config.origin
         if config.lora_rank:
             adapted = AdaptedClasses(config.start, origin, id2label)
-            num_classes, self.id2label = adapted.num_classes, adapted.id2label
-            self.labels = None if adapted.labels is None else adapted.labels.to(accelerator.device)
+            num_classes, self.id2label, new = adapted.num_classes, adapted.id2label, adapted.new
+            labels = None if adapted.labels is None else adapted.labels.to(accelerator.device)
         captions, condition = self.data.captions, self.data.condition
         told = {} if captions is None else captions.arguments()
         told |= {} if condition is None else condition.arguments()
         network = make_network(config, self.data.shape, num_classes, told)
         check_sizes(network, self.data.sizes or [], self.data.vae)
         if config.start is not None:
-            origin = begin_adapted(config, network) if config.lora_rank else begin(config, network, id2label)
+            origin = begin_adapted(config, network, adapted) if config.lora_rank else begin(config, network, id2label)
             accelerator.print("\n".join(describe(origin)))
             if captions is None and network.config.get("cross_attention_dim"):
                 accelerator.print(
@@ -222,7 +223,7 @@ class DiffusionTask(PublishedTask):
                     f"vectors mean is learned anew"
                 )
         if config.lora_rank:
-            add_adapters(network, config)
+            add_adapters(network, config, new)
         freeze(network, config.freeze)
         super().__init__(config, network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
@@ -239,48 +240,31 @@ class DiffusionTask(PublishedTask):
                 f"{captions.source!r}"
             )
         check_conditions(self.model, self.conditions)
+        objective = config.make_objective(self.scheduler)
+        self.loss = DiffusionLoss(objective, self.data, network, self.conditions, labels, config.vlb_weight)
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
         self.evaluation_steps, self.validation = config.evaluation_steps, None
         if config.evaluation_steps:
             self.validation = Validation(config, accelerator, self)
-
-    def losses(self, network, batch, draws, dropout_prob=0.0):
-        """The loss of each sample of a batch (B,), whose times are then draws.times; `dropout_prob` is the chance that
-        a sample's conditions are left out."""
-        batch = self.data.mirrored(batch, draws)
-        x0 = self.data.draw(batch, draws)
-        t = draws.times = self.objective.times(draws.stratified())
-        noise, conditions = draws.normal(x0.shape[1:]), self.conditions_of(batch, draws)
-        if dropout_prob > 0:  # for guidance
-            null_of = partial(null_conditions, self.model)
-            conditions = drop_conditions(conditions, null_of, draws.chance(dropout_prob))
-        weight, pixels = self.config.vlb_weight, self.data.vae is None
-        if weight > 0:
-            return hybrid_loss(network, self.scheduler, x0, noise, t, conditions, weight, discretized=pixels)
-        return self.objective(network, x0, noise, t, conditions)
-
-    def conditions_of(self, batch, draws):
-        """What the network is told of a batch, {keyword of its forward: tensor (B, ...)}."""
-        given = self.data.conditions(batch, draws)
-        conditions = {name: given[name] for name in self.conditions}
-        if self.labels is not None:
-            labels = conditions["class_labels"]
-            conditions["class_labels"] = moved(self.labels, labels.device)[labels]
-        return conditions
 
     @cached_property
     def shown(self):
         """What a sample grid is of: {"prompts", "labels", "conditions"}, as `sample_grid` takes them."""
         if self.data.condition is None:
             return {"prompts": self.prompts, "labels": self.labels_drawn}
-        rows = range(self.config.sample_num_images)
-        conditions = first_conditions(self, self.data.dataset, rows, self.config.seed)
-        for name in self.data.captions.names if self.prompts else ():
-            del conditions[name]
-        return {"prompts": self.prompts, "conditions": conditions}
+        dataset, rows = self.data.dataset, range(self.config.sample_num_images)
+        # of a stream, the first ones as they come
+        groups = [(None, rows)] if self.config.streaming else by_size(dataset, rows)
+        seen = []
+        for size, numbers in groups:
+            _, conditions = conditions_of_rows(self.loss, dataset, numbers, self.config.seed, self.device)
+            for name in self.data.captions.names if self.prompts else ():
+                del conditions[name]
+            seen.append((size, numbers, conditions))
+        return {"prompts": self.prompts, "conditions": seen}
 
     def compute_loss(self, state, batch, draws):
-        losses = self.losses(state.model, batch, draws, self.dropout_prob)
+        losses = self.loss(state.model, batch, draws, self.dropout_prob)
         return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
 
     def make_pipeline(self, network):

@@ -1,11 +1,13 @@
 """ScoreSDETextPipeline: exact networks give exact distributions and bounds; prompts, blocks, evaluations, callbacks."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from enumerable import MarkovSource, agrees, all_sequences, counts
 from networks import tiny_dit
+from peft import LoraConfig, get_peft_model_state_dict
 from texts import exact_pipeline, letters, tiny_text_pipeline
 
 from score_sde import DiscreteScoreScheduler, ScoreSDEPipeline, ScoreSDEScheduler, ScoreSDETextPipeline
@@ -31,15 +33,15 @@ def seeds(*numbers):
     ("process", "prediction_type", "predictor", "steps"),
     [
         ("absorbing", "sample", "first_hitting", 8),
-        ("absorbing", "sample", "ancestral", 200),
-        ("absorbing", "score", "tweedie", 200),
-        ("uniform", "sample", "ancestral", 200),
+        ("absorbing", "sample", "ancestral", 100),
+        ("absorbing", "score", "tweedie", 100),
+        ("uniform", "sample", "ancestral", 100),
     ],
 )
 def test_samples_have_the_distribution_of_the_source(process, prediction_type, predictor, steps):
     options = {"process": process, "prediction_type": prediction_type, "predictor": predictor}
     pipeline, source = exact_pipeline(**options), MarkovSource()
-    output = pipeline(batch_size=4000, num_inference_steps=steps, generator=seed())
+    output = pipeline(batch_size=2000, num_inference_steps=steps, generator=seed())
     assert agrees(counts(output.token_ids, 3), source.probabilities) > 1e-4
     assert output.texts[0] == "".join("abc"[number] for number in output.token_ids[0])
 
@@ -66,11 +68,11 @@ def test_blocks_of_the_exact_network_are_exact():
 def test_the_bound_of_the_exact_network_is_the_entropy(options):
     source, pipeline = MarkovSource(), exact_pipeline(**options)
     # single tokens at small times weigh much in the bound of uniform noise
-    samples = 512 if options == {"process": "uniform"} else 64
+    samples = 300 if options == {"process": "uniform"} else 64
     found = pipeline.log_likelihood(token_ids=source.sequences, num_samples=samples, generator=seed(), batch_size=10000)
     bound, error = (source.probabilities * found.nats).sum(), (source.probabilities * found.error).norm()
     # the bound is exact on average over the data
-    assert abs(bound - source.entropy) < 4 * error and error < 0.03 * source.entropy
+    assert abs(bound - source.entropy) < 4 * error and error < 0.04 * source.entropy
     assert found.nfe == math.ceil(81 * samples / 10000)
 
 
@@ -89,7 +91,7 @@ def test_bits_are_nats_by_tokens_and_characters():
 
 def test_the_standard_error_is_that_of_repetition():
     pipeline, texts = exact_pipeline(), ["abca", "bbac"]
-    found = [pipeline.log_likelihood(texts, num_samples=16, generator=seed(number)) for number in range(100)]
+    found = [pipeline.log_likelihood(texts, num_samples=16, generator=seed(number)) for number in range(60)]
     spread = torch.tensor([each.bits_per_token() for each in found]).std()
     stated = torch.tensor([each.bits_per_token_error() for each in found]).square().mean().sqrt()
     # neighbouring times differ a little, so that it is no smaller
@@ -130,6 +132,17 @@ def test_a_complete_prompt_ends_where_it_ends():
     output = pipeline(batch_size=3, prompt="ab[MASK]c", complete=True, num_inference_steps=4, generator=seed())
     assert (output.token_ids[:, 4:] == 7).all() and output.token_ids[:, :2].tolist() == [[0, 1]] * 3
     assert all(text.startswith("ab") and text.endswith("c") for text in output.texts)
+
+
+def test_gaps_before_a_stated_end_are_filled_in_every_block():
+    pipeline = tiny_text_pipeline(letters("abcdefg", **END))
+    arguments = {"length": 40, "block_length": 5, "complete": True, "num_inference_steps": 5}
+    output = pipeline(prompt=25 * "a" + "[MASK]" + "b", generator=seed(), **arguments)
+    assert (output.token_ids[0, 27:] == 7).all() and HIDDEN not in output.texts[0]
+    # a text that ends early leaves the others in its batch as they are
+    both = pipeline(prompt=["a[MASK]", 25 * "a" + "[MASK]" + "b"], generator=seeds(1, 2), **arguments)
+    alone = pipeline(prompt=25 * "a" + "[MASK]" + "b", generator=seeds(2), **arguments)
+    assert both.texts[1] == alone.texts[0]
 
 
 def test_decoding_stops_at_the_first_end_mark_behind_the_prompt():
@@ -332,6 +345,32 @@ def test_half_precision_networks():
     pipeline = tiny_text_pipeline()
     tokens = pipeline.to(torch.bfloat16)(batch_size=2, num_inference_steps=6, generator=seed(), output_type="pt")
     assert tokens.texts is None and tokens.token_ids.dtype == torch.int64 and tokens.token_ids.shape == (2, 12)
+
+
+def test_calls_in_several_threads_draw_what_they_draw_alone():
+    pipeline = tiny_text_pipeline(num_classes=3)
+
+    def draw(number):
+        labels = number % 3
+        return pipeline(class_labels=labels, guidance_scale=1.0 + number, num_inference_steps=8, generator=seed(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [each.texts for each in pool.map(draw, range(8))] == [draw(number).texts for number in range(8)]
+
+
+def test_adapters_are_put_on_and_taken_off(tmp_path):
+    pipeline = tiny_text_pipeline()
+    plain = pipeline(num_inference_steps=8, generator=seed()).texts
+    pipeline.transformer.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    )
+    adapted = pipeline(num_inference_steps=8, generator=seed()).texts
+    pipeline.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(pipeline.transformer))
+    other = tiny_text_pipeline()
+    other.load_lora_weights(tmp_path)
+    assert other(num_inference_steps=8, generator=seed()).texts == adapted != plain
+    other.unload_lora_weights()
+    assert other(num_inference_steps=8, generator=seed()).texts == plain
 
 
 def test_a_call_leaves_the_pipeline_as_it_was():

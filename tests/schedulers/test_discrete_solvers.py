@@ -168,7 +168,16 @@ def test_entropy_bounded_shows_as_many_as_the_bound_allows():
     for bound, expected in [(0.0, {4}), (float(entropy[4]) + 1e-6, {4, 2}), (1e3, {4, 2, 1, 0})]:
         priority, at_once = entropy_bounded(log_p0, None, is_open, None, entropy_bound=bound)
         assert set((at_once & is_open)[0].nonzero().flatten().tolist()) == expected
-    assert priority.argmax() == 3 and shown(priority, is_open, torch.tensor([1]))[0].nonzero().tolist() == [[4]]
+    uniforms = draw_uniforms((1, 5), seeded(0))
+    assert priority.argmax() == 3
+    assert shown(priority, is_open, torch.tensor([2]), uniforms)[0].nonzero().tolist() == [[2], [4]]
+
+
+def test_equal_positions_are_shown_in_random_order():
+    is_open = torch.tensor([True, True, False, True]).expand(9000, 4)
+    priority = torch.tensor([1.0, 1.0, 2.0, 0.5]).expand(9000, 4)
+    first = shown(priority, is_open, torch.ones(9000).long(), draw_uniforms((9000, 4), seeded(0)))
+    assert agrees(first.sum(0), torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64)) > 1e-3
 
 
 def test_margin_is_of_the_two_likeliest():

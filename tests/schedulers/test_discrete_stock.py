@@ -5,13 +5,15 @@ import torch
 from diffusers import (
     AmusedScheduler,
     BlockRefinementScheduler,
+    DiffusionGemmaPipeline,
     DiscreteDDIMScheduler,
     EntropyBoundScheduler,
     LLaDA2Pipeline,
 )
 from enumerable import agrees, counts, number_of
+from tokenizers import Tokenizer, models
 from torch import nn
-from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, PreTrainedTokenizerFast
 from transformers.modeling_outputs import MaskedLMOutput
 
 from score_sde import DiscreteScoreScheduler
@@ -150,13 +152,30 @@ def test_llada2_stops_at_the_end_of_a_text():
     assert expected.tolist() == [True, False, False, True]
 
 
-def tiny_gemma():
+def gemma(scheduler):
+    """DiffusionGemma's pipeline around a tiny random model of 8 tokens."""
     text = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
     text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["full_attention"], "eos_token_id": 1}
-    text |= {"per_layer_config": {}, "pad_token_id": 0, "bos_token_id": 2}
+    text |= {"per_layer_config": {}, "num_experts": 2, "top_k_experts": 1, "moe_intermediate_size": 8}
+    vision = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "position_embedding_size": 16}
+    vision |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
     torch.manual_seed(0)
-    config = DiffusionGemmaConfig(text_config=text, vision_config=None, canvas_length=4)
-    return DiffusionGemmaForBlockDiffusion(config).eval()
+    config = DiffusionGemmaConfig(text_config=text, vision_config=vision, canvas_length=4)
+    words = Tokenizer(models.WordLevel({each: index for index, each in enumerate("abcdefgh")}, unk_token="a"))
+    processor = PreTrainedTokenizerFast(tokenizer_object=words, chat_template="{{ messages[0]['content'] }}")
+    pipeline = DiffusionGemmaPipeline(DiffusionGemmaForBlockDiffusion(config).eval(), scheduler, processor)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.slow  # for what it imports
+@pytest.mark.parametrize("name", STOCK)
+def test_diffusion_gemma_generates_with_ours(name):
+    stock = DiscreteDDIMScheduler(corrector_steps=1) if name == "ddim" else STOCK[name]
+    pipeline = gemma(DiscreteScoreScheduler.from_config(stock.config, vocab_size=8, process="uniform"))
+    call = {"prompt": "c", "gen_length": 8, "num_inference_steps": 4, "output_type": "seq", "eos_early_stop": False}
+    first, again = (pipeline(**call, generator=seeded(0)).sequences for _ in range(2))
+    assert first.shape == (1, 8) and int(first.max()) < 8 and torch.equal(first, again)
 
 
 def test_refusals():

@@ -260,6 +260,30 @@ def test_zero_terminal_snr_on_every_chain(schedule, n):
     assert torch.isfinite(path.half_log_snr(1.0))
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_chain_that_ends_without_signal(schedule):
+    """Exactly stock DDIM's levels; in the last segment smooth, falling and invertible down to alpha = 0."""
+    stock = diffusers.DDIMScheduler(beta_schedule=schedule, rescale_betas_zero_snr=True)
+    path = DiscreteVPSDE.from_beta_schedule(1000, schedule, rescale_betas_zero_snr=True, exact_zero_snr=True)
+    alpha2 = path.alpha((torch.arange(1000, dtype=torch.float64) + 1) / 1000) ** 2
+    assert (alpha2 - stock.alphas_cumprod.double()).abs().max() < 2e-6 and alpha2[-1] == 0 and path.sigma(1.0) == 1
+    t = torch.linspace(0.995, 1, 5001, dtype=torch.float64)
+    assert (path.alpha(t).diff() < 0).all() and (path.alpha_prime(t) < 0).all()
+    # but for the rounding of t itself
+    assert (path.t_from_half_log_snr(path.half_log_snr(t)) - t).abs().max() < 1e-11
+    t = t[:-1].requires_grad_()
+    (slope,) = torch.autograd.grad(path.alpha(t).sum(), t)
+    assert (slope / path.alpha_prime(t) - 1).abs().max() < 1e-9
+    ends = torch.tensor([0.999 - 1e-12, 0.999 + 1e-12], dtype=torch.float64)
+    before, after = path.alpha_prime(ends).tolist()
+    assert before == pytest.approx(after, rel=1e-6)
+
+
+def test_the_end_without_signal_goes_with_the_shift_to_it():
+    with pytest.raises(ValueError, match="exact_zero_snr=True needs rescale_betas_zero_snr=True"):
+        DiscreteVPSDE.from_beta_schedule(exact_zero_snr=True)
+
+
 @pytest.mark.parametrize("scale", [0.5, 2.0, 3.0])
 def test_snr_shift_divides_the_ratio(scale):
     path = DiscreteVPSDE.from_beta_schedule(snr_shift_scale=scale)

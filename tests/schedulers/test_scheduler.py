@@ -876,7 +876,12 @@ def test_a_solver_with_an_option_of_its_own_is_one_row(monkeypatch, tmp_path):
         zero = torch.zeros_like(x)
         expected = plain.step(zero, plain.timesteps[0], x)
         found = each.step(zero, each.timesteps[0], x)
-        assert relative(found.prev_sample - expected.prev_sample, (damping - 1) * plain._plan[0].samples[0] * x) < 1e-12
+        assert (
+            relative(
+                found.prev_sample - expected.prev_sample, (damping - 1) * plain._planned().stages[0].samples[0] * x
+            )
+            < 1e-12
+        )
     with pytest.raises(ValueError, match="damping 0.25 must be a number from 0.5 to 1"):
         ScoreSDEScheduler(predictor="damped", predictor_kwargs={"damping": 0.25})
     # of another solver it is refused, not forgotten

@@ -45,6 +45,7 @@ def assert_close(expected, found, tolerance=2e-5):
     assert (expected - found).abs().max() < tolerance * expected.abs().max()
 
 
+TO_NOISE = LATENTS | {"rescale_betas_zero_snr": True}
 EULER = "EulerDiscreteScheduler"
 SAME = [
     *((EULER, LATENTS | {"timestep_spacing": spacing}) for spacing in ("linspace", "leading", "trailing")),
@@ -71,6 +72,12 @@ SAME = [
     ("DPMSolverSinglestepScheduler", LATENTS | {"solver_order": 1, "thresholding": True}),
     ("CogVideoXDDIMScheduler", {"timestep_spacing": "trailing", "snr_shift_scale": 1.0}),
     ("CogVideoXDDIMScheduler", {"prediction_type": "v_prediction"}),
+    *(
+        (name, TO_NOISE | {"prediction_type": kind, "timestep_spacing": spacing} | more)
+        for name, more in (("DDIMScheduler", {"clip_sample": False}), ("CogVideoXDDIMScheduler", {}))
+        for kind in ("v_prediction", "sample")
+        for spacing in ("trailing", "leading")
+    ),
 ]
 
 
@@ -78,6 +85,29 @@ SAME = [
 def test_steps_of_first_order_equal_the_stock_ones(name, arguments):
     stock, ours = both(name, arguments, predictor="ddim")
     assert_close(run(stock), run(ours))
+
+
+def test_a_last_level_without_signal_says_nothing_by_its_noise():
+    """Where stock's first step gives nan; a grid that does not reach the level is as good as any."""
+    arguments = TO_NOISE | {"prediction_type": "epsilon", "clip_sample": False}
+    for spacing in ("trailing", "leading"):
+        stock, ours = both("DDIMScheduler", arguments | {"timestep_spacing": spacing}, predictor="ddim")
+        if spacing == "trailing":
+            assert not torch.isfinite(run(stock)).all()
+            assert ours.t_max == 0.999 and torch.isfinite(run(ours)).all()
+            with pytest.raises(ValueError, match="prediction_type 'epsilon' says nothing of clean samples at t = 1"):
+                ScoreSDEScheduler.from_config(ours.config, t_max=1.0).set_timesteps(5)
+        else:
+            assert_close(run(stock), run(ours))
+
+
+def test_a_last_level_without_signal_is_kept_in_the_config():
+    ours = both("DDIMScheduler", TO_NOISE)[1]
+    assert ours.alphas_cumprod[-1] == 0 and ScoreSDEScheduler.from_config(ours.config).alphas_cumprod[-1] == 0
+    again = schedulers.EulerDiscreteScheduler.from_config(ours.config)
+    assert again.alphas_cumprod[-1] == 2**-24
+
+    assert ScoreSDEScheduler(sde_type="discrete_vp", rescale_betas_zero_snr=True).alphas_cumprod[-1] > 0
 
 
 @pytest.mark.parametrize("arguments", [{}, {"sigma_schedule": "karras", "prediction_type": "epsilon"}], ids=str)

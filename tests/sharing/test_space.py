@@ -14,10 +14,11 @@ import pytest
 import torch
 from commands import SCORE_SDE
 from huggingface_hub import SpaceCard
+from PIL import Image
 from tiny import random_dit, tiny_pipeline
 from words import prompt_pipeline, worded_network
 
-from score_sde import save_bundle
+from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, save_bundle
 from score_sde.sharing import space
 from score_sde.sharing.space_app import PREDICTORS, draw
 
@@ -28,6 +29,17 @@ FILES = {"app.py", "space_app.py", "space_text_app.py", "requirements.txt", "REA
 def labelled_pipeline(**scheduler):
     pipeline = tiny_pipeline(**scheduler)
     pipeline.register_to_config(id2label={"0": "cat", "1": "dog", "2": "owl"})
+    return pipeline
+
+
+def seeing_pipeline(source, **options):
+    """Of colours, which sees an image beside the sample."""
+    torch.manual_seed(0)
+    network = DiTModel(8, 2, 6, 16, 1, 2, condition_channels=3, **{"num_classes": 3} | options)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=network.eval(), condition_from=source)
+    pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
@@ -81,6 +93,40 @@ def test_the_page_draws_by_words(num_classes):
     for wrong in ({"prompt": "x" * 2001}, {"prompt": ["a"]}, {"prompt": "", "negative_prompt": "a\nb"}):
         with pytest.raises(ValueError, match="must be a text of at most 2000 characters|must be one line"):
             draw(pipeline, label, "auto", 2, 3.0, seed=3, num_images=1, **wrong)
+
+
+@pytest.mark.parametrize("source", [None, "downsample:2"])
+def test_the_page_draws_beside_an_image(source):
+    """A visitor's picture of any size and kind, upright, cut around the middle and made of the size that the model
+    takes."""
+    pipeline = seeing_pipeline(source)
+    side = 8 if source is None else 4
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    grid, way, _ = draw(pipeline, "", "ddim", 4, 2.0, seed=3, num_images=2, condition_image=picture)
+    pipeline.scheduler.register_to_config(predictor="ddim")
+    generators = [torch.Generator().manual_seed(3 + i) for i in range(2)]
+    images = pipeline(
+        2, condition_image=picture, guidance_scale=2.0, num_inference_steps=4, generator=generators
+    ).images
+    assert grid.size == (2 * 96, 96)
+    for i, image in enumerate(images):
+        tile = np.asarray(grid)[:, i * 96 : i * 96 + 96]
+        assert (tile == np.asarray(image).repeat(12, 0).repeat(12, 1)).all()
+    last = np.asarray(way).astype(int)[96:, -96:]
+    assert abs(last - np.asarray(images[0]).astype(int).repeat(12, 0).repeat(12, 1)).max() <= 3
+    # as large as it likes
+    wide = Image.new("RGBA", (3 * side, side), "red")
+    wide.paste(picture, (side, 0))
+    assert draw(pipeline, "", "ddim", 4, 2.0, seed=3, num_images=2, condition_image=wide)[0] == grid
+    lying = wide.transpose(Image.Transpose.ROTATE_90).convert("RGB")
+    lying.getexif()[0x0112] = 6  # to be turned by a quarter
+    assert draw(pipeline, "", "ddim", 4, 2.0, seed=3, num_images=2, condition_image=lying)[0] == grid
+    with pytest.raises(ValueError, match="the image 'x+' must be a picture"):
+        draw(pipeline, "", "ddim", 4, 2.0, seed=3, num_images=2, condition_image="x" * 100)
+    assert draw(pipeline, "", "ddim", 4, 1.0, seed=3, num_images=2)[2] == 4
+    always = seeing_pipeline(source, num_classes=None, class_dropout_prob=0.0)
+    with pytest.raises(ValueError, match="this network always saw an image beside the sample: pass condition_image"):
+        draw(always, None, "ddim", 4, 1.0, seed=3, num_images=2)
 
 
 @pytest.mark.parametrize("sde_type", ["vp", "ve", "linear"])

@@ -14,16 +14,20 @@ from PIL import Image
 from safetensors.torch import load_file
 from tars import WEBDATASET, tar_shards
 
-from runs import TINY_DIT, TINY_RUN, data_config, equal, launch, run, train_tiny
+from runs import TINY_DIT, TINY_RUN, data_config, equal, launch, run, tiny_dc, train_tiny
 from score_sde import ScoreSDEPipeline
+from score_sde.pipelines.image_conditions import Measurement
+from score_sde.pipelines.likelihood import dequantize
 from score_sde.training import encode_latents, evaluate, train, train_classifier
+from score_sde.training.parts import classifier
 from score_sde.training.parts.batches import BucketBatchSampler, training_batches
-from score_sde.training.parts.buckets import nearest_size, parse_sizes
+from score_sde.training.parts.buckets import counts_of_sizes, nearest_size, parse_sizes, shares_of_sizes
 from score_sde.training.parts.clean_data import CleanData
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.image_rows import resize_and_crop
 from score_sde.training.parts.latent_shards import LatentDataset
-from score_sde.training.parts.loop import make_accelerator
+from score_sde.training.parts.loop import Draws, make_accelerator
+from score_sde.training.parts.options import parse
 from score_sde.training.share_latents import latents_card
 
 
@@ -318,23 +322,140 @@ def test_training_on_images_of_several_sizes(pictures, tmp_path):
     ).images[0]
     assert np.array_equal(seen, np.asarray(drawn))
 
-    with pytest.raises(ValueError, match="trained on images of height x width 8 x 8, 12 x 8, 8 x 12; squares of one"):
-        run(evaluate.main, "--pipeline", tmp_path / "whole" / "pipeline", "--num_images", 10, "--dataset", pictures)
 
-
-def test_held_out_loss_of_several_sizes(pictures, tmp_path):
-    """It is the mean over all held-out images, whatever the batches."""
+@pytest.fixture
+def evaluated(pictures, tmp_path):
+    """[(pipeline folder, the figures during training)] of one model, trained by batches of 4, and of 3."""
     shutil.copy(pictures, tmp_path / "test.parquet")
     found = []
     for batch_size in (4, 3):
+        folder = tmp_path / str(batch_size)
         train_tiny(
-            tmp_path / str(batch_size),
+            folder,
             *("--dataset", tmp_path / "{split}.parquet", "--aspect_ratio_buckets", SIZES, "--max_train_steps", 1),
             *("--evaluation_steps", 1, "--evaluation_images", 22, "--learning_rate", 1e-12, "--batch_size", batch_size),
+            *("--evaluation_features", "classifier"),
         )
-        line = (tmp_path / str(batch_size) / "evaluation.jsonl").read_text()
-        found.append(json.loads(line)["held_out_loss"])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        found.append((folder / "pipeline", json.loads((folder / "evaluation.jsonl").read_text())))
+    return found
+
+
+def test_figures_of_several_sizes_are_those_of_every_image_alone(evaluated, pictures, monkeypatch):
+    pytest.importorskip("torchdiffeq")
+    (folder, before), (_, other) = evaluated
+    for name in ("held_out_loss", "frechet_distance"):  # whatever the batches
+        assert before[name] == pytest.approx(other[name], rel=1e-4)
+    drawn, plain = {}, evaluate.draw
+
+    def watched(pipeline, numbers, *settings, **told):
+        images, nfe = plain(pipeline, numbers, *settings, **told)
+        drawn.update(zip(numbers, images, strict=True))
+        return images, nfe
+
+    monkeypatch.setattr(evaluate, "draw", watched)
+    options = ["--num_inference_steps", 2, "--num_images", 22, "--features", "classifier", "--batch_size", 5]
+    options += ["--loss", 22, "--likelihood", 8, "--tolerance", 1e-2]
+    run(evaluate.main, "--pipeline", folder, *options)
+    found = {each["name"]: each for each in json.loads((folder / "metrics.json").read_text())}
+    loss, accuracy = found["loss on test images"], found["classifier accuracy on samples"]
+    assert loss["value"] == pytest.approx(before["held_out_loss"], rel=1e-4)
+    assert loss["sizes"] == ["8 x 8", "12 x 8", "8 x 12"] and "resolution" not in loss
+    [distance] = [each for name, each in found.items() if name.startswith("Fréchet distance of 22 samples to the 24")]
+    assert distance["value"] == pytest.approx(before["frechet_distance"], rel=1e-3)
+    # in the proportions of the training images, 1 : 1 : 2
+    shapes = [tuple(drawn[number].shape[1:]) for number in range(22)]
+    assert [shapes.count(size) for size in ((8, 8), (12, 8), (8, 12))] == [6, 5, 11]
+    assert drawn.keys() == set(range(22)) and accuracy["n"] == 22
+
+    pipeline, dataset = ScoreSDEPipeline.from_pretrained(folder), opened(pictures)
+    pipeline.set_progress_bar_config(disable=True)
+    for number in (0, 7, 21):
+        height, width = shapes[number]
+        generator = torch.Generator().manual_seed(number)
+        alone = pipeline(
+            *(1, number % 2), num_inference_steps=2, generator=generator, height=height, width=width, output_type="pt"
+        )
+        assert (drawn[number] - (2 * alone.images[0] - 1)).abs().max() < 1e-5
+    values = []
+    for row in range(8):
+        generator = torch.Generator().manual_seed(row)
+        image = dequantize(((dataset[row]["images"] + 1) * 127.5).round(), generator)[None]
+        values.append(pipeline.log_likelihood(image, generator=generator, rtol=1e-2, atol=1e-2).bits_per_dim())
+    expected = found["negative log-likelihood of the pixels, bits/dim"]["value"]
+    assert float(torch.cat(values).mean()) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_classifier_of_several_sizes_learns_from_all(tmp_path):
+    """Which it shows by telling dark ones from light ones of either size."""
+    images = [picture((5, 40)[row % 2] + row // 4, *((8, 8), (8, 12))[row // 2 % 2]) for row in range(24)]
+    dataset = opened(parquet(tmp_path / "train.parquet", pictures=images), "8,8;8,12")
+    judge = classifier.train_classifier(dataset, 40, 0, torch.device("cpu"))
+    for rows in dataset.buckets:
+        batch = torch.utils.data.default_collate([dataset[int(row)] for row in rows])
+        assert classifier.recognises(judge, batch["images"], batch["labels"]).float().mean() > 0.9
+
+
+def test_numbers_are_parted_in_proportion():
+    counts = counts_of_sizes({"sizes": {"8 x 8": 6, "12 x 8": 6, "8 x 12": 12}})
+    assert counts == {(8, 8): 6, (12, 8): 6, (8, 12): 12}
+    for count in (1, 2, 3, 24, 1001):
+        parts = shares_of_sizes(counts, count)
+        assert [number for _, numbers in parts for number in numbers] == list(range(count))
+        assert all(abs(len(numbers) - count * counts[size] / 24) < 1 for size, numbers in parts)
+    assert shares_of_sizes({}, 5) == [(None, range(5))]
+
+
+# --- beside condition images --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_negatives(pictures, tmp_path):
+    """The pictures, each with its negative."""
+    rows = datasets.Dataset.from_parquet(pictures)[:]
+    rows["negative"] = [Image.eval(image, lambda value: 255 - value) for image in rows["image"]]
+    kinds = {"image": datasets.Image(), "negative": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    path = str(tmp_path / "negatives.parquet")
+    datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("condition", [("--condition_column", "negative"), ("--condition_from", "downsample:2")])
+def test_condition_images_have_the_sizes_of_theirs(condition, cached, with_negatives, tmp_path):
+    where = [*("--dataset", with_negatives, "--aspect_ratio_buckets", SIZES), *condition]
+    if cached:
+        tiny_dc(tmp_path / "vae")
+        folder = tmp_path / "latents"
+        encode(with_negatives, tmp_path / "vae", folder, *where[2:], "--both_flips")
+        where = ["--latents", folder]
+    train_tiny(tmp_path / "run", *where, *STEPS)
+    # the first rows, of latents squares and tall ones, in pairs; each line as high as its highest
+    with Image.open(tmp_path / "run" / "samples" / "step-00000004.png") as grid:
+        assert grid.size == (
+            (4 * 8 * 8, (8 + 8 + 8 + 12 + 12) * 8) if cached else (4 * 12 * 8, (12 + 8 + 12 + 8 + 12) * 8)
+        )
+    config = parse(train.TrainConfig, [str(each) for each in [*TINY_RUN, *where, "--random_flip"]])
+    data = CleanData(config, make_accelerator(config), conditions=config)
+    for rows in data.dataset.buckets:
+        batch = torch.utils.data.default_collate([data.dataset[int(row)] for row in rows[:4]])
+        draws = Draws(0, 0, make_accelerator(config), 4)
+        batch = data.mirrored(batch, draws)
+        x0, seen = data.draw(batch, draws), data.conditions(batch)["condition_sample"]
+        assert seen.shape == x0.shape
+        if not cached:
+            beside = Measurement("downsample:2")(x0) if "downsample:2" in condition else -x0
+            assert (seen - beside).abs().max() < 1e-2
+    pipeline = ScoreSDEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    grey = Image.new("L", (4, 6) if "downsample:2" in condition else (8, 12))
+    images = pipeline(condition_image=grey, height=12, width=8, num_inference_steps=1).images
+    assert images[0].size == (8, 12)
+
+
+def test_a_measured_one_must_fit_every_size(pictures, tmp_path, capsys):
+    arguments = [*TINY_RUN, "--network_kwargs", TINY_DIT, "--dataset", pictures, "--output_dir", tmp_path / "run"]
+    with pytest.raises(SystemExit):
+        run(train.main, *arguments, "--aspect_ratio_buckets", "8,8;12,10", "--condition_from", "downsample:4")
+    assert "condition_from downsample:4: super-resolution by 4 does not fit" in capsys.readouterr().err
 
 
 def test_squares_are_begun_with(pictures, tmp_path):

@@ -108,7 +108,7 @@ def test_captions_are_dropped_with_the_classes_for_guidance(captioned, encoder):
         return SimpleNamespace(sample=x)
 
     draws = Draws(0, 0, Accelerator(cpu=True), 4)
-    task.losses(network, items(task.data, [1, 2, 3, 4]), draws, dropout_prob=0.5)
+    task.loss(network, items(task.data, [1, 2, 3, 4]), draws, dropout_prob=0.5)
     dropped = seen["class_labels"] == 10
     assert 0 < dropped.sum() < 4
     assert torch.equal(~seen["encoder_hidden_states"].flatten(1).any(1), dropped)

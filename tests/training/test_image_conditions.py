@@ -3,6 +3,7 @@ alike, cached with latents, started from weights without, saved, refused."""
 
 import json
 import re
+import shutil
 
 import datasets
 import diffusers
@@ -17,7 +18,9 @@ from words import save_encoder
 from runs import TINY_DIT, TINY_RUN, equal, forget_runs, run, tiny_dc
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel, cli, load_bundle, save_bundle
 from score_sde.pipelines.image_conditions import Measurement
+from score_sde.pipelines.likelihood import dequantize
 from score_sde.training import encode_latents, evaluate, train
+from score_sde.training.parts.captions import CaptionReader
 from score_sde.training.parts.clean_data import CleanData
 from score_sde.training.parts.latent_shards import read_latents_json
 from score_sde.training.parts.loop import Draws
@@ -237,8 +240,89 @@ def test_a_unet_learns_from_a_measured_one(paired, tmp_path):
         cli.sample(bundle, steps=2, output=output)
     with pytest.raises(ValueError, match="'missing.png' cannot be opened as an image"):
         cli.sample(bundle, condition_image=["missing.png"], steps=2, output=output)
-    with pytest.raises((SystemExit, ValueError), match="sees an image beside the sample, without which it is not"):
-        run(evaluate.main, "--pipeline", bundle, "--num_images", 4)
+
+
+@pytest.fixture(scope="module")
+def trained(paired, tmp_path_factory):
+    """A model of each condition, with classes, and what was measured of it in training."""
+    found = {}
+    for name, condition in (
+        ("measured", ("--condition_from", "downsample:2")),
+        ("paired", ("--condition_column", "inverse")),
+    ):
+        folder = tmp_path_factory.mktemp(name)
+        train_rgb(
+            *(folder, "--dataset", paired, *condition, "--max_train_steps", 2, "--evaluation_steps", 2),
+            *("--evaluation_split", "train", "--evaluation_images", 12, "--evaluation_features", "classifier"),
+        )
+        found[name] = folder / "pipeline", json.loads((folder / "evaluation.jsonl").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", ["measured", "paired"])
+def test_a_model_is_evaluated_beside_the_images_of_test_rows(trained, paired, name, tmp_path):
+    pytest.importorskip("torchdiffeq")
+    source, before = trained[name]
+    folder, saved = shutil.copytree(source, tmp_path / "pipeline"), tmp_path / "x.npz"
+    options = ["--pipeline", folder, "--test_split", "train", "--num_images", 12, "--features", "classifier"]
+    options += ["--loss", 12, "--likelihood", 4, "--tolerance", 1e-2, "--batch_size", 5, "--save_samples", saved]
+    run(evaluate.main, *options, "--num_inference_steps", 2)
+    found = {each["name"]: each for each in json.loads((folder / "metrics.json").read_text())}
+    assert found["loss on train images"]["value"] == pytest.approx(before["held_out_loss"], rel=1e-4)
+    [distance] = [each for key, each in found.items() if key.startswith("Fréchet distance of 12 samples to the 24")]
+    assert distance["value"] == pytest.approx(before["frechet_distance"], rel=1e-3)
+    assert distance["conditions"] == "class_labels, condition_sample of split train"
+
+    # by hand: the first rows, each beside its own image and of its class
+    pipeline = load_bundle(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    options = ["--dataset", paired] + (["--condition_column", "inverse"] if name == "paired" else [])
+    rows = [data_of(*options).dataset[row] for row in range(12)]
+    truth, labels = torch.stack([row["images"] for row in rows]), [row["labels"] for row in rows]
+    seen = torch.stack([row["condition_images"] for row in rows]) if name == "paired" else truth
+    operator = Measurement("downsample:2").operator
+    seen = (seen if name == "paired" else operator(truth)) / 2 + 0.5
+    generators = [torch.Generator().manual_seed(row) for row in range(12)]
+    images = pipeline(
+        class_labels=labels, condition_image=seen, num_inference_steps=2, generator=generators, output_type="pt"
+    ).images
+    drawn = torch.from_numpy(np.load(saved)["arr_0"]).permute(0, 3, 1, 2).float()
+    assert (drawn - (255 * images).round()).abs().max() <= 1
+    drawn = drawn / 127.5 - 1
+    psnr = -10 * ((drawn - truth) / 2).square().mean((1, 2, 3)).log10().mean()
+    assert found["PSNR of 12 samples to train images"]["value"] == pytest.approx(float(psnr), rel=1e-4)
+    residual = found.get("residual of 12 samples to train images", {}).get("value")
+    expected = float((operator(drawn) - operator(truth)).square().mean().sqrt())
+    assert residual == (pytest.approx(expected, rel=1e-4) if name == "measured" else None)
+
+    likelihood, values = found["negative log-likelihood of the pixels, bits/dim"], []
+    assert "given the class and the condition image by" in likelihood["explanation"]
+    for row in range(4):
+        generator = torch.Generator().manual_seed(row)
+        image = dequantize(((truth[row] + 1) * 127.5).round(), generator)[None]
+        told = pipeline.encode_condition(seen[row])
+        found_of = pipeline.log_likelihood(
+            image, None, labels[row], conditions=told, generator=generator, rtol=1e-2, atol=1e-2
+        )
+        values.append(found_of.bits_per_dim())
+    assert float(torch.cat(values).mean()) == pytest.approx(likelihood["value"], abs=0.02)
+    card = (folder / "README.md").read_text()
+    assert "| PSNR of 12 samples to train images |" in card
+
+
+def test_evaluation_of_what_sees_images_is_refused_before_work(trained, paired, tmp_path):
+    by_column, _ = trained["paired"]
+    options = ["--num_images", 10, "--test_split", "train", "--pipeline"]
+    other = tmp_path / "other.parquet"
+    datasets.Dataset.from_parquet(paired).remove_columns("inverse").to_parquet(other)
+    for arguments, message in (
+        ((by_column, "--dataset", other), "condition_column is missing: the pipeline sees an image beside the sample"),
+        ((by_column, "--condition_column", "depth"), "has no column 'depth'"),
+        ((by_column, "--condition_column", "absent"), "2 rows have no image in condition column 'absent'"),
+    ):
+        forget_runs()
+        with pytest.raises(ValueError, match=message):
+            run(evaluate.main, *options, *arguments)
 
 
 def test_latents_with_captions_classes_and_images_at_once(paired, tmp_path):
@@ -257,6 +341,24 @@ def test_latents_with_captions_classes_and_images_at_once(paired, tmp_path):
         prompt="a red hat", class_labels="a", condition_image=data[0]["inverse"].resize((8, 8)), num_inference_steps=2
     ).images
     assert images[0].size == (8, 8)
+    # all of them are those of the rows where it is measured
+    saved = tmp_path / "x.npz"
+    options = ["--num_images", 3, "--num_inference_steps", 2, "--label_column", "label", "--classifier_epochs", 1]
+    options += ["--test_split", "train", "--image_channels", 3, "--batch_size", 2]
+    run(evaluate.main, "--pipeline", tmp_path / "run" / "pipeline", *options, "--save_samples", saved)
+    told = data_of(*where, *words, "--image_channels", 3)
+    row = CaptionReader("caption", told.captions.tokenizer, 8).item(data[2]["caption"], (0, 2))
+    conditions = told.captions.encoded(row["caption_ids"][None], row["caption_mask"][None])
+    conditions = {
+        "encoder_hidden_states": conditions["caption_embeds"].float(),
+        "encoder_attention_mask": conditions["caption_mask"],
+    }
+    seen = told.dataset[2]["condition_images"] / 2 + 0.5
+    generator = torch.Generator().manual_seed(2)
+    alone = pipeline(
+        *(1, data[2]["label"]), conditions=conditions, condition_image=seen, num_inference_steps=2, generator=generator
+    )
+    assert np.abs(np.load(saved)["arr_0"][2].astype(int) - np.asarray(alone.images[0])).max() <= 1
     # without what the latents hold
     forget_runs()
     bare = train_rgb(

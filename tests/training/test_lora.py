@@ -32,9 +32,9 @@ def adapt(source, output_dir, *arguments):
 
 
 @torch.no_grad()
-def output(pipeline, seed=0):
+def output(pipeline, seed=0, labels=(0, 1)):
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return pipeline.denoiser(x, torch.tensor([3.0, 500.0]), class_labels=torch.tensor([0, 1])).sample
+    return pipeline.denoiser(x, torch.tensor([3.0, 500.0]), class_labels=torch.tensor(labels)).sample
 
 
 @pytest.mark.parametrize("role", NETWORKS)
@@ -97,11 +97,63 @@ def test_the_data_are_of_the_classes_of_the_model_by_name(tmp_path, capsys):
         patch.setattr(DiTModel, "forward", recording)
         adapt(source, tmp_path / "run", "--dataset", photographs(tmp_path / "data", "dog"), "--max_train_steps", 8)
     assert set(told) == {1, 3} and told.count(1) > 6  # 3 is the null label
-    birds = photographs(tmp_path / "birds", "bird")
-    arguments = ["--init_from", source, *STAND_STILL, *LORA, "--dataset", birds]
+    birds, bare = photographs(tmp_path / "birds", "bird"), make_source(tmp_path / "bare", names=(), num_classes=None)
+    arguments = ["--init_from", bare, *STAND_STILL, *LORA, "--dataset", birds]
     found = refused(capsys, *arguments, "--output_dir", tmp_path / "no")
-    assert "it doesn't know bird: train without --lora_rank" in found
-    adapt(source, tmp_path / "unlabelled", "--dataset", birds, "--class_conditional", "false")
+    assert "leaves a network without classes as it is, and the data have bird: train without --lora_rank" in found
+    adapt(bare, tmp_path / "unlabelled", "--dataset", birds, "--class_conditional", "false")
+
+
+@pytest.mark.parametrize("role", NETWORKS)
+def test_an_adapter_brings_classes(role, tmp_path, capsys):
+    """Rows behind those of the model, by name, which alone of its table are trained, and go with the adapter."""
+    source = make_source(tmp_path / "source", role, names=("cat", "dog", "eel"))
+    data = photographs(tmp_path / "data", "dog", "emu", "owl")
+    arguments = ["--dataset", data, "--checkpointing_steps", 2, "--ema_decay", 0.5]
+    adapter = adapt(source, tmp_path / "run", *arguments, "--max_train_steps", 6)
+    found = capsys.readouterr().out
+    assert all(f"class {line}" in found for line in ("cat  kept", "dog  kept", "emu  new", "owl  new"))
+    rows = load_file(adapter / FILE)[f"{role}.class_embed.token_adapter.trainable_tokens_delta"]
+    # resumed, the same
+    parts = tmp_path / "parts"
+    adapt(source, parts, *arguments, "--max_train_steps", 4)
+    again = adapt(source, parts, *arguments, "--max_train_steps", 6, "--resume_from_checkpoint", "latest")
+    assert equal(load_file(adapter / FILE), load_file(again / FILE))
+
+    plain, opened, loaded = load_bundle(source), load_bundle(adapter), load_bundle(source)
+    table = plain.denoiser.class_embed.weight
+    assert rows.shape == (2, table.shape[1]) and (rows - table[3]).abs().amax(1).min() > 1e-3 and table.shape[0] == 4
+    loaded.load_lora_weights(adapter)
+    names = {"0": "cat", "1": "dog", "2": "eel", "3": "emu", "4": "owl"}
+    for pipeline in (opened, loaded):
+        assert pipeline.config.id2label == names and (pipeline.num_classes, pipeline.null_label) == (5, 5)
+        assert torch.equal(output(pipeline, labels=(1, 4)), output(opened, labels=(1, 4)))
+    # what it is told as none, and as its own classes, is what the model has
+    opened.disable_lora()
+    assert torch.equal(output(opened, labels=(2, 5)), output(plain, labels=(2, 3)))
+    opened.enable_lora()
+    with pytest.raises(ValueError, match="this adapter brings classes, as one does that is there"):
+        loaded.load_lora_weights(adapter, adapter_name="twice")
+    before = output(loaded, labels=(1, 4))
+    loaded.unload_lora_weights()
+    assert equal(loaded.denoiser.state_dict(), plain.denoiser.state_dict())
+    assert loaded.config.id2label == plain.config.id2label and loaded.num_classes == 3
+    loaded.load_lora_weights(adapter)
+    assert torch.equal(output(loaded, labels=(1, 4)), before)
+
+    with pytest.raises(SystemExit) as end:
+        cli.main(["merge", str(adapter), str(tmp_path / "merged")])
+    assert not end.value.code
+    merged = load_bundle(tmp_path / "merged")
+    assert merged.denoiser.state_dict().keys() == plain.denoiser.state_dict().keys()
+    assert torch.equal(merged.denoiser.class_embed.weight, torch.cat([table[:3], rows, table[3:]]))
+    assert (output(merged, labels=(1, 4)) - before).abs().max() < 1e-5 * before.abs().max()
+    assert merged.config.id2label == names and merged.label_ids("owl") == [4]
+    with pytest.raises(ValueError, match="another model: it brings 2 classes, not to follow 5 that are known"):
+        merged.load_lora_weights(adapter)
+    assert merged.num_classes == 5
+    card = (adapter / "README.md").read_text()
+    assert "| new classes | emu, owl |" in card
 
 
 @pytest.mark.parametrize(

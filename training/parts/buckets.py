@@ -1,5 +1,6 @@
 """Images of several sizes: buckets, one for each height and width, so that little of an image is cropped."""
 
+import itertools
 import math
 import re
 import warnings
@@ -66,6 +67,29 @@ def parse_sizes(text, resolution):
 def in_words(size):
     """A height and width: "48 x 80"."""
     return " x ".join(map(str, size))
+
+
+def counts_of_sizes(facts):
+    """{(height, width): how many images are of it} of what `row_facts` of a dataset says, or training.json; {} for
+    squares. Raises ValueError for what says neither."""
+    found = {}
+    for words, count in (facts.get("sizes") or {}).items():
+        sides = re.fullmatch(r"([1-9]\d{0,5}) x ([1-9]\d{0,5})", words)
+        if not sides or not isinstance(count, int) or count < 1:
+            raise ValueError(f"sizes {words!r}: {count!r} must be a height x width and how many images are of it")
+        found[int(sides[1]), int(sides[2])] = count
+    return found
+
+
+def shares_of_sizes(counts, count):
+    """[(size, numbers)]: the numbers 0 to count - 1, parted in proportion to {size: number}; [(None, numbers)] where
+    there are no sizes."""
+    if not counts:
+        return [(None, range(count))]
+    total = sum(counts.values())
+    ends = [round(count * each / total) for each in itertools.accumulate(counts.values())]
+    parts = zip(counts, map(range, [0, *ends], ends), strict=True)
+    return [(size, numbers) for size, numbers in parts if numbers]
 
 
 def nearest_size(height, width, sizes):

@@ -3,6 +3,7 @@ with the latents."""
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -140,16 +141,20 @@ class CaptionEncoder:
     Args:
         source: a folder or Hub id.
         settings: those of `prompts.PROMPT_SETTINGS` that differ.
+        opened: (text encoder, tokenizer) that were opened already.
 
     Attributes: `text_encoder`, `tokenizer`; `settings`, all of them; `fingerprint`; `width` of what is made of a
     caption. Raises ValueError for what is no text encoder, or doesn't take so many tokens or have these layers.
     """
 
-    def __init__(self, source, settings):
+    def __init__(self, source, settings, opened=None):
         self.source, self.settings = source, PROMPT_SETTINGS | settings
-        self.text_encoder, self.tokenizer = open_text_encoder(source)
-        self.fingerprint = fingerprint(self.text_encoder, self.tokenizer)
+        self.text_encoder, self.tokenizer = opened or open_text_encoder(source)
         self.width = encoder_width(self.text_encoder, self.settings)
+
+    @cached_property
+    def fingerprint(self):
+        return fingerprint(self.text_encoder, self.tokenizer)
 
     @property
     def names(self):

@@ -1,10 +1,14 @@
 """A small image classifier, trained on real images, that judges class-conditional samples."""
 
+from itertools import chain, islice
+
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast
 from torch import nn
 from tqdm.auto import tqdm
+
+from .batches import BucketBatchSampler
 
 
 # passes over the images that it is trained on
@@ -34,21 +38,26 @@ def train_classifier(dataset, epochs, seed, device, batch_size=128):
     """A classifier of the dataset's classes, in evaluation mode."""
     torch.manual_seed(seed)
     classifier = make_classifier(dataset.shape[0], dataset.num_classes).to(device)
-    loader = torch.utils.data.DataLoader(dataset, batch_size, shuffle=True, drop_last=len(dataset) >= batch_size)
+    if dataset.buckets is None:
+        loader = torch.utils.data.DataLoader(dataset, batch_size, shuffle=True, drop_last=len(dataset) >= batch_size)
+        steps, batches = epochs * len(loader), chain.from_iterable(loader for _ in range(epochs))
+    else:  # each batch of one size
+        batch_size = min(batch_size, len(dataset))
+        steps = epochs * (len(dataset) // batch_size)
+        sampler = BucketBatchSampler(dataset.buckets, batch_size, batch_size, seed, rank=0, world_size=1)
+        batches = islice(torch.utils.data.DataLoader(dataset, batch_sampler=sampler), steps)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
-    steps = epochs * len(loader)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     bar = tqdm(total=steps, desc="training the classifier", unit="step")
-    for _ in range(epochs):
-        for batch in loader:
-            images, labels = batch["images"].to(device), batch["labels"].to(device)
-            flipped = torch.rand(len(images), 1, 1, 1, device=device) < 0.5
-            loss = F.cross_entropy(classifier(torch.where(flipped, images.flip(-1), images)), labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            bar.update()
+    for batch in batches:
+        images, labels = batch["images"].to(device), batch["labels"].to(device)
+        flipped = torch.rand(len(images), 1, 1, 1, device=device) < 0.5
+        loss = F.cross_entropy(classifier(torch.where(flipped, images.flip(-1), images)), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        bar.update()
     bar.close()
     return classifier.eval()
 

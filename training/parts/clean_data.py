@@ -2,12 +2,11 @@
 
 from dataclasses import asdict, dataclass, fields
 
-import torch
-
-from score_sde.pipelines.latents import encode_moments, normalize_latents, spatial_factor
+from score_sde.pipelines.latents import spatial_factor
 
 from .buckets import BucketConfig
 from .captions import CaptionEncoder, encoder_of_latents
+from .clean_samples import CleanSamples
 from .config import DataConfig, option
 from .data import ImageDataset, ImageStream
 from .image_conditions import ImageCondition, condition_of_latents
@@ -77,21 +76,19 @@ def normalize_by(vae, statistics, folder):
     )
 
 
-class CleanData:
+class CleanData(CleanSamples):
     """The clean samples of a `CleanDataConfig`; with `captions`, a `CaptionConfig`, also what they are told in words;
     with `conditions`, an `ImageConditionConfig`, also the images that they are seen beside.
 
     Attributes: `dataset`, its rows; `vae`, None for pixels; `shape` (channels, height, width) of a sample, where there
     are several of the first size; `sizes`, [(height, width), ...] of images in pixels, None for squares;
     `num_classes` and `id2label`, None without labels; `captions`, a `CaptionEncoder`, None without captions, with the
-    `caption_column` that they are read from and `examples` of them; `device`, where they are drawn; `condition`, an
-    `ImageCondition`, None without; `told`, the keywords of a network's forward that are conditions.
+    `caption_column` that they are read from and `examples` of them; `condition`, an `ImageCondition`, None without.
     """
 
     def __init__(self, config, accelerator, captions=None, conditions=None):
-        self.random_flip, self.device = config.random_flip, accelerator.device
-        self.vae = self.condition = None
-        self.captions, self.caption_column, self.caption_facts, self.examples = None, None, {}, []
+        super().__init__(random_flip=config.random_flip)
+        self.caption_column, self.caption_facts, self.examples = None, {}, []
         if config.latents:
             with accelerator.main_process_first():
                 folder = fetch_latents(config.latents)
@@ -113,9 +110,9 @@ class CleanData:
             self.shape, self.sizes = self.dataset.shape, self.dataset.sizes
             beside = conditions and condition_of_latents(self.dataset.facts, conditions, config.latents)
             if beside is not None:
-                size = [side * spatial_factor(self.vae) for side in self.shape[1:]]
-                images_of = (self.vae.config.in_channels, *size)
-                self.condition = ImageCondition(*beside, None, images_of, self.vae, self.shape[0])
+                size = tuple(side * spatial_factor(self.vae) for side in self.shape[1:])
+                images_of = self.vae.config.in_channels, self.sizes or [size]
+                self.condition = ImageCondition(*beside, None, *images_of, self.vae, self.shape[0])
         else:
             images, reader = ImageStream if config.streaming else ImageDataset, None
             if captions is not None and captions.reads_captions:
@@ -137,14 +134,11 @@ class CleanData:
                 self.vae = load_vae(config.vae).to(accelerator.device)
                 [self.shape, *_] = [latent_shape(self.vae, (self.shape[0], *size)) for size in self.dataset.sizes]
             if conditions is not None:
-                self.condition = conditions.make_condition(self.dataset.shape, self.vae, self.shape[0])
+                images_of = self.dataset.shape[0], self.dataset.sizes
+                self.condition = conditions.make_condition(*images_of, self.vae, self.shape[0])
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
-        self.told = [] if self.num_classes is None else ["class_labels"]
         if self.captions is not None:
-            self.told += self.captions.names
             self.captions.text_encoder.to(accelerator.device)
-        if self.condition is not None:
-            self.told += self.condition.names
         accelerator.print(self.dataset.describe())
 
     def find_captions(self, latents, config):
@@ -186,34 +180,3 @@ class CleanData:
         told = {} if self.captions is None else {"captions": self.caption_facts}
         told |= {} if self.condition is None else {"condition": self.condition.facts()}
         return self.dataset.row_facts() | facts | told | {"config": options}
-
-    def conditions(self, batch, draws=None):
-        """What a network may be told of the samples of a batch, mirrored where asked for, {keyword of its forward:
-        tensor (B, ...)}; `draws` choose among captions."""
-        found = {} if self.num_classes is None else {"class_labels": batch["labels"]}
-        if self.captions is not None:
-            found |= self.captions.conditions(batch, draws)
-        return found if self.condition is None else found | self.condition.conditions(batch)
-
-    def mirrored(self, batch, draws):
-        """A batch of the dataset's rows with half of the images, or latents, and what they are seen beside mirrored,
-        where that is asked for."""
-        if not self.random_flip:
-            return batch
-        flipped, changed = draws.chance(0.5).reshape(-1, 1, 1, 1), {}
-        for name in ("images", "condition_images"):
-            if name in batch:
-                changed[name] = batch[name].flip(-1)
-        for name in ("mean", "std", "condition_mean"):
-            if name in batch:
-                changed[name] = batch[f"{name}_flipped"]
-        return batch | {name: torch.where(flipped, x, batch[name]) for name, x in changed.items()}
-
-    def draw(self, batch, draws):
-        """Clean samples (B, *shape) of a batch: images, or normalised latents drawn from the autoencoder's
-        posterior."""
-        if self.vae is None:
-            return batch["images"]
-        with torch.no_grad():
-            mean, std = (batch["mean"], batch["std"]) if "mean" in batch else encode_moments(self.vae, batch["images"])
-        return normalize_latents(mean + std * draws.normal(mean.shape[1:]), self.vae.config)

@@ -90,8 +90,10 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
             self.size_of_row[rows] = number
 
     def size_of(self, row):
-        """(height, width) that the image of a row has here."""
-        return self.sizes[0] if self.size_of_row is None else self.sizes[self.size_of_row[row]]
+        """(height, width) that the image of a row has here; None where all are squares."""
+        if self.size_of_row is None:
+            return self.sizes[0] if self.has_sizes else None
+        return self.sizes[self.size_of_row[row]]
 
     def row_after(self, row):
         """The row that is taken instead of one that cannot be decoded: the next of its size."""

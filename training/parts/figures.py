@@ -1,6 +1,7 @@
 """Figures as metrics.json and the card have them."""
 
 import numpy as np
+import torch
 
 from score_sde.sharing.facts import dataset_name
 
@@ -73,6 +74,33 @@ def class_metrics(recognised, correct, facts, config):
         | classifier_facts(config)
         | facts,
     ]
+
+
+def pair_errors(images, truth, measurement=None):
+    """The mean squared errors of images (B, C, H, W) in [-1, 1] that were drawn by what was seen of the true ones, and
+    of what is measured of them, where that is a `Measurement`: (B, 1) or (B, 2)."""
+    pairs = [(images, truth)]
+    if measurement is not None:
+        pairs.append((measurement.operator(images), measurement.operator(truth)))
+    return torch.stack([(one - other).square().flatten(1).mean(1) for one, other in pairs], dim=1)
+
+
+def pair_metrics(errors, measured, facts, config):
+    """The metrics of `pair_errors` (N, ...); `measured` is the name of the measurement, None without."""
+    # an exact image counts as 100 dB; a peak of 2 from -1 to 1
+    psnr = float((10 * (4 / errors[:, 0].double().clamp_min(4e-10)).log10()).mean())
+    found = [("PSNR", "psnr", psnr, "of samples to the images whose condition images they were shown, in dB.")]
+    if measured is not None:
+        residual = float(errors[:, 1].double().mean().sqrt())
+        what = f"root mean square difference between {measured} of the samples and of these images, from -1 to 1."
+        found.append(("residual", "residual", residual, what))
+    metrics = []
+    for name, kind, value, explanation in found:
+        metric = {"name": f"{name} of {len(errors):,} samples to {config.test_split} images{of_other_data(config)}"}
+        metric |= {"type": kind, "value": float(f"{value:.5g}"), "n": len(errors), "split": config.test_split}
+        metrics.append(metric | {"explanation": explanation} | facts)
+        print(f"{metric['name']}: {metric['value']}")
+    return metrics
 
 
 def classifier_facts(config):

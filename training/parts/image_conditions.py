@@ -38,8 +38,6 @@ class ImageConditionConfig:
     def condition_problems(self):
         if self.condition_column and self.condition_from:
             yield "condition_column and condition_from were given: pass one of them"
-        if self.has_conditions and self.aspect_ratio_buckets:
-            yield "condition images and aspect_ratio_buckets do not go together: leave one of them out"
         if self.condition_channels not in (None, 1, 3):
             yield f"condition_channels {self.condition_channels} must be 1 or 3"
         elif self.condition_channels is not None and not self.reads_conditions:
@@ -58,12 +56,13 @@ class ImageConditionConfig:
     def has_conditions(self):
         return self.reads_conditions or self.condition_from is not None
 
-    def make_condition(self, image_shape, vae=None, latent_channels=None):
-        """The `ImageCondition` of images of this shape (channels, height, width), None without."""
+    def make_condition(self, image_channels, sizes, vae=None, latent_channels=None):
+        """The `ImageCondition` of images of these channels and sizes [(height, width), ...], None without."""
         if not self.has_conditions:
             return None
         column = self.condition_column if self.reads_conditions else None
-        return ImageCondition(column, self.condition_from, self.condition_channels, image_shape, vae, latent_channels)
+        said = column, self.condition_from, self.condition_channels
+        return ImageCondition(*said, image_channels, sizes, vae, latent_channels)
 
     def paired_column(self, image_channels):
         """(column, channels) of the images that are paired with images, as `ImageDataset` takes it, None without."""
@@ -77,7 +76,7 @@ class ImageCondition:
         column: of the images, None where they are measured.
         measured: how, the name of a `Measurement`; None for a column.
         channels: of the images in the column, None for those of the images.
-        image_shape: (channels, height, width) of the images.
+        image_channels, sizes: of the images, [(height, width), ...].
         vae, latent_channels: the autoencoder and the channels of its latents; None for pixels.
 
     Attributes: those; `width`, the number of channels that the network is told.
@@ -87,14 +86,15 @@ class ImageCondition:
 
     names = ("condition_sample",)
 
-    def __init__(self, column, measured, channels, image_shape, vae=None, latent_channels=None):
+    def __init__(self, column, measured, channels, image_channels, sizes, vae=None, latent_channels=None):
         self.column, self.measured, self.vae = column, measured, vae
         self.measurement = None
-        self.channels = channels or image_shape[0]
+        self.channels = channels or image_channels
         if measured is not None:
             self.measurement = Measurement(measured)
-            self.measurement.check(image_shape[0], image_shape[1:])
-            self.channels = self.measurement.channels(image_shape[0])
+            for size in sizes:
+                self.measurement.check(image_channels, size)
+            self.channels = self.measurement.channels(image_channels)
         elif vae is not None and self.channels != vae.config.in_channels:
             raise ValueError(
                 f"condition_channels {self.channels}: the autoencoder, which encodes the condition, too, is one of "

@@ -109,14 +109,18 @@ class LatentDataset(torch.utils.data.Dataset):
         self.first_rows = [first for first, _, _ in shard_layout(self.facts)]
         if buckets:
             self.sizes = [(bucket["height"], bucket["width"]) for bucket in buckets]
-            ends = np.cumsum([bucket["rows"] for bucket in buckets])
-            self.buckets = np.split(np.arange(len(self)), ends[:-1]) if len(buckets) > 1 else None
+            self.ends = np.cumsum([bucket["rows"] for bucket in buckets])
+            self.buckets = np.split(np.arange(len(self)), self.ends[:-1]) if len(buckets) > 1 else None
         self.shape, self.num_classes = tuple(self.facts["shape"]), self.facts["num_classes"]
         names = self.facts["id2label"]
         self.id2label = {int(label): name for label, name in names.items()} if names else None
 
     def __len__(self):
         return self.facts["rows"]
+
+    def size_of(self, row):
+        """(height, width) of the image of a row; None where all are squares."""
+        return self.sizes and self.sizes[int(np.searchsorted(self.ends, row, side="right"))]
 
     def __getitem__(self, key):
         """The item of a row, or of a key of a `GlobalBatchSampler`."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from score_sde.sharing.facts import dataset_name
 
+from .buckets import counts_of_sizes, in_words
 from .captions import CaptionReader
 from .config import DataConfig
 from .data import ImageDataset
@@ -44,9 +45,23 @@ def trained_on(config, facts):
     return facts.get("dataset") is not None and dataset_name(own) == dataset_name(facts)
 
 
+def sizes_of(config, shape):
+    """{(height, width): how many images are of it} of the images that are measured, {} for squares of one size.
+
+    Args:
+        shape: (channels, height, width) that the pipeline draws unless told otherwise, or of the samples.
+    """
+    _, height, width = shape
+    try:
+        found = counts_of_sizes(training_facts(config))
+    except ValueError as error:
+        raise ValueError(f"training.json of {config.pipeline!r}: {error}") from None
+    return found or ({} if height == width else {(height, width): 1})
+
+
 def complete(config, shape):
     """The config with what it leaves out: which real images, by the pipeline's training.json, and their shape, that of
-    the generated ones.
+    the generated ones, `resolution` None for other than squares of one size.
 
     Args:
         shape: (channels, height, width) of the images that are measured.
@@ -54,14 +69,10 @@ def complete(config, shape):
     Raises ValueError for options that contradict the shape, and where nothing says which dataset.
     """
     channels, height, width = shape
-    if sizes := training_facts(config).get("sizes"):
-        raise ValueError(
-            f"pipeline {config.pipeline!r} was trained on images of height x width {', '.join(sizes)}; squares of one "
-            f"size are measured here: measure in training, --evaluation_steps, or images that you draw, --samples"
-        )
-    if height != width or channels not in (1, 3):
-        raise ValueError(f"images of {width} x {height} pixels and {channels} channels: squares of 1 or 3 are measured")
-    for name, truth in (("resolution", height), ("image_channels", channels)):
+    sizes = ", ".join(map(in_words, sizes_of(config, shape)))
+    if channels not in (1, 3):
+        raise ValueError(f"images of {width} x {height} pixels and {channels} channels: 1 or 3 channels are measured")
+    for name, truth in (("resolution", sizes or height), ("image_channels", channels)):
         given = getattr(config, name)
         if given not in (None, truth):
             whose = "samples have" if config.pipeline is None else "pipeline draws"
@@ -81,14 +92,20 @@ def complete(config, shape):
     if trained_on(config, facts) and config.caption_column is None:
         said = (facts.get("captions") or {}).get("column") or trained.get("caption_column")
         columns["caption_column"] = None if said == "none" else said
+    if trained_on(config, facts) and config.condition_column is None:
+        columns["condition_column"] = (facts.get("condition") or {}).get("column")
     split = config.split or facts.get("split") or known.split
     changes = {"split": split, "reference_split": config.reference_split or split}
-    return replace(config, resolution=height, image_channels=channels, **columns, **changes)
+    resolution = None if sizes else height
+    return replace(config, resolution=resolution, image_channels=channels, **columns, **changes)
 
 
-def open_data(config, pipeline):
+def open_data(config, pipeline, sizes):
     """The splits of real images that will be needed: {"train", "test", "reference": ImageDataset}, "train" for a
     classifier of their classes.
+
+    Args:
+        sizes: of the images, as `sizes_of` gives them.
 
     Raises ValueError for what cannot be opened, or doesn't fit the pipeline.
     """
@@ -96,13 +113,23 @@ def open_data(config, pipeline):
     splits = {}
     if classes or (config.num_images and config.features == "classifier"):
         splits["train"] = config.split
-    told = pipeline is not None and pipeline.takes_prompts and (config.num_images or config.loss)
+    beside = pipeline is not None and pipeline.takes_condition_image
+    told = pipeline is not None and pipeline.takes_prompts
+    told = told and (config.num_images or config.loss or (beside and config.likelihood))
     if told and config.caption_column is None:
         raise ValueError(
             "caption_column is missing: the pipeline follows words, and its prompts are the captions of real images; "
             "pass --caption_column with the column that holds them"
         )
-    if classes or config.likelihood or config.loss or told:
+    pairs = None
+    if beside and pipeline.config["condition_from"] is None:
+        if config.condition_column is None:
+            raise ValueError(
+                "condition_column is missing: the pipeline sees an image beside the sample; pass --condition_column "
+                "with the column that holds them"
+            )
+        pairs = config.condition_column, pipeline.condition_shape()[0]
+    if classes or config.likelihood or config.loss or told or (beside and config.num_images):
         splits["test"] = config.test_split
     if config.num_images and config.features:
         splits["reference"] = config.reference_split
@@ -115,7 +142,8 @@ def open_data(config, pipeline):
                 words = CaptionReader(
                     config.caption_column, pipeline.open_encoder()[1], pipeline.prompt_settings["max_tokens"]
                 )
-            data[name] = ImageDataset(config, split=split, captions=words)
+            seen = pairs if name == "test" else None
+            data[name] = ImageDataset(config, split, captions=words, condition=seen, sizes=list(sizes) or None)
         except ValueError as error:
             remedy = f"--{SPLIT_OPTIONS[name]} names another split"
             if config.dataset == facts.get("dataset"):
@@ -123,15 +151,20 @@ def open_data(config, pipeline):
             raise ValueError(f"{error}. {remedy}") from error
     if "train" in data and config.label_column is None:
         raise ValueError("label_column is missing: a classifier needs labels; choose other features")
-    if classes and pipeline.num_classes != data["train"].num_classes:
-        raise ValueError(
-            f"the pipeline has {pipeline.num_classes} classes, the dataset {data['train'].num_classes}: pass "
-            f"--label_column none to leave them out"
-        )
+    shown = config.num_images if beside else 0
+    # whether the network is told the classes of real images, or images are judged by them
+    labelled = classes or config.loss or shown or (config.likelihood and (beside or needs_class(pipeline)))
+    labelled = labelled and pipeline.num_classes is not None and config.label_column is not None
+    for each in data.values() if labelled else ():
+        if pipeline.num_classes != each.num_classes:
+            raise ValueError(
+                f"the pipeline has {pipeline.num_classes} classes, the dataset {each.num_classes}: pass --label_column "
+                f"none to leave them out"
+            )
     names = [list((each.id2label or {}).values()) for each in data.values()]
     if any(each != names[0] for each in names):
         raise ValueError(f"the splits of {config.dataset!r} have other classes: {'; '.join(map(str, names))}")
-    own = pipeline.config.id2label if classes else None
+    own = pipeline.config.id2label if labelled else None
     if own and trained_on(config, facts) and [own[key] for key in sorted(own, key=int)] != names[0]:
         raise ValueError(
             f"the pipeline's classes are {', '.join(own.values())}, those of {config.dataset!r} {', '.join(names[0])}: "
@@ -141,10 +174,11 @@ def open_data(config, pipeline):
         raise ValueError(
             f"split {config.reference_split!r} has {len(data['reference'])} images; distances need {LEAST_IMAGES}"
         )
-    if (config.likelihood or config.loss) and needs_class(pipeline) and config.label_column is None:
-        what = "likelihood" if config.likelihood else "loss"
+    by_class = {"likelihood": config.likelihood, "loss": config.loss, "samples of condition images": shown}
+    if any(by_class.values()) and needs_class(pipeline) and config.label_column is None:
+        what = next(name for name, count in by_class.items() if count)
         raise ValueError(f"the network knows no null label: its {what} needs labels; pass --label_column")
-    if classes is False and not config.features and config.num_images and not config.save_samples:
+    if not (classes or config.features or beside or config.save_samples) and config.num_images:
         raise ValueError(
             "the pipeline has no classes to judge: pass --features, or --num_images 0 for likelihoods alone"
         )

@@ -19,23 +19,39 @@ def rounds(count, batch_size, accelerator):
         yield [min(i, count - 1) for i in range(first, first + size)], min(count - start, size * processes)
 
 
+def by_size(dataset, numbers):
+    """[((height, width), numbers)]: the rows of some numbers, in turn where they are fewer, by the sizes of their
+    images; [(None, numbers)] where all are squares."""
+    found = {}
+    for number in numbers:
+        found.setdefault(dataset.size_of(number % len(dataset)), []).append(number)
+    return list(found.items())
+
+
+def rounds_by_size(groups, batch_size, accelerator):
+    """(size, numbers of this process, how many the round has): the `rounds` of groups as `by_size` makes them."""
+    for image_size, numbers in groups:
+        for own, count in rounds(len(numbers), batch_size, accelerator):
+            yield image_size, [numbers[i] for i in own], count
+
+
 def gathered(rows, count, accelerator):
     """The rows of a round of all processes in the order of their numbers, (count, ...), on the CPU."""
     return accelerator.gather(rows.contiguous().to(accelerator.device))[:count].cpu()
 
 
 def real_batches(data, count, config, accelerator, what=None):
-    """(numbers of the rows, batch, size of the round) of the first images of a dataset, with a progress bar where it
-    has a name."""
-    parts = list(rounds(count, config.batch_size, accelerator))
+    """(numbers of the rows, batch, size of the round) of the first images of a dataset, those of each height and width
+    together, with a progress bar where it has a name."""
+    parts = list(rounds_by_size(by_size(data, range(count)), config.batch_size, accelerator))
     loader = torch.utils.data.DataLoader(
         data,
-        batch_sampler=[own for own, _ in parts],
+        batch_sampler=[own for _, own, _ in parts],
         num_workers=loading_processes(config, accelerator, data),
         pin_memory=accelerator.device.type == "cuda",
     )
     bar = tqdm(loader, desc=what, unit="batch", disable=what is None or not accelerator.is_main_process)
-    for (own, size), batch in zip(parts, bar, strict=True):
+    for (_, own, size), batch in zip(parts, bar, strict=True):
         yield own, {name: moved(values, accelerator.device) for name, values in batch.items()}, size
 
 

@@ -1,6 +1,5 @@
 """Generated images: drawn, read from where they were saved, written as 8 bits."""
 
-import math
 import os
 import zipfile
 import zlib
@@ -29,9 +28,21 @@ def quantized(images):
     return from_bytes(to_bytes(images))
 
 
-def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=None, labels=None, conditions=None):
+def draw(
+    pipeline,
+    numbers,
+    seed,
+    guidance_scale,
+    num_inference_steps,
+    prompts=None,
+    labels=None,
+    conditions=None,
+    image_size=None,
+):
     """(images (B, C, H, W) in [-1, 1], network evaluations), each from the seed of its number and, of these labels and
-    prompts, of those whose turn it is: see `labels_of`; or of conditions, one for each number."""
+    prompts, of those whose turn it is: see `labels_of`; or of conditions, one for each number. `image_size` is their
+    height and width in pixels, None for the network's own."""
+    height, width = image_size or (None, None)
     output = pipeline(
         batch_size=len(numbers),
         class_labels=labels_of(numbers, pipeline, labels) if conditions is None else None,
@@ -41,6 +52,8 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=N
         num_inference_steps=num_inference_steps,
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
         output_type="pt",
+        height=height,
+        width=width,
     )
     return output.images * 2 - 1, output.nfe
 
@@ -48,36 +61,40 @@ def draw(pipeline, numbers, seed, guidance_scale, num_inference_steps, prompts=N
 @torch.compiler.set_stance("force_eager")
 def sample_grid(pipeline, config, path, seed=0, prompts=None, labels=None, conditions=None, sizes=None):
     """Draw samples as a `TrainConfig` says, these labels and prompts in turn as `draw` does, one seed per sample, and
-    write them as a PNG grid, with the prompts beneath; or by conditions, one for each, right of the images that the
-    network sees beside them. Of several sizes, (height, width) in pixels, each row is of one in turn. Return the number
-    of network evaluations."""
-    count = config.sample_num_images
-    if conditions is not None:
-        count = len(conditions["condition_sample"])
-    told = labels_of(range(count), pipeline, labels) if conditions is None else None
-    columns = grid_columns(count, pipeline.num_classes if told and not prompts else None)
+    write them as a PNG grid, with the prompts beneath. Of several sizes, (height, width) in pixels, each row is of one
+    in turn. Or by conditions, [(size, numbers, conditions (B, ...))], each right of the image that the network sees
+    beside it. Return the number of network evaluations."""
+    count, told = config.sample_num_images, None
+    if conditions is None:
+        told, sizes = labels_of(range(count), pipeline, labels), sizes or [None]
+        columns = grid_columns(count, pipeline.num_classes if told and not prompts else None)
+        size_of = [sizes[i // columns % len(sizes)] for i in range(count)]
+        parts = [(size, [i for i in range(count) if size_of[i] == size], None) for size in dict.fromkeys(size_of)]
+    else:
+        columns, parts = grid_columns(2 * count, pairs=True), conditions
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
-    sizes, images = sizes or [(None, None)], {}
-    for height, width in sizes[: -(-count // columns)]:
-        numbers = [i for i in range(count) if sizes[i // columns % len(sizes)] == (height, width)]
+    images, seen = {}, {}
+    for size, numbers, beside in parts:
+        height, width = size or (None, None)
         output = pipeline(
             batch_size=len(numbers),
             class_labels=told and [told[i] for i in numbers],
             prompt=in_turn(prompts, numbers),
-            conditions=conditions,
-            guidance_scale=config.sample_guidance_scale if told or prompts or conditions else 1.0,
+            conditions=beside,
+            guidance_scale=config.sample_guidance_scale if told or prompts or beside else 1.0,
             num_inference_steps=config.sample_num_inference_steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
             height=height,
             width=width,
         )
         images |= dict(zip(numbers, output.images, strict=True))
+        if beside is not None:
+            shown = pipeline.decode(beside["condition_sample"].to(pipeline.device))
+            seen |= dict(zip(numbers, pipeline.kind.output(shown), strict=True))
     pictures, words = [images[i] for i in range(count)], in_turn(prompts, range(count))
-    if conditions is not None:
-        seen = pipeline.kind.output(pipeline.decode(conditions["condition_sample"].to(pipeline.device)))
-        pictures = [each for pair in zip(seen, pictures, strict=True) for each in pair]
+    if seen:
+        pictures = [each for i in range(count) for each in (seen[i], images[i])]
         words = words and [each for word in words for each in ("", word)]
-        columns = min(16, 2 * max(1, math.isqrt(len(pictures)) // 2))
     pipeline.kind.save_grid(pictures, path, columns, **({} if words is None else {"captions": words}))
     return output.nfe
 

@@ -432,11 +432,13 @@ def describe(origin):
 
 
 class AdaptedClasses:
-    """The classes of a network that keeps its own while adapters are trained on data that have others, by their names.
+    """The classes of a network that keeps its own while adapters are trained on data that have others, by their names;
+    those that it doesn't know follow its own.
 
-    Attributes: `num_classes` and `id2label` of the network, None without; `labels`, of every class of the data (N,).
+    Attributes: `num_classes` and `id2label` of the network, None without; `labels`, of every class of the data (N,);
+    `new`, those that follow.
 
-    Raises ValueError for data with a class that the network hasn't, and for data without where it always needs one.
+    Raises ValueError for data with classes where the network has none, and for data without where it always needs one.
     """
 
     def __init__(self, start, origin, id2label):
@@ -449,21 +451,30 @@ class AdaptedClasses:
             names = origin["id2label"]
             self.num_classes, never_none = origin["had_classes"], False
             self.id2label = names and {int(label): name for label, name in names.items()}
-        self.labels = None
+        self.labels, self.new = None, []
         if id2label is not None:
-            kept = kept_classes(names_of_classes(self.num_classes, self.id2label), id2label)
-            if unknown := [name for label, name in id2label.items() if label not in kept]:
+            if self.num_classes is None:
                 raise ValueError(
-                    f"lora_rank leaves the classes of the network as they are, and it doesn't know {few(unknown)}: "
+                    f"lora_rank leaves a network without classes as it is, and the data have {few(id2label.values())}: "
                     f"train without --lora_rank, or with --class_conditional false"
                 )
-            self.labels = torch.tensor([kept[label] for label in sorted(id2label)])
+            before = names_of_classes(self.num_classes, self.id2label)
+            labels = kept_classes(before, id2label)
+            self.new = list(range(self.num_classes, self.num_classes + len(id2label) - len(labels)))
+            added = dict(zip((label for label in sorted(id2label) if label not in labels), self.new, strict=True))
+            if self.new:
+                self.id2label = before | {new: id2label[label] for label, new in added.items()}
+                self.num_classes += len(self.new)
+            self.labels = torch.tensor([(labels | added)[label] for label in sorted(id2label)])
         elif self.num_classes is not None and never_none:
             raise ValueError("lora_rank: the network always needs a class, and the data have none")
 
 
-def begin_adapted(config, network):
+def begin_adapted(config, network, adapted):
     """Give a network all the weights that a config starts from; return what is known of them, as `begin` does.
+
+    Args:
+        adapted: its `AdaptedClasses`.
 
     Raises ValueError for one of another shape, which an adapter alone could not describe.
     """
@@ -476,16 +487,20 @@ def begin_adapted(config, network):
             )
     if added := network.state_dict().keys() - config.start.network.state_dict().keys():
         raise ValueError(f"lora_rank leaves the network as it is, and it has no {few(sorted(added))}: train without")
-    return begin(config, network, None, keep_all=True) | {"id2label": config.start.id2label}
+    classes = adapted.id2label if adapted.new else None
+    return begin(config, network, classes, keep_all=True) | {"id2label": config.start.id2label}
 
 
-def add_adapters(network, config):
-    """Put LoRA adapters on a network, which alone are trained. Raises ValueError for a network that takes none, and for
-    targets that are none of its layers."""
+def add_adapters(network, config, new_classes=()):
+    """Put LoRA adapters on a network, which alone are trained, beside the rows of new classes in its table. Raises
+    ValueError for a network that takes none, and for targets that are none of its layers."""
     from peft import LoraConfig
 
     if not isinstance(network, PeftAdapterMixin):
-        raise ValueError(f"lora_rank: a {type(network).__name__} takes no adapters, it is no PeftAdapterMixin")
+        raise ValueError(
+            f"lora_rank: a {type(network).__name__} takes no adapters, it is no PeftAdapterMixin: train its weights "
+            f"without --lora_rank, some of them by --freeze"
+        )
     layers = [
         name for name, module in network.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
     ]
@@ -495,7 +510,11 @@ def add_adapters(network, config):
             raise ValueError(f"lora_targets {target!r} is no layer of the network; there are {few(ends, 30)}")
     network.requires_grad_(False)
     alpha = config.lora_rank if config.lora_alpha is None else config.lora_alpha
-    network.add_adapter(LoraConfig(r=config.lora_rank, lora_alpha=alpha, target_modules=list(config.lora_targets)))
+    rows = {"class_embed": list(new_classes)} if new_classes else None
+    targets = list(config.lora_targets)
+    network.add_adapter(
+        LoraConfig(r=config.lora_rank, lora_alpha=alpha, target_modules=targets, trainable_token_indices=rows)
+    )
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------

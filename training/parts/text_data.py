@@ -20,8 +20,8 @@ from datasets import ClassLabel, Features, List, Value
 from score_sde.pipelines.wording import few, one_line, quoted, shortened, unknown
 
 from .config import LoaderConfig, option
-from .data import mix_seeds
 from .hashes import hash_of
+from .seeds import mix_seeds
 from .sources import open_texts
 from .tokenizers import make_tokenizer
 

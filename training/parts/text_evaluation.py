@@ -17,6 +17,7 @@ from score_sde.sharing.facts import dataset_name
 from .bound import bound_metrics, measure_bound, nats
 from .config import LoaderConfig, option
 from .figures import averaging_facts, sampling_facts
+from .molecules import open_rdkit
 from .networks import outside_classes
 from .options import WORK_BEGUN
 from .provenance import provenance
@@ -86,6 +87,11 @@ class TextEvaluateConfig(LoaderConfig):
         if self.likelihood == 1:
             yield "likelihood 1: a standard error needs at least 2 sequences"
         yield from (unknown("figures", name, FIGURES) for name in self.figures if name not in FIGURES)
+        if "molecules" in self.figures:
+            try:
+                open_rdkit()
+            except ValueError as error:
+                yield str(error)
         if not self.temperature > 0:
             yield f"temperature {self.temperature} must be positive"
         if self.save_samples and not os.path.isdir(os.path.dirname(os.path.abspath(self.save_samples))):

@@ -3,6 +3,8 @@
 import math
 from collections import Counter
 
+from .molecules import molecule_figures
+
 
 def ngrams(sequences, n):
     """How often each run of n elements stands in some sequences: a Counter."""
@@ -43,4 +45,4 @@ def ngram_figures(texts, real, data):
 
 # name -> f(texts, real texts, data), a list of {"name", "value", "n", "explanation", ...}: `data` is a `HeldOutTexts`,
 # which opens other splits, too
-FIGURES = {"ngrams": ngram_figures}
+FIGURES = {"ngrams": ngram_figures, "molecules": molecule_figures}

@@ -5,12 +5,13 @@ from itertools import islice
 
 import torch
 
+from .buckets import counts_of_sizes, shares_of_sizes
 from .classifier import EPOCHS, trained_classifier
 from .config import DataConfig, option
 from .data import ImageDataset
 from .loop import Draws
 from .metrics import ClassifierFeatures, Moments, frechet_distance, open_features
-from .rounds import gathered, real_batches, rounds
+from .rounds import by_size, gathered, real_batches, rounds_by_size
 from .samples import draw, quantized
 from .seeds import mix_seeds
 
@@ -67,16 +68,16 @@ class RowDraws(Draws):
         return ((self.parts + self.uniform()) / self.count).clamp(2**-53, 1 - 2**-53)
 
 
-def first_conditions(task, dataset, numbers, seed):
-    """What a network is told of the first rows of a dataset, those of these numbers, in turn where they are fewer."""
-    device = task.data.device
+def conditions_of_rows(loss, dataset, numbers, seed, device):
+    """(batch, what a network is told of it by a `DiffusionLoss`) of the first rows of a dataset, those of these
+    numbers, in turn where they are fewer; of images of one size."""
     if isinstance(dataset, torch.utils.data.IterableDataset):
         items, rows = list(islice(dataset, len(numbers))), numbers
     else:
         rows = [number % len(dataset) for number in numbers]
         items = [dataset[row] for row in rows]
     batch = {name: values.to(device) for name, values in torch.utils.data.default_collate(items).items()}
-    return task.conditions_of(batch, RowDraws(seed, list(rows), max(rows) + 1, device))
+    return batch, loss.conditions_of(batch, RowDraws(seed, list(rows), max(rows) + 1, device))
 
 
 class Validation:
@@ -84,9 +85,8 @@ class Validation:
     once.
 
     Args:
-        task: with `data`, the `CleanData` that is trained on, `losses`(network, batch, draws) -> (B,),
-            `conditions_of`(batch, draws), what the network is told, `make_pipeline`(network), and `labels_drawn`, of
-            `samples.draw`.
+        task: with `data`, the `CleanData` that is trained on, `loss`, its `DiffusionLoss`, `make_pipeline`(network),
+            and `labels_drawn`, of `samples.draw`.
     """
 
     def __init__(self, config, accelerator, task):
@@ -94,18 +94,14 @@ class Validation:
         reader = None if task.data.captions is None else task.data.captions.reader(task.data.caption_column)
         condition = task.data.condition
         pairs = condition and condition.column and (condition.column, condition.channels)
-        images, sizes = self.image_config(), {"sizes": task.data.sizes} if task.data.sizes else {}
-        if sizes and config.evaluation_features:
-            raise ValueError(
-                "evaluation_features measure squares of one size, not images of aspect_ratio_buckets: leave them out, "
-                "evaluation_steps then measures the loss on held-out images"
-            )
-        self.held_out = ImageDataset(images, config.evaluation_split, captions=reader, condition=pairs, **sizes)
+        images, sizes = self.image_config(), task.data.sizes
+        self.sizes = counts_of_sizes(task.data.dataset.row_facts())
+        self.held_out = ImageDataset(images, config.evaluation_split, captions=reader, condition=pairs, sizes=sizes)
         # of generated images
         self.prompts = reader and reader.examples
         self.count = min(config.evaluation_images, len(self.held_out))
         if config.evaluation_features:
-            self.features, self.of_real = self.measure_real(ImageDataset(images))
+            self.features, self.of_real = self.measure_real(ImageDataset(images, sizes=sizes))
 
     def image_config(self):
         """How the images are read that are trained on, in latents or not."""
@@ -137,24 +133,22 @@ class Validation:
     def measure(self, network):
         """{"held_out_loss": ..., and where it is asked for "frechet_distance": ...}."""
         config, accelerator, losses = self.config, self.accelerator, []
-        buckets = self.held_out.buckets or [range(self.count)]
-        for rows in ([int(row) for row in bucket if row < self.count] for bucket in buckets):
-            if not rows:
-                continue
-            images = torch.utils.data.Subset(self.held_out, rows)
-            for own, batch, size in real_batches(images, len(rows), config, accelerator):
-                draws = RowDraws(config.seed, [rows[i] for i in own], self.count, accelerator.device)
-                losses.append(gathered(self.task.losses(network, batch, draws).float(), size, accelerator))
+        for own, batch, size in real_batches(self.held_out, self.count, config, accelerator):
+            draws = RowDraws(config.seed, own, self.count, accelerator.device)
+            losses.append(gathered(self.task.loss(network, batch, draws).float(), size, accelerator))
         values = {"held_out_loss": float(torch.cat(losses).double().mean())}
         if config.evaluation_features:
             pipeline, found = self.task.make_pipeline(network).to(accelerator.device), Moments()
             pipeline.set_progress_bar_config(disable=True)
-            for own, size in rounds(config.evaluation_images, config.batch_size, accelerator):
+            told, count = {"prompts": self.prompts, "labels": self.task.labels_drawn}, config.evaluation_images
+            beside = self.task.data.condition is not None
+            groups = by_size(self.held_out, range(count)) if beside else shares_of_sizes(self.sizes, count)
+            for image_size, own, size in rounds_by_size(groups, config.batch_size, accelerator):
                 settings = config.seed, config.sample_guidance_scale, config.sample_num_inference_steps
-                told = {"prompts": self.prompts, "labels": self.task.labels_drawn}
-                if self.task.data.condition is not None:
-                    told = {"conditions": first_conditions(self.task, self.held_out, own, config.seed)}
-                images, _ = draw(pipeline, own, *settings, **told)
+                if beside:
+                    rows = self.task.loss, self.held_out, own, config.seed, accelerator.device
+                    told = {"conditions": conditions_of_rows(*rows)[1]}
+                images, _ = draw(pipeline, own, *settings, **told, image_size=image_size)
                 self.add_features(found, self.features, quantized(images), size)
             values["frechet_distance"] = frechet_distance(*found.result(), *self.of_real)
         return values

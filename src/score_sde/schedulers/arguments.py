@@ -10,21 +10,6 @@ from .solvers import CORRECTORS, PREDICTORS, VARIANCES, predictor_options
 from .stock_configs import GRIDS, VARIANCES_OF_STOCK
 
 
-# {argument: what it may be}
-CHOICES = {
-    "sde_type": SDE_TYPES,
-    "prediction_type": PREDICTIONS,
-    "predictor": ("auto", *PREDICTORS),
-    "corrector": (None, *CORRECTORS),
-    "corrector_position": ("after", "before"),
-    "variance_type": (*VARIANCES, *VARIANCES_OF_STOCK, "learned"),
-    "timestep_spacing": TIME_GRIDS,
-    "time_shift_type": ("exponential", "linear"),
-    "interpolation_type": ("linear", "log_linear"),
-    "timestep_type": ("discrete", "continuous"),
-    "init_noise": (None, "sigma", "unit_data"),
-    "use_clipped_model_output": (True, False, None),
-}
 # options of predictors that are arguments, too
 _OPTIONS = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
 
@@ -32,8 +17,22 @@ _OPTIONS = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
 def check_config(build, config):
     """Raise ValueError for an argument that may not be what it is, and for those that contradict each other; `build` is
     the class that takes them."""
-    for name, choices in CHOICES.items():
-        check_choice(name, config[name], choices)
+    choices = {
+        "sde_type": SDE_TYPES,
+        "prediction_type": PREDICTIONS,
+        "predictor": ("auto", *PREDICTORS),
+        "corrector": (None, *CORRECTORS),
+        "corrector_position": ("after", "before"),
+        "variance_type": (*VARIANCES, *VARIANCES_OF_STOCK, "learned"),
+        "timestep_spacing": TIME_GRIDS,
+        "time_shift_type": ("exponential", "linear"),
+        "interpolation_type": ("linear", "log_linear"),
+        "timestep_type": ("discrete", "continuous"),
+        "init_noise": (None, "sigma", "unit_data"),
+        "use_clipped_model_output": (True, False, None),
+    }
+    for name, allowed in choices.items():
+        check_choice(name, config[name], allowed)
     check_arguments(build, config)
     if sum(config[flag] for flag in GRIDS) > 1:
         raise ValueError(

@@ -35,7 +35,7 @@ NUMBERS = {
 FLAGS = (
     *("open_end", "denoise_final", "rescale_betas_zero_snr", "clip_sample", "thresholding", "use_dynamic_shifting"),
     *("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas", "use_beta_sigmas", "use_flow_sigmas"),
-    *("invert_sigmas", "whole_levels", "preconditioned"),
+    *("invert_sigmas", "whole_levels", "preconditioned", "exact_zero_snr"),
 )
 # of one trajectory
 LARGEST_NFE = 10**5

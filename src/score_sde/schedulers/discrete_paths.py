@@ -46,7 +46,7 @@ import math
 import torch
 
 from .checks import check_choice, check_number
-from .paths import WITHOUT_FLOAT64, as_time, expand_to
+from .paths import as_time, expand_to, finest
 
 
 # --- survival alpha(t) ------------------------------------------------------------------------------------------------
@@ -199,7 +199,8 @@ def draw_uniforms(shape, generator=None, device=None):
         return torch.cat([draw_uniforms((1, *shape[1:]), each, device) for each in generator])
     device = torch.device(device or "cpu")
     drawn_on = generator.device if generator is not None else device
-    dtype = torch.float32 if {drawn_on.type, device.type} & WITHOUT_FLOAT64 else torch.float64
+    # not rounded afterwards, which might give 1
+    dtype = torch.float32 if torch.float32 in (finest(drawn_on), finest(device)) else torch.float64
     return torch.rand(shape, generator=generator, device=drawn_on, dtype=dtype).to(device)
 
 
@@ -317,12 +318,12 @@ class DiscretePath:
     def marginal(self, x0, t):
         """q(x_t | x0), Eq. (1): probabilities (B, L, S), float64."""
         self.check_tokens(x0)
-        kept = torch.nn.functional.one_hot(x0, self.num_states).double()
+        kept = torch.nn.functional.one_hot(x0, self.num_states).to(finest(x0.device))
         alpha = expand_to(self.alpha(t), kept)
         return alpha * kept + (1 - alpha) * self.pi(x0.device)
 
     def pi(self, device=None):
-        """What a token to which something has happened is drawn from: (S,), float64."""
+        """What a token to which something has happened is drawn from: (S,), float64 where the device has it."""
         raise NotImplementedError
 
     # --- what a network says ---
@@ -378,9 +379,9 @@ class AbsorbingPath(DiscretePath):
         self.mask_token_id, self.num_states = vocab_size, vocab_size + 1
 
     def pi(self, device=None):
-        pi = torch.zeros(self.num_states, dtype=torch.float64, device=device)
+        pi = torch.zeros(self.num_states, dtype=torch.float64)
         pi[self.mask_token_id] = 1
-        return pi
+        return pi.to(device, finest(torch.device(device or "cpu")))
 
     def prior(self, shape, generator=None, device=None):
         return torch.full(shape, self.mask_token_id, device=device)
@@ -446,7 +447,8 @@ class UniformPath(DiscretePath):
     """A token becomes any of the V tokens, itself among them, with equal chances."""
 
     def pi(self, device=None):
-        return torch.full((self.vocab_size,), 1 / self.vocab_size, dtype=torch.float64, device=device)
+        dtype = finest(torch.device(device or "cpu"))
+        return torch.full((self.vocab_size,), 1 / self.vocab_size, dtype=dtype, device=device)
 
     def prior(self, shape, generator=None, device=None):
         uniforms = draw_uniforms(shape, generator, device)
@@ -491,7 +493,7 @@ class UniformPath(DiscretePath):
 
     def clean_from_score(self, log_score, x_t, t):
         # ratio 1 to itself, whatever a network says; what is subtracted may be nearly all
-        log_score = torch.where(self._own(x_t), 0.0, log_score).double()
+        log_score = torch.where(self._own(x_t), 0.0, log_score).to(finest(x_t.device))
         left = torch.softmax(log_score, -1) - expand_to(self._log_other(t).exp(), log_score)
         # above 0, so that its logarithm has a gradient
         return self.clean(left.clamp_min(1e-12).log(), x_t, t)
@@ -521,7 +523,7 @@ class UniformPath(DiscretePath):
     def prior_gap(self, denoise, x0, t):
         own, other = self._log_own(t), self._log_other(t)
         gap = own.exp() * own + (self.vocab_size - 1) * other.exp() * other + math.log(self.vocab_size)
-        return gap.to(x0.device).expand(x0.shape)
+        return gap.to(x0.device, finest(x0.device)).expand(x0.shape)
 
 
 def _at(values, tokens):
@@ -562,7 +564,8 @@ def times_of_bound(path, u, t_min, t_max, length):
 
 
 def likelihood_bound(path, denoise, x0, u, t_min, t_max, generator=None, given=None):
-    """An unbiased estimate of an upper bound on -log p(x0), Eq. (8) and (9): nats per sequence, (B,) float64.
+    """An unbiased estimate of an upper bound on -log p(x0), Eq. (8) and (9): nats per sequence, (B,) float64 where the
+    device has it.
 
     Args:
         path: a `DiscretePath`.
@@ -577,7 +580,7 @@ def likelihood_bound(path, denoise, x0, u, t_min, t_max, generator=None, given=N
     counted = torch.ones_like(x0, dtype=torch.bool) if given is None else ~given
 
     def evaluate(x_t, t):
-        return denoise(torch.where(counted, x_t, x0), t).double()
+        return denoise(torch.where(counted, x_t, x0), t).to(finest(x0.device))
 
     t, weight = times_of_bound(path, u, t_min, t_max, x0.shape[1])
     x_t = path.corrupt(x0, t, generator)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from .paths import expand_to, finest
+
 
 # --- draws ------------------------------------------------------------------------------------------------------------
 
@@ -85,11 +87,11 @@ def tau_leaping(path, tokens, log_score, t, s):
 def tweedie(path, tokens, log_score, t, s):
     """SEDD's analytic step (Lou et al. 2024, Eq. 19): Bayes' rule with the ratios at s, which the inverse of the
     transition makes of those at t. Ratios of a distribution make it `ancestral`; those of a network need not be."""
-    r = path.transition(s, t).to(tokens.device)
-    pi = path.pi(tokens.device)
+    ratios = log_score.to(finest(tokens.device)).exp()
+    ratios = torch.nn.functional.pad(ratios, (0, path.num_states - path.vocab_size))
     own = torch.arange(path.num_states, device=tokens.device) == tokens.unsqueeze(-1)
-    ratios = torch.nn.functional.pad(log_score.double().exp(), (0, path.num_states - path.vocab_size))
     ratios = torch.where(own, 1.0, ratios)
+    r, pi = expand_to(path.transition(s, t), ratios), path.pi(tokens.device)
     ratios = (ratios - (1 - r) * pi * ratios.sum(-1, keepdim=True)).clamp_min(0) / r
     return ratios * (r * own + (1 - r) * pi[tokens].unsqueeze(-1))
 
@@ -136,9 +138,11 @@ def entropy_bounded(log_p0, drawn, is_open, uniforms, entropy_bound=0.1):
     return -entropy, torch.zeros_like(within).scatter(-1, places, within)
 
 
-def shown(priority, is_open, quota):
-    """The `quota` (B,) open positions of highest priority: (B, L)."""
-    places = priority.masked_fill(~is_open, -math.inf).argsort(dim=-1, descending=True, stable=True)
+def shown(priority, is_open, quota, uniforms):
+    """The `quota` (B,) open positions of highest priority, among equals at random: (B, L)."""
+    mixed = uniforms.argsort(dim=-1)
+    priority = priority.masked_fill(~is_open, -math.inf).gather(-1, mixed)
+    places = mixed.gather(-1, priority.argsort(dim=-1, descending=True, stable=True))
     return is_open & (places.argsort(dim=-1) < quota.unsqueeze(-1))
 
 

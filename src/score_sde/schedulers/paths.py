@@ -53,11 +53,16 @@ from .checks import check_choice
 WITHOUT_FLOAT64 = {"mps"}
 
 
+def finest(device):
+    """float64, or on devices without it float32."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
 def as_time(t):
     """A float or tensor as a float64 tensor on its device (float32 on devices without float64)."""
     if not torch.is_tensor(t):
         return torch.tensor(t, dtype=torch.float64)
-    return t.to(torch.float32 if t.device.type in WITHOUT_FLOAT64 else torch.float64)
+    return t.to(finest(t.device))
 
 
 def expand_to(coefficient, x):
@@ -375,23 +380,37 @@ class DiscreteVPSDE(_VariancePreserving):
     the chain is t = (n + 1) / N, with alpha^2 = prod_{i <= n} (1 - beta_i), and t = 0 is clean data.
 
     Between the levels log alpha is a monotone cubic (Fritsch & Carlson 1980), so the path is continuously
-    differentiable and invertible.
+    differentiable and invertible. Where the last level has no signal, a last beta of 1, alpha falls to 0 in the last
+    segment as 1 - x does, x in [0, 1] the position in it: there log alpha is a cubic plus log(1 - x).
 
     Args:
-        betas: N >= 2 numbers in (0, 1).
+        betas: N >= 2 numbers in (0, 1), or N >= 3 of which the last is 1.
     """
 
     time_offset = -1.0
 
     def __init__(self, betas):
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
-        if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
+        self._ends_in_noise = betas.ndim == 1 and len(betas) > 2 and bool(betas[-1] == 1)
+        inside = betas[:-1] if self._ends_in_noise else betas
+        if betas.ndim != 1 or len(betas) < 2 or not ((inside > 0) & (inside < 1)).all():
             values = f", with values from {betas.min():g} to {betas.max():g}" if betas.numel() else ""
-            raise ValueError(f"betas must be at least two numbers in (0, 1); got shape {tuple(betas.shape)}{values}")
+            raise ValueError(
+                f"betas must be at least two numbers in (0, 1), of more the last may be 1; got shape "
+                f"{tuple(betas.shape)}{values}"
+            )
         self.betas, self.levels = betas, len(betas)
         self.t_min = 1 / self.levels
-        knots = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0) / 2])
-        self._knots, self._slopes = knots, _monotone_slopes(knots * self.levels)
+        knots = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-inside).cumsum(0) / 2])
+        # of the cubic, per segment
+        slopes = _monotone_slopes(knots * self.levels) / self.levels
+        begins, ends = slopes[:-1], slopes[1:]
+        if self._ends_in_noise:
+            self.t_max, self.straight = 1 - 1 / self.levels, 1.0
+            # with the slope -1 of log(1 - x) that of the segment before; steeper ones would not fall everywhere
+            rest = (slopes[-1:] + 1).clamp_min(-8)
+            knots, begins, ends = (torch.cat(pair) for pair in ((knots, knots[-1:]), (begins, rest), (ends, -rest)))
+        self._knots, self._slopes = knots, (begins, ends)
         self._tables: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
 
     @classmethod
@@ -404,14 +423,18 @@ class DiscreteVPSDE(_VariancePreserving):
         trained_betas=None,
         rescale_betas_zero_snr: bool = False,
         snr_shift_scale: float = 1.0,
+        exact_zero_snr: bool = False,
     ):
         """The path of a stock diffusers scheduler: the same arguments give the same noise levels.
 
         `snr_shift_scale` divides the signal-to-noise ratio of every level, as CogVideoX does. `rescale_betas_zero_snr`
         shifts the last level to (almost) no signal (Lin et al. 2023, algorithm 1); as in diffusers' Euler and
         DPM-Solver schedulers, its alpha^2 is 2^-24 instead of 0; or a quarter of the level's before it, where
-        that is no more than this. Raises ValueError for an unknown schedule.
+        that is no more than this. With `exact_zero_snr` it is 0, as in diffusers' DDIM and DDPM. Raises ValueError for
+        an unknown schedule, and for `exact_zero_snr` without the shift.
         """
+        if exact_zero_snr and not rescale_betas_zero_snr:
+            raise ValueError("exact_zero_snr=True needs rescale_betas_zero_snr=True: pass both, or neither")
         n = num_train_timesteps
         if trained_betas is not None:
             betas = torch.as_tensor(trained_betas, dtype=torch.float64)
@@ -423,18 +446,40 @@ class DiscreteVPSDE(_VariancePreserving):
             alpha = (alpha2 / (snr_shift_scale + (1 - snr_shift_scale) * alpha2)).sqrt()
             if rescale_betas_zero_snr:
                 alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-                alpha[-1] = 2.0**-12 if alpha[-2] > 2.0**-12 else alpha[-2] / 2
+                tiny = 2.0**-12 if alpha[-2] > 2.0**-12 else alpha[-2] / 2
+                alpha[-1] = 0.0 if exact_zero_snr else tiny
             betas = 1 - torch.cat([alpha[:1], alpha[1:] / alpha[:-1]]) ** 2
         return cls(betas)
 
     def log_alpha(self, t):
-        return _cubic(*self._segment(as_time(t)))
+        log_alpha = _cubic(*self._segment(as_time(t)))
+        return log_alpha + self._left(t).log() if self._ends_in_noise else log_alpha
 
     def log_alpha_prime(self, t):
+        slope = self._cubic_prime(t)
+        return slope - self._is_last(t) * self.levels / self._left(t) if self._ends_in_noise else slope
+
+    def alpha_prime(self, t):
+        if not self._ends_in_noise:
+            return super().alpha_prime(t)
+        # finite where log alpha is not
+        rest = _cubic(*self._segment(as_time(t))).exp()
+        return rest * (self._cubic_prime(t) * self._left(t) - self._is_last(t) * self.levels)
+
+    def _cubic_prime(self, t):
         left, right, slope_left, slope_right, x = self._segment(as_time(t))
         rise = right - left
         cubic = 3 * x * (slope_left + slope_right - 2 * rise)
         return self.levels * (slope_left + x * (2 * (3 * rise - 2 * slope_left - slope_right) + cubic))
+
+    def _is_last(self, t):
+        """1 in the last segment, 0 before it."""
+        t = as_time(t)
+        return (t * self.levels >= self.levels - 1).to(t.dtype)
+
+    def _left(self, t):
+        """1 - x in the last segment, 1 before it."""
+        return (self.levels - as_time(t) * self.levels).clamp(0, 1)
 
     def _segment(self, t):
         """Ends, end slopes (per segment) and position in [0, 1] of the segment that holds t."""
@@ -442,26 +487,28 @@ class DiscreteVPSDE(_VariancePreserving):
         return *self._ends(index, t.dtype), t * self.levels - index
 
     def _ends(self, index, dtype):
-        knots, slopes = self._table(index.device, dtype)
+        knots, begins, ends = self._table(index.device, dtype)
         # an index of one number would be read by the host
-        return (*(each.take(at) for each in (knots, slopes) for at in (index, index + 1)),)
+        return knots.take(index), knots.take(index + 1), begins.take(index), ends.take(index)
 
     def _table(self, device, dtype):
         """The knots and the slopes per segment, which are sent to a device once."""
         if (device, dtype) not in self._tables:
-            self._tables[device, dtype] = [each.to(device, dtype) for each in (self._knots, self._slopes / self.levels)]
+            self._tables[device, dtype] = [each.to(device, dtype) for each in (self._knots, *self._slopes)]
         return self._tables[device, dtype]
 
     def _t_from_log_alpha(self, log_alpha):
         # bisection inside the segment: log_alpha(t) is monotone, and 60 halvings exhaust float64
-        knots, _ = self._table(log_alpha.device, log_alpha.dtype)
+        knots, *_ = self._table(log_alpha.device, log_alpha.dtype)
         index = torch.searchsorted(-knots, -log_alpha.contiguous(), right=True) - 1
         index = index.clamp(0, self.levels - 1)
         ends = self._ends(index, log_alpha.dtype)
         low, width = torch.zeros_like(log_alpha), 1.0
+        falls = (index == self.levels - 1).to(low) if self._ends_in_noise else torch.zeros_like(low)
         for _ in range(60):
             width /= 2
-            low = torch.where(_cubic(*ends, low + width) > log_alpha, low + width, low)
+            reached = _cubic(*ends, low + width) + torch.log1p(-falls * (low + width))
+            low = torch.where(reached > log_alpha, low + width, low)
         return (index + low) / self.levels
 
 

@@ -1,14 +1,9 @@
-"""The config of a `ScoreSDEScheduler` outside of it: in files, in folders that carry this code, and in the hands of
-stock schedulers."""
+"""The config of a `ScoreSDEScheduler` outside of it: in files, and in the hands of stock schedulers."""
 
 import difflib
 import inspect
 import json
-import os
-import re
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin
@@ -18,10 +13,6 @@ from .checks import check_choice
 from .parameterization import Parameterization
 from .paths import PREDICTIONS
 from .stock_configs import FLOW, HANDED_ON, from_stock_config, refuse_unknown_meaning
-
-
-# whether this code came out of a folder, where diffusers keeps such code
-CARRIED = __name__.startswith("diffusers_modules.")
 
 
 class SavedConfig(SchedulerMixin, ConfigMixin):
@@ -70,16 +61,6 @@ class SavedConfig(SchedulerMixin, ConfigMixin):
         values, left_out = json.loads(super().to_json_string()), self._none_by_default()
         values = {name: value for name, value in values.items() if value is not None or name not in left_out}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
-        """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along."""
-        if CARRIED:
-            entry = Path(__file__).with_name("scheduling_score_sde.py")
-            siblings = re.findall(r"^from \.(\w+) import ", entry.read_text(encoding="utf-8"), re.MULTILINE)
-            os.makedirs(save_directory, exist_ok=True)
-            for name in (entry.stem, *siblings):
-                shutil.copy(entry.with_name(f"{name}.py"), save_directory)
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def register_to_config(self, **kwargs):
         """As of every scheduler of diffusers. A `prediction_type`, which training scripts set so, is then the

@@ -582,7 +582,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
             number = torch.zeros_like(number)
         options = {name: self.config[name] for name in row.options if self.config[name] is not None}
         priority, at_once = row.stage(judged, drawn, is_open, uniforms, **options)
-        now = shown(priority, is_open, number)
+        now = shown(priority, is_open, number, uniforms)
         if at_once is not None:
             now |= is_open & at_once
         threshold = self.config.threshold if threshold is None else threshold

@@ -10,8 +10,12 @@ read of a stock scheduler in `stock_attributes`.
 import inspect
 import math
 import numbers
+import os
+import re
+import shutil
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +28,7 @@ from .calibration import calibrate, fitted
 from .checks import LARGEST_NFE, NUMBERS, as_list, check_number
 from .parameterization import Parameterization, per_sample, threshold
 from .paths import DiscreteVPSDE, LinearSDE, build_path, expand_all, moved, shifted
-from .saved_config import CARRIED, SavedConfig
+from .saved_config import SavedConfig
 from .solvers import ON_GIVEN_TIMES, PREDICTORS
 from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import not_of_the_path, of_network
@@ -43,6 +47,9 @@ from .trajectory import PlannedTrajectory, planned
 
 
 logger = logging.get_logger(__name__)
+
+# whether this code came out of a folder, where diffusers keeps such code
+_CARRIED = __name__.startswith("diffusers_modules.")
 
 
 @dataclass
@@ -153,7 +160,9 @@ class ScoreSDEScheduler(SavedConfig):
             prediction type is singular there.
         beta_min, beta_max: of vp and subvp. sigma_min, sigma_max: of ve and edm; on discrete_vp the ends of the grids
             that the use_..._sigmas ask for. beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr,
-            snr_shift_scale: of discrete_vp, as in diffusers. None means the path's own default. On another path
+            snr_shift_scale: of discrete_vp, as in diffusers; exact_zero_snr: the last level of
+            rescale_betas_zero_snr has no signal at all, as with diffusers' DDIM and DDPM, instead of alpha = 2^-12, as
+            with its Euler and DPM-Solver. None means the path's own default. On another path
             beta_schedule is "sde_type=..." in the config: a name at which the stock schedulers raise, to which their
             own betas would be another path.
         sigma_data: standard deviation of the data, for prediction type edm.
@@ -254,6 +263,7 @@ class ScoreSDEScheduler(SavedConfig):
         timestep_type: str = "discrete",
         preconditioned: bool = False,
         init_noise: str | None = None,
+        exact_zero_snr: bool = False,
     ):
         if trained_betas is not None:
             # an array or tensor, as a list: what a config can hold
@@ -305,7 +315,7 @@ class ScoreSDEScheduler(SavedConfig):
         # what diffusers notes in model_index.json, to find the class again: after `import score_sde` the package, which
         # has it; in a folder that carries the code, the file
         if type(self) is ScoreSDEScheduler:
-            self.__module__ = __name__.split(".")[-1 if CARRIED else 0]
+            self.__module__ = __name__.split(".")[-1 if _CARRIED else 0]
         self.num_inference_steps: int | None = None
         self._trajectory: PlannedTrajectory | None = None
         # of auto: (its times, its predictor, the stock grid's times or, where timestep_spacing says them, none); None
@@ -323,6 +333,16 @@ class ScoreSDEScheduler(SavedConfig):
             return self.path.t_max
         row = self.parameterization.row(1.0)
         return 1.0 if all(torch.isfinite(value) for value in row) else self.path.t_max
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along."""
+        if _CARRIED:
+            entry = Path(__file__)
+            siblings = re.findall(r"^from \.(\w+) import ", entry.read_text(encoding="utf-8"), re.MULTILINE)
+            os.makedirs(save_directory, exist_ok=True)
+            for name in (entry.stem, *siblings):
+                shutil.copy(entry.with_name(f"{name}.py"), save_directory)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def __getattr__(self, name):
         if name in TABLES and (reason := why_not(self.parameterization, self.config.num_train_timesteps)):

@@ -246,8 +246,10 @@ def multistep(
         order: number of evaluations in the polynomial; the first steps have fewer.
         rises: values of lambda, rising; a step that begins below one of them has one evaluation less for it. At high
             noise a guided field bends most, and low orders with a corrector stay stable there.
-        bound: polynomials in kappa / (kappa + bound), for which the step to clean data is an ordinary step; None for
-            polynomials in lambda, in which that step is infinite and falls to order 1.
+        bound: polynomials in kappa / (kappa + bound), for which the step to clean data is an ordinary step, but with
+            eta: it reaches many steps' lengths beyond the last evaluations, and would enlarge what noise changed
+            between them, so it falls to order 1. None for polynomials in lambda, in which that step is infinite and
+            falls to order 1, too.
         corrected: evaluations also correct the step that led to them, at no cost (UniC, Zhao et al. 2023).
         halves: weigh two evaluations as the midpoint rule does, which is DPM-Solver++(2M) and UniPC (bh2) of order 2,
             instead of integrating their polynomial.
@@ -280,6 +282,8 @@ def multistep(
     size = torch.minimum(step + 1, torch.as_tensor(order - len(rises) + grown))
     if lower_final and to_data:
         size = torch.minimum(size, n - step)
+    if eta and to_data:
+        size[-1] = 1
     if bound is None:
         size = size - (torch.isinf(place[0]) & (size > step) & (step > 0)).long()
         size[torch.isinf(h)] = 1

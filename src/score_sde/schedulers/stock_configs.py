@@ -17,12 +17,14 @@ from .paths import DiscreteVPSDE, wuerstchen_betas
 _BETWEEN = {"whole_levels": False}
 # their grids of noise levels reach as far as the path
 _OPEN = {"open_end": True}
+# their rescale_betas_zero_snr leaves the last level no signal at all
+_TO_NOISE = {"exact_zero_snr": True}
 # the stock schedulers of a chain of betas, and what each fixes beside its config
 ACCEPTED: dict[str, dict] = {
-    "DDPMScheduler": {},
-    "DDPMParallelScheduler": {},
-    "DDIMScheduler": {"use_clipped_model_output": False},
-    "DDIMParallelScheduler": {"use_clipped_model_output": False},
+    "DDPMScheduler": _TO_NOISE,
+    "DDPMParallelScheduler": _TO_NOISE,
+    "DDIMScheduler": {"use_clipped_model_output": False} | _TO_NOISE,
+    "DDIMParallelScheduler": {"use_clipped_model_output": False} | _TO_NOISE,
     "PNDMScheduler": {},
     "LMSDiscreteScheduler": _BETWEEN,
     "EulerDiscreteScheduler": _BETWEEN,
@@ -38,8 +40,8 @@ ACCEPTED: dict[str, dict] = {
     "SASolverScheduler": _OPEN,
     "UnCLIPScheduler": {},
     # their clip_sample has no effect
-    "CogVideoXDDIMScheduler": {"use_clipped_model_output": None},
-    "CogVideoXDPMScheduler": {"use_clipped_model_output": None},
+    "CogVideoXDDIMScheduler": {"use_clipped_model_output": None} | _TO_NOISE,
+    "CogVideoXDPMScheduler": {"use_clipped_model_output": None} | _TO_NOISE,
 }
 # those of Song et al. 2021: what each fixes, and all of its keys by their names here
 SCORE_SDE = {
@@ -228,6 +230,7 @@ def _of_chain(name, given, stock, defaults):
                 raise ValueError(f"{key} {given[key]!r} of {name} has no counterpart here; those that have: {allowed}")
             ours[key] = given[key]
     ours |= ACCEPTED[name]
+    ours["exact_zero_snr"] = bool(ours.get("exact_zero_snr") and ours.get("rescale_betas_zero_snr"))
     ours |= {flag: bool(given.get(flag)) for flag in GRIDS}
     has_grid = any(ours[flag] for flag in GRIDS)
     is_leading = ours["timestep_spacing"] == "leading"

@@ -40,12 +40,16 @@ def save_adapter(pipeline, folder, facts, sample_grid=None):
     role, folder = pipeline.adapted_component, os.path.abspath(folder)
     network = plain_component(getattr(pipeline, role))
     [(name, config)] = network.peft_config.items()
+    metadata, rows = config.to_dict(), (config.trainable_token_indices or {}).get("class_embed", ())
+    if rows:
+        names = pipeline.config.id2label or {}
+        metadata["class_names"] = [names.get(str(label), str(label)) for label in rows]
     with whole_folder(folder) as partial:
         pipeline.save_lora_weights(
             partial,
             **{
                 f"{role}_lora_layers": get_peft_model_state_dict(network, adapter_name=name),
-                f"{role}_lora_adapter_metadata": config.to_dict(),
+                f"{role}_lora_adapter_metadata": metadata,
             },
         )
         write_json(os.path.join(partial, "training.json"), facts)

@@ -10,7 +10,7 @@ import re
 
 import torch
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 PREDICTORS = ("auto", "ddim", "dpmpp_2m", "unipc_2", "deis_3", "adams_4", "heun", "ancestral", "euler_maruyama")
@@ -45,9 +45,27 @@ def lines_of(name, text):
     return [line.strip() for line in text.splitlines() if line.strip()] or [""]
 
 
+def fitted(image, pipeline):
+    """A visitor's picture as the condition image of a pipeline: turned upright, cut to its proportions around the
+    middle, resized. Raises ValueError for what is none."""
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"the image {str(image)[:50]!r} must be a picture")
+    _, height, width = pipeline.condition_shape()
+    return ImageOps.fit(ImageOps.exif_transpose(image), (width, height), Image.Resampling.LANCZOS)
+
+
 @torch.no_grad()
 def draw(
-    pipeline, label, predictor, num_inference_steps, guidance_scale, seed, num_images, prompt=None, negative_prompt=""
+    pipeline,
+    label,
+    predictor,
+    num_inference_steps,
+    guidance_scale,
+    seed,
+    num_images,
+    prompt=None,
+    negative_prompt="",
+    condition_image=None,
 ):
     """Draw images, and follow the first of them. The pipeline stays as it is: calls may overlap.
 
@@ -62,6 +80,7 @@ def draw(
         prompt: what a model that follows words is to draw, each line of it in turn; an empty one is none. None for a
             model that follows no words.
         negative_prompt: what guidance leads away from, one text; an empty one is none.
+        condition_image: what a model sees beside the sample, a PIL image, which is `fitted`; None for no image.
 
     Returns:
         (a grid of the images; two rows of pictures, the first image's noisy sample and below it what the network takes
@@ -88,6 +107,9 @@ def draw(
         conditions = pipeline.encode_prompt(prompts[:1])
         if unwanted:
             words["negative_prompt"], negative = unwanted, pipeline.encode_prompt(unwanted)
+    if condition_image is not None:
+        words["condition_image"] = fitted(condition_image, pipeline)
+        conditions |= pipeline.encode_condition(words["condition_image"])
     # a pipeline of this call's own, around the same networks
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, predictor=predictor)
     pipeline = copy.copy(pipeline)
@@ -116,7 +138,7 @@ def draw(
     # where time steps begin: the entries between are stages of one
     begins = range(0, output.nfe, scheduler.order)
     shown = [begins[i] for i in sorted({round(i * (len(begins) - 1) / (FRAMES - 1)) for i in range(FRAMES)})]
-    # the code of older bundles knows no words
+    # the code of older bundles knows no words or images
     told = {"conditions": conditions, "negative_conditions": negative} if words else {}
     denoise = scheduler.denoiser(pipeline.guided_network(1, labels and labels[:1], guidance_scale, **told))
     noisy, denoised = [], []
@@ -126,7 +148,7 @@ def draw(
         denoised.append(denoise(samples[entry], t))
     pictures = pipeline.finish(torch.cat([*noisy, *denoised]), "pil")
     # a column for every class, or prompt, as long as that fits
-    in_turn = len(prompts) if words else pipeline.num_classes if labels and label is None else 1
+    in_turn = len(prompts) if prompt is not None else pipeline.num_classes if labels and label is None else 1
     columns = in_turn if 1 < in_turn <= 10 else 8
     return tiles(output.images, min(num_images, columns), 96), tiles(pictures, len(shown), 96), output.nfe
 
@@ -140,20 +162,23 @@ def page(pipeline, title):
     """The gradio page on which a pipeline draws."""
     import gradio
 
-    if getattr(pipeline, "takes_condition_image", False):
-        raise ValueError("the page has no place for the image that this model sees beside the sample: draw in Python")
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
     names = pipeline.config.id2label or {}
     classes = [(names.get(str(label), str(label)), label) for label in range(pipeline.num_classes or 0)]
     # the code of older bundles doesn't say
     worded = getattr(pipeline, "takes_prompts", False)
-    guided = pipeline.null_label is not None or worded
+    seeing = getattr(pipeline, "takes_condition_image", False)
+    guided = pipeline.null_label is not None or worded or seeing
+    beside = "Image that the model sees"
+    if seeing:
+        beside += " (height {1} x width {2} pixels; others are cut and resized)".format(*pipeline.condition_shape())
     # words alone, unless a class is chosen
     unclassed = [NO_CLASS] if worded and pipeline.null_label is not None else []
 
-    def on_click(label, predictor, steps, guidance_scale, seed, num_images, prompt, negative_prompt):
+    def on_click(label, predictor, steps, guidance_scale, seed, num_images, prompt, negative_prompt, image):
         label = {EVERY_CLASS: None, NO_CLASS: ""}.get(label, label)
         words = {"prompt": prompt, "negative_prompt": negative_prompt} if worded else {}
+        words |= {"condition_image": image} if seeing else {}
         try:
             grid, way, nfe = draw(pipeline, label, predictor, steps, guidance_scale, seed, num_images, **words)
         except ValueError as error:
@@ -168,6 +193,7 @@ def page(pipeline, title):
                     "", label="Prompt", lines=2, placeholder="what to draw; several lines in turn", visible=worded
                 )
                 negative = gradio.Textbox("", label="Rather not", visible=worded)
+                image = gradio.Image(label=beside, type="pil", image_mode="RGBA", visible=seeing)
                 label = gradio.Dropdown(
                     [*unclassed, EVERY_CLASS, *classes],
                     value=(unclassed or [EVERY_CLASS])[0],
@@ -194,6 +220,6 @@ def page(pipeline, title):
                 grid = gradio.Image(show_label=False, format="png", interactive=False, buttons=[])
                 gradio.Markdown("### The first one's way: the noisy sample, and below it what the network takes it for")
                 way = gradio.Image(show_label=False, format="png", interactive=False, buttons=[])
-        inputs = [label, predictor, steps, guidance, seed, num_images, prompt, negative]
+        inputs = [label, predictor, steps, guidance, seed, num_images, prompt, negative, image]
         button.click(on_click, inputs, [caption, grid, way], api_name="draw")
     return blocks

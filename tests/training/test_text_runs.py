@@ -1,0 +1,251 @@
+"""Whole runs on tokens: from texts to a pipeline folder with its figures, in this process or several."""
+
+import json
+import os
+import re
+import shutil
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from runs import launch, run
+from score_sde import ScoreSDETextPipeline, load_bundle
+from score_sde.training import evaluate, quick_start, train
+from score_sde.training.parts import publishing, text_figures, text_task
+from score_sde.training.parts.text_figures import distinct, entropy, ngrams
+
+
+TINY = "{hidden_size: 16, num_layers: 1, num_attention_heads: 2}"
+SETTINGS = ["--data_kind", "text", "--network_kwargs", TINY, "--batch_size", 4, "--lr_warmup_steps", 0]
+SETTINGS += ["--learning_rate", "1e-2", "--max_train_steps", 2, "--sample_num_texts", 3, "--length", 8]
+SETTINGS += ["--sample_num_inference_steps", 3, "--num_workers", 0]
+WEIGHTS = os.path.join("pipeline", "transformer", "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """The pattern of small texts of two classes."""
+    folder = tmp_path_factory.mktemp("words")
+    for split, count in (("train", 24), ("validation", 8), ("test", 8)):
+        texts = [("hello " if i % 2 else "bye ") + "abcdefgh"[i % 8] for i in range(count)]
+        rows = {"text": texts, "kind": [text.split()[0] for text in texts]}
+        datasets.Dataset.from_dict(rows).to_parquet(folder / f"{split}.parquet")
+    return str(folder / "{split}.parquet")
+
+
+def train_text(words, output_dir, *arguments):
+    run(train.main, *SETTINGS, "--dataset", words, "--packing", "false", "--output_dir", output_dir, *arguments)
+    return load_file(os.path.join(output_dir, WEIGHTS))
+
+
+@pytest.fixture(scope="module")
+def trained(words, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    options = ["--label_column", "kind", "--sample_guidance_scale", 2, "--sample_steps", 1, "--evaluation_steps", 2]
+    train_text(words, folder, *options, "--model_name", "greetings", "--logging_steps", 1)
+    return folder
+
+
+def test_a_run_makes_a_pipeline_with_its_samples_and_its_bound(trained, capsys):
+    pipe = load_bundle(trained / "pipeline")
+    assert isinstance(pipe, ScoreSDETextPipeline)
+    assert pipe.config.id2label == {"0": "bye", "1": "hello"}
+    assert len(pipe.tokenizer) == pipe.scheduler.config.vocab_size == 13
+    facts = json.loads((trained / "pipeline" / "training.json").read_text())
+    assert facts["data_kind"] == "text" and facts["class_counts"] == {"bye": 12, "hello": 12}
+    assert (facts["rows"], facts["tokens"], facts["sequences"], facts["images_seen"]) == (24, 12 * 6 + 12 * 8, 24, 8)
+    # what is drawn again from the folder is what stands on the card
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    labels, settings = [0, 1, 0], {"num_inference_steps": 3, "guidance_scale": 2}
+    again = [
+        pipe(class_labels=label, generator=each, **settings) for label, each in zip(labels, generators, strict=True)
+    ]
+    assert [each.texts[0] for each in again] == facts["samples"]["texts"]
+    assert facts["samples"]["classes"] == ["bye", "hello", "bye"]
+    [token, character] = json.loads((trained / "pipeline" / "metrics.json").read_text())
+    [line] = [json.loads(each) for each in (trained / "evaluation.jsonl").read_text().splitlines()]
+    assert token["value"] == round(line["bits_per_token"], 4)
+    # an end mark is a token and no character
+    assert character["value"] == pytest.approx(token["value"] * 7 / 6, rel=0.01)
+    assert token["n"] == 8 and token["split"] == "validation" and token["standard_error"] > 0
+    card = (trained / "pipeline" / "README.md").read_text()
+    assert "greetings" in card and "bits/character" in card
+    assert {path.name for path in (trained / "samples").iterdir()} == {"step-00000001.txt", "step-00000002.txt"}
+    written = (trained / "samples" / "step-00000002.txt").read_text()
+    for number, (name, text) in enumerate(zip(["bye", "hello", "bye"], facts["samples"]["texts"], strict=True)):
+        assert f"[{number}] {name}\n{text}\n" in written
+
+
+def test_evaluate_adds_the_bound_and_figures_of_texts(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained / "pipeline", tmp_path / "pipeline")
+    samples = tmp_path / "samples.jsonl"
+    options = ["--num_texts", 6, "--num_inference_steps", 3, "--likelihood", 8, "--num_times", 2, "--guidance_scale", 2]
+    run(evaluate.main, "--pipeline", folder, *options, "--save_samples", samples)
+    metrics = {
+        each["name"]: each for each in json.loads((folder / "metrics.json").read_text()) if each["split"] == "test"
+    }
+    bound = metrics["negative log-likelihood, at most, bits/token"]
+    assert bound["n"] == 8 and bound["num_times"] == 2 and bound["dataset"] == "{split}.parquet"
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert [row["label"] for row in rows] == [0, 1, 0, 1, 0, 1]
+    texts = [row["text"] for row in rows]
+    assert metrics["distinct-1"]["value"] == pytest.approx(distinct(ngrams([text.split() for text in texts], 1)), 1e-4)
+    assert metrics["2-gram entropy"]["value"] == pytest.approx(entropy(ngrams(texts, 2)), 1e-4)
+    assert metrics["distinct-1"]["of_real_texts"] == 8 / 12
+    assert (metrics["distinct-1"]["guidance_scale"], metrics["distinct-1"]["num_inference_steps"]) == (2, 3)
+    assert "distinct-1" in (folder / "README.md").read_text()
+    before = json.loads((folder / "metrics.json").read_text())
+    run(evaluate.main, "--pipeline", folder, *options, "--batch_size", 4)
+    after = json.loads((folder / "metrics.json").read_text())
+    assert [each["value"] for each in after] == pytest.approx([each["value"] for each in before], rel=1e-4)
+
+
+def test_figures_count_what_they_say():
+    assert ngrams([[1, 2, 1, 2], [1]], 2) == {(1, 2): 2, (2, 1): 1}
+    assert entropy(ngrams(["abab", "ab"], 1)) == 1.0
+    assert distinct(ngrams([["a", "b", "a", "b"]], 2)) == 2 / 3
+    assert entropy(ngrams(["a"], 2)) == distinct(ngrams(["a"], 2)) == 0
+
+
+def test_a_figure_is_a_row(trained, tmp_path, monkeypatch):
+    def lengths(texts, real, data):
+        assert len(real) == 4 and data.split("train").row_facts()["rows"] == 24
+        return [
+            {"name": "mean length", "value": sum(map(len, texts)) / len(texts), "n": 4, "explanation": "characters."}
+        ]
+
+    monkeypatch.setitem(text_figures.FIGURES, "lengths", lengths)
+    folder = shutil.copytree(trained / "pipeline", tmp_path / "pipeline")
+    run(evaluate.main, "--pipeline", folder, "--num_texts", 4, "--likelihood", 0, "--figures", "lengths")
+    assert "mean length" in [each["name"] for each in json.loads((folder / "metrics.json").read_text())]
+
+
+@pytest.mark.parametrize(
+    ("main", "options", "message"),
+    [
+        (
+            evaluate.main,
+            ["--features", "classifier"],
+            "features is an option for data of the kind image, and these are",
+        ),
+        (
+            evaluate.main,
+            ["--num_texts", 0, "--likelihood", 0],
+            "likelihood 0, num_texts 0: one of them must be positive",
+        ),
+        (evaluate.main, ["--figures", "novelty"], "figures 'novelty' is unknown; choose one of ngrams"),
+        (evaluate.main, ["--test_split", "dev"], "split 'dev', cannot be opened"),
+        (train.main, ["--data_kind", "text", "--random_flip"], "random_flip is an option for data of the kind image"),
+        (train.main, ["--process", "uniform"], "process is an option for data of the kind text, .*--data_kind text"),
+        (train.main, ["--data_kind", "sound"], "data_kind 'sound' is unknown; choose one of image, text"),
+        (train.main, ["--data_kind", "text", "--network", "unet"], "a ScoreUNetModel takes no vocab_size"),
+        (
+            train.main,
+            ["--data_kind", "text", "--noise", "linear"],
+            "noise 'linear' is unknown; choose one of log_linear",
+        ),
+        (train.main, ["--data_kind", "text", "--sample_guidance_scale", 2], "sample_guidance_scale 2 needs classes"),
+        (
+            train.main,
+            ["--data_kind", "text", "--network_kwargs", "{vocab_size: 9}"],
+            "vocab_size 9 is for the data to say",
+        ),
+        (train.main, ["--data_kind", "text", "--network_kwargs", "{widht: 9}"], "'widht' is no argument of DiTModel"),
+    ],
+)
+def test_bad_options_are_refused_by_name(trained, main, options, message, capsys):
+    pipeline = ["--pipeline", trained / "pipeline"] if main is evaluate.main else []
+    with pytest.raises((SystemExit, ValueError)) as refused:
+        run(main, *pipeline, *options)
+    text = str(refused.value) if refused.type is ValueError else capsys.readouterr().err
+
+    assert re.search(message, text), text
+
+
+def test_training_starts_from_a_pipeline_of_texts(trained, words, tmp_path, capsys):
+    start = ["--init_from", trained / "pipeline", "--network_kwargs", "{class_dropout_prob: 0.2}"]
+    more = ["--label_column", "kind", "--learning_rate", "1e-30", "--ema_decay", 0]
+    before, after = load_file(trained / WEIGHTS), train_text(words, tmp_path / "same", *start, *more)
+    assert max((before[name] - after[name]).abs().max() for name in before) < 1e-20
+    assert "class hello  kept" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "same" / "pipeline" / "training.json").read_text())
+    assert facts["started_from"]["name"] == "greetings"
+    for options, message in [
+        (["--tokenizer", "bytes"], "tokenizer 'bytes', of 257 tokens, is another one than that of '.*', of 13"),
+        (["--process", "uniform"], "process 'uniform' contradicts 'absorbing' of"),
+        (["--length", 9], "length 9 contradicts 8 of"),
+        (["--network_kwargs", "{hidden_size: 32}"], "network_kwargs hidden_size 32 contradicts 16 of"),
+    ]:
+        with pytest.raises((SystemExit, ValueError)) as refused:
+            train_text(words, tmp_path / "other", *start, *options)
+        text = str(refused.value) if refused.type is ValueError else capsys.readouterr().err
+
+        assert re.search(message, text), text
+    with pytest.raises(SystemExit):
+        run(train.main, "--init_from", trained / "pipeline")
+    assert "it is a pipeline of tokens, not of images: --data_kind text" in capsys.readouterr().err
+
+
+def test_a_pipeline_that_cannot_be_saved_costs_no_training(words, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(text_task, "save_bundle", fails)
+    with pytest.raises(OSError, match="no space left"):
+        train_text(words, tmp_path, "--checkpointing_steps", 2)
+    monkeypatch.undo()
+    train_text(words, tmp_path, "--resume_from_checkpoint", "latest")
+    assert json.loads((tmp_path / "pipeline" / "training.json").read_text())["steps"] == 2
+
+
+def test_samples_that_cannot_be_drawn_cost_themselves_alone(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(text_task, "draw_texts", lambda *_: 1 / 0)
+    train_text(words, tmp_path, "--sample_steps", 1)
+    out = capsys.readouterr().out
+    assert "samples of step 1 could not be written" in out and "the samples could not be written" in out
+    assert "samples" not in json.loads((tmp_path / "pipeline" / "training.json").read_text())
+
+
+def test_a_run_pushes_its_pipeline(words, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(publishing, "push_to_hub", lambda folder, repo, **_: pushed.append((folder, repo)))
+    train_text(words, tmp_path, "--push_to_hub", "me/texts", "--push_steps", 1)
+    assert pushed[-1] == (str(tmp_path / "pipeline"), "me/texts")
+    assert pushed[0] == (str(tmp_path / "pushed"), "me/texts")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(words, tmp_path):
+    options = [*SETTINGS, "--dataset", words, "--packing", "false", "--evaluation_steps", 2, "--evaluation_texts", 7]
+    launch("train.py", *options, "--batch_size", 2, "--output_dir", tmp_path / "two", processes=2)
+    one = train_text(words, tmp_path / "one", *options, "--batch_size", 4)
+    two = load_file(tmp_path / "two" / WEIGHTS)
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5
+    lines = [json.loads((tmp_path / name / "evaluation.jsonl").read_text()) for name in ("one", "two")]
+    assert lines[0]["bits_per_token"] == pytest.approx(lines[1]["bits_per_token"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_quick_start_in_little(tmp_path, monkeypatch, capsys):
+    little = ["--max_train_steps", "2", "--length", "16", "--network_kwargs", TINY]
+    evaluated = ["--likelihood", "4", "--num_texts", "4", "--num_inference_steps", "2"]
+    trains, evaluates = train.main, evaluate.main
+    monkeypatch.setattr(train, "main", lambda arguments: trains([*arguments, *little]))
+    monkeypatch.setattr(evaluate, "main", lambda arguments: evaluates([*arguments, *evaluated]))
+    quick_start.main(["--data", "text", "--output_dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    facts = json.loads((tmp_path / "diffusion" / "pipeline" / "training.json").read_text())
+    assert all(text in out for text in facts["samples"]["texts"])
+    assert "bits/character" in (tmp_path / "diffusion" / "pipeline" / "README.md").read_text()
+    quick_start.main(["--data", "text", "--output_dir", str(tmp_path)])
+    assert capsys.readouterr().out.count("already done") == 2
+
+
+@pytest.mark.slow
+def test_the_quick_start_learns_to_write(tmp_path):
+    quick_start.main(["--data", "text", "--output_dir", str(tmp_path)])
+    metrics = json.loads((tmp_path / "diffusion" / "pipeline" / "metrics.json").read_text())
+    [bits] = [each["value"] for each in metrics if each["name"].endswith("bits/character") and each["split"] == "test"]
+    assert bits < 2.7
