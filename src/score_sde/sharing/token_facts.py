@@ -4,7 +4,7 @@ import os
 
 from ..pipelines.bundle_files import read_config, read_index, saved_class_name
 from .downloading import NoPipelineFolder, fetch
-from .facts import read_json
+from .facts import read_json, writable
 
 
 def is_of_tokens(index):
@@ -32,7 +32,7 @@ def token_facts(folder):
     )
     facts = {name: scheduler.get(name) for name in ("process", "noise")}
     facts |= {"vocab_size": network.get("vocab_size"), "length": length, "tokenizer": kind_of_tokens(folder)}
-    return {name: value for name, value in facts.items() if value is not None}
+    return writable({name: value for name, value in facts.items() if value is not None})
 
 
 def kind_of_tokens(folder):
