@@ -11,8 +11,9 @@ share of the time, and measures on the test photographs: PSNR (the mean over ima
 square of the measurement's difference, images in [-1, 1]), the Fréchet distance to the true photographs in the pooled
 features of an EfficientNet-Lite0, and the seconds for all of them. Writes OUTPUT/result.json as it goes along,
 tracebacks, too, super_resolution.png and colourisation.png (in rows: what is given, the truth, and each method), and
-into --pack FOLDER one archive of all but weights. --little is a rehearsal on any machine with tiny networks; what is
-trained already is not trained again.
+into --pack FOLDER one archive of all but weights. What is trained already is not trained again. --small is for a core
+or two: 32 x 32 pixels, from 8 x 8, and U-Nets of half a million parameters, the same number of steps each where the
+time is enough (--train_steps). --little is a rehearsal on any machine with tiny networks.
 """
 
 import argparse
@@ -55,6 +56,12 @@ MEASURING = 40
 PACKING = 5
 SHOWN = 12
 TINY_UNET = "{block_out_channels: [16, 16, 16], layers_per_block: 1, attention_resolutions: [16]}"
+SMALL_UNET = (
+    "{block_out_channels: [24, 48, 48], layers_per_block: 1, attention_resolutions: [8], resnet_time_scale_shift: "
+    "scale_shift, class_dropout_prob: 0}"
+)
+SMALL = ["--resolution", "32", "--batch_size", "16", "--learning_rate", "1e-3", "--lr_warmup_steps", "20"]
+SMALL += ["--ema_decay", "0.99", "--mixed_precision", "no", "--sample_num_images", "8", "--network_kwargs", SMALL_UNET]
 LITTLE_SAMPLES = ["--sample_num_images", "4", "--sample_num_inference_steps", "2", "--network_kwargs", TINY_UNET]
 
 
@@ -73,6 +80,9 @@ def train_model(work, name, until):
     output, seconds = work.folder / name, max(1, until - OPENING - time.monotonic())
     arguments = [f"clothing64/{name}", "--dataset", work.data / "clothing256" / "train.parquet", "--output_dir", output]
     arguments += ["--on_existing_run", "set_aside", "--seed", work.options.seed, "--max_train_seconds", seconds]
+    steps = work.options.train_steps
+    arguments += [] if steps is None else ["--max_train_steps", steps, "--checkpointing_steps", steps]
+    arguments += SMALL if work.options.small else []
     arguments += [*LITTLE, *LITTLE_SAMPLES] if work.options.little else []
     train.main(list(map(str, arguments)))
     work.write(**{f"log_of_{name}": work.speed(name)})
@@ -88,9 +98,10 @@ class Judge:
     def __init__(self, work, device):
         config = parse(
             DataConfig,
-            ["--dataset", str(work.data / "clothing256" / "test.parquet"), "--split", "train", "--resolution", "64"],
+            ["--dataset", str(work.data / "clothing256" / "test.parquet"), "--split", "train"]
+            + ["--resolution", "32" if work.options.small else "64"],
         )
-        self.device, count = device, 6 if work.options.little else None
+        self.device, count = device, 6 if work.options.little else work.options.photographs
         self.truth = self.read(config, count)
         self.network = EfficientNetFeatures(work.data / "efficientnet_lite0" / "model.safetensors", device)
         # kept in half precision
@@ -169,7 +180,7 @@ def measure(work, judge, task):
             images, seconds, nfe = drawn(by_condition, count, batch_size, options.seed)
             add("ours", images, seconds, nfe=nfe)
             several = [images]
-            while len(several) < (2 if options.little else options.samples) and work.left() > MEASURING / 2:
+            while len(several) < (2 if options.little else options.samples) and work.left() > options.measuring / 2:
                 images, more, _ = drawn(by_condition, count, batch_size, options.seed + len(several) * count)
                 several.append(images)
                 seconds += more
@@ -232,6 +243,10 @@ def main():
     parser.add_argument("--samples", type=int, default=8, help="of the mean of several (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=124, help="of sampling (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--photographs", type=int, help="of the test split, the first ones (default: all)")
+    parser.add_argument("--train_steps", type=int, help="of every training (default: those of the time)")
+    parser.add_argument("--measuring", type=float, default=MEASURING, help="seconds of a task (default: %(default)s)")
+    parser.add_argument("--small", action="store_true", help="small pictures and networks, for a core or two")
     parser.add_argument("--little", action="store_true", help="a rehearsal with tiny networks")
     parser.add_argument("--pack", type=Path, help="folder for one archive of the results")
     options = parser.parse_args()
@@ -251,7 +266,7 @@ def main():
     with work.part("photographs"):
         judge = Judge(work, device)
     # what is measured of a task takes time before the next is trained
-    measuring = 3 if options.little else MEASURING
+    measuring = 3 if options.little else options.measuring
     both = ("super_resolution", "diffusion")
     third = (work.left() - 2 * measuring) / 3
     train_models(work, both, time.monotonic() + 2 * third)

@@ -7,7 +7,8 @@ None of them was used to choose the rules of predictor "auto". For every path an
 scheduler of diffusers with every grid that it offers competes; the error of a sample is its root mean square distance
 per dimension from where the exact probability-flow ODE leads from the same noise. The median and the root mean square
 over the samples are reported beside those of the best of diffusers' (a different one for either figure, and for every
-number of evaluations). "calibrated" has its times fitted on other noise of the same target.
+number of evaluations). "calibrated" has its times fitted on other noise of the same target. `--known` reads everything
+but auto's errors from a file that an earlier run wrote, instead of measuring it.
 
 Stochastic samplers: sliced Wasserstein-2 distance to the data, beside that between two sets of data.
 """
@@ -104,8 +105,9 @@ def quiet():
 
 
 def compare(job):
-    """Errors of every sampler on one path and target: {sampler: {evaluations: (median, root mean square)}}."""
-    path_name, target_name, samples = job
+    """Errors of every sampler on one path and target: {sampler: {evaluations: (median, root mean square)}}; all but
+    those of auto may be known."""
+    path_name, target_name, samples, known = job
     quiet()
     target, scheduler = TARGETS[target_name](), ScoreSDEScheduler(prediction_type="sample", **PATHS[path_name])
     path = scheduler.path
@@ -116,6 +118,9 @@ def compare(job):
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(samples, target.means.shape[1], generator=generator, dtype=torch.float64)
     exact = ours(scheduler, denoise, noise, 1000)
+    auto = {n: errors(ours(scheduler, denoise, noise, n), exact) for n in EVALUATIONS}
+    if known:
+        return path_name, target_name, known | {"auto": auto}, {}
     found, failures = {}, {}
     for sampler in stock_samplers(path):
         found[sampler.name] = {}
@@ -124,7 +129,7 @@ def compare(job):
                 found[sampler.name][n] = errors(run_stock(sampler, path, denoise, noise, n), exact)
             except (ValueError, IndexError, RuntimeError) as error:
                 failures[sampler.name] = f"{type(error).__name__}: {error}"[:200]
-    found["auto"] = {n: errors(ours(scheduler, denoise, noise, n), exact) for n in EVALUATIONS}
+    found["auto"] = auto
     found["exact"] = {1000: errors(ours(scheduler, denoise, noise, 500), exact)}
     other = torch.randn(32, noise.shape[1], generator=generator, dtype=torch.float64)
     scheduler.calibrate(
@@ -191,6 +196,13 @@ def compare_stochastic(job):
     return target_name, found
 
 
+def by_number(found):
+    """{sampler: {evaluations: figures}} with the numbers that JSON has as strings."""
+    return {
+        name: {int(n): v for n, v in each.items()} if isinstance(each, dict) else each for name, each in found.items()
+    }
+
+
 def best_stock(found, n, figure):
     """(error, sampler) of the best of diffusers' at this number of evaluations."""
     stock = {name: figures for name, figures in found.items() if name not in ("auto", "calibrated", "exact")}
@@ -245,14 +257,32 @@ def main():
     )
     parser.add_argument("--samples", type=int, default=192, help="trajectories per sampler (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: %(default)s)")
+    parser.add_argument("--known", type=Path, help="JSON file of an earlier run")
     parser.add_argument("--output", type=Path, help="JSON file to write machine, versions and all errors to")
     options = parser.parse_args()
 
     begin = time.perf_counter()
-    jobs = [(path, target, options.samples) for target in reversed(TARGETS) for path in PATHS]
+    earlier, known = {}, {}
+    if options.known:
+        earlier = json.loads(options.known.read_text(encoding="utf-8"))
+        for cell, of in earlier["errors"].items():
+            known[cell] = by_number(of)
+    jobs = [
+        (path, target, options.samples, known.get(f"{path}, {target}"))
+        for target in reversed(TARGETS)
+        for path in PATHS
+    ]
     with ProcessPoolExecutor(options.processes) as pool:
         deterministic = pool.map(compare, jobs)
-        stochastic = dict(pool.map(compare_stochastic, [(target, 10 * options.samples) for target in TARGETS]))
+        if options.known:
+            stochastic = {
+                target: {
+                    name: of if name == "data" else {int(n): v for n, v in of.items()} for name, of in each.items()
+                }
+                for target, each in earlier["sliced_wasserstein"].items()
+            }
+        else:
+            stochastic = dict(pool.map(compare_stochastic, [(target, 10 * options.samples) for target in TARGETS]))
         results, failures = {}, {}
         for path, target, found, failed in deterministic:
             results[path, target], failures[f"{path}, {target}"] = found, failed

@@ -16,8 +16,10 @@ scale, as by pipelines of this package, and untold, as by stock pipelines. Untol
 DPM++ 2M, on Karras' grid where it has one, at 25 evaluations and scale 7.5.
 
 `--perturbed` measures networks with errors instead, beside some stock samplers: the noise predicted for the class and
-for all, each rounded to bfloat16 (against the exact field's ends), or each with a smooth error of 5 % of its own
-(against the ends of the field with these errors).
+for all, each rounded to bfloat16 or float16, or each at the nearest of 1,000 whole timesteps (against the exact field's
+ends); the guided denoised sample clipped to [-1, 1], or dynamically thresholded (against the ends of the field that is
+clipped so); or each with a smooth error of 5 % of its own (against the ends of the field with these errors).
+`--errors` chooses among them.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from samplers import ours, quiet
 
 import score_sde
 from score_sde import ScoreSDEScheduler
+from score_sde.schedulers.parameterization import threshold
 from score_sde.schedulers.solvers import automatic
 from stock_samplers import run_stock, stock_samplers
 
@@ -51,7 +54,9 @@ PATHS = {
 }
 USUAL = {"evaluations": 25, "scale": 7.5, "samplers": ("DPM++ 2M karras", "DPM++ 2M flow")}
 
-PERTURBATIONS = ("none", "bfloat16", "5 % smooth")
+PERTURBATIONS = ("none", "bfloat16", "float16", "whole timesteps", "clipped", "thresholded", "5 % smooth")
+# what is no field that an ODE could follow
+ROUNDING = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PERTURBED_EVALUATIONS, PERTURBED_SCALES = (8, 15, 25, 50), (2.0, 7.5)
 BESIDE = ("DPM++ 2M karras", "DEIS 2 karras", "UniPC 2 exponential", "Euler linspace")
 
@@ -182,8 +187,7 @@ class Trial:
     are known. `error` is one of PERTURBATIONS."""
 
     def __init__(self, path_name, target_name, samples, reference_steps=300, error="none"):
-        # rounding isn't a field that an ODE could follow
-        self.error = "none" if error == "bfloat16" else error
+        self.error = "none" if error in ROUNDING or error == "whole timesteps" else error
         self.target = TARGETS[target_name]()
         self.settings = PATHS[path_name]
         self.path = ScoreSDEScheduler(**self.settings).path
@@ -202,8 +206,17 @@ class Trial:
 
     def denoise(self, x, t):
         alpha, sigma = float(self.path.alpha(t)), float(self.path.sigma(t))
-        if self.error == "none":
-            return self.target.denoised(x, alpha, sigma, self.labels, self.scales)
+        if self.error in ("none", "clipped", "thresholded"):
+            denoised = self.target.denoised(x, alpha, sigma, self.labels, self.scales)
+            if self.error == "thresholded":
+                return threshold(denoised, 0.995, 100.0)
+            return denoised if self.error == "none" else denoised.clamp(-1, 1)
+        if self.error == "whole timesteps":
+            # the noise that the network sees at another time, for the sample as it is
+            told = max(round(1000 * float(t)), 1) / 1000
+            alpha_told, sigma_told = float(self.path.alpha(told)), float(self.path.sigma(told))
+            denoised = self.target.denoised(x, alpha_told, sigma_told, self.labels, self.scales)
+            return (x - sigma / sigma_told * (x - alpha_told * denoised)) / alpha
         of_all, of_its = (self.with_error(x, alpha, sigma, which) for which in (0, 1))
         return of_all + self.scales[:, None] * (of_its - of_all)
 
@@ -211,8 +224,8 @@ class Trial:
         """The denoised sample of a network that predicts the noise, of all (0) or of the class (1)."""
         scale = torch.full_like(self.scales, which)
         noise = (x - alpha * self.target.denoised(x, alpha, sigma, self.labels, scale)) / sigma
-        if self.error == "bfloat16":
-            noise = noise.bfloat16().double()
+        if self.error in ROUNDING:
+            noise = noise.to(ROUNDING[self.error]).double()
         else:
             generator = torch.Generator().manual_seed(which)
             weight = torch.randn(x.shape[1], x.shape[1], generator=generator, dtype=x.dtype) / x.shape[1] ** 0.5
@@ -258,7 +271,7 @@ def measure_auto(job):
     told = {}
     for n in EVALUATIONS:
         # the scale of a trajectory is one number; those of one rule are run together
-        rules = [automatic(n, scale) for scale in SCALES]
+        rules = [automatic(n, scale, -float(trial.path.half_log_snr(1.0))) for scale in SCALES]
         ran = {rule: trial.figures(trial.ours(scheduler, n, SCALES[rules.index(rule)])) for rule in set(rules)}
         told[n] = [ran[rule][i] for i, rule in enumerate(rules)]
     n, i = USUAL["evaluations"], SCALES.index(USUAL["scale"])
@@ -271,11 +284,11 @@ def measure_auto(job):
     return {"told": told, "untold": untold, "usual": {name: trial.figures(x)[i] for name, x in ends.items()}}
 
 
-def measure_perturbed(path, target, samples):
+def measure_perturbed(path, target, samples, errors):
     """{error: {sampler: {evaluations: figures}}} of our default, untold, and of BESIDE."""
     quiet()
     found = {}
-    for error in PERTURBATIONS:
+    for error in errors:
         trial = Trial(path, target, samples, 100, error)
         scheduler = ScoreSDEScheduler(**PATHS[path], prediction_type="sample")
         found[error] = {"auto": {n: trial.figures(trial.ours(scheduler, n, None)) for n in PERTURBED_EVALUATIONS}}
@@ -350,6 +363,9 @@ def main():
     parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS), help="(default: all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: %(default)s)")
     parser.add_argument("--perturbed", action="store_true", help="on Stable Diffusion's betas, the first target")
+    parser.add_argument(
+        "--errors", nargs="+", choices=PERTURBATIONS, default=list(PERTURBATIONS), help="(default: all)"
+    )
     parser.add_argument("--stock", type=Path, help="JSON file of an earlier run")
     parser.add_argument("--output", type=Path, help="JSON file to write machine, versions and all errors to")
     options = parser.parse_args()
@@ -357,7 +373,7 @@ def main():
     begin = time.perf_counter()
     targets = CHOSEN if options.targets == "chosen" else SHOWN
     if options.perturbed:
-        print(report_perturbed(measure_perturbed("sd", next(iter(targets)), options.samples)))
+        print(report_perturbed(measure_perturbed("sd", next(iter(targets)), options.samples, options.errors)))
         return
     jobs = [(path, target, options.samples) for path in options.paths for target in targets]
     stock, uncertainty, failures = {}, {}, {}

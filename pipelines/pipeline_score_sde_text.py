@@ -59,17 +59,22 @@ class Evaluations:
 
     def __call__(self, tokens, timestep, settled):
         """(output (B, L, V), which sequences were evaluated (B,)) for tokens (B, L); those that are `settled` (B,) need
-        none, as nothing can change them."""
+        none, as nothing can change them. None where all are."""
         told = [self.call._guidance_scale, *self.call._conditions.values()]
         is_told_the_same = self.told is not None and all(a is b for a, b in zip(told, self.told, strict=True))
-        stale = (tokens != self.tokens).any(1)
-        if self.call.tells_time or not is_told_the_same:
-            stale = torch.ones_like(stale)
-        stale &= ~settled
-        if stale.any():
-            self.output[stale] = self.call.evaluate(tokens, timestep, stale)
-            self.tokens[stale] = tokens[stale]
+        stale = ~settled
+        if is_told_the_same and not self.call.tells_time:
+            stale &= (tokens != self.tokens).any(1)
         self.told = told
+        # the only time in a step that the host waits for a device
+        rows = stale.nonzero()[:, 0]
+        if len(rows) == len(tokens):
+            self.output, self.tokens = self.call.evaluate(tokens, timestep), tokens
+        elif len(rows):
+            self.output = self.output.index_copy(0, rows, self.call.evaluate(tokens, timestep, rows))
+            self.tokens = self.tokens.index_copy(0, rows, tokens[rows])
+        elif bool(settled.all()):
+            return None
         return self.output, stale
 
 
@@ -341,9 +346,10 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
                 for timestep in scheduler.timesteps:
                     part, inside = tokens[:, first:behind], inside & ~ended
                     settled = scheduler.finished(part, inside)
-                    if self.interrupt or bool(settled.all()):
+                    evaluation = None if self.interrupt else network(part, timestep, settled)
+                    if evaluation is None:
                         break
-                    output, stale = network(part, timestep, settled)
+                    output, stale = evaluation
                     evaluated.append(stale)
                     part = scheduler.step(
                         output, timestep, part, generator=generators[number], free_mask=inside, **limits
@@ -358,12 +364,13 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
                     break
         return tokens, torch.stack(evaluated)
 
-    def evaluate(self, tokens, timestep, rows):
-        """The guided network's output, float32, for those of tokens (B, L) that `rows` (B,) says."""
-        conditions = {name: value[:, rows] for name, value in self._conditions.items()}
+    def evaluate(self, tokens, timestep, rows=None):
+        """The guided network's output, float32, for tokens (B, L), or for those of them that `rows` numbers."""
+        conditions = self._conditions
+        if rows is not None:
+            tokens, conditions = tokens[rows], {name: value[:, rows] for name, value in conditions.items()}
         told = SimpleNamespace(_guidance_scale=self._guidance_scale, _conditions=conditions)
-        part = tokens[rows]
-        return guided(told, (self.transformer, self.transformer))(part, timestep.expand(len(part)))
+        return guided(told, (self.transformer, self.transformer))(tokens, timestep.expand(len(tokens)))
 
     @torch.no_grad()
     def log_likelihood(

@@ -9,6 +9,7 @@ from places import ROOT
 import score_sde
 from score_sde import ScoreSDEScheduler
 from score_sde.losses import DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, TIME_DENSITIES, WEIGHTINGS
+from score_sde.schedulers import discrete_solvers
 from score_sde.schedulers.discrete_paths import DISCRETE_PREDICTIONS, NOISES
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, TIME_INPUTS
 from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, VARIANCES
@@ -77,6 +78,7 @@ def test_the_table_of_a_page_has_every_row():
     assert set(rows("mathematics", "discrete objectives", column=1)) == set(DISCRETE_LOSSES)
     assert missing(DISCRETE_TIME_DENSITIES, page("mathematics")) == []
     assert sorted(rows("samplers", "predictors")) == sorted(["auto", *PREDICTORS])
+    assert sorted(rows("samplers", "discrete predictors")) == sorted(["auto", *discrete_solvers.PREDICTORS])
 
 
 def test_the_page_of_samplers_says_orders_and_evaluations_as_the_rows_have_them():

@@ -381,10 +381,14 @@ def card(
         str | None, typer.Option("--repo_id", help="Where it is on the Hub, for the code on the card.")
     ] = None,
 ):
-    """Write the card of a pipeline anew."""
+    """Write the card of a pipeline, or of a LoRA adapter, anew."""
+    from score_sde.sharing.adapters import is_adapter, write_adapter_card
     from score_sde.sharing.model_card import write_card
 
-    write_card(folder, repo_id)
+    if is_adapter(folder):
+        write_adapter_card(folder, os.path.basename(os.path.abspath(folder)), repo_id)
+    else:
+        write_card(folder, repo_id)
     print(os.path.join(folder, "README.md"))
 
 

@@ -248,7 +248,7 @@ def test_guidance_is_a_power_of_probabilities(process, prediction_type):
     network, tokens = pipeline.transformer, torch.tensor([[7, 1, 7, 3]] if process == "absorbing" else [[0, 1, 2, 3]])
     pipeline.prepare_guidance(2.5, [1], 1)
     time = torch.tensor(400.0)
-    output = pipeline.evaluate(tokens, time, torch.tensor([True]))
+    output = pipeline.evaluate(tokens, time)
     null, own = (network(tokens, time, class_labels=torch.tensor([label])).sample for label in (3, 1))
     if prediction_type == "sample":
         expected = torch.log_softmax(-1.5 * null.log_softmax(-1) + 2.5 * own.log_softmax(-1), -1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from score_sde import ScoreSDEScheduler
-from score_sde.schedulers.solvers import AUTOMATIC, UNGUIDED, automatic
+from score_sde.schedulers.solvers import AUTOMATIC, UNGUIDED, UNGUIDED_FROM_LITTLE_NOISE, automatic
 
 
 STABLE_DIFFUSION = {
@@ -86,6 +86,17 @@ def test_the_rule_follows_the_guidance_scale():
     assert automatic(20, 1.0) is automatic(20, 0.0) is UNGUIDED[-1]
     assert automatic(8, 1.5) is UNGUIDED[1]
     assert automatic(8, -1.0) is automatic(8, 4.0) is AUTOMATIC[2]
+    # Stable Diffusion's chain begins at sigma / alpha = 14.6
+    assert automatic(20, 1.0, 2.68) is UNGUIDED_FROM_LITTLE_NOISE[-1] and automatic(20, 7.5, 2.68) is AUTOMATIC[5]
+
+
+def test_a_path_of_little_noise_has_its_own_rules_without_guidance():
+    predictors = []
+    for settings in (STABLE_DIFFUSION, {"sde_type": "discrete_vp"}):
+        scheduler = ScoreSDEScheduler(**settings)
+        scheduler.set_timesteps(15, guidance_scale=1.0)
+        predictors.append(scheduler._planned().predictor)
+    assert predictors == ["adams_3", "adams_4"]
 
 
 def test_set_timesteps_is_told_the_guidance_scale():

@@ -102,6 +102,12 @@ def test_noises_are_those_of_the_papers():
     assert float(geometric.alpha(t)) == pytest.approx(math.exp(-(1e-3**0.7 * 10**0.3 - 1e-3)))
 
 
+def test_a_function_may_be_flat_at_its_ends():
+    path = DISCRETE_PATHS["absorbing"](5, lambda t: 1 - t**8)
+    t = exact([0.1, 0.5, 0.9])
+    assert torch.allclose(path.rate(t), 8 * t**7 / (1 - t**8)) and torch.allclose(path.t_from_alpha(1 - t**8), t)
+
+
 @pytest.mark.parametrize(("noise", "slope"), [("log_linear", 0.999), ("cosine", 0.999 * math.pi / 2)])
 def test_both_ends_keep_their_digits(noise, slope):
     path = DISCRETE_PATHS["uniform"](5, noise)
@@ -556,7 +562,8 @@ def test_everything_is_finite_at_both_ends(process, noise):
         ((5, lambda t: t), {}, "must have alpha.0. from 0.99 to 1 and alpha.1. from 0 to 0.01; it has 0 and 1"),
         ((5, lambda t: 1 - t / 2), {}, "it has 1 and 0.5"),
         ((5, lambda t: t * math.nan), {}, "it has nan and nan"),
-        ((5, lambda t: 1 - (4 * t * (t - 0.5) ** 2 + 0.0) / 1.0), {}, "falls strictly"),
+        ((5, lambda t: 1 - 4 * t * (t - 0.5) ** 2), {}, "falls strictly"),
+        ((5, lambda t: torch.where(t < 0.5, 1 - t, 0.5).clamp_max(2 - 2 * t)), {}, "falls strictly"),
         ((5, lambda t: 0.5), {}, "must be a function of a tensor of times that returns alpha, of the same shape"),
     ],
 )

@@ -221,7 +221,7 @@ def test_threads_share_nothing():
         ({"process": "uniform", "predictor": "first_hitting"}, "predictor 'first_hitting' is for process 'absorbing'"),
         ({"corrector": "remasking"}, "corrector 'remasking' is for process 'absorbing' and predictor 'ancestral'"),
         ({"corrector_steps": 2}, "corrector_steps 2 does not go with corrector None"),
-        ({"threshold": 0.5, "predictor": "ancestral"}, "threshold 0.5 is for first_hitting, confidence, margin"),
+        ({"threshold": 0.5, "predictor": "ancestral"}, "threshold 0.5 is for first_hitting, dilated, confidence"),
         ({"entropy_bound": 0.5, "predictor": "margin"}, "entropy_bound 0.5 is for entropy_bounded, not for 'margin'"),
         ({"remasking_eta": 0.5}, "remasking_eta 0.5 is for remasking, not for None"),
         ({"exponent": 2.0}, "noise 'log_linear' has no option exponent"),

@@ -14,11 +14,11 @@ from score_sde.schedulers.discrete_solvers import (
     SELECTIONS,
     SPACINGS,
     conditional,
+    dilated,
     draw,
     entropy_bounded,
     filtered,
     gibbs,
-    guided,
     margin,
     quota,
     remasking,
@@ -119,7 +119,7 @@ def sampled(scheduler, source, n, num_steps, seed=0, **step):
 
 
 @pytest.mark.parametrize("options", [{}, {"entropy_bound": 0.0}, {"noise": "geometric"}, {"noise": "cosine"}])
-@pytest.mark.parametrize("name", ["first_hitting", "margin", "entropy_bounded"])
+@pytest.mark.parametrize("name", ["first_hitting", "dilated", "margin", "entropy_bounded"])
 def test_orders_that_no_draw_decides_are_exact_one_at_a_time(name, options):
     if ("entropy_bound" in options) != (name == "entropy_bounded"):
         pytest.skip("another predictor's option")
@@ -166,7 +166,7 @@ def test_entropy_bounded_shows_as_many_as_the_bound_allows():
     entropy = torch.distributions.Categorical(logits=log_p0).entropy()[0]  # least: 3, 4, 2, 1, 0
     is_open = torch.tensor([[True, True, True, False, True]])
     for bound, expected in [(0.0, {4}), (float(entropy[4]) + 1e-6, {4, 2}), (1e3, {4, 2, 1, 0})]:
-        priority, at_once = entropy_bounded(log_p0, None, is_open, None, entropy_bound=bound)
+        priority, at_once = entropy_bounded(log_p0, None, is_open, None, None, entropy_bound=bound)
         assert set((at_once & is_open)[0].nonzero().flatten().tolist()) == expected
     uniforms = draw_uniforms((1, 5), seeded(0))
     assert priority.argmax() == 3
@@ -180,9 +180,23 @@ def test_equal_positions_are_shown_in_random_order():
     assert agrees(first.sum(0), torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64)) > 1e-3
 
 
+def test_dilated_shows_what_is_far_from_all_that_is_known():
+    is_open = torch.tensor([[True] * 9, [False, *[True] * 7, False]])
+    number = torch.tensor([3, 3])
+    for seed in range(5):
+        uniforms = draw_uniforms((2, 9), seeded(seed))
+        priority, _ = dilated(None, None, is_open, uniforms, number)
+        first = shown(priority, is_open, number, uniforms)
+        # between two known ends: the middle, then the middles of the halves
+        assert first[1].nonzero().flatten().tolist() == [2, 4, 6]
+        assert int(first[0].nonzero().flatten().diff().min()) > 1
+
+
 def test_margin_is_of_the_two_likeliest():
     log_p0 = torch.tensor([[[0.5, 0.45, 0.05], [0.4, 0.2, 0.4], [0.4, 0.3, 0.3]]]).log()
-    assert (margin(log_p0, None, None, torch.zeros(1, 3))[0] - torch.tensor([[0.05, 0.0, 0.1]])).abs().max() < 1e-6
+    assert (
+        margin(log_p0, None, None, torch.zeros(1, 3), None)[0] - torch.tensor([[0.05, 0.0, 0.1]])
+    ).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -301,12 +315,3 @@ def test_filters_leave_certain_tokens_alone_and_temperature_0_takes_the_likelies
     for options in ({"temperature": 0.3}, {"top_k": 1}, {"top_p": 0.1}, {"temperature": 3.0, "top_k": 2}):
         assert filtered(log_p0, **options)[1].exp().tolist() == [0, 0, 1]
     assert torch.equal(filtered(log_p0), log_p0)
-
-
-def test_guidance_is_a_power_of_the_two():
-    with_class, without = (torch.randn(2, 3, 5, generator=seeded(seed)).log_softmax(-1) for seed in (0, 1))
-    expected = with_class.exp() ** 2.5 * without.exp() ** -1.5
-    assert (guided(with_class, without, 2.5).exp() / expected - 1).abs().max() < 1e-5
-    assert torch.equal(guided(with_class, without, 1.0), with_class)
-    impossible = torch.tensor([0.0, -math.inf])
-    assert guided(impossible, impossible, 3.0).tolist() == [0.0, -math.inf]

@@ -304,8 +304,21 @@ def test_classes_as_tokens_cannot_come_or_go():
         transfer(without, with_classes, {})
     with pytest.raises(ValueError, match="train on data with classes"):
         transfer(with_classes, without, {})
-    with pytest.raises(ValueError, match="it has no context_embed"):
-        transfer(without, DiTModel(**DIT, conditioning="in_context", num_classes=None, cross_attention_dim=5), {})
+
+
+@pytest.mark.parametrize("conditioning", ["in_context", "cross_attention"])
+def test_words_as_tokens_cannot_come(conditioning):
+    """As they would change the output; a pooled one, which joins the time, may."""
+    kind = {"conditioning": conditioning, "num_classes": 3}
+    old = randomized(DiTModel(**DIT, **kind))
+    with pytest.raises(
+        ValueError, match=f"with conditioning '{conditioning}' words are tokens .* leave the captions out"
+    ):
+        transfer(old, DiTModel(**DIT, **kind, cross_attention_dim=5), {})
+    new = randomized(DiTModel(**DIT, **kind, pooled_projection_dim=6), seed=1)
+    transfer(old, new, {label: label for label in range(3)})
+    told = new(images(1), 500.0, class_labels=torch.tensor([2, 1]), pooled_projections=torch.ones(2, 6)).sample
+    assert (told - old(images(1), 500.0, class_labels=torch.tensor([2, 1])).sample).abs().max() < 1e-5
 
 
 def test_weights_of_another_network_are_refused():

@@ -170,7 +170,7 @@ def test_what_is_no_data_is_refused_by_name(jsonl, tmp_path):
             {"tokenizer": str(tmp_path / "letters")},
             "the tokenizer lacks 5 of its characters: 'l' 2 times, 'n' 1",
         ),
-        (jsonl, {"tokenizer": str(tmp_path / "none")}, "tokenizer '.*none' cannot be opened: .*characters or bytes"),
+        (jsonl, {"tokenizer": str(tmp_path / "none")}, "tokenizer '.*none' cannot be opened: .*characters or"),
         (
             jsonl,
             {"tokenizer": str(tmp_path / "endless"), "packing": False, "length": 17},
@@ -205,6 +205,8 @@ def test_options_that_contradict_are_refused():
             "long_texts 'drop' is unknown; choose one of refuse, cut, leave_out",
         ),
         ({"long_texts": "cut"}, "with packing no text is too long"),
+        ({"tokenizer": "bpe"}, "vocab_size None: tokenizer bpe needs it"),
+        ({"vocab_size": 300}, "vocab_size 300: tokenizer bpe needs it, and no other has it"),
     ]:
         [problem] = TextDataConfig(**options).problems()
         assert message in problem

@@ -248,4 +248,4 @@ def test_the_quick_start_learns_to_write(tmp_path):
     quick_start.main(["--data", "text", "--output_dir", str(tmp_path)])
     metrics = json.loads((tmp_path / "diffusion" / "pipeline" / "metrics.json").read_text())
     [bits] = [each["value"] for each in metrics if each["name"].endswith("bits/character") and each["split"] == "test"]
-    assert bits < 2.7
+    assert bits < 2.9

@@ -40,8 +40,7 @@ def measure_bound(bound, dataset, count, config, accelerator, seed, draws=1, wha
         marks that fill it up; its tokens are those that count, up to the first end mark with it.
     """
     count, total, tokens, characters = min(count, len(dataset)), [], [], []
-    rows = torch.utils.data.Subset(dataset, range(count))
-    for own, batch, size in real_batches(rows, count, config, accelerator, what):
+    for own, batch, size in real_batches(dataset, count, config, accelerator, what):
         turns = [
             bound(batch, RowDraws(seed, [turn * count + i for i in own], draws * count, accelerator.device))
             for turn in range(draws)

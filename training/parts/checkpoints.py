@@ -49,7 +49,7 @@ PLACES = {
     *("dataset", "split", "image_column", "label_column", "num_classes", "caption_column"),
     "condition_column",
     *("latents", "vae", "text_encoder", "pipeline"),
-    *("text_column", "label_bins", "tokenizer"),
+    *("text_column", "label_bins", "tokenizer", "vocab_size"),
 }
 # free to change, but it is said
 SAID = {

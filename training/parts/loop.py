@@ -317,7 +317,7 @@ def fit(config, accelerator, run, task):
             speed = window.steps * micro_batch * config.gradient_accumulation_steps / window.seconds()
             waiting = window.seconds_of_waiting / window.seconds()
             shown = {"loss": f"{values['loss']:.4f}", f"{task.unit}_per_s": f"{speed:.0f}", "waiting": f"{waiting:.0%}"}
-            bar.set_postfix(shown)
+            bar.set_postfix(**shown)
             values |= {
                 "learning_rate": lr_scheduler.get_last_lr()[0],
                 "images_per_second": speed,

@@ -21,7 +21,9 @@ def rounds(count, batch_size, accelerator):
 
 def by_size(dataset, numbers):
     """[((height, width), numbers)]: the rows of some numbers, in turn where they are fewer, by the sizes of their
-    images; [(None, numbers)] where all are squares."""
+    images; [(None, numbers)] where all are squares, or no images."""
+    if not hasattr(dataset, "size_of"):
+        return [(None, numbers)]
     found = {}
     for number in numbers:
         found.setdefault(dataset.size_of(number % len(dataset)), []).append(number)

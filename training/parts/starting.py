@@ -339,8 +339,14 @@ def transfer(source, network, kept):
                 f"the network takes {before[what]} {what}, the data have {now[what]}: they may have more, not fewer"
             )
     added = new.keys() - old.keys() - {new_name}
-    # tokens change what is attended to, whatever they say
-    if missing := {name for name in added if tokens or not matches(name, CONDITIONS)}:
+    if tokens and (told := [name for name in added if matches(name, ("context_embed.*",))]):
+        raise ValueError(
+            f"with conditioning {source.config.conditioning!r} words are tokens in one sequence with time and class: "
+            f"further ones take a share of the attention, whatever they say, so that a network cannot begin with them "
+            f"({few(sorted(told))}) and give what it gave: leave the captions out, or begin with a network of "
+            f"adaln_zero or adaln, where they join by a layer of zeros"
+        )
+    if missing := {name for name in added if not matches(name, CONDITIONS)}:
         raise ValueError(f"it has no {few(sorted(missing))}, which the network is to have")
     if other := old.keys() - new.keys() - {old_name}:
         raise ValueError(f"it has {few(sorted(other))}, which the network is not to have")

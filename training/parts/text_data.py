@@ -23,11 +23,9 @@ from .config import LoaderConfig, option
 from .hashes import hash_of
 from .seeds import mix_seeds
 from .sources import open_texts
-from .tokenizers import make_tokenizer
+from .tokenizers import TOKENIZERS, make_tokenizer
 
 
-# tokenizers that are made from the data
-MADE = ("characters", "bytes")
 # what is done with texts that are longer than a sequence
 LONG_TEXTS = ("refuse", "cut", "leave_out")
 # documents that are tokenised at once
@@ -57,11 +55,12 @@ class TextDataConfig(LoaderConfig):
     )
     tokenizer: str = option(
         "characters",
-        "characters (those of the data), bytes, or a fast tokenizer of transformers by its folder or Hub id, such as "
-        "`score-sde tokenizer` makes.",
+        "characters (those of the data), bytes, bpe (byte pairs, learned from the data), or a fast tokenizer of "
+        "transformers by its folder or Hub id, such as `score-sde tokenizer` makes.",
         "data",
         common=True,
     )
+    vocab_size: int | None = option(None, "Tokens of a tokenizer of byte pairs that is made from the data.", "data")
     length: int = option(256, "Tokens of a sequence.", "data", common=True)
     packing: bool = option(
         True,
@@ -86,23 +85,25 @@ class TextDataConfig(LoaderConfig):
             yield f"label_bins {self.label_bins} must be at least 2, or 0"
         if self.label_bins and self.label_column is None:
             yield "label_bins need label_column, the numbers to part into classes"
+        if (self.vocab_size is None) == (self.tokenizer == "bpe"):
+            yield f"vocab_size {self.vocab_size}: tokenizer bpe needs it, and no other has it"
         if self.long_texts not in LONG_TEXTS:
             yield unknown("long_texts", self.long_texts, LONG_TEXTS)
         if self.packing and self.long_texts != "refuse":
             yield f"long_texts {self.long_texts!r}: with packing no text is too long, leave it out"
 
 
-def open_tokenizer(name, texts=()):
-    """A tokenizer that is made from texts, of one of the names `MADE`, or a fast one of transformers from a folder or
-    the Hub; no code of it is run. Raises ValueError for what is none."""
-    if name in MADE:
-        return make_tokenizer(name, texts, end_mark=True)
+def open_tokenizer(name, texts=(), vocab_size=None):
+    """A tokenizer that is made from texts, of one of the names `TOKENIZERS`, or a fast one of transformers from a
+    folder or the Hub; no code of it is run. Raises ValueError for what is none."""
+    if name in TOKENIZERS:
+        return make_tokenizer(name, texts, vocab_size, end_mark=True)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the library has no common class of errors
         raise ValueError(
-            f"tokenizer {quoted(name)} cannot be opened: {shortened(one_line(error))}. Give {' or '.join(MADE)}, or a "
-            f"folder or Hub id of a fast tokenizer"
+            f"tokenizer {quoted(name)} cannot be opened: {shortened(one_line(error))}. Give "
+            f"{' or '.join(TOKENIZERS)}, or a folder or Hub id of a fast tokenizer"
         ) from error
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ValueError(f"tokenizer {quoted(name)}: a {type(tokenizer).__name__} is no fast tokenizer")
@@ -458,9 +459,9 @@ class TextData:
         self.config = config
         with accelerator.main_process_first():
             texts = Texts(config)
-            self.tokenizer = tokenizer or open_tokenizer(config.tokenizer, texts)
+            self.tokenizer = tokenizer or open_tokenizer(config.tokenizer, texts, config.vocab_size)
             if tokenizer is not None and "tokenizer" in config.given:
-                other = open_tokenizer(config.tokenizer, texts)
+                other = open_tokenizer(config.tokenizer, texts, config.vocab_size)
                 if tokenizer_hash(other) != tokenizer_hash(tokenizer):
                     raise ValueError(
                         f"tokenizer {config.tokenizer!r}, of {len(other)} tokens, is another one than that of "

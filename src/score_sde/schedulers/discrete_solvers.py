@@ -2,7 +2,8 @@
 
 A predictor is a row of PREDICTORS. Its function is of one of two kinds, given the options that the row names:
     transition: (path, tokens, log_p0, t, s) -> probabilities (B, L, S) of each token at s, independent of each other;
-    order: (log_p0, drawn, is_open, uniforms) -> which of the open positions take their drawn clean token first.
+    order: (log_p0, drawn, is_open, uniforms, number) -> priority (B, L): which of the open positions take their drawn
+        clean token first, of which it will be `number` (B,); and which take it in any case, (B, L) or None.
 A corrector changes tokens and leaves the time where it is. Every random choice is made from float64 uniforms on [0, 1):
 with those of 32 bits an argmax over Gumbel noise loses the tail of the distribution (Zheng et al. 2024, Sec. 5).
 """
@@ -58,15 +59,6 @@ def filtered(log_p0, temperature=1.0, top_k=None, top_p=None):
     return log_p0
 
 
-def guided(conditional, unconditional, guidance_scale):
-    """Classifier-free guidance (Schiff et al. 2025): log p(c) to the power of guidance_scale, times log p without c to
-    1 - guidance_scale, not normalised. Log-probabilities or logits of clean tokens, or log scores, (B, L, V)."""
-    combined = torch.lerp(unconditional, conditional, float(guidance_scale))
-    # what is impossible stays so: infinities have no difference
-    impossible = torch.isneginf(conditional) | torch.isneginf(unconditional)
-    return combined.masked_fill(impossible, -math.inf)
-
-
 # --- predictors: transitions ------------------------------------------------------------------------------------------
 
 
@@ -110,18 +102,35 @@ def remasking(path, tokens, log_p0, t, s, eta):
 # --- predictors: orders -----------------------------------------------------------------------------------------------
 
 
-def first_hitting(log_p0, drawn, is_open, uniforms):
+def first_hitting(log_p0, drawn, is_open, uniforms, number):
     """Uniformly random order, which is that of the process itself: exact where a step shows one token (Zheng et al.
     2024)."""
     return uniforms, None
 
 
-def confidence(log_p0, drawn, is_open, uniforms):
+def dilated(log_p0, drawn, is_open, uniforms, number):
+    """Positions far from those that are known and from each other first, as tokens nearby depend on each other most
+    (Luxembourg et al. 2025); the order knows nothing of what is drawn."""
+    length = is_open.shape[1]
+    places = torch.arange(length, device=is_open.device)
+    before = torch.where(is_open, -length, places).cummax(-1).values
+    behind = torch.where(is_open, 2 * length, places).flip(-1).cummin(-1).values.flip(-1)
+    distance = torch.minimum(places - before, behind - places)
+    priority = torch.full_like(uniforms, -length)
+    for rank in range(int(number.max())):
+        # among equals at random
+        farthest = torch.where(is_open & (distance > 0), distance + uniforms, -1).argmax(-1, keepdim=True)
+        priority.scatter_(-1, farthest, -rank)
+        distance = torch.minimum(distance, (places - farthest).abs())
+    return priority, None
+
+
+def confidence(log_p0, drawn, is_open, uniforms, number):
     """The likeliest of the drawn tokens first (MaskGIT, Chang et al. 2022)."""
     return log_p0.gather(-1, drawn.unsqueeze(-1)).squeeze(-1), None
 
 
-def margin(log_p0, drawn, is_open, uniforms):
+def margin(log_p0, drawn, is_open, uniforms, number):
     """The largest margin between the two likeliest tokens first (Kim et al. 2025), whichever was drawn."""
     if log_p0.shape[-1] == 1:
         return torch.ones_like(uniforms), None
@@ -129,7 +138,7 @@ def margin(log_p0, drawn, is_open, uniforms):
     return first - second, None
 
 
-def entropy_bounded(log_p0, drawn, is_open, uniforms, entropy_bound=0.1):
+def entropy_bounded(log_p0, drawn, is_open, uniforms, number, entropy_bound=0.1):
     """The least entropy first, and as many as together have at most `entropy_bound` nats beside the largest of them,
     which bounds what is lost by drawing them independently (Ben-Hamu et al. 2025)."""
     entropy = -torch.xlogy(log_p0.exp(), log_p0.exp()).sum(-1)
@@ -236,6 +245,7 @@ PREDICTORS = {
     "tweedie": Predictor(tweedie, of_score=True),
     "tau_leaping": Predictor(tau_leaping, of_score=True),
     "first_hitting": Predictor(first_hitting, is_order=True, processes=("absorbing",), spacing="survival"),
+    "dilated": Predictor(dilated, is_order=True, processes=("absorbing",), spacing="survival"),
     "confidence": Predictor(confidence, is_order=True, spacing="survival"),
     "margin": Predictor(margin, is_order=True, processes=("absorbing",), spacing="survival"),
     "entropy_bounded": Predictor(
@@ -274,6 +284,7 @@ def time_grid(path, spacing, n, t_max):
 # --- what predictor "auto" stands for ---------------------------------------------------------------------------------
 
 
-def automatic(n, process):
-    """A key of PREDICTORS for n steps."""
-    return "first_hitting" if process == "absorbing" else "ancestral"
+# {process: key of PREDICTORS}: the least error of pairs of neighbours, and of samples too unlikely or too likely,
+# at every number of steps from 2 to 32, on two random Markov chains of 8 and 32 tokens. benchmarks/README.md has the
+# figures, and those on others.
+AUTOMATIC = {"absorbing": "dilated", "uniform": "ancestral"}

@@ -21,13 +21,13 @@ from diffusers.utils import BaseOutput
 from .checks import LARGEST_NFE, check_choice, check_number
 from .discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, draw_uniforms, likelihood_bound
 from .discrete_solvers import (
+    AUTOMATIC,
     CORRECTORS,
     PREDICTORS,
     REMASKING_ETA,
     SELECTIONS,
     SPACINGS,
     at,
-    automatic,
     draw,
     filtered,
     gibbs,
@@ -94,18 +94,19 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
 
     | predictor | what it is for | process | source |
     |---|---|---|---|
-    | auto | the default: the best measured predictor for the number of steps | both | below |
+    | auto | the default: the best measured predictor, dilated or ancestral | both | below |
     | ancestral | the exact posterior of each token | both | Austin et al. 2021; Sahoo et al. 2024 |
     | tweedie | the same from the concrete score, as SEDD samples | both | Lou et al. 2024, Eq. 19 |
     | tau_leaping | Euler steps of the reverse rates | both | Campbell et al. 2022 |
     | first_hitting | random order; exact with as many steps as tokens | absorbing | Zheng et al. 2024 |
+    | dilated | positions far apart first; exact with as many steps as tokens | absorbing | Luxembourg et al. 2025 |
     | confidence | the likeliest drawn tokens first | both | Chang et al. 2022 |
     | margin | the largest margin between the two likeliest first | absorbing | Kim et al. 2025 |
     | entropy_bounded | the least entropy first, more at once where that costs little | both | Ben-Hamu et al. 2025 |
 
-    Those that order positions (the last four) show with every step as many as the process would, rounded; with no more
-    free positions than steps one at a time, then `first_hitting`, `margin` and `entropy_bounded` draw from the model's
-    own distribution without error. The others draw all positions independently of each other within a step.
+    Those that order positions (the last five) show with every step as many as the process would, rounded; with no more
+    free positions than steps one at a time, when all of them but `confidence` draw from the model's own distribution
+    without error. The others draw all positions independently of each other within a step.
 
     Args:
         vocab_size: number V of tokens. With process "absorbing" the mask is token V, the extra row of the network's
@@ -343,7 +344,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = num_inference_steps
         self.predictor = self.config.predictor
         if self.predictor == "auto":
-            self.predictor = automatic(num_inference_steps, self.config.process)
+            self.predictor = AUTOMATIC[self.config.process]
         row = PREDICTORS[self.predictor]
         spacing = self.config.timestep_spacing or row.spacing
         # where alpha is 0 there is no score
@@ -581,7 +582,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         elif self.mask_token_id is None and stage.s:
             number = torch.zeros_like(number)
         options = {name: self.config[name] for name in row.options if self.config[name] is not None}
-        priority, at_once = row.stage(judged, drawn, is_open, uniforms, **options)
+        priority, at_once = row.stage(judged, drawn, is_open, uniforms, number, **options)
         now = shown(priority, is_open, number, uniforms)
         if at_once is not None:
             now |= is_open & at_once

@@ -517,13 +517,21 @@ class Rule(NamedTuple):
 
 
 # Without guidance: chosen for the least error (median, and root mean square at half the weight) over mixtures of 64
-# dimensions on the discrete_vp, ve and linear paths.
+# dimensions on the discrete_vp, ve and linear paths; from 12 steps on, over the targets of AUTOMATIC at scale 1.
 UNGUIDED = [
     Rule(1, "dpmpp_3b", 0.65, 1.5, 1.25),
     Rule(8, "dpmpp_3b", 0.44, 1.63, 1.2),
     Rule(10, "adams_2", 0.4, 1.02, 0.55),
-    Rule(15, "adams_4", 0.55, 1.33, 0.58),
-    Rule(20, "adams_4", 0.4, 1.2, 0.5),
+    Rule(12, "adams_3", 0.4, 1.1, 0.65),
+    Rule(15, "adams_4", 0.4, 1.35, 0.6),
+]
+# the same where trajectories begin with little noise, sigma / alpha below 30, as with Stable Diffusion's betas: fields
+# bend from the first steps on, where adams_4 has no past yet
+LITTLE_NOISE = math.log(30)
+UNGUIDED_FROM_LITTLE_NOISE = [
+    *UNGUIDED[:4],
+    Rule(15, "adams_3", 0.0, 1.35, 0.6),
+    Rule(20, "rising_4", 0.0, 1.35, 0.6),
 ]
 # With guidance, or where it isn't known: chosen on class-conditional mixtures with scales from 1 to 12, first for
 # no diverged sample. benchmarks/README.md has the errors of both on other data, beside those of diffusers.
@@ -540,11 +548,14 @@ AUTOMATIC = [
 ON_GIVEN_TIMES = "rising_1"
 
 
-def automatic(n, guidance_scale=None):
-    """The rule for n steps under a guidance scale; None where it isn't known."""
+def automatic(n, guidance_scale=None, most_noise=math.inf):
+    """The rule for n steps under a guidance scale, None where it isn't known, on a path whose log(sigma / alpha) ends
+    at most_noise."""
     # few steps with little guidance also want the higher orders
     largest = 2.0 if n < 10 else 1.0
-    rules = UNGUIDED if guidance_scale is not None and 0 <= guidance_scale <= largest else AUTOMATIC
+    rules = UNGUIDED if most_noise > LITTLE_NOISE else UNGUIDED_FROM_LITTLE_NOISE
+    if guidance_scale is None or not 0 <= guidance_scale <= largest:
+        rules = AUTOMATIC
     return max(rule for rule in rules if rule.steps <= n)
 
 

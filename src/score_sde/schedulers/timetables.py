@@ -18,14 +18,19 @@ from .stock_configs import GRIDS, curve
 def solver(scheduler, n):
     """The predictor of a trajectory of n steps, as `plan` takes it."""
     predictor = scheduler.config.predictor
-    return automatic(n, scheduler._guidance_scale).predictor if predictor == "auto" else predictor
+    return _rule(scheduler, n).predictor if predictor == "auto" else predictor
+
+
+def _rule(scheduler, n):
+    """That of auto for n steps."""
+    return automatic(n, scheduler._guidance_scale, -float(scheduler.path.half_log_snr(1.0)))
 
 
 def grid(scheduler, n, t_max, shift=1.0):
     """The times of n steps up to t_max."""
     if scheduler.config.predictor != "auto":
         return stock_grid(scheduler, n, t_max, shift)
-    rule = automatic(n, scheduler._guidance_scale)
+    rule = _rule(scheduler, n)
     # half as far as the stock grid: good for data that ask for the whole of it, and for data that ask for none
     center = rule.center - math.log(shift) / 2
     return _spaced(scheduler, "logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..pipelines.bundling import plain_component
 from ..pipelines.wording import one_line, shortened
 from ..pipelines.writing import whole_folder, write_json
-from .facts import read_facts, read_json, without_local_paths
+from .facts import check_repo_id, read_facts, read_json, without_local_paths
 from .markdown import render
 from .model_card import save_card, training_rows
 
@@ -122,8 +122,17 @@ def merge(folder_or_repo, output, classes=()):
     )
 
 
-def write_adapter_card(folder, name):
-    """Write README.md of an adapter from its training.json, without the paths of this machine."""
+def write_adapter_card(folder, name, repo_id=None):
+    """Write README.md of an adapter from its training.json, without the paths of this machine.
+
+    Args:
+        name: of the adapter, where training.json has none.
+        repo_id: where it is on the Hub, instead of the fact of that name.
+
+    Raises ValueError for what is no repo's id.
+    """
+    if repo_id is not None:
+        check_repo_id(repo_id)
     training = without_local_paths(read_facts(folder))
     name = training.get("model_name") or name
     base, config = training.get("started_from") or {}, training.get("config") or {}
@@ -139,7 +148,7 @@ def write_adapter_card(folder, name):
         "adapter_template.md",
         data,
         model_name=name,
-        repo=training.get("repo_id") or "path/or/repo",
+        repo=repo_id or training.get("repo_id") or "path/or/repo",
         base=base.get("base_model") or base.get("source"),
         base_name=base.get("base_model") or base.get("name") or base.get("source"),
         rank=config.get("lora_rank"),
