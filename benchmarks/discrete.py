@@ -53,15 +53,17 @@ from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.tokenizers import make_tokenizer
 
 
+# its networks aren't told the time, without which p(x0 | x_t) of a token that may be noise is unknown
+UNIFORM = ["--process", "uniform", "--prediction_type", "leave_one_out"]
 # {run: (its configuration, its data set, more options)}; an autoregressive one is of the same configuration
 RUNS_OF = {
     "qm9": ("qm9/diffusion", "qm9_smiles", []),
     "classics_words": ("classics_words/diffusion", "classics", []),
-    "classics_words_uniform": ("classics_words/diffusion", "classics", ["--process", "uniform"]),
+    "classics_words_uniform": ("classics_words/diffusion", "classics", UNIFORM),
     "classics": ("classics/diffusion", "classics", []),
-    "classics_uniform": ("classics/diffusion", "classics", ["--process", "uniform"]),
+    "classics_uniform": ("classics/diffusion", "classics", UNIFORM),
     "tinyshakespeare": ("tinyshakespeare/diffusion", "tinyshakespeare", []),
-    "tinyshakespeare_uniform": ("tinyshakespeare/diffusion", "tinyshakespeare", ["--process", "uniform"]),
+    "tinyshakespeare_uniform": ("tinyshakespeare/diffusion", "tinyshakespeare", UNIFORM),
 }
 BASELINE = "_autoregressive"
 # of other data and far larger networks (12 layers of 768, 27 symbols, 90 million characters, up to a million steps)

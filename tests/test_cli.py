@@ -240,7 +240,7 @@ def test_the_report_of_the_environment_names_versions_and_no_place(capsys):
         (["push", "nowhere", "x/y/z"], "score-sde push: error: repo id 'x/y/z'"),
         (["card", "nowhere"], "score-sde card: error: "),
         (["env", "--nope"], "score-sde env: error: No such option: --nope"),
-        (["train", "quick_start/difusion"], "quick_start_text/diffusion, did you mean quick_start/diffusion?"),
+        (["train", "quick_start/difusion"], ", did you mean quick_start/diffusion?"),
         (["train", "--learnign_rate", "1"], "score-sde train: error: --learnign_rate is unknown, did you mean"),
         (["train", "--num_processes", "2", "--config_file", "eigth_gpus"], "did you mean eight_gpus?"),
         (["reconstruct-ema", "run"], "score-sde reconstruct-ema: error: "),

@@ -125,7 +125,8 @@ def save_texts(root):
     Dataset.from_dict(MOLECULES).to_parquet(root / "molecules.parquet")
     tokenizer = make_tokenizer("bpe", [100 * text], vocab_size=270, end_mark=True)
     tokenizer.save_pretrained(root / "runs/tokenizer")
-    save_bundle(text_pipeline(tokenizer, 64), root / "runs/books/pipeline")
+    for run in ("books", "quick_start_text/diffusion"):
+        save_bundle(text_pipeline(tokenizer, 64), root / "runs" / run / "pipeline")
     tokenizer = make_tokenizer("characters", MOLECULES["smiles"], end_mark=True)
     classes = {0: "0.1 to 0.3", 1: "0.3 to 0.6"}
     save_bundle(text_pipeline(tokenizer, 32, classes), root / "runs/molecules/pipeline")

@@ -233,13 +233,16 @@ def test_a_unet_learns_from_a_measured_one(paired, tmp_path):
     assert images[0].size == (8, 8) and images[0].mode == "RGB"
     grey.save(tmp_path / "grey.png")
     bundle, output = str(tmp_path / "run" / "pipeline"), str(tmp_path / "drawn.png")
-    cli.sample(bundle, condition_image=[str(tmp_path / "grey.png")], steps=2, output=output)
+    sampling = ["sample", bundle, "--steps", "2", "--output", output]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*sampling, "--condition_image", str(tmp_path / "grey.png")])
+    assert not end.value.code
     with Image.open(output) as drawn:
         assert drawn.size == (64, 64)
     with pytest.raises(ValueError, match="pass --condition_image, files of 8 x 8 pixels"):
-        cli.sample(bundle, steps=2, output=output)
+        cli.main(sampling)
     with pytest.raises(ValueError, match="'missing.png' cannot be opened as an image"):
-        cli.sample(bundle, condition_image=["missing.png"], steps=2, output=output)
+        cli.main([*sampling, "--condition_image", "missing.png"])
 
 
 @pytest.fixture(scope="module")
