@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from autoregressive import NextToken
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from ngrams import Alphabet, NGrams, read_texts
 from safetensors.torch import load_file
 
@@ -53,15 +54,17 @@ from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.tokenizers import make_tokenizer
 
 
+# its networks aren't told the time, without which p(x0 | x_t) of a token that may be noise is unknown
+UNIFORM = ["--process", "uniform", "--prediction_type", "leave_one_out"]
 # {run: (its configuration, its data set, more options)}; an autoregressive one is of the same configuration
 RUNS_OF = {
     "qm9": ("qm9/diffusion", "qm9_smiles", []),
     "classics_words": ("classics_words/diffusion", "classics", []),
-    "classics_words_uniform": ("classics_words/diffusion", "classics", ["--process", "uniform"]),
+    "classics_words_uniform": ("classics_words/diffusion", "classics", UNIFORM),
     "classics": ("classics/diffusion", "classics", []),
-    "classics_uniform": ("classics/diffusion", "classics", ["--process", "uniform"]),
+    "classics_uniform": ("classics/diffusion", "classics", UNIFORM),
     "tinyshakespeare": ("tinyshakespeare/diffusion", "tinyshakespeare", []),
-    "tinyshakespeare_uniform": ("tinyshakespeare/diffusion", "tinyshakespeare", ["--process", "uniform"]),
+    "tinyshakespeare_uniform": ("tinyshakespeare/diffusion", "tinyshakespeare", UNIFORM),
 }
 BASELINE = "_autoregressive"
 # of other data and far larger networks (12 layers of 768, 27 symbols, 90 million characters, up to a million steps)
@@ -195,12 +198,13 @@ def open_baseline(options, run):
     return network.eval(), pipeline
 
 
-def molecule_texts(options, run, count):
-    """Samples of a run, of its classes in turn, each as often as it is in the data."""
+def molecule_texts(options, run, count, predictor):
+    """(samples of a run, of its classes in turn, each as often as it is in the data; mean evaluations of each)."""
     if run.endswith(BASELINE):
         network, pipeline = open_baseline(options, run)
         return pipeline.decode(network.sample(count, pipeline.length, pipeline.tokenizer.eos_token_id)), None
     pipeline, texts, evaluated = open_model(options, run), [], []
+    pipeline.scheduler = DiscreteScoreScheduler.from_config(pipeline.scheduler.config, predictor=predictor)
     labels = [i % pipeline.num_classes for i in range(1000)] if pipeline.num_classes else None
     for start in range(0, count, 1000):
         size = min(1000, count - start)
@@ -213,23 +217,28 @@ def molecule_texts(options, run, count):
 def molecules(options, findings):
     known = set(read_texts(options.data, "qm9_smiles", "train"))
     real = properties(read_texts(options.data, "qm9_smiles", "test"))
-    for run in [each for each in trained(options) + trained(options, False) if each.startswith("qm9")]:
+    diffusion, others = ([each for each in trained(options, kind) if "qm9" in each] for kind in (True, False))
+    # from the model's own distribution, and by an order that prefers what is likely
+    models = [(run, predictor) for predictor in ("first_hitting", "confidence") for run in diffusion]
+    for run, predictor in [*models, *((run, "") for run in others)]:
 
-        def measure(run=run):
-            texts, nfe = molecule_texts(options, run, options.molecules)
-            (options.runs / f"{run}_samples.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+        def measure(run=run, predictor=predictor):
+            texts, nfe = molecule_texts(options, run, options.molecules, predictor)
+            path = options.runs / f"{run}_{predictor}_samples.txt"
+            path.write_text("\n".join(texts) + "\n", encoding="utf-8")
             own = properties([smiles for smiles in canonical_smiles(texts) if smiles])
             distances = {f"distance_of_{name}": wasserstein(own[name], real[name]) for name in own}
             means = {f"mean_{name}": float(own[name].mean()) for name in own}
             return counts(texts, known) | distances | means | {"evaluations": nfe}
 
-        findings.once(f"molecules {run}", measure)
+        findings.once(f"molecules {run} {predictor}".strip(), measure)
 
 
 def guidance(options, findings):
     if "qm9" not in trained(options):
         return
     pipeline, known = open_model(options, "qm9"), set(read_texts(options.data, "qm9_smiles", "train"))
+    pipeline.scheduler = DiscreteScoreScheduler.from_config(pipeline.scheduler.config, predictor="first_hitting")
     highest = pipeline.num_classes - 1
     for scale in GUIDANCE:
 
@@ -286,7 +295,7 @@ def steps(options, findings):
         for name, settings in samplers(process).items():
             scheduler = DiscreteScoreScheduler.from_config(pipeline.scheduler.config, **settings)
             pipeline.scheduler = scheduler
-            for count in [each for each in STEPS if each <= pipeline.length]:
+            for count in [*(each for each in STEPS if each < pipeline.length), pipeline.length][: len(STEPS)]:
 
                 def measure(pipeline=pipeline, count=count, judge=judge, run=run):
                     size = options.texts if judge is not judged_molecules else options.sampler_molecules
@@ -345,7 +354,7 @@ def report(options, findings):
         best = guided[f"guidance {GUIDANCE[1]:g}"]["smiles"][:32]
         legends = [f"QED {qed:.2f}" for qed in properties(best)["qed"]]
         draw_molecules(best, f"{options.output}_guided_molecules.png", legends)
-    samples = options.runs / "qm9_samples.txt"
+    samples = options.runs / "qm9_first_hitting_samples.txt"
     if samples.exists():
         valid = [smiles for smiles in canonical_smiles(samples.read_text().split("\n")[:200]) if smiles][:48]
         draw_molecules(valid, options.runs / "qm9" / "pipeline" / "samples.png")
@@ -393,7 +402,7 @@ def molecule_table(options, found):
     path = Path(__file__).with_name("ngrams.json")
     counted = json.loads(path.read_text())["molecules"] if path.exists() else {}
     rows = {f"{order}-grams": counted[order] for order in ("5", "10") if order in counted}
-    rows |= {key.split()[1]: each for key, each in found.items() if key.startswith("molecules ")}
+    rows |= {key.removeprefix("molecules "): each for key, each in found.items() if key.startswith("molecules ")}
     for name, row in rows.items():
         shares = row["valid"] / row["samples"], row["unique"] / row["valid"], row["novel"] / row["unique"]
         shares = (*shares, row["novel"] / row["samples"])
@@ -425,7 +434,9 @@ def draw_steps(found, run, path):
         for sampler in dict.fromkeys(key.split()[2] for key in keys):
             points = [value for key, value in keys.items() if key.split()[2] == sampler]
             axes.plot([p["evaluations"] for p in points], [p[name] for p in points], "o-", ms=3, lw=1, label=sampler)
-        axes.set(title=titles[name], xlabel="evaluations of a sequence, mean", xscale="log")
+        axes.set(title=titles[name], xlabel="evaluations of a sequence, mean")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=130)
@@ -433,7 +444,7 @@ def draw_steps(found, run, path):
 
 def molecule_metrics(options, found):
     """The figures for the card of qm9."""
-    row = found["molecules qm9"]
+    row = found["molecules qm9 first_hitting"]
     shares = {"valid molecules": ("valid", "samples"), "unique of valid": ("unique", "valid")}
     shares |= {"novel of unique": ("novel", "unique")}
     shared = {"type": "share", "split": "train", "seed": 0, "dataset": "qm9_smiles", "nfe": round(row["evaluations"])}
@@ -463,7 +474,7 @@ def main():
     parser.add_argument("--molecule_steps", type=int, default=35, help="time steps of those (default: %(default)s)")
     parser.add_argument("--guided", type=int, default=1000, help="molecules of a guidance (default: %(default)s)")
     parser.add_argument("--sampler_molecules", type=int, default=500, help="of a sampler (default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=32, help="of a sampler (default: %(default)s)")
+    parser.add_argument("--texts", type=int, default=16, help="of a sampler (default: %(default)s)")
     parser.add_argument("--training", nargs=argparse.REMAINDER, default=[], help="last: more options of the training")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)

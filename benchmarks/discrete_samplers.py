@@ -2,8 +2,8 @@
 
     python benchmarks/discrete_samplers.py --output benchmarks/discrete_samplers.json
 
-Sequences of 32 tokens: from Markov chains, two random ones of 8 and 32 tokens, on which the rules of predictor "auto"
-were chosen, and the pairs of characters of the classics and of SMILES strings, on which they are shown; and from a
+Sequences of 32 tokens: from Markov chains, two random ones of 8 and 32 tokens, on which the samplers were
+compared first, and the pairs of characters of the classics and of SMILES strings, on which they are shown; and from a
 chain whose second half echoes its first, where what depends on each other lies far apart. A perfect network says
 p(x0 | x_t) by forward and backward sums, so every error is the sampler's. For each sampler and number of evaluations:
 
@@ -216,7 +216,7 @@ def measure(arguments, name):
 
 
 def picture(results, file):
-    """Excess against evaluations, for the sources on which the rules were not chosen."""
+    """Excess against evaluations, for the sources that were not compared first."""
     shown = [name for name, table in results.items() if not table["chosen_on"]]
     figure, rows = plt.subplots(2, len(shown), figsize=(4 * len(shown), 6.5), sharex=True, sharey=True)
     for process, axes in zip(SAMPLERS, rows, strict=True):
@@ -238,7 +238,7 @@ def picture(results, file):
 
 
 def markdown(results):
-    """The tables of benchmarks/README.md: pairs and excess, for the sources on which the rules were not chosen."""
+    """The tables of benchmarks/README.md: pairs and excess, for the sources that were not compared first."""
     lines = []
     for name, table in results.items():
         if table["chosen_on"]:

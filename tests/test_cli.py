@@ -240,7 +240,7 @@ def test_the_report_of_the_environment_names_versions_and_no_place(capsys):
         (["push", "nowhere", "x/y/z"], "score-sde push: error: repo id 'x/y/z'"),
         (["card", "nowhere"], "score-sde card: error: "),
         (["env", "--nope"], "score-sde env: error: No such option: --nope"),
-        (["train", "quick_start/difusion"], "quick_start_text/diffusion, did you mean quick_start/diffusion?"),
+        (["train", "quick_start/difusion"], ", did you mean quick_start/diffusion?"),
         (["train", "--learnign_rate", "1"], "score-sde train: error: --learnign_rate is unknown, did you mean"),
         (["train", "--num_processes", "2", "--config_file", "eigth_gpus"], "did you mean eight_gpus?"),
         (["reconstruct-ema", "run"], "score-sde reconstruct-ema: error: "),
@@ -440,7 +440,8 @@ def test_texts_are_those_of_their_seeds_in_any_batches(texts, tmp_path, capsys):
 def test_texts_longer_than_the_model_are_written_in_blocks(texts, capsys):
     run("sample", texts, "--length", 30, "--block_length", 6, "--steps", 4, "--seed", 2)
     pipe = load_bundle(texts)
-    drawn = pipe(length=30, block_length=6, num_inference_steps=4, generator=torch.Generator().manual_seed(2))
+    own = [torch.Generator().manual_seed(2)]
+    drawn = pipe(length=30, block_length=6, num_inference_steps=4, generator=own)
     assert capsys.readouterr().out == drawn.texts[0] + "\n"
     run("sample", texts, "--length", 30, status=2)
     assert "pass a block_length" in capsys.readouterr().err
@@ -486,6 +487,6 @@ def test_a_text_has_nothing_that_a_terminal_obeys(monkeypatch, capsys):
     ],
     ids=str,
 )
-def test_options_that_mean_nothing_are_refused_by_name(model, arguments, message, request, capsys):
-    run("sample", request.getfixturevalue(model), *arguments, status=2)
+def test_options_that_mean_nothing_are_refused_by_name(model, arguments, message, pipeline, texts, capsys):
+    run("sample", {"pipeline": pipeline, "texts": texts}[model], *arguments, status=2)
     assert message in capsys.readouterr().err

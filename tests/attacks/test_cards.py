@@ -12,6 +12,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 from places import ROOT
+from texts import characters_pipeline
 from tiny import tiny_pipeline
 
 from score_sde import save_bundle
@@ -220,3 +221,66 @@ def test_measurements_at_once_all_arrive(tmp_path):
     text = (folder / "README.md").read_text()
     assert all(f"| {name} |" in text for name in names)
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in FACTS.iterdir())
+
+
+# --- of texts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_texts(tmp_path_factory):
+    facts = {"data_kind": "text", "dataset": "books", "samples": {"texts": ["benign"], "num_inference_steps": 4}}
+    metric = {"name": "bits", "value": 2.0, "n": 9, "seed": 0, "dataset": "books", "split": "test", "command": "m"}
+    pipeline = characters_pipeline(num_classes=2, id2label={0: "a", 1: "b"})
+    return save_bundle(pipeline, tmp_path_factory.mktemp("texts") / "bundle", facts, [metric])
+
+
+TEXT_FIELDS = {
+    "the tokenizer": fact("tokenizer"),
+    "the temperature": fact("samples", "temperature"),
+    "the sampler of samples": fact("samples", "predictor"),
+    "a standard error": metric("standard_error"),
+    "the process": ("scheduler/scheduler_config.json", lambda value, payload: value.update(process=payload)),
+    "the noise": ("scheduler/scheduler_config.json", lambda value, payload: value.update(noise=payload)),
+    "the vocabulary": ("transformer/config.json", lambda value, payload: value.update(vocab_size=payload)),
+    "the length": ("transformer/config.json", lambda value, payload: value.update(sample_size=[payload])),
+}
+
+
+@pytest.mark.parametrize("field", TEXT_FIELDS)
+def test_a_field_of_a_card_of_texts_is_shown_and_nothing_else(tmp_path, of_texts, field):
+    name, edit = TEXT_FIELDS[field]
+    folder = Path(shutil.copytree(of_texts, tmp_path / "card"))
+
+    def card_with(value):
+        change(folder, name, lambda facts: edit(facts, value))
+        write_card(folder)
+        return (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
+
+    text = card_with("benign")
+    for payload in PAYLOADS[:9]:
+        found = card_with(payload)
+        assert parts(found) == parts(text), payload
+        assert seen(payload) in shown(found), payload
+
+
+@pytest.mark.parametrize("sample", [*PAYLOADS, "```\n# a\n````\n~~~", "a\r\n```\n# Evil", "\n\n```", "````` x"])
+def test_a_sample_of_a_card_of_texts_is_one_block_of_code(tmp_path, of_texts, sample):
+    folder = Path(shutil.copytree(of_texts, tmp_path / "card"))
+    change(folder, "training.json", lambda facts: facts["samples"].update(texts=[sample, "after"]))
+    write_card(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    fences = [token for token in MARKDOWN.parse(text.split("---\n", 2)[2]) if token.type == "fence"]
+    assert len(fences) == 4 and fences[1].content == "after\n"
+    shown_lines = fences[0].content.removesuffix("\n").split("\n")
+    assert len(shown_lines) == len(sample.split("\n"))
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", fences[0].content)
+    words = re.findall(r"[A-Za-z]+", re.sub("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", " ", sample))
+    assert all(word in fences[0].content for word in words)
+
+
+@pytest.mark.parametrize("texts", [5, "abc", {"a": 1}, [["a"]], ["a", None]])
+def test_samples_that_are_no_texts_are_named(tmp_path, of_texts, texts):
+    folder = Path(shutil.copytree(of_texts, tmp_path / "card"))
+    change(folder, "training.json", lambda facts: facts["samples"].update(texts=texts))
+    with pytest.raises(ValueError, match="training.json: samples.texts .* must be a list of texts"):
+        write_card(folder)

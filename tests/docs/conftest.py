@@ -6,6 +6,7 @@ import shutil
 import diffusers
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from tiny import seeded, text_unet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -27,6 +28,8 @@ CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+
+MOLECULES = {"smiles": ["CCO", "C1CC1O", "c1ccccc1", "CC(=O)N", "C#N"], "qed": [0.4, 0.4, 0.4, 0.5, 0.3]}
 
 
 def random_(network, std=0.02):
@@ -113,12 +116,26 @@ def save_of_the_hub(root):
     ).save_pretrained(root / "stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
-def save_books(root):
-    tokenizer = make_tokenizer("bytes", end_mark=True)
-    size = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "num_classes": None}
-    network = random_(DiTModel(vocab_size=len(tokenizer), sample_size=(24,), time_conditioning=False, **size))
-    pipeline = ScoreSDETextPipeline(DiscreteScoreScheduler(len(tokenizer)), network, tokenizer)
-    save_bundle(pipeline, root / "runs/books/pipeline")
+def save_texts(root):
+    books = root / "books"
+    books.mkdir()
+    text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak! What say you?\n\n"
+    for name in ("one", "two"):
+        (books / f"{name}.txt").write_text(100 * text, encoding="utf-8")
+    Dataset.from_dict(MOLECULES).to_parquet(root / "molecules.parquet")
+    tokenizer = make_tokenizer("bpe", [100 * text], vocab_size=270, end_mark=True)
+    tokenizer.save_pretrained(root / "runs/tokenizer")
+    for run in ("books", "quick_start_text/diffusion"):
+        save_bundle(text_pipeline(tokenizer, 64), root / "runs" / run / "pipeline")
+    tokenizer = make_tokenizer("characters", MOLECULES["smiles"], end_mark=True)
+    classes = {0: "0.1 to 0.3", 1: "0.3 to 0.6"}
+    save_bundle(text_pipeline(tokenizer, 32, classes), root / "runs/molecules/pipeline")
+
+
+def text_pipeline(tokenizer, length, id2label=None):
+    config = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "num_classes": id2label and len(id2label)}
+    network = random_(DiTModel(sample_size=(length,), vocab_size=len(tokenizer), **config))
+    return ScoreSDETextPipeline(DiscreteScoreScheduler(len(tokenizer)), network, tokenizer, id2label)
 
 
 def save_photos(root):
@@ -133,7 +150,7 @@ def save_photos(root):
 @pytest.fixture(scope="session")
 def whole_workplace(tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
-    for save in (save_quick_start, save_clothing, save_of_the_hub, save_books, save_photos):
+    for save in (save_quick_start, save_clothing, save_of_the_hub, save_photos, save_texts):
         save(root)
     return root
 

@@ -14,7 +14,7 @@ def cuda():
 
 
 TOLD = {
-    "nothing": ({}, {}, {}),
+    "nothing": ({"predictor": "first_hitting"}, {}, {}),
     "the time": ({"predictor": "tau_leaping"}, {"time_conditioning": True}, {}),
     "classes": ({"predictor": "ancestral"}, {"num_classes": 3}, {"class_labels": [0, 2], "guidance_scale": 3.0}),
     "uniform noise": ({"process": "uniform", "corrector": "gibbs"}, {"time_conditioning": True}, {}),

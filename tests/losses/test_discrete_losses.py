@@ -3,6 +3,7 @@
 import pytest
 import torch
 from enumerable import MarkovSource, all_sequences, number_of
+from numpy.polynomial.legendre import leggauss
 from tiny import seeded
 
 from score_sde import DiscreteScoreScheduler
@@ -191,3 +192,39 @@ def test_what_cannot_be_is_refused():
         objective(network, tokens, t, uniforms, mask=torch.ones(2, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match="token ids must be from 0 to 2"):
         objective(network, tokens + 3, t, uniforms)
+
+
+@pytest.mark.parametrize(("prediction_type", "best"), [("sample", 2.7666), ("leave_one_out", 1.9513)])
+def test_the_best_bound_of_a_network_that_is_not_told_the_time(prediction_type, best):
+    """A table of outputs for every x_t, the same at all times, where the exact bound is least, with uniform noise."""
+    source, path = MarkovSource(3, 2), DISCRETE_PATHS["uniform"](3)
+    every, read = all_sequences(3, 2), DISCRETE_PREDICTIONS[prediction_type]
+    x0, x_t = source.sequences.repeat_interleave(9, 0), every.repeat(9, 1)
+    nodes, weights = (torch.as_tensor(each) for each in leggauss(16))
+    first, last = path.log_noised(path.t_min), path.log_noised(path.t_max)
+    noised = (first + (last - first) * (nodes + 1) / 2).exp()
+    times = path.t_from_alpha(1 - noised)
+    weights = weights * (last - first) / 2 * noised / path.fall(times)
+
+    def chances(t):
+        return source.probabilities.repeat_interleave(9) * path.marginal(x0, t).gather(2, x_t[..., None]).prod(1)[:, 0]
+
+    joints = [chances(t) for t in times]
+    ends = float(path.prior_gap(None, source.sequences, 1.0).sum(1) @ source.probabilities)
+    table = torch.zeros(9, 2, 3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([table], max_iter=60, line_search_fn="strong_wolfe")
+
+    def bound():
+        optimizer.zero_grad()
+        output = table[number_of(x_t, 3)]
+        log_p0 = read(path, output, x_t, path.t_min)
+        total = ends - chances(path.t_min) @ log_p0.gather(2, x0[..., None]).sum((1, 2))
+        for t, weight, joint in zip(times, weights, joints, strict=True):
+            total = total + weight * (joint @ path.elbo_rate(read(path, output, x_t, t), x0, x_t, t).sum(1))
+        total.backward()
+        return total
+
+    optimizer.step(bound)
+    assert source.entropy == pytest.approx(1.9374, abs=1e-4) and float(bound().detach()) == pytest.approx(
+        best, abs=1e-3
+    )

@@ -360,17 +360,17 @@ def test_calls_in_several_threads_draw_what_they_draw_alone():
 
 def test_adapters_are_put_on_and_taken_off(tmp_path):
     pipeline = tiny_text_pipeline()
-    plain = pipeline(num_inference_steps=8, generator=seed()).texts
+    plain = pipeline(batch_size=8, num_inference_steps=8, generator=seed()).texts
     pipeline.transformer.add_adapter(
         LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
     )
-    adapted = pipeline(num_inference_steps=8, generator=seed()).texts
+    adapted = pipeline(batch_size=8, num_inference_steps=8, generator=seed()).texts
     pipeline.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(pipeline.transformer))
     other = tiny_text_pipeline()
     other.load_lora_weights(tmp_path)
-    assert other(num_inference_steps=8, generator=seed()).texts == adapted != plain
+    assert other(batch_size=8, num_inference_steps=8, generator=seed()).texts == adapted != plain
     other.unload_lora_weights()
-    assert other(num_inference_steps=8, generator=seed()).texts == plain
+    assert other(batch_size=8, num_inference_steps=8, generator=seed()).texts == plain
 
 
 def test_a_call_leaves_the_pipeline_as_it_was():

@@ -153,6 +153,15 @@ def test_a_figure_is_a_row(trained, tmp_path, monkeypatch):
             "vocab_size 9 is for the data to say",
         ),
         (train.main, ["--data_kind", "text", "--network_kwargs", "{widht: 9}"], "'widht' is no argument of DiTModel"),
+        *(
+            (
+                train.main,
+                ["--data_kind", "text", "--network_kwargs", "{time_conditioning: false}", "--process", process]
+                + ["--prediction_type", prediction_type],
+                f"prediction_type '{prediction_type}' of process '{process}' depends on the time.*leave_one_out",
+            )
+            for process, prediction_type in [("uniform", "sample"), ("uniform", "score"), ("absorbing", "score")]
+        ),
     ],
 )
 def test_bad_options_are_refused_by_name(trained, main, options, message, capsys):

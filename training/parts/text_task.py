@@ -98,6 +98,13 @@ class TextTrainConfig(TextStartConfig, LoopConfig, TextDataConfig, NetworkConfig
                 )
             if not labelled and self.sample_guidance_scale != 1:
                 yield f"sample_guidance_scale {self.sample_guidance_scale:g} needs classes: pass label_column, or 1"
+            says_tokens = ("sample", "leave_one_out") if self.process == "absorbing" else ("leave_one_out",)
+            if options.get("time_conditioning") is False and self.prediction_type not in says_tokens:
+                yield (
+                    f"prediction_type {self.prediction_type!r} of process {self.process!r} depends on the time, which "
+                    f"a network with time_conditioning false isn't told: pass prediction_type {says_tokens[-1]}, or "
+                    f"network_kwargs with time_conditioning true"
+                )
             with torch.device("meta"):  # without memory or time
                 make_token_network(self, vocab_size=2, num_classes=2 if labelled else None)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -284,7 +284,7 @@ def time_grid(path, spacing, n, t_max):
 # --- what predictor "auto" stands for ---------------------------------------------------------------------------------
 
 
-# {process: key of PREDICTORS}: the least error of pairs of neighbours, and of samples too unlikely or too likely,
-# at every number of steps from 2 to 32, on two random Markov chains of 8 and 32 tokens. benchmarks/README.md has the
-# figures, and those on others.
-AUTOMATIC = {"absorbing": "dilated", "uniform": "ancestral"}
+# {process: key of PREDICTORS}, whatever the number of steps: the one of least error of those that fail on no source of
+# benchmarks/README.md. dilated has far less on chains, and fails where tokens far apart depend on each other, as they
+# do in texts that end at places of their own.
+AUTOMATIC = {"absorbing": "first_hitting", "uniform": "ancestral"}

@@ -94,7 +94,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
 
     | predictor | what it is for | process | source |
     |---|---|---|---|
-    | auto | the default: the best measured predictor, dilated or ancestral | both | below |
+    | auto | the default: first_hitting with masks, else ancestral, by measurement | both | |
     | ancestral | the exact posterior of each token | both | Austin et al. 2021; Sahoo et al. 2024 |
     | tweedie | the same from the concrete score, as SEDD samples | both | Lou et al. 2024, Eq. 19 |
     | tau_leaping | Euler steps of the reverse rates | both | Campbell et al. 2022 |

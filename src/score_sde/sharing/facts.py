@@ -91,6 +91,9 @@ def check_facts(training):
     conditions = training.get("conditions") or []
     if not all(isinstance(name, str) for name in conditions):
         raise ValueError(f"training.json: conditions {quoted(conditions)} must be names")
+    texts = (training.get("samples") or {}).get("texts") or []
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise ValueError(f"training.json: samples.texts {quoted(texts)} must be a list of texts")
     check_license(training.get("license"))
     if training.get("repo_id") is not None:
         check_repo_id(training["repo_id"])

@@ -135,7 +135,7 @@ def token_rows(training):
     return [
         ("characters", training.get("characters"), "{:,}"),
         ("tokens, with end marks", training.get("tokens"), "{:,}"),
-        ("tokenizer", last_part(training["tokenizer"]) if "tokenizer" in training else None, "{}"),
+        ("tokenizer", training.get("tokenizer"), "{}"),
         ("tokens of a sequence", length, "{:,}"),
         ("sequences", None if packing is None else sequences, "{}"),
         ("texts that were longer", training.get("long_texts") or None, "{:,}"),
@@ -369,7 +369,6 @@ def write_text_card(folder, index, repo_id, name):
     num_classes, labels = classes_of(index, read_config(folder, "transformer", "config.json"), path)
     name = training.get("model_name") or name or os.path.basename(os.path.abspath(folder))
     sampled = training.get("samples") or {}
-    texts = [str(each) for each in sampled.get("texts") or []]
     measured = [metric for metric in metrics if "num_inference_steps" in metric]
     data = ModelCardData(
         **origin_of(training),
@@ -390,7 +389,7 @@ def write_text_card(folder, index, repo_id, name):
         tokens=token_facts(folder),
         labels=labels,
         num_classes=num_classes,
-        texts=texts,
+        texts=sampled.get("texts") or [],
         sampled=sampled,
         arguments=call_arguments(False, num_classes, labels, (measured or [sampled])[0]),
         has_samples=os.path.isfile(os.path.join(folder, "samples.png")),

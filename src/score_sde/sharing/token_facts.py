@@ -4,7 +4,7 @@ import os
 
 from ..pipelines.bundle_files import read_config, read_index, saved_class_name
 from .downloading import NoPipelineFolder, fetch
-from .facts import read_json
+from .facts import read_json, writable
 
 
 def is_of_tokens(index):
@@ -27,12 +27,11 @@ def token_facts(folder):
     left out."""
     scheduler = read_config(folder, "scheduler", "scheduler_config.json")
     network = read_config(folder, "transformer", "config.json")
-    [length] = (
-        network.get("sample_size") if isinstance(network.get("sample_size"), list) else [network.get("sample_size")]
-    )
+    size = network.get("sample_size")
+    length = size[0] if isinstance(size, list) and len(size) == 1 else size
     facts = {name: scheduler.get(name) for name in ("process", "noise")}
     facts |= {"vocab_size": network.get("vocab_size"), "length": length, "tokenizer": kind_of_tokens(folder)}
-    return {name: value for name, value in facts.items() if value is not None}
+    return writable({name: value for name, value in facts.items() if value is not None})
 
 
 def kind_of_tokens(folder):
@@ -40,10 +39,10 @@ def kind_of_tokens(folder):
     than these."""
     rules = read_json(os.path.join(folder, "tokenizer", "tokenizer.json"))
     model = rules.get("model") if isinstance(rules, dict) else None
-    kind = model.get("type") if isinstance(model, dict) else None
-    vocabulary = model.get("vocab") if kind else None
+    kind, vocabulary = (model.get("type"), model.get("vocab")) if isinstance(model, dict) else (None, None)
     if kind == "BPE":
         return "byte pairs" if model.get("merges") else "bytes"
     if kind == "WordLevel" and isinstance(vocabulary, dict) and all(len(each) == 1 for each in vocabulary):
         return "characters"
-    return {"WordLevel": "words", "WordPiece": "pieces of words", "Unigram": "pieces of words"}.get(kind)
+    words = {"WordLevel": "words", "WordPiece": "pieces of words", "Unigram": "pieces of words"}
+    return words.get(kind) if isinstance(kind, str) else None
