@@ -440,8 +440,7 @@ def test_texts_are_those_of_their_seeds_in_any_batches(texts, tmp_path, capsys):
 def test_texts_longer_than_the_model_are_written_in_blocks(texts, capsys):
     run("sample", texts, "--length", 30, "--block_length", 6, "--steps", 4, "--seed", 2)
     pipe = load_bundle(texts)
-    own = [torch.Generator().manual_seed(2)]
-    drawn = pipe(length=30, block_length=6, num_inference_steps=4, generator=own)
+    drawn = pipe(length=30, block_length=6, num_inference_steps=4, generator=[torch.Generator().manual_seed(2)])
     assert capsys.readouterr().out == drawn.texts[0] + "\n"
     run("sample", texts, "--length", 30, status=2)
     assert "pass a block_length" in capsys.readouterr().err
@@ -487,6 +486,6 @@ def test_a_text_has_nothing_that_a_terminal_obeys(monkeypatch, capsys):
     ],
     ids=str,
 )
-def test_options_that_mean_nothing_are_refused_by_name(model, arguments, message, pipeline, texts, capsys):
-    run("sample", {"pipeline": pipeline, "texts": texts}[model], *arguments, status=2)
+def test_options_that_mean_nothing_are_refused_by_name(model, arguments, message, request, capsys):
+    run("sample", request.getfixturevalue(model), *arguments, status=2)
     assert message in capsys.readouterr().err
