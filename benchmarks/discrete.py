@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ from safetensors.torch import load_file
 from score_sde import DiscreteScoreScheduler, load_bundle
 from score_sde.schedulers.discrete_solvers import PREDICTORS
 from score_sde.sharing.bundles import add_metrics
+from score_sde.sharing.model_card import write_card
 from score_sde.training import evaluate
 from score_sde.training.parts.molecules import (
     canonical_smiles,
@@ -73,6 +75,9 @@ PUBLISHED = {"SEDD absorb": 1.39, "MDLM": 1.40, "autoregressive": 1.23}
 PIECES = 4096
 # what molecules are drawn for
 PROMPTS = {"a ring in front": "c1cc", "a ring within": "[MASK]c1ccoc1[MASK]", "an amide within": "[MASK]NC(=O)[MASK]"}
+# {run: its folder in model_cards}, and what of a pipeline is there
+CARDS = {"qm9": "qm9", "classics_words": "classics"}
+CARD_FILES = ("model_index.json", "training.json", "metrics.json", "samples.png", "*/*config.json")
 STEPS = (2, 4, 8, 16, 32, 64)
 GUIDANCE = (1.0, 2.0, 4.0)
 
@@ -360,6 +365,20 @@ def report(options, findings):
         draw_molecules(valid, options.runs / "qm9" / "pipeline" / "samples.png")
         draw_molecules(valid, folder / "discrete_molecules.png")
         add_metrics(options.runs / "qm9" / "pipeline", molecule_metrics(options, found))
+    if options.cards:
+        write_cards(options)
+
+
+def write_cards(options):
+    """Copy what is small of the pipelines into model_cards."""
+    for run, name in CARDS.items():
+        pipeline, card = options.runs / run / "pipeline", Path(__file__).parents[1] / "model_cards" / name
+        if pipeline.is_dir():
+            for path in (path for pattern in CARD_FILES for path in sorted(pipeline.glob(pattern))):
+                target = card / path.relative_to(pipeline)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            write_card(str(card))
 
 
 def bits_table(options, found):
@@ -475,6 +494,7 @@ def main():
     parser.add_argument("--guided", type=int, default=1000, help="molecules of a guidance (default: %(default)s)")
     parser.add_argument("--sampler_molecules", type=int, default=500, help="of a sampler (default: %(default)s)")
     parser.add_argument("--texts", type=int, default=16, help="of a sampler (default: %(default)s)")
+    parser.add_argument("--cards", action="store_true", help="report: also copy the cards into model_cards")
     parser.add_argument("--training", nargs=argparse.REMAINDER, default=[], help="last: more options of the training")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
