@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -33,12 +34,14 @@ import numpy as np
 import torch
 from autoregressive import NextToken
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from ngrams import Alphabet, NGrams, read_texts
 from safetensors.torch import load_file
 
 from score_sde import DiscreteScoreScheduler, load_bundle
 from score_sde.schedulers.discrete_solvers import PREDICTORS
 from score_sde.sharing.bundles import add_metrics
+from score_sde.sharing.model_card import write_card
 from score_sde.training import evaluate
 from score_sde.training.parts.molecules import (
     canonical_smiles,
@@ -72,6 +75,9 @@ PUBLISHED = {"SEDD absorb": 1.39, "MDLM": 1.40, "autoregressive": 1.23}
 PIECES = 4096
 # what molecules are drawn for
 PROMPTS = {"a ring in front": "c1cc", "a ring within": "[MASK]c1ccoc1[MASK]", "an amide within": "[MASK]NC(=O)[MASK]"}
+# {run: its folder in model_cards}, and what of a pipeline is there
+CARDS = {"qm9": "qm9", "classics_words": "classics"}
+CARD_FILES = ("model_index.json", "training.json", "metrics.json", "samples.png", "*/*config.json")
 STEPS = (2, 4, 8, 16, 32, 64)
 GUIDANCE = (1.0, 2.0, 4.0)
 
@@ -197,12 +203,13 @@ def open_baseline(options, run):
     return network.eval(), pipeline
 
 
-def molecule_texts(options, run, count):
-    """Samples of a run, of its classes in turn, each as often as it is in the data."""
+def molecule_texts(options, run, count, predictor):
+    """(samples of a run, of its classes in turn, each as often as it is in the data; mean evaluations of each)."""
     if run.endswith(BASELINE):
         network, pipeline = open_baseline(options, run)
         return pipeline.decode(network.sample(count, pipeline.length, pipeline.tokenizer.eos_token_id)), None
     pipeline, texts, evaluated = open_model(options, run), [], []
+    pipeline.scheduler = DiscreteScoreScheduler.from_config(pipeline.scheduler.config, predictor=predictor)
     labels = [i % pipeline.num_classes for i in range(1000)] if pipeline.num_classes else None
     for start in range(0, count, 1000):
         size = min(1000, count - start)
@@ -215,23 +222,28 @@ def molecule_texts(options, run, count):
 def molecules(options, findings):
     known = set(read_texts(options.data, "qm9_smiles", "train"))
     real = properties(read_texts(options.data, "qm9_smiles", "test"))
-    for run in [each for each in trained(options) + trained(options, False) if each.startswith("qm9")]:
+    diffusion, others = ([each for each in trained(options, kind) if "qm9" in each] for kind in (True, False))
+    # from the model's own distribution, and by an order that prefers what is likely
+    models = [(run, predictor) for predictor in ("first_hitting", "confidence") for run in diffusion]
+    for run, predictor in [*models, *((run, "") for run in others)]:
 
-        def measure(run=run):
-            texts, nfe = molecule_texts(options, run, options.molecules)
-            (options.runs / f"{run}_samples.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+        def measure(run=run, predictor=predictor):
+            texts, nfe = molecule_texts(options, run, options.molecules, predictor)
+            path = options.runs / f"{run}_{predictor}_samples.txt"
+            path.write_text("\n".join(texts) + "\n", encoding="utf-8")
             own = properties([smiles for smiles in canonical_smiles(texts) if smiles])
             distances = {f"distance_of_{name}": wasserstein(own[name], real[name]) for name in own}
             means = {f"mean_{name}": float(own[name].mean()) for name in own}
             return counts(texts, known) | distances | means | {"evaluations": nfe}
 
-        findings.once(f"molecules {run}", measure)
+        findings.once(f"molecules {run} {predictor}".strip(), measure)
 
 
 def guidance(options, findings):
     if "qm9" not in trained(options):
         return
     pipeline, known = open_model(options, "qm9"), set(read_texts(options.data, "qm9_smiles", "train"))
+    pipeline.scheduler = DiscreteScoreScheduler.from_config(pipeline.scheduler.config, predictor="first_hitting")
     highest = pipeline.num_classes - 1
     for scale in GUIDANCE:
 
@@ -288,7 +300,7 @@ def steps(options, findings):
         for name, settings in samplers(process).items():
             scheduler = DiscreteScoreScheduler.from_config(pipeline.scheduler.config, **settings)
             pipeline.scheduler = scheduler
-            for count in [each for each in STEPS if each <= pipeline.length]:
+            for count in [*(each for each in STEPS if each < pipeline.length), pipeline.length][: len(STEPS)]:
 
                 def measure(pipeline=pipeline, count=count, judge=judge, run=run):
                     size = options.texts if judge is not judged_molecules else options.sampler_molecules
@@ -347,12 +359,26 @@ def report(options, findings):
         best = guided[f"guidance {GUIDANCE[1]:g}"]["smiles"][:32]
         legends = [f"QED {qed:.2f}" for qed in properties(best)["qed"]]
         draw_molecules(best, f"{options.output}_guided_molecules.png", legends)
-    samples = options.runs / "qm9_samples.txt"
+    samples = options.runs / "qm9_first_hitting_samples.txt"
     if samples.exists():
         valid = [smiles for smiles in canonical_smiles(samples.read_text().split("\n")[:200]) if smiles][:48]
         draw_molecules(valid, options.runs / "qm9" / "pipeline" / "samples.png")
         draw_molecules(valid, folder / "discrete_molecules.png")
         add_metrics(options.runs / "qm9" / "pipeline", molecule_metrics(options, found))
+    if options.cards:
+        write_cards(options)
+
+
+def write_cards(options):
+    """Copy what is small of the pipelines into model_cards."""
+    for run, name in CARDS.items():
+        pipeline, card = options.runs / run / "pipeline", Path(__file__).parents[1] / "model_cards" / name
+        if pipeline.is_dir():
+            for path in (path for pattern in CARD_FILES for path in sorted(pipeline.glob(pattern))):
+                target = card / path.relative_to(pipeline)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            write_card(str(card))
 
 
 def bits_table(options, found):
@@ -395,7 +421,7 @@ def molecule_table(options, found):
     path = Path(__file__).with_name("ngrams.json")
     counted = json.loads(path.read_text())["molecules"] if path.exists() else {}
     rows = {f"{order}-grams": counted[order] for order in ("5", "10") if order in counted}
-    rows |= {key.split()[1]: each for key, each in found.items() if key.startswith("molecules ")}
+    rows |= {key.removeprefix("molecules "): each for key, each in found.items() if key.startswith("molecules ")}
     for name, row in rows.items():
         shares = row["valid"] / row["samples"], row["unique"] / row["valid"], row["novel"] / row["unique"]
         shares = (*shares, row["novel"] / row["samples"])
@@ -427,7 +453,9 @@ def draw_steps(found, run, path):
         for sampler in dict.fromkeys(key.split()[2] for key in keys):
             points = [value for key, value in keys.items() if key.split()[2] == sampler]
             axes.plot([p["evaluations"] for p in points], [p[name] for p in points], "o-", ms=3, lw=1, label=sampler)
-        axes.set(title=titles[name], xlabel="evaluations of a sequence, mean", xscale="log")
+        axes.set(title=titles[name], xlabel="evaluations of a sequence, mean")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=130)
@@ -435,7 +463,7 @@ def draw_steps(found, run, path):
 
 def molecule_metrics(options, found):
     """The figures for the card of qm9."""
-    row = found["molecules qm9"]
+    row = found["molecules qm9 first_hitting"]
     shares = {"valid molecules": ("valid", "samples"), "unique of valid": ("unique", "valid")}
     shares |= {"novel of unique": ("novel", "unique")}
     shared = {"type": "share", "split": "train", "seed": 0, "dataset": "qm9_smiles", "nfe": round(row["evaluations"])}
@@ -465,7 +493,8 @@ def main():
     parser.add_argument("--molecule_steps", type=int, default=35, help="time steps of those (default: %(default)s)")
     parser.add_argument("--guided", type=int, default=1000, help="molecules of a guidance (default: %(default)s)")
     parser.add_argument("--sampler_molecules", type=int, default=500, help="of a sampler (default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=32, help="of a sampler (default: %(default)s)")
+    parser.add_argument("--texts", type=int, default=16, help="of a sampler (default: %(default)s)")
+    parser.add_argument("--cards", action="store_true", help="report: also copy the cards into model_cards")
     parser.add_argument("--training", nargs=argparse.REMAINDER, default=[], help="last: more options of the training")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)

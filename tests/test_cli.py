@@ -440,7 +440,7 @@ def test_texts_are_those_of_their_seeds_in_any_batches(texts, tmp_path, capsys):
 def test_texts_longer_than_the_model_are_written_in_blocks(texts, capsys):
     run("sample", texts, "--length", 30, "--block_length", 6, "--steps", 4, "--seed", 2)
     pipe = load_bundle(texts)
-    drawn = pipe(length=30, block_length=6, num_inference_steps=4, generator=torch.Generator().manual_seed(2))
+    drawn = pipe(length=30, block_length=6, num_inference_steps=4, generator=[torch.Generator().manual_seed(2)])
     assert capsys.readouterr().out == drawn.texts[0] + "\n"
     run("sample", texts, "--length", 30, status=2)
     assert "pass a block_length" in capsys.readouterr().err

@@ -351,13 +351,10 @@ def measure_images(pipeline, samples, data, network, sizes, config, accelerator)
         saves = config.save_samples and repeat == 0
         writes = saves and accelerator.is_main_process
         numbers = range(repeat * config.num_images, (repeat + 1) * config.num_images)
-        if beside:  # of the size of what they are seen beside
+        groups = [(size, [numbers[i] for i in own]) for size, own in shares_of_sizes(sizes, len(numbers))]
+        if beside:  # of the sizes of what they are seen beside
             groups = by_size(data["test"], numbers)
-        else:
-            shares = {} if samples is not None else sizes
-            groups = [(size, [numbers[i] for i in own]) for size, own in shares_of_sizes(shares, len(numbers))]
-        size_of_all = next(iter(sizes), (config.resolution, config.resolution))
-        shape = (config.num_images, config.image_channels, *size_of_all)
+        shape = (config.num_images, config.image_channels, *next(iter(sizes), [config.resolution] * 2))
         with array_file(config.save_samples, shape) if writes else nullcontext() as write:
             parts = list(rounds_by_size(groups, config.batch_size, accelerator))
             bar = tqdm(parts, desc="images", unit="batch", disable=not accelerator.is_main_process)
@@ -366,15 +363,13 @@ def measure_images(pipeline, samples, data, network, sizes, config, accelerator)
                 if samples is not None:
                     images = samples.read(own).to(accelerator.device)
                 else:
-                    told, settings = (
-                        {"prompts": prompts, "labels": asked},
-                        (config.guidance_scale, config.num_inference_steps),
-                    )
+                    told = {"prompts": prompts, "labels": asked}
                     if beside:
                         rows = loss, data["test"], own, config.seed, accelerator.device
                         batch, conditions = conditions_of_rows(*rows)
                         told, labels = {"conditions": conditions}, batch.get("labels")
-                    images, nfe = draw(pipeline, own, config.seed, *settings, **told, image_size=image_size)
+                    settings = config.seed, config.guidance_scale, config.num_inference_steps
+                    images, nfe = draw(pipeline, own, *settings, **told, image_size=image_size)
                 if not torch.isfinite(images).all():
                     raise ValueError(f"among the images of seeds {own[0]} to {own[-1]} some are not finite")
                 images = quantized(images)

@@ -7,7 +7,7 @@ import torch
 from every_path import PATHS
 from exact import GAUSSIAN, MIXTURE
 
-from score_sde.schedulers.paths import VPSDE, LinearSDE, time_grid
+from score_sde.schedulers.paths import VPSDE, DiscreteVPSDE, LinearSDE, time_grid
 from score_sde.schedulers.solvers import (
     AUTOMATIC,
     CORRECTORS,
@@ -219,7 +219,8 @@ def integral(function, begin, end, n=20001):
 @pytest.mark.parametrize("to_data", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_polynomials_of_the_denoised_sample_are_integrated_exactly(eta, to_data):
-    """Where the denoised sample is a polynomial in the place, whatever x is, the step is the exact one."""
+    """Where the denoised sample is a polynomial in the place, whatever x is, the step is the exact one; with noise but
+    for the step to clean data, which takes the last denoised sample."""
     path, bound, times = VPSDE(), 0.8, torch.tensor([0.9, 0.7, 0.6, 0.4, 0.15], dtype=torch.float64)
     steps = multistep(path, times, to_data, eta, order=3, bound=bound)
     levels = path.half_log_snr(times)
@@ -228,6 +229,9 @@ def test_polynomials_of_the_denoised_sample_are_integrated_exactly(eta, to_data)
         [stage] = steps[i]
         start, end = levels[i], levels[i + 1] if i + 1 < len(times) else torch.tensor(40.0, dtype=torch.float64)
         alpha, rho = path.alpha(times[i + 1]) if i + 1 < len(times) else 1.0, 1 + eta**2
+        if eta and i + 1 == len(times):
+            assert stage.denoised == pytest.approx((1.0, 0.0, 0.0, 0.0)) and stage.samples == (0.0,)
+            continue
         for power in range(3):
             exact = alpha * integral(
                 lambda level, end=end, rho=rho, power=power: (
@@ -414,3 +418,20 @@ def test_straight_solvers_begin_at_pure_noise(path, predictor):
 def test_singular_plans_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"'euler_maruyama' is singular at t = 1 on LinearSDE.*t_max=0.999"):
         plan(LinearSDE(), line(1.0, 0.1, 4), "euler_maruyama", to_data=False)
+
+
+@pytest.mark.parametrize("predictor", ["dpmpp_2m", "dpmpp_3b", "unipc_3"])
+def test_noise_is_not_enlarged_by_short_steps(predictor):
+    """Gaussian data, exactly denoised: in 100 steps with noise the samples have its standard deviation."""
+    path, std, generator = DiscreteVPSDE.from_beta_schedule(), 0.3, torch.Generator().manual_seed(0)
+    times = time_grid(path, "log_snr", 100, path.t_min, 1.0, levels=1000)
+    stages = plan(path, times, predictor, to_data=True, options={"eta": 1.0})
+
+    def draw():
+        return torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
+
+    x, memory = draw(), Memory(stages)
+    for stage in stages:
+        t = stage.t_eval
+        x = stage.update(x, path.alpha(t) * path.gaussian_gain(t, std) * x, memory, draw)
+    assert x.std() == pytest.approx(std, rel=0.03)

@@ -284,7 +284,7 @@ def time_grid(path, spacing, n, t_max):
 # --- what predictor "auto" stands for ---------------------------------------------------------------------------------
 
 
-# {process: key of PREDICTORS}, at every number of steps: of those that fail on no source of benchmarks/README.md, the
-# one of least error. dilated has far less on chains, and fails where tokens far apart depend on each other, as they do
-# in texts that end at places of their own.
+# {process: key of PREDICTORS}, whatever the number of steps: the one of least error of those that fail on no source of
+# benchmarks/README.md. dilated has far less on chains, and fails where tokens far apart depend on each other, as they
+# do in texts that end at places of their own.
 AUTOMATIC = {"absorbing": "first_hitting", "uniform": "ancestral"}
