@@ -509,17 +509,14 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
 
         fourier = time_embedding_type == "fourier"
         self.fourier = FourierEmbedding(model_channels, scale=FOURIER_SCALE) if fourier else None
+        time_features = model_channels * (2 if fourier else 1)
         self.time_embed = nn.Sequential(
-            nn.Linear(model_channels * (2 if fourier else 1), time_channels),
-            nn.SiLU(),
-            nn.Linear(time_channels, time_channels),
+            nn.Linear(time_features, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
         self.time_to_embed = None
         if two_times:
             self.time_to_embed = nn.Sequential(
-                nn.Linear(self.time_embed[0].in_features, time_channels),
-                nn.SiLU(),
-                nn.Linear(time_channels, time_channels),
+                nn.Linear(time_features, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
             )
         self.class_embed = nn.Embedding(num_classes + 1, time_channels) if num_classes is not None else None
         self.pooled_embed = None
