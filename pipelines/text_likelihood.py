@@ -78,9 +78,13 @@ def windows_of(number, ids, length, filled, tokenizer):
     return windows
 
 
-def counted_tokens(ids, length, filled):
-    """How many tokens a text has: its own, and an end mark where it is filled up and there is room for one."""
-    return min(len(ids) + 1, length) if filled else len(ids)
+def counted_tokens(ids, length, filled, tokenizer):
+    """How many tokens a text has: its own, with an end mark, but not what fills up behind one; and an end mark where it
+    is to be filled up, has none and there is room for one."""
+    (end, pad), count = end_ids(tokenizer), len(ids)
+    while count > 1 and ids[count - 1] == pad and ids[count - 2] in (end, pad):
+        count -= 1
+    return min(count + 1, length) if filled and ids[count - 1] != end else count
 
 
 def bound_of_windows(bound, windows, num_samples, batch_size, generator):
@@ -151,7 +155,7 @@ def text_likelihood(bound, tokenizer, texts, token_ids, length, filled, num_samp
     return TextLikelihood(
         nats=total,
         error=uncertainty.sqrt(),
-        tokens=torch.tensor([counted_tokens(one, length, filled) for one in ids]),
+        tokens=torch.tensor([counted_tokens(one, length, filled, tokenizer) for one in ids]),
         characters=torch.tensor([len(text) for text in texts]),
         nfe=batches,
     )

@@ -22,7 +22,7 @@ def draws(scheduler):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", sorted({*SCHEDULERS} - {"ScoreSDEScheduler"}))
+@pytest.mark.parametrize("name", sorted({*SCHEDULERS} - {"ScoreSDEScheduler", "DiscreteScoreScheduler"}))
 def test_the_schedulers_that_open_are_those_by_which_a_pipeline_draws(name):
     try:
         scheduler = getattr(diffusers.schedulers, name)()

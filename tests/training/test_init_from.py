@@ -285,6 +285,15 @@ def test_a_null_label_that_was_never_trained_is_not_what_a_new_class_begins_as()
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "stock"])
+def test_a_second_time_that_is_new_changes_nothing_at_first(name):
+    kind, config = NETWORKS[name]
+    old, new = (randomized(kind(**config, two_times=two, num_classes=3), int(two)) for two in (False, True))
+    transfer(old, new, {label: label for label in range(3)})
+    told = new(images(1), torch.tensor([3.0, 500.0]), torch.tensor([2, 1]), timestep_to=torch.tensor([1.0, 2.0])).sample
+    assert torch.equal(told, call(old, images(1), [2, 1]))
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "stock"])
 def test_words_that_are_new_change_no_output_at_first_and_are_learned(name):
     kind, config = NETWORKS[name]
     old = randomized(kind(**config, num_classes=3))

@@ -17,7 +17,7 @@ from runs import TINY_DATA, encode, run
 from score_sde.pipelines.latents import AUTOENCODERS, REFUSED, autoencoder_of, encode_moments, spatial_factor
 from score_sde.training import encode_latents
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
-from score_sde.training.parts.config import LoopConfig
+from score_sde.training.parts.config import ImageLoopConfig
 from score_sde.training.parts.latent_shards import LatentDataset
 from score_sde.training.parts.latents import latent_shape, latent_statistics, load_vae
 from score_sde.training.parts.loop import make_accelerator
@@ -257,7 +257,7 @@ def test_latents_from_before_shards_were_recorded_open(tiny_vae, small_data, tmp
 
 
 def test_the_data_of_a_run_are_described_and_told_from_others(tiny_vae, small_data, tmp_path, capsys):
-    class Config(LoopConfig, CleanDataConfig):
+    class Config(ImageLoopConfig, CleanDataConfig):
         pass
 
     def data(**changes):

@@ -260,9 +260,12 @@ def sizes_of(start):
     return found | ({"image_channels": channels} if channels in (1, 3) else {})
 
 
-# weights of further conditions that a network may be told, and those by which they join what there was
-CONDITIONS = ("context_embed.*", "pooled_embed.*", "*.cross_attn.*", "*.cross_attentions.*")
-LAST_OF_CONDITIONS = ("pooled_embed.2.*", "*.cross_attn.to_out.0.*", "*.cross_attentions.*.to_out.0.*")
+# weights of what else a network may be told, and those by which they join what there was
+CONDITIONS = ("context_embed.*", "pooled_embed.*", "time_to_embed.*", "*.cross_attn.*", "*.cross_attentions.*")
+LAST_OF_CONDITIONS = (
+    *("pooled_embed.2.*", "time_to_embed.2.*"),
+    *("*.cross_attn.to_out.0.*", "*.cross_attentions.*.to_out.0.*"),
+)
 
 
 def matches(name, patterns):
@@ -311,8 +314,8 @@ def transfer(source, network, kept):
     Args:
         source: the other, of the same class.
         network: it may have other classes, or more channels, of the samples or of a condition image, whose weights
-            begin as zero; more channels of the output are zero then. A sequence or a vector that it is told, too, goes
-            through layers the last of which is zero.
+            begin as zero; more channels of the output are zero then. A sequence, a vector or a second time that it is
+            told, too, goes through layers the last of which is zero.
         kept: {its label: label of the source} of the classes that keep their rows. The others begin as no class
             (`class_of_none`), and so does a network without classes; of a source without classes, as zero.
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 from datasets import ClassLabel, Features, List, Value
 
+from score_sde.pipelines.texts import lacking_characters
 from score_sde.pipelines.wording import few, one_line, quoted, shortened, unknown
 
 from .config import LoaderConfig, option
@@ -245,16 +246,7 @@ class Texts:
 
     def check_characters(self, tokenizer):
         """Raise ValueError for characters that the tokenizer lacks, with how often they occur."""
-
-        def is_known(character):
-            try:
-                ids = tokenizer(character, add_special_tokens=False)["input_ids"]
-            except Exception:  # `tokenizers` has no class of its own for a missing token
-                return False
-            # blanks may go without a trace, where the tokenizer says so
-            return tokenizer.unk_token_id not in ids if ids else character.isspace()
-
-        lacking = [each for each in sorted(set().union(*map(set, self))) if not is_known(each)]
+        lacking = lacking_characters(tokenizer, self)
         if lacking:
             counts = {each: sum(text.count(each) for text in self) for each in lacking}
             named = [f"{character!r} {count:,} times" for character, count in counts.items()]

@@ -28,8 +28,18 @@ alpha (uniform in alpha) or importance (uniform in log(1 - alpha)):
 | UDLM (Schiff et al. 2025): uniform noise | elbo | leave_one_out |
 | SEDD (Lou et al. 2024): denoising score entropy | score_entropy | score |
 
+Flow maps, for one to four evaluations, have two objectives, by the velocity of the data or of a teacher:
+
+| objective | function | where the map leads | velocity |
+|---|---|---|---|
+| MeanFlow (Geng et al. 2025): error_weight adaptive | `continuous_loss` | anywhere | the data's, `guided` or not |
+| sCT, sCD (Lu & Song 2025): error_weight normalized, warmup | `continuous_loss` | t_min | the data's; a teacher's |
+| easy consistency tuning (Geng et al. 2025b): `tuning_times` | `composed_loss` | t_min | the data's |
+| consistency training, distillation (Song et al. 2023) | `composed_loss` | t_min | the data's; a teacher's |
+| self-consistency of shortcut models (Frans et al. 2025) | `composed_loss` | anywhere | of the map itself |
+
 All take `conditions`, {keyword of the network's forward: tensor (B, ...)}, of which `drop_conditions` leaves some out
-for guidance, and a `mask` of the elements that count.
+for guidance, and, but for flow maps, a `mask` of the elements that count.
 """
 
 from .conditions import drop_conditions
@@ -46,22 +56,44 @@ from .denoising import (
     vlb_terms,
 )
 from .discrete import DISCRETE_INVERSE_DENSITIES, DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, DiscreteObjective
+from .few_step import (
+    ERROR_WEIGHTS,
+    composed_loss,
+    continuous_loss,
+    flow_map,
+    guided,
+    mean_velocity,
+    mean_velocity_and_slope,
+    straight_sample,
+    tuning_times,
+    working_derivative,
+)
 
 
 __all__ = [
     "DISCRETE_INVERSE_DENSITIES",
     "DISCRETE_LOSSES",
     "DISCRETE_TIME_DENSITIES",
+    "ERROR_WEIGHTS",
     "INVERSE_DENSITIES",
     "TIME_DENSITIES",
     "WEIGHTINGS",
     "DiscreteObjective",
     "Objective",
+    "composed_loss",
+    "continuous_loss",
     "denoising_loss",
     "discretized_log_likelihood",
     "drop_conditions",
+    "flow_map",
+    "guided",
     "hybrid_loss",
+    "mean_velocity",
+    "mean_velocity_and_slope",
     "sliced_score_matching",
+    "straight_sample",
+    "tuning_times",
     "uniform_times",
     "vlb_terms",
+    "working_derivative",
 ]

@@ -353,6 +353,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             a matrix of their own (D, V).
         time_conditioning: tell the network the time. Masks alone say how noisy a sequence is (MDLM, Sahoo et al. 2024,
             section 3.4), so that the network of an absorbing process needs no time; its `timestep` is then not read.
+        two_times: the network can be told a second time, `timestep_to`: that which a flow map leads to. What it adds is
+            zero at first.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -389,8 +391,14 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         vocab_size: int | None = None,
         tied_head: bool = False,
         time_conditioning: bool = True,
+        two_times: bool = False,
     ):
         super().__init__()
+        if two_times and (vocab_size is not None or not time_conditioning):
+            raise ValueError(
+                "two_times needs time_conditioning and no vocab_size: a flow map takes samples of numbers from one "
+                "time to another; leave it out"
+            )
         if vocab_size is not None:
             sample_size = self.check_tokens(
                 vocab_size, sample_size, patch_size, in_channels, learn_sigma, out_channels, condition_channels
@@ -504,6 +512,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             self.time_embed = nn.Sequential(
                 nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
             )
+        self.time_to_embed = None
+        if two_times:
+            self.time_to_embed = nn.Sequential(
+                nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            )
         self.class_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes is not None else None
         self.context_embed = nn.Linear(cross_attention_dim, hidden_size) if cross_attention_dim is not None else None
         self.pooled_embed = None
@@ -577,7 +590,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
     def initialize_weights(self):
         """Initialise as the original does: Xavier uniform, embeddings N(0, 0.02), and zero modulation and output; zero,
-        too, where cross-attention joins blocks with modulation."""
+        too, where cross-attention joins blocks with modulation, and what a second time adds."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -590,12 +603,24 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         for embedding in (*of_time, self.class_embed, self.token_embed):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=0.02)
-        zeroed = [self.proj_out]
+        if self.time_to_embed is not None:
+            nn.init.normal_(self.time_to_embed[0].weight, std=0.02)
+        zeroed = [self.proj_out] if self.time_to_embed is None else [self.proj_out, self.time_to_embed[2]]
         if self.adaln is not None:
             zeroed += [self.adaln, *(block.cross_attn.to_out[0] for block in self.blocks if block.cross_attn)]
         for layer in zeroed:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
+
+    def with_two_times(self):
+        """A copy of the model that can be told a second time, two_times, and at first gives the same output whatever
+        that is. Raises ValueError for a model that cannot."""
+        model = type(self)(**self.config | {"two_times": True}).to(self.device)
+        model.time_to_embed.to(self.dtype)
+        own = {name: value.clone() for name, value in self.state_dict().items()}
+        # each weight in its own dtype
+        model.load_state_dict({**model.state_dict(), **own}, assign=True)
+        return model.train(self.training)
 
     def enable_cache(self, config):
         """As diffusers' `CacheMixin.enable_cache`, whose hooks are told of our blocks here."""
@@ -640,6 +665,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         return_dict: bool = True,
         pooled_projections=None,
         condition_sample=None,
+        timestep_to=None,
     ):
         """Run the network. What is on another device than `hidden_states` is sent to it.
 
@@ -658,6 +684,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             pooled_projections: (B, pooled_projection_dim), for a model with pooled_projection_dim; None as above.
             condition_sample: (B, condition_channels, *size), seen beside the sample, for a model with
                 condition_channels; None as above.
+            timestep_to: the time that the map leads to, in the same numbers as `timestep`, for a model with two_times;
+                None means `timestep` itself, so that such a model is an ordinary one, too.
 
         Returns:
             `.sample` of shape (B, out_channels, *size), with a vocab_size (B, L, vocab_size).
@@ -673,7 +701,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             grid, hidden_states = tuple(hidden_states.shape[1:]), self.token_embed(hidden_states)  # (B, L, D)
         if encoder_attention_mask is not None:
             encoder_attention_mask = encoder_attention_mask.to(hidden_states.device, torch.bool)
-        time = self.embed_time(timestep, hidden_states)  # (B, D), as label and pooled
+        time = self.embed_time(timestep, timestep_to, hidden_states)  # (B, D), as label and pooled
         label = self.embed_label(class_labels, hidden_states)
         pooled = self.embed_pooled(pooled_projections, hidden_states)
         time = time if pooled is None else pooled if time is None else time + pooled
@@ -821,10 +849,22 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             return cosines, sines
         return F.pad(cosines, (0, 0, 0, num_extra_tokens), value=1), F.pad(sines, (0, 0, 0, num_extra_tokens))
 
-    def embed_time(self, timestep, hidden_states):
-        """The embedding of the time (B, D), in the dtype of `hidden_states`; None without time_conditioning."""
+    def embed_time(self, timestep, timestep_to, hidden_states):
+        """The embedding of one or two times (B, D), in the dtype of `hidden_states`; None without time_conditioning.
+        Raises ValueError for a second time that the model doesn't take."""
+        if timestep_to is not None and self.time_to_embed is None:
+            raise ValueError("timestep_to was given to a model without two_times")
         if self.time_embed is None:
             return None
+        time = self.time_embed(self.frequencies(timestep, hidden_states))
+        if self.time_to_embed is None:
+            return time
+        return time + self.time_to_embed(
+            self.frequencies(timestep if timestep_to is None else timestep_to, hidden_states)
+        )
+
+    def frequencies(self, timestep, hidden_states):
+        """Cosines and sines of a time (B, FREQUENCY_EMBEDDING_SIZE), in the dtype of `hidden_states`."""
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=hidden_states.device)
         # cosines first
         frequencies = get_timestep_embedding(
@@ -833,7 +873,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             flip_sin_to_cos=True,
             downscale_freq_shift=self.config.frequency_shift,
         )
-        return self.time_embed(frequencies.to(hidden_states.dtype))
+        return frequencies.to(hidden_states.dtype)
 
     def embed_label(self, class_labels, hidden_states):
         """The embedding of the label (B, D); None for an unconditional model. Raises ValueError for labels that don't

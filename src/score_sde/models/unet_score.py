@@ -363,6 +363,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             embedding is added to that of time; None for a model without.
         condition_channels: channels of `condition_sample`, such as an image that the sample is made from, which the
             network sees beside the sample: the last of in_channels; None for a model without.
+        two_times: the network can be told a second time, `timestep_to`: that which a flow map leads to. What it adds is
+            zero at first.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -402,6 +404,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         cross_attention_dim: int | None = None,
         pooled_projection_dim: int | None = None,
         condition_channels: int | None = None,
+        two_times: bool = False,
     ):
         super().__init__()
         for name, value, choices in (
@@ -506,11 +509,15 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
 
         fourier = time_embedding_type == "fourier"
         self.fourier = FourierEmbedding(model_channels, scale=FOURIER_SCALE) if fourier else None
+        time_features = model_channels * (2 if fourier else 1)
         self.time_embed = nn.Sequential(
-            nn.Linear(model_channels * (2 if fourier else 1), time_channels),
-            nn.SiLU(),
-            nn.Linear(time_channels, time_channels),
+            nn.Linear(time_features, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
+        self.time_to_embed = None
+        if two_times:
+            self.time_to_embed = nn.Sequential(
+                nn.Linear(time_features, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+            )
         self.class_embed = nn.Embedding(num_classes + 1, time_channels) if num_classes is not None else None
         self.pooled_embed = None
         if pooled_projection_dim is not None:
@@ -576,7 +583,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     def initialize_weights(self):
         """Initialise as the originals do. "ncsnpp": Xavier uniform, queries, keys and values by sqrt(0.1) of it, and
         (almost) zero in the last layer of every residual branch and of the network. "adm": PyTorch's defaults, and
-        exactly zero in those last layers."""
+        exactly zero in those last layers. What a second time adds is zero in both."""
         style = ARCHITECTURES[self.config.architecture]
 
         def initialize_last(layer):
@@ -600,8 +607,21 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             if level.progressive is not None:
                 initialize_last(level.progressive[-1])
         initialize_last(self.conv_out)
+        if self.time_to_embed is not None:
+            nn.init.zeros_(self.time_to_embed[2].weight)
+            nn.init.zeros_(self.time_to_embed[2].bias)
         if self.class_embed is not None and style.ddpm_init:
             nn.init.normal_(self.class_embed.weight, std=0.02)
+
+    def with_two_times(self):
+        """A copy of the model that can be told a second time, two_times, and at first gives the same output whatever
+        that is. Raises ValueError for a model that cannot."""
+        model = type(self)(**self.config | {"two_times": True}).to(self.device)
+        model.time_to_embed.to(self.dtype)
+        own = {name: value.clone() for name, value in self.state_dict().items()}
+        # each weight in its own dtype
+        model.load_state_dict({**model.state_dict(), **own}, assign=True)
+        return model.train(self.training)
 
     def null_conditions(self, conditions):
         """What stands for "none" of conditions, for classifier-free guidance (Ho & Salimans 2022).
@@ -638,6 +658,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         encoder_attention_mask=None,
         pooled_projections=None,
         condition_sample=None,
+        timestep_to=None,
     ):
         """Run the network. What is on another device than `sample` is sent to it.
 
@@ -656,6 +677,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             pooled_projections: (B, pooled_projection_dim), for a model with pooled_projection_dim; None as above.
             condition_sample: (B, condition_channels, H, W), seen beside the sample, for a model with
                 condition_channels; None as above.
+            timestep_to: the time that the map leads to, in the same numbers as `timestep`, for a model with two_times;
+                None means `timestep` itself, so that such a model is an ordinary one, too.
 
         Returns:
             `.sample` of shape (B, out_channels, H, W).
@@ -670,13 +693,12 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                 f"sample has shape {tuple(sample.shape)}; this model takes (batch, {channels}, height, width) with "
                 f"height and width multiples of {factor}"
             )
-        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device)
-        if timestep.shape not in ((), (1,), sample.shape[:1]):
-            raise ValueError(
-                f"timestep has shape {tuple(timestep.shape)}; it must be a number or have shape ({sample.shape[0]},)"
-            )
-        timestep = timestep.expand(sample.shape[0])
-        time = self.embed_conditioning(timestep, class_labels, sample)  # (B, 4 model_channels)
+        timestep = self.checked_time("timestep", timestep, sample)  # (B,)
+        if timestep_to is not None:
+            if self.time_to_embed is None:
+                raise ValueError("timestep_to was given to a model without two_times")
+            timestep_to = self.checked_time("timestep_to", timestep_to, sample)
+        time = self.embed_conditioning(timestep, timestep_to, class_labels, sample)  # (B, 4 model_channels)
         pooled = self.given_or_none(
             "pooled_projections", pooled_projections, (len(sample),), "pooled_projection_dim", sample
         )
@@ -702,6 +724,16 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         if self.config.scale_by_sigma:
             output = (output / timestep.view(-1, 1, 1, 1)).to(output.dtype)
         return UNet2DOutput(sample=output) if return_dict else (output,)
+
+    @staticmethod
+    def checked_time(name, timestep, sample):
+        """One time or one for each sample, as float32 (B,). Raises ValueError for another shape."""
+        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device)
+        if timestep.shape not in ((), (1,), sample.shape[:1]):
+            raise ValueError(
+                f"{name} has shape {tuple(timestep.shape)}; it must be a number or have shape ({sample.shape[0]},)"
+            )
+        return timestep.expand(sample.shape[0])
 
     def with_condition(self, sample, condition_sample):
         """A sample (B, C, H, W) with the channels that it is seen beside behind it, (B, in_channels, H, W). Raises
@@ -755,19 +787,25 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             )
         return context, mask.to(sample.device, torch.bool)[:, None, None]
 
-    def embed_conditioning(self, timestep, class_labels, sample):
-        """Sum of the embeddings of time (B,) and label (B,), (B, 4 model_channels)."""
+    def time_features(self, timestep, sample):
+        """Waves of times (B,), in the dtype of `sample`."""
         if self.fourier is not None:
-            features = self.fourier(timestep.float())
-        else:
-            style = ARCHITECTURES[self.config.architecture]
-            features = get_timestep_embedding(
-                timestep,
-                self.config.model_channels,
-                flip_sin_to_cos=style.cosines_first,
-                downscale_freq_shift=style.frequency_shift,
-            )
-        embedding = self.time_embed(features.to(sample.dtype))
+            return self.fourier(timestep.float()).to(sample.dtype)
+        style = ARCHITECTURES[self.config.architecture]
+        features = get_timestep_embedding(
+            timestep,
+            self.config.model_channels,
+            flip_sin_to_cos=style.cosines_first,
+            downscale_freq_shift=style.frequency_shift,
+        )
+        return features.to(sample.dtype)
+
+    def embed_conditioning(self, timestep, timestep_to, class_labels, sample):
+        """Sum of the embeddings of one or two times (B,) and label (B,), (B, 4 model_channels)."""
+        embedding = self.time_embed(self.time_features(timestep, sample))
+        if self.time_to_embed is not None:
+            to = timestep if timestep_to is None else timestep_to
+            embedding = embedding + self.time_to_embed(self.time_features(to, sample))
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")

@@ -432,17 +432,17 @@ class AbsorbingPath(DiscretePath):
     def score_entropy_rate(self, log_score, x0, x_t, t):
         # beta times alpha / (1 - alpha), the ratio to the true token, is the rate at which tokens are shown
         excess = log_score - expand_to(self._log_odds(t), log_score)
-        rates = expand_to(self.reveal_rate(t), excess[..., 0]) * (excess.exp().sum(-1) - 1 - _at(excess, x0))
+        rates = expand_to(self.reveal_rate(t), excess[..., 0]) * (excess.exp().sum(-1) - 1 - at(excess, x0))
         return torch.where(x_t == self.mask_token_id, rates, 0.0)
 
     def elbo_rate(self, log_p0, x0, x_t, t):
-        cross_entropy = torch.where(x_t == self.mask_token_id, -_at(log_p0, x0), 0.0)
+        cross_entropy = torch.where(x_t == self.mask_token_id, -at(log_p0, x0), 0.0)
         return expand_to(self.reveal_rate(t), cross_entropy) * cross_entropy
 
     def prior_gap(self, denoise, x0, t):
         t = as_time(t)
         log_p0 = denoise(self.prior(x0.shape, device=x0.device), t.expand(len(x0)))
-        return expand_to(self.alpha(t), log_p0[..., 0]) * -_at(log_p0, x0)
+        return expand_to(self.alpha(t), log_p0[..., 0]) * -at(log_p0, x0)
 
 
 class UniformPath(DiscretePath):
@@ -491,7 +491,7 @@ class UniformPath(DiscretePath):
 
     def score(self, log_p0, x_t, t):
         log_marginal = self._mixed(self.leave_one_out(log_p0, x_t, t), t)
-        return log_marginal - _at(log_marginal, x_t).unsqueeze(-1)
+        return log_marginal - at(log_marginal, x_t).unsqueeze(-1)
 
     def clean_from_score(self, log_score, x_t, t):
         # ratio 1 to itself, whatever a network says; what is subtracted may be nearly all
@@ -514,7 +514,7 @@ class UniformPath(DiscretePath):
     def score_entropy_rate(self, log_score, x0, x_t, t):
         # score_0 (r - 1 - log r), r = score / score_0
         exact = self._likelihood(x0, t, log_score)
-        exact = exact - _at(exact, x_t).unsqueeze(-1)
+        exact = exact - at(exact, x_t).unsqueeze(-1)
         excess = log_score - exact
         entropy = torch.where(self._own(x_t), 0.0, exact.exp() * (torch.expm1(excess) - excess)).sum(-1)
         return expand_to(self.rate(t) / self.vocab_size, entropy) * entropy
@@ -528,7 +528,7 @@ class UniformPath(DiscretePath):
         return gap.to(x0.device, finest(x0.device)).expand(x0.shape)
 
 
-def _at(values, tokens):
+def at(values, tokens):
     """values[..., token] of (B, L, V) and (B, L)."""
     return values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
@@ -588,6 +588,6 @@ def likelihood_bound(path, denoise, x0, u, t_min, t_max, generator=None, given=N
     x_t = path.corrupt(x0, t, generator)
     inside = path.elbo_rate(evaluate(x_t, t), x0, x_t, t)
     first = as_time(t_min).expand(len(x0))
-    at_t_min = -_at(evaluate(path.corrupt(x0, first, generator), first), x0)
+    at_t_min = -at(evaluate(path.corrupt(x0, first, generator), first), x0)
     nats = expand_to(weight, inside) * inside + at_t_min + path.prior_gap(evaluate, x0, t_max)
     return torch.where(counted, nats, 0.0).sum(-1)

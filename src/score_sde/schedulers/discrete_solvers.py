@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from .discrete_paths import at
 from .paths import expand_to, finest
 
 
@@ -30,11 +31,6 @@ def draw(probabilities, uniforms):
     # rounded, u times the end may be the end itself, which lies past the last of them
     place = torch.minimum(uniforms * end, torch.nextafter(end, torch.zeros_like(end)))
     return torch.searchsorted(total, place.unsqueeze(-1), right=True).squeeze(-1)
-
-
-def at(values, tokens):
-    """values[..., token] of (B, L, V) and (B, L)."""
-    return values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def filtered(log_p0, temperature=1.0, top_k=None, top_p=None):
@@ -127,7 +123,7 @@ def dilated(log_p0, drawn, is_open, uniforms, number):
 
 def confidence(log_p0, drawn, is_open, uniforms, number):
     """The likeliest of the drawn tokens first (MaskGIT, Chang et al. 2022)."""
-    return log_p0.gather(-1, drawn.unsqueeze(-1)).squeeze(-1), None
+    return at(log_p0, drawn), None
 
 
 def margin(log_p0, drawn, is_open, uniforms, number):

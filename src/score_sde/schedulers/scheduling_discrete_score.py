@@ -19,7 +19,7 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, Schedul
 from diffusers.utils import BaseOutput
 
 from .checks import LARGEST_NFE, check_choice, check_number
-from .discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, draw_uniforms, likelihood_bound
+from .discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, at, draw_uniforms, likelihood_bound
 from .discrete_solvers import (
     AUTOMATIC,
     CORRECTORS,
@@ -27,7 +27,6 @@ from .discrete_solvers import (
     REMASKING_ETA,
     SELECTIONS,
     SPACINGS,
-    at,
     draw,
     filtered,
     gibbs,

@@ -1,0 +1,301 @@
+"""Objectives for one to four evaluations: networks that map a noisy sample along the probability-flow ODE.
+
+In the coordinates (9) of `paths` with k = 1, y = x / (alpha + sigma) and u = sigma / (alpha + sigma), every path is the
+straight one, y = (1 - u) x0 + u noise. A flow map from time t to s, of u and r there, is given by its mean velocity U:
+
+(1)  y_s = y_t + (r - u) U(x_t, t, s),   U = (x_t - c D(x_t, t, s)) / sigma,   D = a x_t + b F
+
+with the network's output F and the row of what it predicts: D stands where a denoised sample stands in a step of DDIM,
+and at s = t, where U is the ODE's velocity V, it is one. U obeys, along the ODE (MeanFlow, Geng et al. 2025, Eq. 6),
+
+(2)  U = V - (u - r) dU/du
+
+and for any time m between s and t, r < w < u,
+
+(3)  (u - r) U(x_t, t, s) = (u - w) U(x_t, t, m) + (w - r) U(x_m, m, s).
+
+A consistency model is the map to s = t_min (Song et al. 2023). Which velocity V stands in these says what is learned:
+that of the data given the noise, noise - x0, whose mean is the ODE's; or a teacher's.
+"""
+
+import logging
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..schedulers.checks import check_choice
+from ..schedulers.paths import as_time, expand_all, expand_to, sent
+
+
+logger = logging.getLogger(__name__)
+
+
+# --- maps ---------------------------------------------------------------------------------------------------------
+
+
+def _coefficients(scheduler, t):
+    """(of_y, of_output, of_input, timestep) at t, float64: U = of_y y_t + of_output F(of_input y_t, timestep)."""
+    (a, b, input_scale), path = scheduler.parameterization.row(t), scheduler.path
+    sigma, (c, _) = path.sigma(t), path.straight_coordinates(t, 1.0)
+    return torch.stack(
+        torch.broadcast_tensors(c * (1 - c * a) / sigma, -c * b / sigma, c * input_scale, _timestep(scheduler, t))
+    )
+
+
+def _timestep(scheduler, t):
+    return scheduler.parameterization.timestep(t).to(as_time(t).dtype)
+
+
+def place(scheduler, t):
+    """u = sigma / (alpha + sigma) at times t, float64, the shape of t."""
+    return scheduler.path.straight_coordinates(t, 1.0)[1]
+
+
+def straight_sample(scheduler, x, t):
+    """y_t = x_t / (alpha + sigma) of samples (B, ...) at times (B,)."""
+    return x / expand_to(scheduler.path.straight_coordinates(t, 1.0)[0], x)
+
+
+def _told(scheduler, s, x):
+    """The keyword that tells a network where the map leads to."""
+    return {} if s is None else {"timestep_to": sent(scheduler.timestep(s), x.device, torch.float32)}
+
+
+def mean_velocity(network, scheduler, y, t, s=None, conditions=None):
+    """U of Eq. (1).
+
+    Args:
+        network: called as network(x, timestep, timestep_to=, **conditions).sample; without timestep_to where s is None.
+        scheduler: the `ScoreSDEScheduler` that will sample: it owns the path and what the output means.
+        y: samples in straight coordinates (B, C, ...). t: their times (B,), float64.
+        s: times (B,) to which the map leads; None for a network that isn't told: of an ordinary one U is the ODE's
+            velocity, of a consistency model it leads to t_min.
+        conditions: {keyword of the network's forward: tensor (B, ...)}; None for none.
+
+    Returns (B, C, ...), dy/du on the average of the way from t to s.
+    """
+    table = sent(_coefficients(scheduler, t), y.device, torch.promote_types(y.dtype, torch.float32))
+    of_y, of_output, of_input = expand_all(table[:3].unbind(), y)
+    told = _told(scheduler, s, y)
+    output = network(of_input * y, table[3].float(), **told, **conditions or {}).sample[:, : y.shape[1]]
+    return of_y * y + of_output * output
+
+
+def flow_map(network, scheduler, x, t, s, conditions=None, told=True):
+    """Samples x_s (B, C, ...) at the end of the map from x_t at t to s, by one evaluation.
+
+    Args:
+        network, scheduler, conditions: see `mean_velocity`. x: samples (B, C, ...) at times t (B,). s: times (B,).
+        told: False for a network that isn't told s.
+    """
+    y = straight_sample(scheduler, x, t)
+    way = expand_to(place(scheduler, s) - place(scheduler, t), y)
+    y = y + way * mean_velocity(network, scheduler, y, t, s if told else None, conditions)
+    return y * expand_to(scheduler.path.straight_coordinates(s, 1.0)[0], y)
+
+
+def guided(velocity, without, scale):
+    """Classifier-free guidance of velocities: without + scale (velocity - without), scale () or (B,): 1 leaves a sample
+    as it is, such as one whose condition was dropped."""
+    return without + expand_to(as_time(scale), velocity) * (velocity - without)
+
+
+# --- derivatives --------------------------------------------------------------------------------------------------
+
+
+def _by_jvp(function, inputs, tangents):
+    # of the kernels of attention this one has a forward derivative
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.func.jvp(function, inputs, tangents)
+
+
+# of the way along the tangents: what float32 loses by cancelling is here about what the step leaves out
+STEP = 1e-3
+
+
+def _by_difference(function, inputs, tangents):
+    device = inputs[0].device
+    state = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def moved(step):
+        # with the dropout of the function's own value
+        with torch.random.fork_rng(), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            torch.set_rng_state(state[0])
+            if state[1] is not None:
+                torch.cuda.set_rng_state(state[1], device)
+            return function(*(each + step * tangent for each, tangent in zip(inputs, tangents, strict=True))).float()
+
+    slope = (moved(STEP) - moved(-STEP)) / (2 * STEP)
+    return function(*inputs), slope
+
+
+# f(function, inputs, tangents) -> (its value, its derivative along the tangents)
+DERIVATIVES = {"jvp": _by_jvp, "finite_difference": _by_difference}
+
+
+def mean_velocity_and_slope(network, scheduler, y, t, s, direction, conditions=None, derivative="jvp"):
+    """(U, dU/du): the mean velocity, and its derivative at fixed s along a path of velocity `direction` = dy/du.
+
+    Args:
+        network, scheduler, y, t, s, conditions: see `mean_velocity`. direction: (B, C, ...).
+        derivative: of the network: "jvp", torch's forward derivative, for which attention runs by its plain kernel; or
+            "finite_difference", in float32, of two more evaluations.
+
+    Returns two tensors (B, C, ...); the second takes no gradient.
+    """
+    check_choice("derivative", derivative, DERIVATIVES)
+    t = as_time(t)
+    table, slopes = torch.func.jvp(lambda t: _coefficients(scheduler, t), (t,), (torch.ones_like(t),))
+    # by u instead of by t
+    rate = torch.func.jvp(lambda t: place(scheduler, t), (t,), (torch.ones_like(t),))[1]
+    both = sent(torch.cat([table, slopes / rate]), y.device, torch.promote_types(y.dtype, torch.float32))
+    of_y, of_output, of_input, more_y, more_output, more_input = expand_all([*both[:3], *both[4:7]], y)
+    told = _told(scheduler, s, y)
+
+    def output_of(scaled, timestep):
+        return network(scaled, timestep, **told, **conditions or {}).sample[:, : y.shape[1]]
+
+    # steps of the finite difference stay within (0, 1): they shrink towards both ends
+    u = sent(place(scheduler, t), y.device, torch.float32)
+    reach = u * (1 - u)
+    wide = expand_to(reach, y)
+    tangents = wide * (of_input * direction + more_input * y), reach * both[7].float()
+    output, slope = DERIVATIVES[derivative](output_of, (of_input * y, both[3].float()), tangents)
+    slope = more_y * y + of_y * direction + more_output * output + of_output * slope / wide
+    return of_y * y + of_output * output, slope.detach()
+
+
+def working_derivative(network, *arguments, **options):
+    """The name of the derivative that a network has: "jvp", or, where a kernel or layer has no forward derivative,
+    "finite_difference"; says in the log which, and why. The arguments are those of `mean_velocity_and_slope`, which is
+    tried once."""
+    try:
+        with torch.no_grad():
+            mean_velocity_and_slope(network, *arguments, **options, derivative="jvp")
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        logger.warning("derivatives by finite differences in float32: torch.func.jvp fails, %s", reason)
+        return "finite_difference"
+    logger.info("derivatives by torch.func.jvp, attention by its plain kernel")
+    return "jvp"
+
+
+# --- objectives ---------------------------------------------------------------------------------------------------
+
+
+def _plain(square):
+    return torch.ones_like(square)
+
+
+def _adaptive(square):
+    # MeanFlow (Geng et al. 2025, Eq. 22) with p = 1
+    return 1 / (square + 1e-3)
+
+
+def _normalized(square):
+    # of the tangent (Lu & Song 2025, section 4.2)
+    return 1 / (square.sqrt() + 0.1)
+
+
+# weight of a sample's loss by its mean squared error, in which no gradient is taken
+ERROR_WEIGHTS = {"none": _plain, "adaptive": _adaptive, "normalized": _normalized}
+
+
+def _weighted(error, error_weight):
+    square = error.float().square().flatten(1).mean(1)
+    return ERROR_WEIGHTS[error_weight](square.detach()) * square
+
+
+def continuous_loss(
+    network,
+    scheduler,
+    y,
+    velocity,
+    t,
+    s,
+    conditions=None,
+    told=True,
+    warmup=1.0,
+    error_weight="none",
+    derivative="jvp",
+):
+    """The squared error of Eq. (2), whose right side takes no gradient.
+
+    With s of its own for each sample, error_weight "adaptive" and velocity noise - x0 it is MeanFlow (Geng et al.
+    2025); with s = t_min and error_weight "normalized" continuous-time consistency, training by that velocity and
+    distillation by a teacher's (sCT and sCD, Lu & Song 2025), in these coordinates instead of TrigFlow's: the gradient
+    is along the same tangent, dy_s/du. At s = t it is the denoising objective in V.
+
+    Args:
+        network, scheduler, conditions: see `mean_velocity`. y: noisy samples in straight coordinates (B, C, ...).
+        velocity: V (B, C, ...): noise - x0, a teacher's `mean_velocity` at y, or either one `guided`; no gradient.
+        t, s: times (B,), float64, s <= t.
+        told: whether the network is told s; without, s is t_min for all.
+        warmup: share of the derivative in Eq. (2), which grows from 0 to 1 in the first steps (Lu & Song 2025).
+        error_weight: a name of `ERROR_WEIGHTS`.
+        derivative: see `mean_velocity_and_slope`.
+
+    Returns (B,) float32. Raises ValueError for unknown names.
+    """
+    check_choice("error_weight", error_weight, ERROR_WEIGHTS)
+    velocity = velocity.detach()
+    value, slope = mean_velocity_and_slope(
+        network, scheduler, y, t, s if told else None, velocity, conditions, derivative
+    )
+    way = expand_to(warmup * (place(scheduler, t) - place(scheduler, s)), y)
+    return _weighted(value - (velocity - way * slope), error_weight)
+
+
+def composed_loss(
+    network, scheduler, y, t, middle, s, velocity=None, conditions=None, told=True, target=None, error_weight="none"
+):
+    """The squared error of Eq. (3), whose right side takes no gradient: a first leg from t to `middle`, and a second by
+    the map itself.
+
+    The first leg by noise - x0 and s = t_min is consistency training (Song et al. 2023; Song & Dhariwal 2024) and easy
+    consistency tuning (Geng et al. 2025b); by a teacher's velocity it is consistency distillation, with Euler's step;
+    by the map itself self-consistency, as shortcut models have it (Frans et al. 2025). It is the error of the map's end
+    divided by u - r: for one s a weight of the times.
+
+    Args:
+        network, scheduler, y, conditions, told, error_weight: see `continuous_loss`.
+        t, middle, s: times (B,), float64, s <= middle <= t, and s < t.
+        velocity: V of the first leg (B, C, ...); None for the map itself, which is told `middle`.
+        target: the network of the right side; None for `network` itself (Song & Dhariwal 2024, section 3.2).
+
+    Returns (B,) float32. Raises ValueError for unknown names, and for a map that isn't told where it leads to and is
+    its own first leg.
+    """
+    check_choice("error_weight", error_weight, ERROR_WEIGHTS)
+    if velocity is None and not told:
+        raise ValueError("a network that isn't told the time that it leads to has no first leg: give its velocity")
+    u, w, r = (place(scheduler, each) for each in (t, middle, s))
+    own = target or network
+    state = torch.get_rng_state(), torch.cuda.get_rng_state(y.device) if y.device.type == "cuda" else None
+    value = mean_velocity(network, scheduler, y, t, s if told else None, conditions)
+    with torch.no_grad(), torch.random.fork_rng():
+        # with the same dropout (Song et al. 2023, section 5)
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], y.device)
+        if velocity is None:
+            velocity = mean_velocity(own, scheduler, y, t, middle, conditions)
+        y_middle = y + expand_to(w - u, y) * velocity
+        second = mean_velocity(own, scheduler, y_middle, middle, s if told else None, conditions)
+        share = expand_to((u - w) / (u - r), y)
+        expected = share * velocity + (1 - share) * second
+    return _weighted(value - expected, error_weight)
+
+
+# --- times --------------------------------------------------------------------------------------------------------
+
+
+def tuning_times(scheduler, t, stage, q=2.0, k=8.0, b=1.0):
+    """The middle times of easy consistency tuning (Geng et al. 2025b, Eq. 13), (B,): of noise levels sigma / alpha
+    smaller by the factor 1 - (1 + k sigmoid(-b level)) / q^stage, at least that of t_min, which
+    it is for all at stage 0."""
+    level = torch.exp(-scheduler.path.half_log_snr(t))
+    factor = (1 - (1 + k * torch.sigmoid(-b * level)) / q**stage).clamp_min(1e-12)
+    return scheduler.path.t_from_half_log_snr(-(factor * level).log()).clamp_min(scheduler.t_min).minimum(as_time(t))
