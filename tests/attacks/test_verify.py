@@ -208,7 +208,9 @@ def test_names_are_printed_without_what_a_terminal_obeys(bundle, capsys):
     assert "unknown  x\\x1b[2K\\rsame     y\\n.py\n" in output
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar10_one_gpu", "classics", "clothing128", "emoji64", "qm9", "quick_start"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar10_one_gpu", "classics", "clothing128", "emoji64", "qm9", "quick_start"]
+)
 def test_folders_without_code_say_what_is_missing(name):
     folder = ROOT / "model_cards" / name
     assert set(verify(folder).values()) == {"missing"}

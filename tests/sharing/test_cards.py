@@ -216,7 +216,9 @@ def test_limits_are_those_of_the_model(tmp_path):
     assert "has no classifier-free guidance" in labelled
 
 
-@pytest.mark.parametrize("name", ["quick_start", "cifar10", "cifar10_one_gpu", "clothing128", "emoji64", "classics", "qm9"])
+@pytest.mark.parametrize(
+    "name", ["quick_start", "cifar10", "cifar10_one_gpu", "clothing128", "emoji64", "classics", "qm9"]
+)
 def test_the_committed_cards_are_what_their_facts_say(name, tmp_path):
     committed = ROOT / "model_cards" / name
     shutil.copytree(committed, tmp_path / name)
