@@ -4,9 +4,6 @@ import math
 
 import torch
 
-from score_sde.schedulers.discrete_paths import likelihood_bound
-from score_sde.schedulers.paths import sent
-
 from .rounds import gathered, real_batches
 from .validation import RowDraws
 
@@ -16,12 +13,10 @@ def nats(scheduler, network, batch, draws, told=()):
     conditions that the network is told."""
     tokens, conditions = batch["tokens"], {"class_labels": batch["labels"]} if "class_labels" in told else {}
 
-    def denoise(x_t, t):
-        timestep = sent(scheduler.timestep(t), tokens.device, torch.float32).expand(len(tokens))
-        return scheduler.clean_log_probs(network(x_t, timestep, **conditions).sample.float(), x_t, t)
+    def output(x_t, timesteps):
+        return network(x_t, timesteps, **conditions).sample.float()
 
-    times = scheduler.t_min, scheduler.t_max
-    return likelihood_bound(scheduler.path, denoise, tokens, draws.stratified(), *times, draws.generators)
+    return scheduler.likelihood_bound(output, tokens, draws.stratified(), draws.generators)
 
 
 @torch.no_grad()

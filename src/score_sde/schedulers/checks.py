@@ -1,5 +1,6 @@
 """What values the scheduler takes: one check for each kind, all with what is allowed in their message."""
 
+import difflib
 import inspect
 import numbers
 from collections.abc import Iterable
@@ -79,3 +80,10 @@ def check_arguments(build, config):
             raise ValueError(f"{name} {config[name]!r} must be True or False")
     if config["time_scale"] == 0:
         raise ValueError("time_scale 0 would tell the network nothing: pass another number, or None")
+
+
+def refuse_unknown_arguments(scheduler_class, given, known):
+    """Raise ValueError for the name of something given that is none of the known arguments, with the nearest."""
+    for name in given.keys() - known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{name!r} is no argument of {scheduler_class.__name__}; the nearest is {nearest!r}")

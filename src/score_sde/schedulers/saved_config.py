@@ -1,6 +1,5 @@
 """The config of a `ScoreSDEScheduler` outside of it: in files, and in the hands of stock schedulers."""
 
-import difflib
 import inspect
 import json
 from dataclasses import replace
@@ -9,7 +8,7 @@ from typing import Any
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, KarrasDiffusionSchedulers, SchedulerMixin
 
-from .checks import check_choice
+from .checks import check_choice, refuse_unknown_arguments
 from .parameterization import Parameterization
 from .paths import PREDICTIONS
 from .stock_configs import FLOW, HANDED_ON, from_stock_config, refuse_unknown_meaning
@@ -37,9 +36,7 @@ class SavedConfig(SchedulerMixin, ConfigMixin):
         if isinstance(config, dict):
             own = inspect.signature(cls).parameters.keys()
             if not return_unused_kwargs:
-                for name in kwargs.keys() - own:
-                    nearest = difflib.get_close_matches(name, own, n=1, cutoff=0.0)[0]
-                    raise ValueError(f"{name!r} is no argument of {cls.__name__}; the nearest is {nearest!r}")
+                refuse_unknown_arguments(cls, kwargs, own)
             if "sde_type" in config:
                 refuse_unknown_meaning(config, but=own)
                 # a file doesn't hold them

@@ -4,7 +4,6 @@ This file is the interface that pipelines and training scripts meet. The process
 `discrete_solvers`, what diffusers' own discrete schedulers and their pipelines mean in `discrete_stock`.
 """
 
-import difflib
 import inspect
 import os
 import re
@@ -18,7 +17,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from .checks import LARGEST_NFE, check_choice, check_number
+from .checks import LARGEST_NFE, check_choice, check_number, refuse_unknown_arguments
 from .discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, at, draw_uniforms, likelihood_bound
 from .discrete_solvers import (
     AUTOMATIC,
@@ -233,9 +232,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(config, dict):
             own = inspect.signature(cls).parameters.keys()
             if not return_unused_kwargs:
-                for name in kwargs.keys() - own:
-                    nearest = difflib.get_close_matches(name, own, n=1, cutoff=0.0)[0]
-                    raise ValueError(f"{name!r} is no argument of {cls.__name__}; the nearest is {nearest!r}")
+                refuse_unknown_arguments(cls, kwargs, own)
             if "process" not in config:
                 config = from_stock_config(config, kwargs)
         return super().from_config(config, return_unused_kwargs, **kwargs)
