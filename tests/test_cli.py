@@ -44,10 +44,10 @@ TINY = [
 def own_process(monkeypatch):
     """A command may set what belongs to its process."""
     monkeypatch.setattr(sys, "argv", ["score-sde"])
-    WORK_BEGUN.clear()
 
 
 def run(*argv, status=0):
+    WORK_BEGUN.clear()
     with pytest.raises(SystemExit) as exit:
         cli.main([str(each) for each in argv])
     assert (exit.value.code or 0) == status
