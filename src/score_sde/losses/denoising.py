@@ -139,6 +139,15 @@ WEIGHTINGS = {
 }
 
 
+def check_row(kind, name, known, options):
+    """Raise ValueError for a name that isn't one of a table's functions, and for options that it doesn't have."""
+    check_choice(kind, name, known)
+    parameters = inspect.signature(known[name]).parameters.values()
+    allowed = [each.name for each in parameters if each.default is not inspect.Parameter.empty]
+    if unknown := sorted(set(options) - set(allowed)):
+        raise ValueError(f"{kind} {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}")
+
+
 class Objective:
     """A density over times and a weighting, for the scheduler that will sample.
 
@@ -155,17 +164,8 @@ class Objective:
         self, scheduler, time_density="uniform", weighting="output", density_options=None, weighting_options=None
     ):
         self.scheduler = scheduler
-        for kind, name, known, options in (
-            ("time_density", time_density, TIME_DENSITIES, density_options or {}),
-            ("weighting", weighting, WEIGHTINGS, weighting_options or {}),
-        ):
-            check_choice(kind, name, known)
-            parameters = inspect.signature(known[name]).parameters.values()
-            allowed = [each.name for each in parameters if each.default is not inspect.Parameter.empty]
-            if unknown := sorted(set(options) - set(allowed)):
-                raise ValueError(
-                    f"{kind} {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}"
-                )
+        check_row("time_density", time_density, TIME_DENSITIES, density_options or {})
+        check_row("weighting", weighting, WEIGHTINGS, weighting_options or {})
         if weighting == "likelihood" and time_density not in INVERSE_DENSITIES:
             raise ValueError(
                 f"weighting 'likelihood' needs time_density {' or '.join(INVERSE_DENSITIES)}, not {time_density!r}"
