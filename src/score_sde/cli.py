@@ -35,6 +35,7 @@ app = typer.Typer(
 # subcommand: (its module in score_sde.training, the class of its options)
 LAUNCHED = {
     "train": ("train", "TrainConfig"),
+    "distill": ("distill", "DistillConfig"),
     "train-autoencoder": ("train_autoencoder", "AutoencoderConfig"),
     "train-classifier": ("train_classifier", "ClassifierConfig"),
     "encode-latents": ("encode_latents", "EncodeConfig"),
@@ -43,6 +44,7 @@ LAUNCHED = {
 HELP = {
     "quick-start": "From nothing to a measured model, in minutes.",
     "train": "Train a diffusion model.",
+    "distill": "Distil one into a model of one to four evaluations.",
     "train-autoencoder": "Train an autoencoder, for diffusion in its latents.",
     "train-classifier": "Train a classifier of noisy samples, for guidance.",
     "encode-latents": "Encode a dataset into latents, once before training.",

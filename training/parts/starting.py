@@ -82,6 +82,8 @@ class StartConfig:
 
     # what the command line or the YAML file said (`options.parse`)
     given: ClassVar[frozenset[str]] = frozenset()
+    # the option that names the weights
+    start_option: ClassVar[str] = "init_from"
     # what to start from, None for a run that is resumed; and what is known of it, JSON-able
     start: ClassVar[StartingPoint | None] = None
     origin: ClassVar[dict | None] = None
@@ -113,7 +115,7 @@ class StartConfig:
                 if name not in self.given:
                     setattr(self, name, value)
         except ValueError as error:
-            yield f"init_from {self.init_from!r}: {one_line(error)}"
+            yield f"{self.start_option} {self.init_from!r}: {one_line(error)}"
 
     def adapter_problems(self):
         if not self.lora_rank >= 0:
@@ -409,7 +411,7 @@ def begin(config, network, id2label, keep_all=False):
     try:
         transfer(start.network.float(), network, kept)
     except ValueError as error:
-        raise ValueError(f"init_from {config.init_from!r}: {error}") from error
+        raise ValueError(f"{config.start_option} {config.init_from!r}: {error}") from error
     classes = {name: before[kept[label]] if label in kept else None for label, name in (id2label or {}).items()}
     origin = {
         **{key: getattr(start, key) for key in ("source", "name", "base_model", "revision", "license")},

@@ -55,6 +55,7 @@ class FewStepObjective:
     time_density = "log_normal"
     density_options: ClassVar[dict[str, float]] = {"mean": -1.1, "std": 2.0}
     numbers: ClassVar[dict[str, float]] = {}
+    numbers_with_teacher: ClassVar[dict[str, float]] = {}
 
     def __init__(
         self,
@@ -84,7 +85,8 @@ class FewStepObjective:
         elif density_options:
             self.density_options = self.density_options | density_options
         check_row("time_density", self.time_density, TIME_DENSITIES, self.density_options)
-        for name, value in (self.numbers | (options or {})).items():
+        own = self.numbers | (self.numbers_with_teacher if teacher else {})
+        for name, value in (own | (options or {})).items():
             setattr(self, name, value)
 
     @property
@@ -187,16 +189,15 @@ class Consistency(FewStepObjective):
     with a teacher consistency distillation (Song et al. 2023, Algorithm 2), whose first leg is Heun's step of its ODE,
     with the same errors, and levels that stay.
 
-    first_levels, last_levels: noise levels at the beginning and the end, each stage twice as many; with a teacher the
-        first ones hold.
+    first_levels, last_levels: noise levels at the beginning and the end, each stage twice as many.
     """
 
     numbers: ClassVar[dict[str, float]] = {"first_levels": 10, "last_levels": 1280}
 
-    def __init__(self, scheduler, teacher=None, *arguments, options=None, **more):
-        if teacher is not None:
-            options = {"first_levels": 40, "last_levels": 40} | (options or {})
-        super().__init__(scheduler, teacher, *arguments, options=options, **more)
+    numbers_with_teacher: ClassVar[dict[str, float]] = {"first_levels": 40, "last_levels": 40}
+
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
         if not 2 <= self.first_levels <= self.last_levels:
             raise ValueError(
                 f"2 <= first_levels <= last_levels is needed; got {self.first_levels:g} and {self.last_levels:g}"
@@ -210,7 +211,7 @@ class Consistency(FewStepObjective):
         count = int(min(self.first_levels * 2**stage, self.last_levels)) + 1
         if count not in self.grids:
             path, last = self.scheduler.path, min(self.scheduler.t_max, self.scheduler.path.t_max)
-            grid = time_grid(path, "karras", count, last, self.scheduler.t_min, levels=None)
+            grid = time_grid(path, "karras", count, self.scheduler.t_min, last, levels=None)
             self.grids[count] = grid.flip(0)
         return self.grids[count]
 
