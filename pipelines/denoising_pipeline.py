@@ -17,7 +17,7 @@ from .adapters import AdapterMixin
 from .bundling import BundleMixin, plain_component
 from .calls import CallMixin
 from .conditions import check_conditions, check_no_tokens, expand, null_conditions
-from .guidance import guided, steered_by_classifier
+from .guidance import guided, knows_guidance, steered_by_classifier
 from .image_conditions import Measurement, at_size
 from .kinds import SQUARES_ALONE, Kind, divisors_of_sides, kind_of
 from .latents import AUTOENCODERS, denormalize_latents, encode_moments, normalize_latents, spatial_factor
@@ -363,9 +363,15 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError("a classifier needs class_labels to lead to")
         if classifier is not None:
             self.check_own_scheduler("a classifier needs")
+            self.check_denoises("a classifier needs")
         for name, scale in (("guidance_scale", guidance_scale), ("classifier_scale", classifier_scale)):
             if not math.isfinite(scale):
                 raise ValueError(f"{name} {scale} must be a finite number")
+        self.check_map()
+        told_scale = guidance_scale
+        if knows_guidance(self.denoiser.config):
+            self.check_learned_guidance(guidance_scale, guider, weaker_network, negative_conditions)
+            guidance_scale = 1.0
         if guider is not None and guidance_scale != 1:
             raise ValueError(f"guidance_scale {guidance_scale} and a guider were given: the guider has its own scale")
         if weaker_network is not None and guider is None and guidance_scale == 1:
@@ -413,13 +419,49 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         rows = [away, own] if null or weaker_network is not None else [own]
 
         call = self._for_one_call()
-        call._guidance_scale = guidance_scale
+        call._guidance_scale = told_scale
         call._conditions = {name: torch.stack([row[name] for row in rows]) for name in own}
         origin = self.denoiser if weaker_network is None else weaker_network
         network = guided(call, (origin, self.denoiser), guider)
         if classifier is None:
             return network
         return steered_by_classifier(call.scheduler, network, classifier, classes, classifier_scale)
+
+    def check_learned_guidance(self, guidance_scale, guider, weaker_network, negative):
+        """Raise ValueError for guidance other than that which the network has learned."""
+        folded = self.denoiser.config.get("folded_guidance")
+        if folded is not None and guidance_scale not in (1, folded):
+            raise ValueError(
+                f"guidance_scale {guidance_scale}: this network has learned guidance with the scale {folded} alone; "
+                f"pass {folded}, or leave it out"
+            )
+        others = {"guider": guider, "weaker_network": weaker_network, "negative_prompt": negative or None}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ValueError(
+                f"{', '.join(given)}: this network has learned its guidance (guidance_embeds or folded_guidance), and "
+                f"takes no other; leave it out"
+            )
+
+    def check_map(self):
+        """Raise ValueError for a network that can't be what the scheduler says."""
+        if self.scheduler.config.get("network_map") == "flow_map" and not self.denoiser.config.get("two_times"):
+            raise ValueError(
+                f"the scheduler has network_map 'flow_map', and this {type(self.denoiser).__name__} cannot be told a "
+                f"second time (two_times in its config): take the network that the scheduler is of"
+            )
+
+    def check_denoises(self, who_needs, in_steps=True):
+        """Raise ValueError where the network gives no denoised samples, but ends of its map; `who_needs` begins the
+        sentence, `in_steps` says whether the scheduler's predictor is used."""
+        config = self.scheduler.config
+        network_map, predictor = config.get("network_map"), config.get("predictor")
+        if network_map == "consistency":
+            raise ValueError(f"{who_needs} denoised samples; a consistency model gives none: take its teacher")
+        if network_map == "flow_map" and in_steps and predictor in ("auto", "flow_map", "consistency"):
+            raise ValueError(
+                f"{who_needs} denoised samples, which a flow map gives where it is told its own time: set "
+                f"pipe.scheduler = ScoreSDEScheduler.from_config(pipe.scheduler.config, predictor='dpmpp_2m')"
+            )
 
     def prepare_negative(self, conditions, batch_size) -> Conditions:
         """Conditions that guidance leads away from, (B, ...) on the pipeline's device. Raises ValueError for what the

@@ -50,7 +50,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         batch_size: int | None = None,
         class_labels=None,
         guidance_scale: float = 1.0,
-        num_inference_steps: int | None = 50,
+        num_inference_steps: int | str | None = "auto",
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str | None = None,
@@ -86,9 +86,10 @@ class ScoreSDEPipeline(TrajectoryPipeline):
                 generation.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022), on every channel: 1 is none, larger values
                 follow the class more closely at the cost of variety.
-            num_inference_steps: time steps; the number of network evaluations is `.nfe` of the output.
+            num_inference_steps: time steps; the number of network evaluations is `.nfe` of the output. "auto": 50, or
+                as many as a flow map or consistency model was made for, map_steps of the scheduler.
                 None leaves the steps to an adaptive solver, which needs our scheduler and takes only the path and the
-                final denoising from it.
+                final denoising from it; of a flow map it needs rtol or atol, and is the same as "auto" without.
             generator: source of all noise; with a list of one per image, an image depends on its own seed only.
             latents: the standard normal noise to start from, (batch, channels, height, width), of signals (batch,
                 channels, length), instead of drawing it.
@@ -156,6 +157,9 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         if batch_size is None:
             given = (*conditions.values(), latents, image)
             batch_size = next((len(each) for each in given if each is not None and len(each) != 1), 1)
+        is_map = scheduler.config.get("network_map") is not None
+        if num_inference_steps == "auto" or num_inference_steps is rtol is atol is None and is_map:
+            num_inference_steps = call.default_steps()
         callback_inputs = call.callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         call.check_inputs(batch_size, generator, output_type, callback_inputs, conditions)
         network = call.guided_network(

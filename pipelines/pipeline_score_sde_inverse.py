@@ -160,6 +160,8 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
                     f"method {method!r} needs num_inference_steps: adaptive solvers are for pigdm and tmpd"
                 )
             call.check_adaptive(rtol, atol, adaptive_solver)
+        if method in ("pigdm", "tmpd", "dps"):
+            call.check_denoises(f"method {method!r} needs", in_steps=num_inference_steps is not None)
         y = call._check_measurement(operator, measurement, batch_size, noise_std)
         network = call.guided_network(batch_size, None, guidance_scale, conditions=conditions)
         noise = call.prepare_noise(batch_size, generator, latents)

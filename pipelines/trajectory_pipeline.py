@@ -48,6 +48,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         # stock schedulers either use a learned variance or cannot take its channels
         takes_variance = "learned" in str(scheduler.config.get("variance_type"))
         entries = list(range(getattr(scheduler, "nfe", len(scheduler.timesteps))) if entries is None else entries)
+        ends = getattr(scheduler, "timesteps_to", None)
         self._num_timesteps, nfe = len(entries), 0
         for i, entry, following in zip(
             range(len(entries)), self.progress_bar(entries), [*entries[1:], None], strict=True
@@ -55,6 +56,7 @@ class TrajectoryPipeline(DenoisingPipeline):
             if self.interrupt:
                 break
             timestep, nfe = scheduler.timesteps[entry], i + 1
+            self._timestep_to = None if ends is None else ends[entry]
             model_input = scheduler.scale_model_input(latents, timestep)
             output = network(model_input, timestep.expand(len(latents)))
             if not takes_variance:
@@ -64,12 +66,19 @@ class TrajectoryPipeline(DenoisingPipeline):
                 latents = after_step(latents, entry, following)
             if callback is not None:
                 latents = self.call_back(callback, callback_inputs, i, timestep, latents)
+        self._timestep_to = None
         return latents, nfe
+
+    def default_steps(self) -> int:
+        """The time steps of a call that says nothing of them."""
+        config = self.scheduler.config
+        return 50 if config.get("network_map") is None else config["map_steps"]
 
     def check_adaptive(self, rtol, atol, adaptive_solver):
         """Raise ValueError for what an adaptive solver can't do."""
         check_choice("adaptive_solver", adaptive_solver, ADAPTIVE)
         self.check_own_scheduler("adaptive solvers need")
+        self.check_denoises("adaptive solvers, encodings and likelihoods need", in_steps=False)
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
 

@@ -263,9 +263,12 @@ def sizes_of(start):
 
 
 # weights of what else a network may be told, and those by which they join what there was
-CONDITIONS = ("context_embed.*", "pooled_embed.*", "time_to_embed.*", "*.cross_attn.*", "*.cross_attentions.*")
+CONDITIONS = (
+    *("context_embed.*", "pooled_embed.*", "time_to_embed.*", "guidance_embed.*"),
+    *("*.cross_attn.*", "*.cross_attentions.*"),
+)
 LAST_OF_CONDITIONS = (
-    *("pooled_embed.2.*", "time_to_embed.2.*"),
+    *("pooled_embed.2.*", "time_to_embed.2.*", "guidance_embed.2.*"),
     *("*.cross_attn.to_out.0.*", "*.cross_attentions.*.to_out.0.*"),
 )
 

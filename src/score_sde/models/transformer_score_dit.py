@@ -40,6 +40,8 @@ TOKEN_DEFAULTS: dict[str, Any] = {"patch_size": 1, "in_channels": None, "positio
 TOKEN_DEFAULTS |= {"position_scaling": "extrapolate"}
 
 FREQUENCY_EMBEDDING_SIZE = 256
+# what a guidance scale is multiplied by before its embedding, so that 0 to 10 are told apart as 1000 time steps are
+GUIDANCE_STEPS = 100.0
 NORM_EPS = 1e-6
 # what a table of positions may hold
 MAX_TOKENS = 2**20
@@ -290,6 +292,17 @@ def check_counts(**values):
             raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
 
 
+def check_guidance(guidance_embeds, folded_guidance):
+    """Raise ValueError for a folded_guidance that is no finite number, or stands beside guidance_embeds."""
+    if folded_guidance is None:
+        return
+    number = isinstance(folded_guidance, (int, float)) and not isinstance(folded_guidance, bool)
+    if not number or not math.isfinite(folded_guidance):
+        raise ValueError(f"folded_guidance {folded_guidance!r} must be a finite number, or None")
+    if guidance_embeds:
+        raise ValueError(f"folded_guidance {folded_guidance} contradicts guidance_embeds: leave out one of them")
+
+
 def per_axis(value, dimensions, name):
     """A number, or one for each axis, as a tuple."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dimensions
@@ -355,6 +368,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             section 3.4), so that the network of an absorbing process needs no time; its `timestep` is then not read.
         two_times: the network can be told a second time, `timestep_to`: that which a flow map leads to. What it adds is
             zero at first.
+        guidance_embeds: the network can be told a guidance scale, `guidance`, whose effect it has learned
+            (guidance-distilled, Meng et al. 2023): one evaluation then does the work of two. What it adds is zero at
+            first.
+        folded_guidance: the one guidance scale whose effect the network has learned; None for none.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -392,6 +409,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         tied_head: bool = False,
         time_conditioning: bool = True,
         two_times: bool = False,
+        guidance_embeds: bool = False,
+        folded_guidance: float | None = None,
     ):
         super().__init__()
         if two_times and (vocab_size is not None or not time_conditioning):
@@ -399,6 +418,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 "two_times needs time_conditioning and no vocab_size: a flow map takes samples of numbers from one "
                 "time to another; leave it out"
             )
+        if guidance_embeds and (vocab_size is not None or not time_conditioning):
+            raise ValueError("guidance_embeds needs time_conditioning and no vocab_size: leave it out")
+        check_guidance(guidance_embeds, folded_guidance)
         if vocab_size is not None:
             sample_size = self.check_tokens(
                 vocab_size, sample_size, patch_size, in_channels, learn_sigma, out_channels, condition_channels
@@ -517,6 +539,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             self.time_to_embed = nn.Sequential(
                 nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
             )
+        self.guidance_embed = None
+        if guidance_embeds:
+            self.guidance_embed = nn.Sequential(
+                nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            )
         self.class_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes is not None else None
         self.context_embed = nn.Linear(cross_attention_dim, hidden_size) if cross_attention_dim is not None else None
         self.pooled_embed = None
@@ -590,7 +617,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
     def initialize_weights(self):
         """Initialise as the original does: Xavier uniform, embeddings N(0, 0.02), and zero modulation and output; zero,
-        too, where cross-attention joins blocks with modulation, and what a second time adds."""
+        too, where cross-attention joins blocks with modulation, and what a second time and a guidance scale add."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -603,9 +630,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         for embedding in (*of_time, self.class_embed, self.token_embed):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=0.02)
-        if self.time_to_embed is not None:
-            nn.init.normal_(self.time_to_embed[0].weight, std=0.02)
-        zeroed = [self.proj_out] if self.time_to_embed is None else [self.proj_out, self.time_to_embed[2]]
+        zeroed = [self.proj_out]
+        for embedding in (self.time_to_embed, self.guidance_embed):
+            if embedding is not None:
+                nn.init.normal_(embedding[0].weight, std=0.02)
+                zeroed.append(embedding[2])
         if self.adaln is not None:
             zeroed += [self.adaln, *(block.cross_attn.to_out[0] for block in self.blocks if block.cross_attn)]
         for layer in zeroed:
@@ -615,8 +644,15 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
     def with_two_times(self):
         """A copy of the model that can be told a second time, two_times, and at first gives the same output whatever
         that is. Raises ValueError for a model that cannot."""
-        model = type(self)(**self.config | {"two_times": True}).to(self.device)
-        model.time_to_embed.to(self.dtype)
+        return self._told_more("two_times", "time_to_embed")
+
+    def with_guidance_embeds(self):
+        """The same of a guidance scale, guidance_embeds."""
+        return self._told_more("guidance_embeds", "guidance_embed")
+
+    def _told_more(self, option, embedding):
+        model = type(self)(**self.config | {option: True}).to(self.device)
+        getattr(model, embedding).to(self.dtype)
         own = {name: value.clone() for name, value in self.state_dict().items()}
         # each weight in its own dtype
         model.load_state_dict({**model.state_dict(), **own}, assign=True)
@@ -666,6 +702,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         pooled_projections=None,
         condition_sample=None,
         timestep_to=None,
+        guidance=None,
     ):
         """Run the network. What is on another device than `hidden_states` is sent to it.
 
@@ -686,6 +723,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 condition_channels; None as above.
             timestep_to: the time that the map leads to, in the same numbers as `timestep`, for a model with two_times;
                 None means `timestep` itself, so that such a model is an ordinary one, too.
+            guidance: the guidance scale(s), a number or (B,), for a model with guidance_embeds; None means 1.
 
         Returns:
             `.sample` of shape (B, out_channels, *size), with a vocab_size (B, L, vocab_size).
@@ -701,7 +739,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             grid, hidden_states = tuple(hidden_states.shape[1:]), self.token_embed(hidden_states)  # (B, L, D)
         if encoder_attention_mask is not None:
             encoder_attention_mask = encoder_attention_mask.to(hidden_states.device, torch.bool)
-        time = self.embed_time(timestep, timestep_to, hidden_states)  # (B, D), as label and pooled
+        time = self.embed_time(timestep, timestep_to, guidance, hidden_states)  # (B, D), as label and pooled
         label = self.embed_label(class_labels, hidden_states)
         pooled = self.embed_pooled(pooled_projections, hidden_states)
         time = time if pooled is None else pooled if time is None else time + pooled
@@ -849,19 +887,23 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             return cosines, sines
         return F.pad(cosines, (0, 0, 0, num_extra_tokens), value=1), F.pad(sines, (0, 0, 0, num_extra_tokens))
 
-    def embed_time(self, timestep, timestep_to, hidden_states):
-        """The embedding of one or two times (B, D), in the dtype of `hidden_states`; None without time_conditioning.
-        Raises ValueError for a second time that the model doesn't take."""
+    def embed_time(self, timestep, timestep_to, guidance, hidden_states):
+        """The embedding of one or two times, and of a guidance scale (B, D), in the dtype of `hidden_states`; None
+        without time_conditioning. Raises ValueError for a second time or a scale that the model doesn't take."""
         if timestep_to is not None and self.time_to_embed is None:
             raise ValueError("timestep_to was given to a model without two_times")
+        if guidance is not None and self.guidance_embed is None:
+            raise ValueError("guidance was given to a model without guidance_embeds")
         if self.time_embed is None:
             return None
         time = self.time_embed(self.frequencies(timestep, hidden_states))
-        if self.time_to_embed is None:
-            return time
-        return time + self.time_to_embed(
-            self.frequencies(timestep if timestep_to is None else timestep_to, hidden_states)
-        )
+        if self.time_to_embed is not None:
+            to = timestep if timestep_to is None else timestep_to
+            time = time + self.time_to_embed(self.frequencies(to, hidden_states))
+        if self.guidance_embed is not None:
+            scale = GUIDANCE_STEPS * torch.as_tensor(1.0 if guidance is None else guidance, dtype=torch.float32)
+            time = time + self.guidance_embed(self.frequencies(scale, hidden_states))
+        return time
 
     def frequencies(self, timestep, hidden_states):
         """Cosines and sines of a time (B, FREQUENCY_EMBEDDING_SIZE), in the dtype of `hidden_states`."""

@@ -40,6 +40,7 @@ from .timetables import (
     shift_of,
     solver,
     stock_grid,
+    told_ends,
     told_sigmas,
     told_timesteps,
 )
@@ -91,6 +92,8 @@ class ScoreSDEScheduler(SavedConfig):
     | euler_maruyama | SDE with noise eta g | | 1 | Song et al. 2021, Eq. 6 |
     | reverse_diffusion | SDE, for Song's PC sampler | | 1 | Song et al. 2021, Eq. 46 |
     | none | a corrector alone: NCSN's annealed Langevin | | 0 | Song & Ermon 2019 |
+    | flow_map | a network that is a flow map: its steps, with gamma noise between | | 1 | Kim et al. 2024 |
+    | consistency | one that leads to data: re-noised to the next time, gamma 1 | | 1 | Song et al. 2023 |
 
     ODE is the probability-flow ODE, SDE the reverse SDE. With `eta` heun, rk4, dpmpp_2s and dpmpp_3s step to a lower
     level and add noise from there (ancestral sampling).
@@ -104,6 +107,12 @@ class ScoreSDEScheduler(SavedConfig):
     same scale. Guided fields bend most at high noise: rising_1 to rising_4 are adams whose order, there 1 or 2 with a
     corrector, rises to 4 with lambda, the earlier the more steps there are. The rules were chosen by error on mixtures
     with known scores; benchmarks/README.md shows them on others.
+
+    A network may be trained to lead along the ODE, `network_map`: a flow map from one time to another, or a consistency
+    model, which leads to t_min. It is the same prediction of the same path: in the coordinates x / (alpha + sigma) the
+    step of a flow map is that of ddim with the denoised sample that the network gives when it is told where to
+    (`timesteps_to`). For such a network `auto` is the predictor of that name, in equal steps of sigma / (alpha +
+    sigma). A flow map that is told its own time is an ordinary network, too, and takes every predictor.
 
     A corrector (`langevin` with Song's signal-to-noise rule, or `annealed_langevin`) adds `corrector_steps` evaluations
     to every step of any predictor. Samplers of the papers as settings:
@@ -125,8 +134,8 @@ class ScoreSDEScheduler(SavedConfig):
         num_train_timesteps: number of the network's training time steps; for discrete_vp, of noise levels.
         sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
         prediction_type: epsilon, sample (once original_sample), score, v_prediction, flow_prediction,
-            inverted_flow_prediction (its negative, of Mochi and OmniGen), edm (preconditioned), or edm_v_prediction
-            (its negative, of Stable Video Diffusion).
+            inverted_flow_prediction (its negative, of Mochi and OmniGen), edm (preconditioned), edm_v_prediction
+            (its negative, of Stable Video Diffusion), or edm_consistency (edm with a consistency model's scalings).
         predictor: see the table.
         predictor_kwargs: options of the predictor, {name: number}, as its row in `solvers.PREDICTORS` names them:
             eta and the s_... below, which may also be arguments of their own, and whatever a solver has for itself.
@@ -143,8 +152,8 @@ class ScoreSDEScheduler(SavedConfig):
         corrector_steps: Langevin steps with each predictor step.
         corrector_snr: signal-to-noise ratio r of the corrector's step size.
         corrector_position: "after" each predictor step but the last, to clean data, or "before" each.
-        timestep_spacing: linspace, leading, trailing, to_zero, uniform, quadratic, karras, log_snr, logistic, beta, or
-            beta_sigmas, as `paths.time_grid` has them. Not used by auto.
+        timestep_spacing: linspace, leading, trailing, to_zero, uniform, quadratic, karras, log_snr, logistic, beta,
+            beta_sigmas, straight, karras_levels, or skipping, as `paths.time_grid` has them. Not used by auto.
         steps_offset: offset of the leading grid.
         open_end: the linspace and leading grids are those of one level more, without the last, as diffusers'
             DPM-Solver, UniPC, DEIS and SA-Solver have them.
@@ -194,6 +203,10 @@ class ScoreSDEScheduler(SavedConfig):
             moves half as far in lambda.
         use_dynamic_shifting: the shift comes with each trajectory, as `mu` of `set_timesteps`: e^mu, or mu itself with
             time_shift_type "linear" instead of "exponential".
+        network_map: what the network was trained to be: None, a denoiser; flow_map, told a second time it leads there,
+            and told its own it is a denoiser; consistency, it leads to t_min, whether it is told or not.
+        map_steps: number of steps that such a network was made for, which pipelines take by themselves; None for 2.
+        original_inference_steps: number of the steps of training of which the skipping grid takes some; None for all.
         shift_terminal: on the linear path, the time of the last evaluation, to which grids are stretched (LTX-Video).
             Not used by auto.
 
@@ -264,6 +277,9 @@ class ScoreSDEScheduler(SavedConfig):
         preconditioned: bool = False,
         init_noise: str | None = None,
         exact_zero_snr: bool = False,
+        network_map: str | None = None,
+        map_steps: int | None = None,
+        original_inference_steps: int | None = None,
     ):
         if trained_betas is not None:
             # an array or tensor, as a list: what a config can hold
@@ -276,6 +292,8 @@ class ScoreSDEScheduler(SavedConfig):
                 num_train_timesteps = len(self.config.trained_betas)
                 self.register_to_config(num_train_timesteps=num_train_timesteps)
         check_config(type(self), self.config)
+        if network_map is not None and map_steps is None:
+            self.register_to_config(map_steps=2)
 
         unused = not_of_the_path(self.config)
         self.path = build_path(sde_type, {name: value for name, value in self.config.items() if name not in unused})
@@ -318,6 +336,9 @@ class ScoreSDEScheduler(SavedConfig):
             self.__module__ = __name__.split(".")[-1 if _CARRIED else 0]
         self.num_inference_steps: int | None = None
         self._trajectory: PlannedTrajectory | None = None
+        # of a network of two times, and whether anyone has asked for them
+        self._timesteps_to: torch.Tensor | None = None
+        self._ends_are_told = False
         # of auto: (its times, its predictor, the stock grid's times or, where timestep_spacing says them, none); None
         # where its times were given
         self._moves_with_stock: tuple | None = None
@@ -440,6 +461,13 @@ class ScoreSDEScheduler(SavedConfig):
         return len(self._planned().stages)
 
     @property
+    def timesteps_to(self):
+        """What a network of two times is told as `timestep_to` at each entry of `timesteps`, (nfe,) float32: the time
+        that its map leads to, or its own. None for networks that are no maps (`network_map`)."""
+        self._ends_are_told = True
+        return self._timesteps_to
+
+    @property
     def step_index(self):
         """Position in the plan, None before the first step."""
         return self._step_index
@@ -546,7 +574,8 @@ class ScoreSDEScheduler(SavedConfig):
             )
         given = times
         if n is None:
-            predictor = ON_GIVEN_TIMES if self.config.predictor == "auto" else self.config.predictor
+            own = self.config.network_map or ON_GIVEN_TIMES
+            predictor = own if self.config.predictor == "auto" else self.config.predictor
         elif t_start is None and self._is_calibrated(n):
             times, predictor = fitted(self, n, shift)
         else:
@@ -570,6 +599,10 @@ class ScoreSDEScheduler(SavedConfig):
         stages = planned(self, times, predictor)
         self._trajectory = PlannedTrajectory(self.parameterization, times, predictor, stages)
         self._tell(self._trajectory.evaluated, device)
+        self._timesteps_to, self._ends_are_told = None, False
+        if self.config.network_map is not None:
+            ends = told_ends(self, stages)
+            self._timesteps_to = ends if device is None else moved(ends, torch.device(device))
         self._eta_taken = False
 
     def _tell(self, times, device=None):
@@ -760,6 +793,8 @@ class ScoreSDEScheduler(SavedConfig):
             raise ValueError("use_clipped_model_output=False has no counterpart here: leave it out, or pass True")
         if at >= self.nfe:
             raise ValueError(f"all {self.nfe} entries of the plan have run: call set_timesteps again")
+        if self.config.network_map == "flow_map" and not self._ends_are_told:
+            self._check_told(trajectory.stages[at])
         variance = None
         if sample.ndim > 1 and model_output.shape[1:2] == (2 * sample.shape[1],):
             model_output, variance = model_output.chunk(2, dim=1)
@@ -796,6 +831,15 @@ class ScoreSDEScheduler(SavedConfig):
         if not return_dict:
             return (prev_sample,)
         return ScoreSDESchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised.to(sample.dtype))
+
+    def _check_told(self, stage):
+        """Raise ValueError where a flow map should have been told the time that it leads to."""
+        if stage.t_to is not None:
+            raise ValueError(
+                "this loop or pipeline has not told its network, a flow map, where to lead: pass an entry of "
+                "scheduler.timesteps_to as timestep_to, as a ScoreSDEPipeline does; or take it for an ordinary network "
+                "by a predictor such as 'ddim'"
+            )
 
     def _take_eta(self, at, eta):
         """Plan the rest of the trajectory with this amount of noise, where it is not 0 and not the scheduler's own."""

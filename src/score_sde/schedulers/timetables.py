@@ -18,7 +18,9 @@ from .stock_configs import GRIDS, curve
 def solver(scheduler, n):
     """The predictor of a trajectory of n steps, as `plan` takes it."""
     predictor = scheduler.config.predictor
-    return _rule(scheduler, n).predictor if predictor == "auto" else predictor
+    if predictor != "auto":
+        return predictor
+    return scheduler.config.network_map or _rule(scheduler, n).predictor
 
 
 def _rule(scheduler, n):
@@ -30,6 +32,8 @@ def grid(scheduler, n, t_max, shift=1.0):
     """The times of n steps up to t_max."""
     if scheduler.config.predictor != "auto":
         return stock_grid(scheduler, n, t_max, shift)
+    if scheduler.config.network_map is not None:
+        return shifted(scheduler.path, _spaced(scheduler, "straight", n, t_max), shift)
     rule = _rule(scheduler, n)
     # half as far as the stock grid: good for data that ask for the whole of it, and for data that ask for none
     center = rule.center - math.log(shift) / 2
@@ -61,6 +65,8 @@ def _spaced(scheduler, spacing, n, t_max, **options):
         offset=config.steps_offset,
         open_end=config.open_end,
         whole_levels=config.whole_levels,
+        to_data=config.denoise_final,
+        original=config.original_inference_steps,
         **options,
     )
 
@@ -182,6 +188,12 @@ def ends_with_zero(config):
     them."""
     is_told_shares = config.beta_schedule == "wuerstchen" and config.time_scale == 1
     return is_told_shares and config.denoise_final
+
+
+def told_ends(scheduler, stages):
+    """`timesteps_to` for these stages: float32; nearer to clean data than t_min no network was trained."""
+    ends = [stage.t_eval if stage.t_to is None else max(stage.t_to, scheduler.t_min) for stage in stages]
+    return scheduler.timestep(torch.tensor(ends, dtype=torch.float64))
 
 
 def noise_levels(path, times):
