@@ -1,6 +1,7 @@
 """Published objectives of flow maps and consistency models by name: their times, velocities and weights, by the
 formulas of `few_step`."""
 
+import math
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -114,7 +115,11 @@ class FewStepObjective:
         raise NotImplementedError
 
     def density(self, u):
-        return TIME_DENSITIES[self.time_density](self.scheduler, u, **self.density_options)
+        """Times (B,) of uniform numbers, at least that of twice the noise level of t_min, from where a map to t_min is
+        not nothing."""
+        t = TIME_DENSITIES[self.time_density](self.scheduler, u, **self.density_options)
+        path, t_min = self.scheduler.path, self.scheduler.t_min
+        return t.clamp_min(float(path.t_from_half_log_snr(path.half_log_snr(t_min) - math.log(2))))
 
     def end(self, t):
         """t_min for each of t."""
@@ -317,24 +322,30 @@ class MeanFlow(FewStepObjective):
 
 
 class FlowMap(FewStepObjective):
-    """A flow map that is learned from its own halves, as shortcut models are (Frans et al. 2025), at any times; its
-    velocity is the data's or a teacher's.
+    """A flow map that is learned from its own halves, as shortcut models are (Frans et al. 2025); its velocity is the
+    data's or a teacher's.
 
-    moving: share of the samples whose map leads elsewhere, and is the composition of two of half its way in u; the
-        others learn the velocity.
+    moving: share of the samples whose map leads elsewhere, by 1, 1/2, 1/4, ... of the way in u, and is the composition
+        of two of half as much; the others learn the velocity. levels: how many such lengths.
     """
 
     network_map, told = "flow_map", True
     time_density, density_options = "uniform", {}
-    numbers: ClassVar[dict[str, float]] = {"moving": 0.25}
+    numbers: ClassVar[dict[str, float]] = {"moving": 0.25, "levels": 7}
+    numbers_with_teacher: ClassVar[dict[str, float]] = {"moving": 0.5, "levels": 7}
 
     def times(self, u, v, progress):
-        t, other = self.density(u), self.density((v / self.moving).clamp(max=1 - 2**-53))
-        other = torch.where(v < self.moving, other, t)
-        t, s = torch.maximum(t, other), torch.minimum(t, other)
-        half = (place(self.scheduler, t) + place(self.scheduler, s)) / 2
-        middle = self.scheduler.path.t_from_straight(half, 1.0)
-        return t, torch.where(v < self.moving, middle, t), s
+        path, t = self.scheduler.path, self.density(u)
+        # of one number, two: whether the map leads elsewhere, and how far
+        moving, level = v < self.moving, (v / self.moving * self.levels).floor()
+        last, first = (place(self.scheduler, each) for each in (self.scheduler.t_min, self.scheduler.t_max))
+        length = (first - last) * 2.0**-level
+        # what the density draws on the whole way, on what is left of it
+        begin = first - (first - place(self.scheduler, t)) / (first - last) * (first - last - length)
+        begin, middle, end = (
+            path.t_from_straight((begin - part * length).clamp(last, first), 1.0) for part in (0.0, 0.5, 1.0)
+        )
+        return [torch.where(moving, each, t) for each in (begin, middle, end)]
 
     def loss(self, network, y, v, drawn, conditions, told, dropped, progress):
         expected = self.velocity(network, y, v, drawn, conditions, dropped).clone()
