@@ -282,6 +282,10 @@ def open_pipeline(config, device):
         )
     if config.loss:
         pipeline.check_own_scheduler("loss needs")
+        if few_step := training_facts(config).get("few_step"):
+            raise ValueError(
+                f"loss is of denoisers, and {config.pipeline!r} was trained by {few_step['method']}: leave it out"
+            )
     if config.likelihood:
         pipeline.check_adaptive(config.tolerance, config.tolerance, "ode")
         try:

@@ -25,7 +25,14 @@ from score_sde.training.parts.captions import CaptionConfig
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import ImageLoopConfig, one_of, option
 from score_sde.training.parts.diffusion_loss import DiffusionLoss
-from score_sde.training.parts.few_steps import DENOISING, FewStepConfig, FewStepLoss, as_teacher, check_taught
+from score_sde.training.parts.few_steps import (
+    DENOISING,
+    FewStepConfig,
+    FewStepLoss,
+    as_teacher,
+    check_guides,
+    check_taught,
+)
 from score_sde.training.parts.image_conditions import ImageConditionConfig
 from score_sde.training.parts.loop import fit, make_accelerator, show_samples
 from score_sde.training.parts.networks import (
@@ -261,6 +268,8 @@ class DiffusionTask(PublishedTask):
         teacher = config.teaching and as_teacher(config.teaching.network, accelerator)
         null_of = partial(null_conditions, config.teaching.network if config.teaching else network)
         objective = config.make_objective(self.scheduler, teacher, null_of)
+        if config.method != DENOISING:
+            check_guides(objective, self.conditions, null_of)
         loss, weight = (DiffusionLoss, config.vlb_weight) if config.method == DENOISING else (FewStepLoss, 0.0)
         self.loss = loss(objective, self.data, network, self.conditions, labels, weight)
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0

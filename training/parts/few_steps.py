@@ -7,6 +7,8 @@ from functools import partial
 from inspect import signature
 from typing import ClassVar
 
+import torch
+from accelerate import PartialState
 from accelerate.utils import convert_outputs_to_fp32
 
 from score_sde.losses import FEW_STEP_METHODS, drop_conditions
@@ -189,6 +191,19 @@ def check_taught(teaching, id2label, shape):
         raise ValueError(f"the teacher doesn't know the classes {few(missing)}; it knows {few(names)}")
 
 
+def check_guides(objective, conditions, null_of):
+    """Raise ValueError for guidance where nothing is known of samples without `conditions`, names."""
+    # of whatever shape: it is the names that are asked for
+    seen = {name: torch.zeros(1, 1, 1, 1) for name in conditions}
+    if objective.is_guided and not null_of(seen):
+        raise ValueError(
+            f"folded_guidance or guidance_range {objective.guidance} needs "
+            + ("a teacher" if objective.teacher else "a network")
+            + " that was trained without its conditions, too (class_dropout_prob above 0), on data that have some: "
+            "leave it out"
+        )
+
+
 def as_teacher(network, accelerator):
     """A network as a function without gradients, in the precision of the training, on its device."""
     network = network.to(accelerator.device).eval().requires_grad_(False)
@@ -208,4 +223,8 @@ class FewStepLoss(DiffusionLoss):
         if dropout_prob > 0:
             dropped = draws.chance(dropout_prob)
             conditions = drop_conditions(conditions, partial(null_conditions, self.model), dropped)
-        return self.objective(network, x0, noise, drawn, conditions, dropped, progress)
+        before = self.objective.derivative
+        losses = self.objective(network, x0, noise, drawn, conditions, dropped, progress)
+        if self.objective.derivative != before:
+            PartialState().print(f"derivatives along the ODE: {self.objective.derivative}")
+        return losses

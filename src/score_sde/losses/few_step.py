@@ -183,6 +183,10 @@ def working_derivative(network, *arguments, **options):
     """The name of the derivative that a network has: "jvp", or, where a kernel or layer has no forward derivative,
     "finite_difference"; says in the log which, and why. The arguments are those of `mean_velocity_and_slope`, which is
     tried once."""
+    scheduler, y, t, s, _, *conditions = arguments
+    with torch.no_grad():
+        # what a network cannot do at all is no matter of its derivative
+        mean_velocity(network, scheduler, y, t, s, *conditions, **options)
     try:
         with torch.no_grad():
             mean_velocity_and_slope(network, *arguments, **options, derivative="jvp")

@@ -342,8 +342,9 @@ class FlowMap(FewStepObjective):
         length = (first - last) * 2.0**-level
         # what the density draws on the whole way, on what is left of it
         begin = first - (first - place(self.scheduler, t)) / (first - last) * (first - last - length)
+        t_min, t_max = self.scheduler.t_min, self.scheduler.t_max
         begin, middle, end = (
-            path.t_from_straight((begin - part * length).clamp(last, first), 1.0) for part in (0.0, 0.5, 1.0)
+            path.t_from_straight(begin - part * length, 1.0).clamp(t_min, t_max) for part in (0.0, 0.5, 1.0)
         )
         return [torch.where(moving, each, t) for each in (begin, middle, end)]
 

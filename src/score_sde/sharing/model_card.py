@@ -42,6 +42,7 @@ ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "g
 def training_rows(training, kind="image", unit="px"):
     """What is known of the training run, as (name, value) rows; `kind` is of data, with the unit of their size."""
     config, begun = training.get("config") or {}, training.get("started_from") or {}
+    few_step = training.get("few_step") or {}
     trained, is_text = training.get("trained_parameters"), training.get("data_kind") == "text"
     counts = {name: count for name, count in (training.get("class_counts") or {}).items() if isinstance(count, int)}
     classes = ", ".join(f"{name} {count:,}" for name, count in counts.items()) if len(counts) <= 20 else ""
@@ -72,9 +73,11 @@ def training_rows(training, kind="image", unit="px"):
         ("time", training.get("train_seconds"), "{} s"),
         ("processes", training.get("processes"), "{}"),
         ("machine", training.get("machine"), "{}"),
-        ("objective", config.get("loss") if is_text else None, "{}"),
+        ("objective", config.get("loss") if is_text else few_step.get("method"), "{}"),
+        ("distilled from", few_step.get("teacher"), "{}"),
+        ("guidance that was learned", few_step.get("guidance"), "{}"),
         ("density of times", config.get("time_density"), "{}"),
-        ("weighting of the loss", config.get("weighting"), "{}"),
+        ("weighting of the loss", None if few_step else config.get("weighting"), "{}"),
         ("learning rate", config.get("learning_rate"), "{}"),
         ("EMA decay", config.get("ema_decay"), "{}"),
         ("EMA sigma_rel, reconstructed", training.get("ema_sigma_rel"), "{}"),
