@@ -43,6 +43,9 @@ class DistillConfig(TrainConfig):
         if self.teacher is None:
             yield "teacher: say which model is distilled, a folder or a repo on the Hub"
             return
+        if self.data_kind != "image":
+            yield f"data_kind {self.data_kind!r}: samples of numbers alone have an ODE to follow: image"
+            return
         if given := sorted({"init_from", "init_revision"} & self.given):
             yield f"{', '.join(given)}: a student begins with the weights of its teacher: leave it out"
             return

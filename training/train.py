@@ -169,7 +169,12 @@ class TrainConfig(
             options = mapping("network_kwargs", self.network_kwargs)
             labelled = self.class_conditional and self.label_column is not None
             told = labelled or self.reads_captions or self.has_conditions
-            if told and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
+            if (
+                self.method == DENOISING
+                and told
+                and options.get("class_dropout_prob") == 0
+                and self.sample_guidance_scale != 1
+            ):
                 yield (
                     f"sample_guidance_scale {self.sample_guidance_scale:g} needs a network that is trained with a "
                     f"class_dropout_prob above 0, not {options['class_dropout_prob']}: or sample with 1"

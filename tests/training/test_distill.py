@@ -4,6 +4,7 @@ refused before any work."""
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def make_teacher(folder, **scheduler):
     scheduler = ScoreSDEScheduler(**{"sde_type": "linear", "prediction_type": "flow_prediction"} | scheduler)
     network = randomized(DiTModel(**DIT, num_classes=2))
     pipeline = ScoreSDEPipeline(scheduler, transformer=network, id2label={0: "dog", 1: "cat"})
-    return save_bundle(pipeline, folder, facts={"model_name": "Cats and dogs", "license": "cc-by-4.0"})
+    return Path(save_bundle(pipeline, folder, facts={"model_name": "Cats and dogs", "license": "cc-by-4.0"}))
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def refused(capsys, *arguments):
         (["--folded_guidance", 2, "--guidance_range", 1, 4], "leave one of them out"),
         (["--guidance_range", 4, 1], "guidance_range .* must rise"),
         (["--guidance_range", 4], "guidance_range .* must be two scales"),
-        (["--data_kind", "text"], "data_kind 'text' is unknown"),
+        (["--data_kind", "text"], "data_kind 'text': samples of numbers alone"),
         (["--map_steps", 0], "map_steps 0 must be at least 1"),
     ],
 )
