@@ -8,7 +8,7 @@ from places import ROOT
 
 import score_sde
 from score_sde import ScoreSDEScheduler
-from score_sde.losses import DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, TIME_DENSITIES, WEIGHTINGS
+from score_sde.losses import DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, FEW_STEP_METHODS, TIME_DENSITIES, WEIGHTINGS
 from score_sde.schedulers import discrete_solvers
 from score_sde.schedulers.discrete_paths import DISCRETE_PREDICTIONS, NOISES
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, TIME_INPUTS
@@ -31,6 +31,7 @@ OPTIONS = {
     "time_density": TIME_DENSITIES,
     "weighting": WEIGHTINGS,
     "network": NETWORKS,
+    "method": FEW_STEP_METHODS,
 }
 
 

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from places import TRAINING
 from safetensors.torch import load_file
 
-from score_sde.training import encode_latents, evaluate, train, train_autoencoder, train_classifier
+from score_sde.training import distill, encode_latents, evaluate, train, train_autoencoder, train_classifier
 from score_sde.training.parts import text_evaluation, text_task
 from score_sde.training.parts.options import WORK_BEGUN
 
@@ -19,6 +19,7 @@ from score_sde.training.parts.options import WORK_BEGUN
 # of the commands that take a YAML file
 CONFIG_CLASSES = [
     train.TrainConfig,
+    distill.DistillConfig,
     train_autoencoder.AutoencoderConfig,
     train_classifier.ClassifierConfig,
     encode_latents.EncodeConfig,

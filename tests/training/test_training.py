@@ -41,7 +41,7 @@ from score_sde import NoiseConditionalClassifier, ScoreSDEPipeline, ScoreSDESche
 from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.pipelines.latents import normalize_latents
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, expand_to, prediction
-from score_sde.training import encode_latents, evaluate, train, train_autoencoder, train_classifier
+from score_sde.training import distill, encode_latents, evaluate, train, train_autoencoder, train_classifier
 from score_sde.training.parts import checkpoints, text_evaluation, text_task
 from score_sde.training.parts.batches import GlobalBatchSampler
 from score_sde.training.parts.config import LoopConfig
@@ -320,6 +320,7 @@ def test_help_explains_every_option(config_class, capsys):
     [
         (train_autoencoder.AutoencoderConfig, "quick_start/autoencoder"),
         (train.TrainConfig, "quick_start/diffusion"),
+        (distill.DistillConfig, "quick_start/distillation"),
         (encode_latents.EncodeConfig, "quick_start/latents"),
         (evaluate.EvaluateConfig, "quick_start/evaluation"),
         (train_classifier.ClassifierConfig, "quick_start/classifier"),
@@ -696,7 +697,12 @@ FREE = {
 
 def test_it_is_decided_of_every_option_whether_it_may_change_on_resume():
     sets = (checkpoints.FIXED, checkpoints.PLACES, checkpoints.SAID, FREE)
-    scripts = (train.TrainConfig, train_autoencoder.AutoencoderConfig, train_classifier.ClassifierConfig)
+    scripts = (
+        train.TrainConfig,
+        distill.DistillConfig,
+        train_autoencoder.AutoencoderConfig,
+        train_classifier.ClassifierConfig,
+    )
     scripts += tuple(train.TrainConfig.other_kinds.values())
     options = {each.name for config_class in scripts for each in dataclasses.fields(config_class)}
     assert options == set.union(*sets)

@@ -299,13 +299,15 @@ class MeanFlow(FewStepObjective):
     """MeanFlow (Geng et al. 2025), of the data with guidance folded in or of a teacher.
 
     moving: share of the samples whose map leads elsewhere (s < t); the others learn the velocity. kappa: share of the
-        network's own velocity in a guided one (without a teacher).
+        network's own velocity in a guided one (without a teacher). power: of the error by which a sample's loss is
+        divided, their p.
     """
 
     network_map, told, needs_derivative = "flow_map", True, True
     # their logit-normal u is a log-normal u / (1 - u) = sigma / alpha
     density_options: ClassVar[dict[str, float]] = {"mean": -0.4, "std": 1.0}
-    numbers: ClassVar[dict[str, float]] = {"moving": 0.25, "kappa": 0.0}
+    numbers: ClassVar[dict[str, float]] = {"moving": 0.25, "kappa": 0.0, "power": 1.0}
+    numbers_with_teacher: ClassVar[dict[str, float]] = {"moving": 0.5}
 
     def times(self, u, v, progress):
         # of one number, two: whether the map leads elsewhere, and where
@@ -316,9 +318,11 @@ class MeanFlow(FewStepObjective):
     def loss(self, network, y, v, drawn, conditions, told, dropped, progress):
         v = self.velocity(network, y, v, drawn, conditions, dropped, self.kappa)
         derivative = self.chosen_derivative(network, self.scheduler, y, drawn.t, drawn.s, v, told)
-        return continuous_loss(
-            *(network, self.scheduler, y, v, drawn.t, drawn.s, told), error_weight="adaptive", derivative=derivative
+        losses = continuous_loss(
+            *(network, self.scheduler, y, v, drawn.t, drawn.s, told), error_weight="none", derivative=derivative
         )
+        # Eq. 22
+        return losses / (losses.detach() + 1e-3) ** self.power
 
 
 class FlowMap(FewStepObjective):
