@@ -1,6 +1,7 @@
 """Training for one to four evaluations: whole runs of every method, from a teacher and from nothing, and what is
 refused before any work."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -8,14 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from PIL import Image
+from places import TRAINING
 from safetensors.torch import load_file
 
 from runs import TINY_DIT, TINY_RUN, equal, forget_runs, run
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.losses import FEW_STEP_METHODS
 from score_sde.training import distill, evaluate, train
+from score_sde.training.parts.options import parse
 
 
 DIT = {"sample_size": 8, "in_channels": 1, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
@@ -104,6 +108,13 @@ def test_the_student_begins_with_its_teacher(teacher, photographs, tmp_path):
     before = weights(teacher)
     assert equal({name: found[name] for name in before}, before)
     assert found["time_to_embed.2.weight"].abs().max() < 1e-20
+
+
+def test_the_preset_fits_its_script(teacher):
+    path = TRAINING / "configs" / "quick_start" / "distillation.yaml"
+    config = dataclasses.asdict(parse(distill.DistillConfig, [str(path), "--teacher", str(teacher)]))
+    stated = yaml.safe_load(path.read_text())
+    assert {name: config[name] for name in stated} == stated and config["sample_num_inference_steps"] == 2
 
 
 def test_guidance_that_is_told(teacher, photographs, tmp_path):

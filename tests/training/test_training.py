@@ -320,7 +320,6 @@ def test_help_explains_every_option(config_class, capsys):
     [
         (train_autoencoder.AutoencoderConfig, "quick_start/autoencoder"),
         (train.TrainConfig, "quick_start/diffusion"),
-        (distill.DistillConfig, "quick_start/distillation"),
         (encode_latents.EncodeConfig, "quick_start/latents"),
         (evaluate.EvaluateConfig, "quick_start/evaluation"),
         (train_classifier.ClassifierConfig, "quick_start/classifier"),
