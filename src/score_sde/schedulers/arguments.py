@@ -51,9 +51,9 @@ def check_config(build, config):
         raise ValueError(
             f"shift_terminal {config['shift_terminal']} is for sde_type 'linear', not for {config['sde_type']!r}"
         )
-    _check_map(config)
     _check_solver(build, config)
     _check_calibration(config["calibration"])
+    _check_map(config)
 
 
 def _check_map(config):

@@ -206,7 +206,8 @@ class ScoreSDEScheduler(SavedConfig):
         network_map: what the network was trained to be: None, a denoiser; flow_map, told a second time it leads there,
             and told its own it is a denoiser; consistency, it leads to t_min, whether it is told or not.
         map_steps: number of steps that such a network was made for, which pipelines take by themselves; None for 2.
-        original_inference_steps: number of the steps of training of which the skipping grid takes some; None for all.
+        original_inference_steps: of a consistency model as diffusers' LCM and TCD schedulers have it: the grid is
+            skipping, whatever timestep_spacing says, of this number of steps of training; None for neither.
         shift_terminal: on the linear path, the time of the last evaluation, to which grids are stretched (LTX-Video).
             Not used by auto.
 

@@ -395,7 +395,7 @@ def flow_map(path, times, to_data, gamma=0.0):
     if gamma:
         end = torch.zeros(1).to(times) if to_data else times[-1:]
         below = end + (1 - gamma) * (s - end)
-        below = (below * path.levels + 1e-6).floor() / path.levels if path.levels else below
+        below = ((below * path.levels + 1e-6).floor() / path.levels).minimum(s) if path.levels else below
     (of_x, of_x0, _), (scale, std) = path.posterior(t, below, 0.0), path.transition(below, s)
     rows = _rows(t, scale * of_x, scale * of_x0, std, below)
     steps = [[LinearStage(time, (x,), (x0,), noise, t_to=to)] for time, x, x0, noise, to in rows]

@@ -47,6 +47,8 @@ def stock_grid(scheduler, n, t_max, shift):
     if config.use_flow_sigmas and spacing in ("leading", "trailing"):
         # as the stock schedulers have it
         spacing = "linspace"
+    if config.original_inference_steps is not None:
+        spacing = "skipping"
     times = _spaced(scheduler, spacing, n, t_max, rho=config.rho)
     times = _stretched(config, shifted(scheduler.path, times, shift))
     return _curved(scheduler, times, t_max) if curve(config) else times
