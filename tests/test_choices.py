@@ -106,6 +106,10 @@ def test_the_page_of_training_lists_the_choices_of_its_options(name):
     assert set(listed.split("|")) == set(OPTIONS[name])
 
 
+def test_the_page_of_few_steps_lists_the_methods():
+    assert sorted(rows("few_steps", "methods")) == sorted(FEW_STEP_METHODS)
+
+
 @pytest.mark.parametrize("grid", TIME_GRIDS)
 def test_the_page_of_samplers_names_every_grid(grid):
     assert f"`{grid}`" in page("samplers")
