@@ -39,10 +39,15 @@ DEFAULTS |= {"position_scaling": "resize"}
 TOKEN_DEFAULTS: dict[str, Any] = {"patch_size": 1, "in_channels": None, "position_embedding": "rotary"}
 TOKEN_DEFAULTS |= {"position_scaling": "extrapolate"}
 
+# regions that points lie in, and what is none: as the scheduler names them
+DOMAINS = ("torus", "box", "sphere", "flat")
+
 FREQUENCY_EMBEDDING_SIZE = 256
 NORM_EPS = 1e-6
 # what a table of positions may hold
 MAX_TOKENS = 2**20
+# the finest wave of a point's coordinates: 2^16 of them on a circle
+MAX_FREQUENCIES = 16
 # tables of positions that a model keeps, beside that of its training size
 MAX_TABLES = 16
 
@@ -299,6 +304,19 @@ def per_axis(value, dimensions, name):
     return values
 
 
+def parts_of(domain, channels):
+    """[(name, slice of the channels)] of a domain, a name or {name: number of channels} in their order. Raises
+    ValueError for an unknown name and for numbers that are not those of the channels."""
+    sizes = {domain: channels} if isinstance(domain, str) else dict(domain)
+    if unknown := [name for name in sizes if name not in DOMAINS]:
+        raise ValueError(f"domain {unknown[0]!r} is unknown; choose one of {', '.join(DOMAINS)}, or {{name: channels}}")
+    check_counts(**{f"domain {name}": size for name, size in sizes.items()})
+    if sum(sizes.values()) != channels:
+        raise ValueError(f"domain {domain!r} has {sum(sizes.values())} channels, the samples have {channels}")
+    ends = [sum(list(sizes.values())[: i + 1]) for i in range(len(sizes))]
+    return [(name, slice(end - size, end)) for (name, size), end in zip(sizes.items(), ends, strict=True)]
+
+
 # diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
 class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):  # type: ignore[misc]
     """Diffusion Transformer (Peebles & Xie 2023) for signals, images, or videos; or for sequences of tokens.
@@ -355,6 +373,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             section 3.4), so that the network of an absorbing process needs no time; its `timestep` is then not read.
         two_times: the network can be told a second time, `timestep_to`: that which a flow map leads to. What it adds is
             zero at first.
+        domain: where points lie, as the scheduler has it: torus, box, sphere, flat, or {name: channels} of several in
+            their order; None for samples that are not told apart so. Coordinates are then seen with the cosines and
+            sines of their 1-, 2-, 4-, ... fold, angles by these alone, so that the network is periodic in them; and
+            what it returns on a sphere is tangent.
+        num_frequencies: how many such multiples, at least 1 on a torus; only with a domain.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -392,6 +415,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         tied_head: bool = False,
         time_conditioning: bool = True,
         two_times: bool = False,
+        domain: str | dict[str, int] | None = None,
+        num_frequencies: int = 4,
     ):
         super().__init__()
         if two_times and (vocab_size is not None or not time_conditioning):
@@ -481,6 +506,19 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 + (f" and condition_channels={condition_channels}" if condition_channels else "")
                 + f": leave it out, or pass {derived_channels}"
             )
+        seen_channels = in_channels
+        self.parts: list[tuple[str, slice]] = []
+        if domain is not None:
+            if vocab_size is not None or learn_sigma:
+                raise ValueError(f"domain {domain!r} is of points, which are no tokens and have no learn_sigma")
+            self.parts = parts_of(domain, derived_channels)
+            least = 1 if "torus" in dict(self.parts) else 0
+            if not isinstance(num_frequencies, int) or not least <= num_frequencies <= MAX_FREQUENCIES:
+                raise ValueError(
+                    f"num_frequencies {num_frequencies} must be a whole number from {least} to {MAX_FREQUENCIES}"
+                )
+            angles = sum(part.stop - part.start for name, part in self.parts if name == "torus")
+            seen_channels = in_channels + 2 * num_frequencies * derived_channels - angles
         told = time_conditioning or num_classes is not None or pooled_projection_dim is not None
         if conditioning == "cross_attention" and not told and cross_attention_dim is None:
             raise ValueError(
@@ -500,7 +538,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         self.trained_grid = tuple(size // patch for size, patch in zip(sample, self.patch, strict=True))
         self.patch_embed = self.token_embed = None
         if vocab_size is None:
-            self.patch_embed = Linear(in_channels * math.prod(self.patch), hidden_size)
+            self.patch_embed = Linear(seen_channels * math.prod(self.patch), hidden_size)
         else:
             # the last row is that of the mask
             self.token_embed = nn.Embedding(vocab_size + 1, hidden_size)
@@ -694,6 +732,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         self.check_shape(hidden_states)
+        points = hidden_states
+        if self.parts:
+            hidden_states = self.with_waves(points)
         hidden_states = self.with_condition(hidden_states, condition_sample)  # (B, in_channels, *size)
         if self.token_embed is None:
             grid = tuple(side // patch for side, patch in zip(hidden_states.shape[2:], self.patch, strict=True))
@@ -725,6 +766,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         sample = self.proj_out(tokens)
         if self.token_embed is None:
             sample = self.unpatchify(sample, grid)  # (B, out_channels, *size)
+            sample = self.tangent(sample, points) if self.parts else sample
         elif self.config.tied_head:
             sample = F.linear(sample, self.token_embed.weight[:-1])  # (B, L, vocab_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -808,6 +850,24 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         if tuple(condition_sample.shape) != wanted:
             raise ValueError(f"condition_sample has shape {tuple(condition_sample.shape)}; this model takes {wanted}")
         return torch.cat([hidden_states, condition_sample.to(hidden_states)], dim=1)
+
+    def with_waves(self, points):
+        """Points (B, C, *size) with the waves of their coordinates behind them, those that are angles as waves alone:
+        the domain of what a network is told then has no edge where a torus has none."""
+        multiples = 2.0 ** torch.arange(self.config.num_frequencies, device=points.device)
+        multiples = multiples.reshape(-1, *[1] * (points.ndim - 1))
+        phases = (multiples * points.float().unsqueeze(1)).flatten(1, 2)
+        kept = [points[:, part] for name, part in self.parts if name != "torus"]
+        return torch.cat([*kept, phases.cos().to(points.dtype), phases.sin().to(points.dtype)], dim=1)
+
+    def tangent(self, sample, points):
+        """The output at points, both (B, C, *size), without what leads off a sphere."""
+        changed = []
+        for name, part in self.parts:
+            vector, place = sample[:, part], points[:, part]
+            off = (vector * place).sum(1, keepdim=True) if name == "sphere" else None
+            changed.append(vector if off is None else vector - off * place)
+        return torch.cat(changed, dim=1)
 
     def position_table(self, grid, device=None):
         """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads)."""
