@@ -1,5 +1,6 @@
 """A network of points: what it is told of their domain, and that it was told nothing before."""
 
+import json
 import math
 
 import pytest
@@ -54,6 +55,16 @@ def test_without_a_domain_a_network_is_what_it_was():
     assert again.state_dict().keys() == before.state_dict().keys()
 
 
+def test_the_order_of_a_domain_is_kept_in_a_file(tmp_path):
+    model = network(3, domain={"torus": 2, "flat": 1})
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    opened = DiTModel.from_pretrained(tmp_path)
+    assert opened.parts == model.parts and opened.config.domain == [["torus", 2], ["flat", 1]]
+    assert torch.equal(opened(points(3), TIME).sample, model(points(3), TIME).sample)
+
+
 def test_a_fresh_network_of_points_returns_exactly_zero():
     model = DiTModel(in_channels=3, num_classes=3, domain="sphere", **SIZE)
     assert not model(points(3), TIME).sample.any()
@@ -63,6 +74,7 @@ def test_a_fresh_network_of_points_returns_exactly_zero():
     ("arguments", "message"),
     [
         ({"domain": "circle"}, "domain 'circle' is unknown; choose one of torus, box, sphere, flat"),
+        ({"domain": [["torus", 2]]}, r"domain \[\['torus', 2\]\] has 2 channels"),
         ({"domain": {"torus": 2}}, r"domain {'torus': 2} has 2 channels, the samples have 3"),
         ({"domain": {"torus": 3, "flat": 0}}, "domain flat 0 must be a whole number"),
         ({"domain": "torus", "num_frequencies": 0}, "num_frequencies 0 must be a whole number from 1 to 16"),

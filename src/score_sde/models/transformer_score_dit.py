@@ -305,16 +305,20 @@ def per_axis(value, dimensions, name):
 
 
 def parts_of(domain, channels):
-    """[(name, slice of the channels)] of a domain, a name or {name: number of channels} in their order. Raises
-    ValueError for an unknown name and for numbers that are not those of the channels."""
-    sizes = {domain: channels} if isinstance(domain, str) else dict(domain)
-    if unknown := [name for name in sizes if name not in DOMAINS]:
-        raise ValueError(f"domain {unknown[0]!r} is unknown; choose one of {', '.join(DOMAINS)}, or {{name: channels}}")
-    check_counts(**{f"domain {name}": size for name, size in sizes.items()})
-    if sum(sizes.values()) != channels:
-        raise ValueError(f"domain {domain!r} has {sum(sizes.values())} channels, the samples have {channels}")
-    ends = [sum(list(sizes.values())[: i + 1]) for i in range(len(sizes))]
-    return [(name, slice(end - size, end)) for (name, size), end in zip(sizes.items(), ends, strict=True)]
+    """[(name, slice of the channels)] of a domain: a name, {name: number of channels}, or a list of such pairs, in
+    their order. Raises ValueError for an unknown name and for numbers that are not those of the channels."""
+    if isinstance(domain, str):
+        domain = {domain: channels}
+    found, start = [], 0
+    for name, size in domain.items() if isinstance(domain, dict) else domain:
+        if name not in DOMAINS:
+            raise ValueError(f"domain {name!r} is unknown; choose one of {', '.join(DOMAINS)}, or {{name: channels}}")
+        check_counts(**{f"domain {name}": size})
+        found.append((name, slice(start, start + size)))
+        start += size
+    if start != channels:
+        raise ValueError(f"domain {domain!r} has {start} channels, the samples have {channels}")
+    return found
 
 
 # diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
@@ -374,9 +378,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         two_times: the network can be told a second time, `timestep_to`: that which a flow map leads to. What it adds is
             zero at first.
         domain: where points lie, as the scheduler has it: torus, box, sphere, flat, or {name: channels} of several in
-            their order; None for samples that are not told apart so. Coordinates are then seen with the cosines and
-            sines of their 1-, 2-, 4-, ... fold, angles by these alone, so that the network is periodic in them; and
-            what it returns on a sphere is tangent.
+            their order, which the config holds as a list; None for samples without such a region. Coordinates are seen
+            with the cosines and sines of their 1-, 2-, 4-, ... fold, angles by these alone, so that the network is
+            periodic in them; and what it returns on a sphere is tangent.
         num_frequencies: how many such multiples, at least 1 on a torus; only with a domain.
     """
 
@@ -415,7 +419,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         tied_head: bool = False,
         time_conditioning: bool = True,
         two_times: bool = False,
-        domain: str | dict[str, int] | None = None,
+        domain: str | dict | list | None = None,
         num_frequencies: int = 4,
     ):
         super().__init__()
@@ -512,7 +516,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             if vocab_size is not None or learn_sigma:
                 raise ValueError(f"domain {domain!r} is of points, which are no tokens and have no learn_sigma")
             self.parts = parts_of(domain, derived_channels)
-            least = 1 if "torus" in dict(self.parts) else 0
+            if not isinstance(domain, str):
+                # files keep no order of keys
+                domain = [[name, part.stop - part.start] for name, part in self.parts]
+            least = 1 if "torus" in [name for name, _ in self.parts] else 0
             if not isinstance(num_frequencies, int) or not least <= num_frequencies <= MAX_FREQUENCIES:
                 raise ValueError(
                     f"num_frequencies {num_frequencies} must be a whole number from {least} to {MAX_FREQUENCIES}"
@@ -533,6 +540,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             out_channels=derived_channels,
             position_embedding=position_embedding,
             position_scaling=position_scaling,
+            domain=domain,
         )
 
         self.trained_grid = tuple(size // patch for size, patch in zip(sample, self.patch, strict=True))
