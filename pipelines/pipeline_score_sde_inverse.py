@@ -22,8 +22,10 @@ from .kinds import kind_of  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
+from .pictures import save_grid  # noqa: F401
 from .prompts import encode  # noqa: F401
 from .protocols import Generators
+from .sounds import save_wav  # noqa: F401
 from .trajectory_pipeline import TrajectoryPipeline
 from .wording import check_choice
 from .writing import whole_file  # noqa: F401
@@ -203,7 +205,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         images = self.finish(x, output_type)
         if not return_dict:
             return (images,)
-        return ScoreSDEInversePipelineOutput(images=images, nfe=nfe, residual=residual)
+        return ScoreSDEInversePipelineOutput(images=images, nfe=nfe, **self.rates, residual=residual)
 
     def _check_measurement(self, operator, measurement, batch_size, noise_std):
         """The measurement, one per image, on the pipeline's device. Raises ValueError for what doesn't fit."""
