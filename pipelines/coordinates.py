@@ -108,8 +108,8 @@ class Coordinates:
             elif name == "torus":
                 # both ends are the same angle, and the lower one is in the domain
                 turns = [2 * math.pi * self.scale_of(i)[1] for i in range(channels.start, channels.stop)]
-                highest = torch.tensor([high for _, high in self.limits()[columns]], dtype=part.dtype)
-                part = torch.where(part >= highest, part - torch.tensor(turns, dtype=part.dtype), part)
+                highest = part.new_tensor([limits[1] for limits in self.limits()[columns] if limits])
+                part = torch.where(part >= highest, part - part.new_tensor(turns), part)
             found.append(part)
         return torch.cat(found, dim=1)
 

@@ -473,8 +473,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
 
         Raises ValueError for another shape, number of channels or range.
         """
-        self.kind.check(images)
-        return self.to_sample_space(images)
+        return self.to_sample_space(self.kind.accepted(images))
 
     def to_sample_space(self, images: torch.Tensor) -> torch.Tensor:
         """`to_latents` without its checks."""
