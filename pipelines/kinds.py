@@ -13,18 +13,20 @@ from PIL import ImageDraw, ImageFont
 
 from .conditions import sample_channels
 from .images import to_mode
+from .latents import data_channels as channels_of_data
 from .wording import one_line
 from .writing import whole_file
 
 
-def kind_of(network_config, vae_config=None):
+def kind_of(network_config, vae_config=None, sampling_rate=None, frame_rate=None, data_std=None, vae_axes=2):
     """The kind of data that a network generates, with an autoencoder or without.
 
     Args:
         network_config, vae_config: their configs, as diffusers has them or as in config.json.
+        sampling_rate, frame_rate, data_std: the units of the data, see `units.py`.
+        vae_axes: how many axes the autoencoder's data have: see `latents.Autoencoder`.
 
-    Raises ValueError for a network without sample_size, and an autoencoder, which is one of images, where the network
-    generates something else.
+    Raises ValueError for a network without sample_size, and an autoencoder of data of other axes than the network's.
     """
     sample_size = network_config.get("sample_size")
     if sample_size is None:
@@ -36,11 +38,17 @@ def kind_of(network_config, vae_config=None):
     several = [each for each in (network_config.get("patch_size"), sample_size) if isinstance(each, (list, tuple))]
     axes = len(several[0]) if several else 2
     size = (sample_size,) * axes if isinstance(sample_size, int) else tuple(sample_size)
-    if vae_config is not None and axes != 2:
-        raise ValueError(f"an autoencoder of images does not fit a network whose samples have {axes} axes, not 2")
-    channels = sample_channels(network_config)
-    kind = {1: Signal, 2: Image}.get(axes, Kind)
-    return kind(channels, size, channels if vae_config is None else vae_config.get("in_channels"))
+    if vae_config is not None and axes != vae_axes:
+        what = {1: "sound", 2: "images", 3: "videos"}[vae_axes]
+        raise ValueError(
+            f"an autoencoder of {what} does not fit a network whose samples have {axes} axes, not {vae_axes}"
+        )
+    channels = data_channels = sample_channels(network_config)
+    if vae_config is not None:
+        data_channels = channels_of_data(vae_config)
+    # what has units of its own is no image in [-1, 1]
+    kind = {1: Signal, 2: Image if data_std is None else Kind}.get(axes, Kind)
+    return kind(channels, size, data_channels)
 
 
 # networks of diffusers whose forward takes any number of tokens for that of a square

@@ -23,6 +23,7 @@ from .operators import LinearOperator  # noqa: F401
 from .prompts import encode  # noqa: F401
 from .protocols import Generators
 from .trajectory_pipeline import TrajectoryPipeline
+from .units import UNITS  # noqa: F401
 from .wording import quoted  # noqa: F401
 from .writing import whole_file  # noqa: F401
 
