@@ -24,7 +24,7 @@ class Coordinates:
     domain: a name, {name: channels} or a list of such pairs, in their order, as schedulers have it; None is flat.
     channels: C of the points.
     columns: their names in the data; None where they have none.
-    mean, std: a number for each channel; None for 0 and 1.
+    mean, std: a number for each channel, or one for all; None for 0 and 1.
     on_sphere: how the data give the points of a sphere of 3 channels, None or latitude_longitude.
 
     Raises ValueError for a form and for numbers of columns that a domain doesn't have.
@@ -33,11 +33,14 @@ class Coordinates:
     domain: str | dict | list | None
     channels: int
     columns: tuple[str, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: float | tuple[float, ...] | None = None
+    std: float | tuple[float, ...] | None = None
     on_sphere: str | None = None
 
     def __post_init__(self):
+        sizes = [size for _, size in self._sizes()]
+        if sum(sizes) != self.channels:
+            raise ValueError(f"domain {self.domain!r} has {sum(sizes)} channels; the points have {self.channels}")
         spheres = [size for name, size in self._sizes() if name == "sphere"]
         if self.on_sphere is not None and (self.on_sphere != LATITUDE_LONGITUDE or spheres != [3]):
             raise ValueError(
@@ -77,7 +80,11 @@ class Coordinates:
 
     def scale_of(self, channel: int) -> tuple[float, float]:
         """(mean, std) of a channel."""
-        return (self.mean or (0.0,) * self.channels)[channel], (self.std or (1.0,) * self.channels)[channel]
+        mean, std = (
+            each[channel] if isinstance(each, (tuple, list)) else otherwise if each is None else each
+            for each, otherwise in ((self.mean, 0.0), (self.std, 1.0))
+        )
+        return float(mean), float(std)
 
     def limits(self) -> list[tuple[float, float] | None]:
         """Between which values each column lies; None for any."""

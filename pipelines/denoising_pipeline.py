@@ -16,11 +16,19 @@ from PIL import Image
 from .adapters import AdapterMixin
 from .bundling import BundleMixin, plain_component
 from .calls import CallMixin
-from .conditions import check_conditions, check_no_tokens, expand, null_conditions
+from .conditions import check_conditions, check_no_tokens, expand, null_conditions, sample_channels
 from .guidance import guided, steered_by_classifier
 from .image_conditions import Measurement, at_size
-from .kinds import SQUARES_ALONE, Kind, check_rate, divisors_of_sides, kind_of
-from .latents import AUTOENCODERS, denormalize_latents, encode_moments, normalize_latents, spatial_factor
+from .kinds import SQUARES_ALONE, Kind, Points, divisors_of_sides, kind_of
+from .latents import (
+    AUTOENCODERS,
+    data_axes,
+    decode_latents,
+    denormalize_latents,
+    encode_moments,
+    normalize_latents,
+    spatial_factor,
+)
 from .prompts import (
     PROMPT_SETTINGS,
     check_prompt_settings,
@@ -32,6 +40,7 @@ from .prompts import (
     tokenize,
 )
 from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
+from .units import UNITS, check_channels, check_units, to_data_units, to_unit_scale
 from .wording import few, quoted
 
 
@@ -81,6 +90,9 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             made, by name, such as downsample:4 (`image_conditions.Measurement`); None for any other.
         sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
         frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
+        columns: names of the numbers that a point has in the data, for a network whose samples are points.
+        coordinates: latitude_longitude, where these are the data's form of points of a sphere; None for points as the
+            domain has them.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->unet->vae"  # type: ignore[assignment]  # declared as None
@@ -102,11 +114,18 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         tokenizer=None,
         prompt_settings: dict | None = None,
         condition_from: str | None = None,
+        data_mean: float | list[float] | None = None,
+        data_std: float | list[float] | None = None,
         sampling_rate: float | None = None,
         frame_rate: float | None = None,
+        columns: list[str] | None = None,
+        coordinates: str | None = None,
     ):
         super().__init__()
         check_prompt_settings(prompt_settings or {})
+        check_units(data_mean, data_std, sampling_rate, frame_rate)
+        if data_std is not None and vae is not None:
+            raise ValueError("data_std is of a model without an autoencoder, whose own config scales its latents")
         if condition_from is not None:
             Measurement(condition_from)
         if (text_encoder is None) != (tokenizer is None):
@@ -116,10 +135,9 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         network = unet if transformer is None else transformer
         check_no_tokens(scheduler, network)
         rates = {"sampling_rate": sampling_rate, "frame_rate": frame_rate}
-        for name, rate in rates.items():
-            if rate is not None:
-                check_rate(name, rate)
-                kind_of(network.config, None if vae is None else vae.config, **rates)
+        if any(rates.values()):
+            vae_config = None if vae is None else vae.config
+            kind_of(network.config, vae_config, **rates, vae_axes=data_axes(plain_component(vae)))
         self.register_modules(
             scheduler=scheduler,
             transformer=transformer,
@@ -131,11 +149,15 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         # JSON keys are strings
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
         self.register_to_config(prompt_settings=prompt_settings or None)
-        self.register_to_config(condition_from=condition_from, **rates)
+        self.register_to_config(condition_from=condition_from, data_mean=data_mean, data_std=data_std, **rates)
+        check_channels(data_std, sample_channels(self.denoiser.config))
+        self.register_to_config(columns=columns, coordinates=coordinates)
         # an encoder that the settings name, and its tokenizer: used, but not saved
         self._named_encoder: tuple | None = None
         # of one call, on its own view
         self._size: tuple[int, ...] | None = None
+        if (columns or coordinates) and not isinstance(self.kind, Points):
+            raise ValueError("columns and coordinates are of points: of a network whose sample_size is (1,)")
 
     def __setattr__(self, name, value):
         # diffusers would leave out of the saved index what was None before
@@ -153,10 +175,26 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         return network
 
     @property
+    def units(self) -> dict:
+        """The units of the data, {name of `units.UNITS`: value or None}."""
+        return {name: self.config[name] for name in UNITS}
+
+    @property
     def kind(self) -> Kind:
         """The kind of data that it makes, which owns their shape, noise and output: see `kinds.py`."""
-        kind = kind_of(self.denoiser.config, None if self.vae is None else self.vae.config, **self.rates)
+        vae_config = None if self.vae is None else self.vae.config
+        units = {name: self.config[name] for name in ("sampling_rate", "frame_rate", "data_std")}
+        axes = data_axes(plain_component(self.vae))
+        kind = kind_of(self.denoiser.config, vae_config, **units, vae_axes=axes, coordinates=self.of_points)
         return kind if self._size is None else replace(kind, size=self._size)
+
+    @property
+    def of_points(self) -> dict:
+        """What `Coordinates` of points are told beside their network."""
+        names = {"columns": "columns", "on_sphere": "coordinates", "mean": "data_mean", "std": "data_std"}
+        told = {argument: self.config[name] for argument, name in names.items()}
+        domain = self.scheduler.config.get("domain")
+        return told if domain is None else told | {"domain": domain}
 
     @property
     def rates(self) -> dict:
@@ -166,7 +204,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
     @property
     def image_channels(self) -> int:
         """Number of channels of the images that the pipeline makes and takes."""
-        return self.kind.channels if self.vae is None else self.vae.config.in_channels
+        return self.kind.data_channels
 
     def sample_shape(self, batch_size: int) -> tuple[int, ...]:
         """Shape of what the network generates: (batch, channels, height, width), of signals (batch, channels,
@@ -460,12 +498,12 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a
         model of pixels the same. An autoencoder decodes `PIXELS_AT_ONCE`, and at least one image."""
         if self.vae is None:
-            return latents.float()
+            return to_data_units(latents.float(), self.units)
         vae, at_once = plain_component(self.vae), 1
-        if type(vae).__name__ in AUTOENCODERS:
+        if type(vae).__name__ in AUTOENCODERS and data_axes(vae) == 2:
             at_once = max(1, PIXELS_AT_ONCE // (math.prod(latents.shape[2:]) * spatial_factor(vae) ** 2))
         parts = denormalize_latents(latents, self.vae.config).to(self.vae.dtype).split(at_once)
-        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
+        return torch.cat([decode_latents(self.vae, part).float() for part in parts])
 
     def to_latents(self, images: torch.Tensor) -> torch.Tensor:
         """What the network works on for images (B, channels, height, width) in [-1, 1], the inverse of `decode`: the
@@ -481,8 +519,8 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         if self.vae is not None:
             parts = images.to(self.vae.dtype).split(max(1, PIXELS_AT_ONCE // math.prod(images.shape[2:])))
             moments = torch.cat([encode_moments(self.vae, part)[0] for part in parts])
-            images = normalize_latents(moments, self.vae.config)
-        return images.float()
+            return normalize_latents(moments, self.vae.config).float()
+        return to_unit_scale(images.float(), self.units)
 
     def prepare_image(self, image) -> torch.Tensor:
         """What `__call__` takes as `image`, as data (B, channels, ...) in the units of `decode`: see the kind of data.

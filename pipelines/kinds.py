@@ -4,7 +4,6 @@ A network's axes and the rates of a pipeline say which: one axis, `Signal`, or w
 length 1 `Points`; two, `Image`; three, `Kind`, or with a frame_rate `Video`.
 """
 
-import math
 import os
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -19,6 +18,7 @@ from PIL import Image as PIL_Image
 from .conditions import sample_channels
 from .coordinates import Coordinates
 from .images import to_mode
+from .latents import data_channels as channels_of_data
 from .pictures import contact_sheet, curves, enlarged, save_grid, save_moving_grid, tiled
 from .scatter import DATA, SAMPLES, pairs_of, save_scatter
 from .sounds import save_wav, spectrogram
@@ -35,18 +35,28 @@ def axes_of(network_config):
     return next((len(each) for each in several if each is not None), network_config.get("dimensions") or 2)
 
 
-def kind_of(network_config, vae_config=None, sampling_rate=None, frame_rate=None, coordinates=None):
+def kind_of(
+    network_config,
+    vae_config=None,
+    sampling_rate=None,
+    frame_rate=None,
+    data_std=None,
+    vae_axes=2,
+    coordinates=None,
+):
     """The kind of data that a network generates, with an autoencoder or without.
 
     Args:
         network_config, vae_config: their configs, as diffusers has them or as in config.json.
         sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
         frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
+        data_std: of data in units of their own, see `units.py`.
+        vae_axes: how many axes the autoencoder's data have: see `latents.Autoencoder`.
         coordinates: {argument of `Coordinates`: value}, of a network whose samples are points; None for what it says of
             its domain alone.
 
-    Raises ValueError for a network without sample_size, an autoencoder, which is one of images, where the network
-    generates something else, and a rate of what the network doesn't generate.
+    Raises ValueError for a network without sample_size, an autoencoder of data of other axes than the network's, and a
+    rate of what the network doesn't generate.
     """
     sample_size = network_config.get("sample_size")
     if sample_size is None:
@@ -56,15 +66,18 @@ def kind_of(network_config, vae_config=None, sampling_rate=None, frame_rate=None
         )
     axes = axes_of(network_config)
     size = (sample_size,) * axes if isinstance(sample_size, int) else tuple(sample_size)
-    if vae_config is not None and axes != 2:
-        raise ValueError(f"an autoencoder of images does not fit a network whose samples have {axes} axes, not 2")
+    if vae_config is not None and axes != vae_axes:
+        what = {1: "sound", 2: "images", 3: "videos"}[vae_axes]
+        raise ValueError(
+            f"an autoencoder of {what} does not fit a network whose samples have {axes} axes, not {vae_axes}"
+        )
     for name, rate, needed in (("sampling_rate", sampling_rate, 1), ("frame_rate", frame_rate, 3)):
         if rate is not None and axes != needed:
             raise ValueError(
                 f"{name} {rate} is of samples with {needed} axes; this network's have {axes}: leave it out"
             )
     channels = sample_channels(network_config)
-    told = channels, size, channels if vae_config is None else vae_config.get("in_channels")
+    told = channels, size, channels if vae_config is None else channels_of_data(vae_config)
     if sampling_rate is not None:
         return Sound(*told, sampling_rate)
     if frame_rate is not None:
@@ -72,14 +85,8 @@ def kind_of(network_config, vae_config=None, sampling_rate=None, frame_rate=None
     if size == (1,):
         own = {"domain": network_config.get("domain"), "channels": channels}
         return Points(*told, Coordinates(**own | (coordinates or {})))
-    return {1: Signal, 2: Image}.get(axes, Kind)(*told)
-
-
-def check_rate(name, rate):
-    """Raise ValueError for a rate that is no positive, finite number."""
-    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
-    if not number or not 0 < rate < math.inf:
-        raise ValueError(f"{name} {rate!r} must be a positive number, of Hz or of frames a second")
+    # what has units of its own is no image in [-1, 1]
+    return {1: Signal, 2: Image if data_std is None else Kind}.get(axes, Kind)(*told)
 
 
 # networks of diffusers whose forward takes any number of tokens for that of a square

@@ -12,6 +12,7 @@ from .bundling import BundleMixin  # noqa: F401
 from .calls import CallMixin  # noqa: F401
 from .carried_code import write_code  # noqa: F401
 from .conditions import expand
+from .coordinates import Coordinates  # noqa: F401
 from .denoising_pipeline import ScoreSDEPipelineOutput
 from .guidance import guided  # noqa: F401
 from .image_conditions import at_size  # noqa: F401
@@ -23,8 +24,10 @@ from .operators import LinearOperator  # noqa: F401
 from .pictures import save_grid  # noqa: F401
 from .prompts import encode  # noqa: F401
 from .protocols import Generators
+from .scatter import save_scatter  # noqa: F401
 from .sounds import save_wav  # noqa: F401
 from .trajectory_pipeline import TrajectoryPipeline
+from .units import UNITS  # noqa: F401
 from .wording import quoted  # noqa: F401
 from .writing import whole_file  # noqa: F401
 

@@ -123,6 +123,7 @@ def class_numbers(classes, pipeline):
 
 # options of `sample` that mean something for images and signals alone, and for texts alone
 OF_IMAGES = ("negative_prompt", "condition_image", "height", "width")
+POINTS = 2000  # that a picture of points shows, unless said
 OF_TEXTS = ("length", "block_length", "temperature", "top_p", "top_k", "stream")
 
 
@@ -238,7 +239,9 @@ def sample(
             f"this model sees an image beside the sample: pass --condition_image, files of {width} x {height} pixels"
         )
     told = pipeline.encode_condition(beside)["condition_sample"] if beside else None
-    count = number or max(len(classes or ()), len(prompt or ()), len(beside)) or min(16, len(asked) or 16)
+    of_points = pipeline.kind.name == "point"
+    usual = POINTS if of_points else min(16, len(asked) or 16)
+    count = number or max(0 if of_points else len(classes or ()), len(prompt or ()), len(beside)) or usual
     prompts = [prompt[i % len(prompt)] for i in range(count)] if prompt else None
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     images = []
@@ -255,8 +258,12 @@ def sample(
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
             **given(height=height, width=width),
         ).images
-    pipeline.kind.save_grid(images, output, columns=None if prompts else len(asked) or None, captions=prompts)
-    print(f"{count} images: {output}")
+    captions = prompts
+    if of_points and asked:
+        captions = [(pipeline.config.id2label or {}).get(str(label), str(label)) for label in asked]
+        captions = [captions[i % len(asked)] for i in range(count)]
+    pipeline.kind.save_grid(images, output, columns=None if prompts else len(asked) or None, captions=captions)
+    print(f"{count} {pipeline.kind.name}s: {output}")
 
 
 @app.command()

@@ -690,7 +690,7 @@ FREE = {
     *("evaluation_steps", "evaluation_images", "evaluation_features", "evaluation_split", "model_name", "license"),
     *("sample_steps", "sample_num_images", "sample_guidance_scale", "sample_num_inference_steps"),
     *("statistics_images", "test_split", "test_images", "sample_prompts", "save_text_encoder", "cache_images"),
-    *("max_train_seconds", "evaluation_texts", "sample_num_texts"),
+    *("max_train_seconds", "evaluation_texts", "sample_num_texts", "evaluation_points"),
 }
 
 

@@ -43,6 +43,7 @@ FIXED = {
     *("init_from", "init_revision", "freeze", "lora_rank", "lora_alpha", "lora_targets"),
     *("max_caption_tokens", "caption_layers", "pooled_captions", "condition_from", "condition_channels"),
     *("data_kind", "length", "packing", "long_texts", "process", "noise", "loss"),
+    *("domain", "columns", "units", "box_ranges", "missing"),
 }
 # where the data are: free as long as they are the same data
 PLACES = {

@@ -61,6 +61,9 @@ def training_rows(training, kind="image", unit="px"):
         *token_rows(training),
         (f"{kind}s by class", classes or None, "{}"),
         ("files that were skipped", training.get("skipped_files"), "{:,}"),
+        ("rows left out, in which something is missing", training.get("missing_rows") or None, "{:,}"),
+        ("domain", domain_in_words(training), "{}"),
+        ("columns", ", ".join(training.get("columns") or []) or None, "{}"),
         ("resolution", training.get("resolution"), f"{{}} {unit}"),
         (f"{kind}s by height x width in {unit}", sizes_in_words(training), "{}"),
         ("optimizer steps", training.get("steps"), "{:,}"),
@@ -85,6 +88,14 @@ def training_rows(training, kind="image", unit="px"):
         ("diffusers", training.get("diffusers"), "{}"),
     ]
     return [(name, form.format(value)) for name, value, form in rows if value is not None]
+
+
+def domain_in_words(training):
+    """Where points lie, in words; None of other data."""
+    domain = training.get("domain")
+    if isinstance(domain, list):
+        return ", ".join(f"{name} of {size}" for name, size in domain)
+    return domain or ("flat" if training.get("columns") else None)
 
 
 def sizes_in_words(training):
@@ -210,6 +221,14 @@ def classes_of(index, network_config, path):
     return num_classes if isinstance(num_classes, int) and num_classes else None, labels
 
 
+def names_of_columns(index, path):
+    """The names of the numbers of a point, [] of other data."""
+    columns = index.get("columns") or []
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise ValueError(f"{path}: columns {quoted(columns)} must be names")
+    return columns
+
+
 def origin_of(training):
     """What the head of a card says of where a model is from."""
     on_hub = training.get("dataset_on_hub") and training.get("dataset")
@@ -321,6 +340,7 @@ def write_card(folder, repo_id=None, name=None):
         num_classes=num_classes,
         conditional=conditional,
         other_conditions=others,
+        columns=names_of_columns(index, path),
         prompts=prompts,
         named_encoder=words.get("text_encoder"),
         by_image=by_image,
