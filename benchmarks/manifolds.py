@@ -260,7 +260,7 @@ def main():
         folder, began = train_run(name, options.data, options.runs), time.monotonic()
         found = {"nats": measure(name, folder, options.data)} | pictures(name, folder, options.data)
         if name == "sidechains":
-            columns = load_bundle(str(folder)).config.columns
+            columns = load_bundle(str(folder)).config.columns.split(",")
             found["kernel_density"] = {kind: kernel_density(options.data, columns, kind) for kind in ("ARG", "LYS")}
         facts = read(folder / "training.json")
         found |= {key: facts[key] for key in ("steps", "train_seconds", "parameters", "final_loss")}

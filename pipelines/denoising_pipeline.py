@@ -90,7 +90,8 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             made, by name, such as downsample:4 (`image_conditions.Measurement`); None for any other.
         sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
         frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
-        columns: names of the numbers that a point has in the data, for a network whose samples are points.
+        columns: names of the numbers that a point has in the data, with commas between them, for a network whose
+            samples are points.
         coordinates: latitude_longitude, where these are the data's form of points of a sphere; None for points as the
             domain has them.
     """
@@ -118,7 +119,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         data_std: float | list[float] | None = None,
         sampling_rate: float | None = None,
         frame_rate: float | None = None,
-        columns: list[str] | None = None,
+        columns: str | None = None,
         coordinates: str | None = None,
     ):
         super().__init__()
@@ -191,8 +192,9 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
     @property
     def of_points(self) -> dict:
         """What `Coordinates` of points are told beside their network."""
-        names = {"columns": "columns", "on_sphere": "coordinates", "mean": "data_mean", "std": "data_std"}
-        told = {argument: self.config[name] for argument, name in names.items()}
+        columns = self.config["columns"]
+        told = {"columns": columns and tuple(columns.split(",")), "on_sphere": self.config["coordinates"]}
+        told |= {"mean": self.config["data_mean"], "std": self.config["data_std"]}
         domain = self.scheduler.config.get("domain")
         return told if domain is None else told | {"domain": domain}
 

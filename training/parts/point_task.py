@@ -128,7 +128,7 @@ class PointTask(PublishedTask):
             id2label=self.id2label,
             data_mean=list(coordinates.mean),
             data_std=list(coordinates.std),
-            columns=list(coordinates.columns),
+            columns=",".join(coordinates.columns),
             coordinates=coordinates.on_sphere,
             **{self.component: network},
         )

@@ -34,7 +34,7 @@ def describe(folder_or_repo, **download):
         sampler: {argument: value} of the scheduler's other arguments that are not the defaults.
         components: {name: {"class", "arguments" that are not the defaults, "parameters", a number}}.
         classes: their names.
-        columns: names of the numbers of a point.
+        columns: names of the numbers of a point, with commas.
         condition_from: what the image that the network sees beside the sample is of the one to be made.
         training: what training.json holds.
         metrics: measurements, as metrics.json holds them.
@@ -138,7 +138,7 @@ def as_text(facts):
     if facts["classes"]:
         rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
     if "columns" in facts:
-        rows.append(("columns", ", ".join(map(str, facts["columns"]))))
+        rows.append(("columns", facts["columns"]))
     if "condition_from" in facts:
         rows.append(("condition_from", facts["condition_from"]))
     rows += training_rows(facts["training"], *(("text", "tokens") if "tokens" in facts else ()))

@@ -221,14 +221,6 @@ def classes_of(index, network_config, path):
     return num_classes if isinstance(num_classes, int) and num_classes else None, labels
 
 
-def names_of_columns(index, path):
-    """The names of the numbers of a point, [] of other data."""
-    columns = index.get("columns") or []
-    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
-        raise ValueError(f"{path}: columns {quoted(columns)} must be names")
-    return columns
-
-
 def origin_of(training):
     """What the head of a card says of where a model is from."""
     on_hub = training.get("dataset_on_hub") and training.get("dataset")
@@ -340,7 +332,7 @@ def write_card(folder, repo_id=None, name=None):
         num_classes=num_classes,
         conditional=conditional,
         other_conditions=others,
-        columns=names_of_columns(index, path),
+        columns=str(index["columns"]).split(",") if index.get("columns") else [],
         prompts=prompts,
         named_encoder=words.get("text_encoder"),
         by_image=by_image,
