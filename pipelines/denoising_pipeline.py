@@ -19,7 +19,7 @@ from .calls import CallMixin
 from .conditions import check_conditions, check_no_tokens, expand, null_conditions, sample_channels
 from .guidance import guided, steered_by_classifier
 from .image_conditions import Measurement, at_size
-from .kinds import SQUARES_ALONE, Kind, divisors_of_sides, kind_of
+from .kinds import SQUARES_ALONE, Kind, check_rate, divisors_of_sides, kind_of
 from .latents import (
     AUTOENCODERS,
     data_axes,
@@ -40,7 +40,7 @@ from .prompts import (
     tokenize,
 )
 from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
-from .units import UNITS, check_channels, check_units, to_data_units, to_unit_scale
+from .units import UNITS, check_units, to_data_units, to_unit_scale
 from .wording import few, quoted
 
 
@@ -53,12 +53,24 @@ class ScoreSDEPipelineOutput(BaseOutput):
     """Output of a pipeline.
 
     images: what it made, whatever the kind: images as a list of PIL images, an array or a tensor, as asked for by
-        output_type; signals as an array or a tensor (B, C, length).
+        output_type; signals and sound as an array or a tensor (B, C, length); videos as a list of lists of PIL images,
+        an array or a tensor. Also as `audios` and `frames`, as diffusers' pipelines of sound and of videos call it.
     nfe: number of network evaluations that every sample took (with guidance, of two samples each).
+    sampling_rate: of sound, in Hz; frame_rate: of videos, in frames a second; None of anything else.
     """
 
-    images: list[Image.Image] | np.ndarray | torch.Tensor
+    images: list[Image.Image] | list[list[Image.Image]] | np.ndarray | torch.Tensor
     nfe: int | None = None
+    sampling_rate: float | None = None
+    frame_rate: float | None = None
+
+    @property
+    def audios(self):
+        return self.images
+
+    @property
+    def frames(self):
+        return self.images
 
 
 class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline):  # type: ignore[misc]  # a bundle has fewer options
@@ -76,6 +88,11 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             fingerprint.
         condition_from: for a network that sees an image beside the sample: what that is of the image which is to be
             made, by name, such as downsample:4 (`image_conditions.Measurement`); None for any other.
+        data_mean, data_std: of the data that a network without an autoencoder was trained on, numbers, or one for each
+            channel: what goes in and comes out is in the data's own units, and the network sees (data - mean) / std.
+            None where these are the same.
+        sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
+        frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->unet->vae"  # type: ignore[assignment]  # declared as None
@@ -104,7 +121,6 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
     ):
         super().__init__()
         check_prompt_settings(prompt_settings or {})
-        check_units(data_mean, data_std, sampling_rate, frame_rate)
         if data_std is not None and vae is not None:
             raise ValueError("data_std is of a model without an autoencoder, whose own config scales its latents")
         if condition_from is not None:
@@ -113,7 +129,15 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError("text_encoder and tokenizer belong together: pass both or neither")
         if (transformer is None) == (unet is None):
             raise ValueError("a ScoreSDEPipeline needs exactly one network: either transformer or unet")
-        check_no_tokens(scheduler, unet if transformer is None else transformer)
+        network = unet if transformer is None else transformer
+        check_no_tokens(scheduler, network)
+        check_units(data_mean, data_std, sample_channels(network.config))
+        rates = {"sampling_rate": sampling_rate, "frame_rate": frame_rate}
+        for name, rate in rates.items():
+            if rate is not None:
+                check_rate(name, rate)
+                vae_config = None if vae is None else vae.config
+                kind_of(network.config, vae_config, **rates, vae_axes=data_axes(plain_component(vae)))
         self.register_modules(
             scheduler=scheduler,
             transformer=transformer,
@@ -125,11 +149,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         # JSON keys are strings
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
         self.register_to_config(prompt_settings=prompt_settings or None)
-        self.register_to_config(condition_from=condition_from)
-        self.register_to_config(
-            data_mean=data_mean, data_std=data_std, sampling_rate=sampling_rate, frame_rate=frame_rate
-        )
-        check_channels(data_std, sample_channels(self.denoiser.config))
+        self.register_to_config(condition_from=condition_from, data_mean=data_mean, data_std=data_std, **rates)
         # an encoder that the settings name, and its tokenizer: used, but not saved
         self._named_encoder: tuple | None = None
         # of one call, on its own view
@@ -152,16 +172,21 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
 
     @property
     def units(self) -> dict:
-        """The units of the data, {name of `units.UNITS`: value or None}."""
+        """{"data_mean", "data_std"} of the data, None where what the network sees are the data themselves."""
         return {name: self.config[name] for name in UNITS}
 
     @property
     def kind(self) -> Kind:
         """The kind of data that it makes, which owns their shape, noise and output: see `kinds.py`."""
-        vae_config = None if self.vae is None else self.vae.config
-        units = {name: self.config[name] for name in ("sampling_rate", "frame_rate", "data_std")}
-        kind = kind_of(self.denoiser.config, vae_config, **units, vae_axes=data_axes(plain_component(self.vae)))
+        vae, vae_config = plain_component(self.vae), None if self.vae is None else self.vae.config
+        data_std = self.config["data_std"]
+        kind = kind_of(self.denoiser.config, vae_config, **self.rates, data_std=data_std, vae_axes=data_axes(vae))
         return kind if self._size is None else replace(kind, size=self._size)
+
+    @property
+    def rates(self) -> dict:
+        """{"sampling_rate", "frame_rate"}: of sound in Hz, of videos in frames a second, None of anything else."""
+        return {name: self.config.get(name) for name in ("sampling_rate", "frame_rate")}
 
     @property
     def image_channels(self) -> int:
@@ -192,11 +217,12 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         self._size = size
 
     def set_size_of(self, images, samples):
-        """`set_size` by images, or by clean samples of what the network generates. What is no image stays as it is."""
+        """`set_size` by images or videos, or by clean samples of what the network generates. Other data stay as they
+        are."""
         given, wanted = (images if samples is None else samples), self.sample_shape(1)
-        if torch.is_tensor(given) and given.ndim == len(wanted) == 4:
+        if torch.is_tensor(given) and given.ndim == len(wanted) and self.kind.name in ("image", "video"):
             factor = 1 if samples is None else spatial_factor(self.vae)
-            self.set_size(*(side * factor for side in given.shape[2:]))
+            self.set_size(*(side * factor for side in given.shape[-2:]))
 
     def prepare_conditions(
         self, class_labels=None, conditions: dict | None = None, batch_size: int | None = None, classifier=None
@@ -503,7 +529,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
                 wanted = " x ".join(str(side * own // given) for side, own, given in sides)
                 found = " x ".join(map(str, images.shape[2:]))
                 remedy = f": resize the {kind.name}s from {found} to {wanted} {kind.unit}"
-                remedy += ", or say their height and width" if kind.name == "image" else ""
+                remedy += ", or say their height and width" if kind.name in ("image", "video") else ""
             raise ValueError(f"the model works on samples of shape {shape}, not {tuple(samples.shape)}{remedy}")
         return samples
 

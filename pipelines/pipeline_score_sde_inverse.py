@@ -22,8 +22,10 @@ from .kinds import kind_of  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
+from .pictures import save_grid  # noqa: F401
 from .prompts import encode  # noqa: F401
 from .protocols import Generators
+from .sounds import save_wav  # noqa: F401
 from .trajectory_pipeline import TrajectoryPipeline
 from .units import UNITS  # noqa: F401
 from .wording import check_choice
@@ -206,7 +208,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         images = self.finish(x, output_type)
         if not return_dict:
             return (images,)
-        return ScoreSDEInversePipelineOutput(images=images, nfe=nfe, residual=residual)
+        return ScoreSDEInversePipelineOutput(images=images, nfe=nfe, **self.rates, residual=residual)
 
     def _of_samples(self, operator, y):
         """The operator on what the network sees, and its measurement, for one of data in units of their own."""

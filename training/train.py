@@ -37,6 +37,7 @@ from score_sde.training.parts.publishing import PublishConfig, PublishedTask
 from score_sde.training.parts.rounds import by_size
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
+from score_sde.training.parts.signal_config import SIGNAL_KINDS
 from score_sde.training.parts.starting import (
     AdaptedClasses,
     StartConfig,
@@ -67,9 +68,14 @@ class TrainConfig(
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     configs = "diffusion"
-    other_kinds = {"text": TextTrainConfig}
+    other_kinds = {"text": TextTrainConfig, **SIGNAL_KINDS}
 
-    data_kind: str = option("image", "image, or text, which has other options: --data_kind text --help.", "data", True)
+    data_kind: str = option(
+        "image",
+        "image, text, audio, video or array; others have other options: --data_kind text --help.",
+        "data",
+        common=True,
+    )
     pooled_captions: bool = option(
         False, "Also tell the network the mean of a caption's vectors, beside the time.", "captions"
     )
@@ -267,7 +273,7 @@ class DiffusionTask(PublishedTask):
 
 
 # what is trained, by the kind of data
-TASKS = {"image": DiffusionTask, "text": TextTask}
+TASKS = {"image": DiffusionTask, "text": TextTask, **dict.fromkeys(SIGNAL_KINDS, DiffusionTask)}
 
 
 def main(argv=None):

@@ -1,4 +1,5 @@
-"""The Diffusion Transformer (DiT) of Peebles & Xie 2023, "Scalable Diffusion Models with Transformers".
+"""The Diffusion Transformer (DiT) of Peebles & Xie 2023, "Scalable Diffusion Models with Transformers"; for
+videos also that of Ma et al. 2024, "Latte: Latent Diffusion Transformer for Video Generation".
 
 One self-contained file: it is copied beside the weights when a model is shared, so it imports torch and diffusers only.
 The network knows nothing of noise: it maps (sample, number, label or sequence) to a tensor, and the scheduler gives it
@@ -205,10 +206,14 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
         self.norm_k = nn.RMSNorm(head_size, eps=NORM_EPS) if qk_norm else None
         self.set_processor(DiTAttnProcessor())
 
-    def forward(self, hidden_states, context=None, mask=None, rotary=None):
+    def forward(self, hidden_states, context=None, mask=None, rotary=None, run=None):
         """hidden_states (B, T, D); context (B, S, D) of cross-attention; mask (B, 1, 1, keys), True where a key counts;
-        rotary (cosines, sines), each (T, D / heads)."""
-        return self.processor(self, hidden_states, context, mask, rotary)
+        rotary (cosines, sines), each (T, D / heads). With `run`, tokens attend to the others in their run of so many
+        that follow one another, and rotary is of one of these."""
+        if run is None:
+            return self.processor(self, hidden_states, context, mask, rotary)
+        attended = self.processor(self, hidden_states.reshape(-1, run, hidden_states.shape[-1]), None, None, rotary)
+        return attended.view_as(hidden_states)
 
 
 def feed_forward(hidden_size, mlp_ratio, swiglu):
@@ -235,18 +240,20 @@ class DiTBlock(nn.Module):
             self.cross_attn = DiTAttention(hidden_size, num_attention_heads, qk_norm, is_cross_attention=True)
         self.ff = feed_forward(hidden_size, mlp_ratio, swiglu)
 
-    def forward(self, hidden_states, modulation, rotary=None, context=None, mask=None):
+    def forward(self, hidden_states, modulation, rotary=None, context=None, mask=None, run=None):
         """hidden_states (B, T, D); modulation (B, 6, D): shift, scale, gate of attention, then of the MLP; for adaLN
-        (B, 4, D), without the gates; rotary, context and its mask as `DiTAttention` takes them."""
+        (B, 4, D), without the gates; rotary, context and its mask, and the run of self-attention, as `DiTAttention`
+        takes them."""
         if modulation.shape[1] == 6:
             shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.unbind(1)
-            attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary)
+            attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary, run=run)
             hidden_states = torch.addcmul(hidden_states, gate_attn.unsqueeze(1), attended)
             hidden_states = self.attend_to(context, mask, hidden_states)
             changed = self.ff(modulate(hidden_states, shift_ff, scale_ff))
             return torch.addcmul(hidden_states, gate_ff.unsqueeze(1), changed)
         shift_attn, scale_attn, shift_ff, scale_ff = modulation.unbind(1)
-        hidden_states = hidden_states + self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary)
+        attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary, run=run)
+        hidden_states = hidden_states + attended
         hidden_states = self.attend_to(context, mask, hidden_states)
         return hidden_states + self.ff(modulate(hidden_states, shift_ff, scale_ff))
 
@@ -256,6 +263,17 @@ class DiTBlock(nn.Module):
             return hidden_states
         normed = F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=NORM_EPS)
         return hidden_states + self.cross_attn(normed, context, mask)
+
+
+class DiTTemporalBlock(DiTBlock):
+    """An adaLN-Zero block in which every token attends to those at its place in the other frames (Ma et al. 2024,
+    variant 1, whose temporal blocks follow the spatial ones)."""
+
+    def forward(self, hidden_states, modulation, rotary, frames):
+        """hidden_states (B, T, D), frame by frame; modulation (B, 6, D); rotary of the frames."""
+        tokens = hidden_states.unflatten(1, (frames, -1)).transpose(1, 2).flatten(1, 2)  # place by place
+        tokens = super().forward(tokens, modulation, rotary, run=frames)
+        return tokens.unflatten(1, (-1, frames)).transpose(1, 2).flatten(1, 2)
 
 
 class DiTTokenBlock(nn.Module):
@@ -355,13 +373,18 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             section 3.4), so that the network of an absorbing process needs no time; its `timestep` is then not read.
         two_times: the network can be told a second time, `timestep_to`: that which a flow map leads to. What it adds is
             zero at first.
+        factorized_attention: of videos, whose first axis are frames: tokens attend to those of their own frame, and in
+            a further block after each to those at their own place in all frames (Latte, Ma et al. 2024, variant 1),
+            instead of all to all. What these blocks add is zero at first, so that a video model can begin as an image
+            model of its frames (`with_frames`). Frames are told apart by rotary positions. Needs conditioning
+            adaln_zero or adaln.
     """
 
     # whose entries are attributes, other than diffusers says
     config: Any
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock", "DiTTokenBlock"]  # type: ignore[assignment]
-    _repeated_blocks = ["DiTBlock", "DiTTokenBlock"]
+    _no_split_modules = ["DiTBlock", "DiTTemporalBlock", "DiTTokenBlock"]  # type: ignore[assignment]
+    _repeated_blocks = ["DiTBlock", "DiTTemporalBlock", "DiTTokenBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "token_embed", "adaln", "norm", "proj_out"]  # type: ignore[assignment]
 
     @register_to_config
@@ -392,6 +415,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         tied_head: bool = False,
         time_conditioning: bool = True,
         two_times: bool = False,
+        factorized_attention: bool = False,
     ):
         super().__init__()
         if two_times and (vocab_size is not None or not time_conditioning):
@@ -442,10 +466,17 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                     f"condition_channels {condition_channels} are a part of in_channels {in_channels}, which must be "
                     f"more: those of the sample, too"
                 )
-        if hidden_size % num_attention_heads or hidden_size % (2 * dimensions):
+        if factorized_attention and dimensions != 3:
+            raise ValueError(
+                f"factorized_attention is of videos, with 3 axes, the frames first: give a sample_size (frames, "
+                f"height, width), not {sample_size}, or leave it out"
+            )
+        # what one table of positions is of
+        axes = 2 if factorized_attention else dimensions
+        if hidden_size % num_attention_heads or hidden_size % (2 * axes):
             raise ValueError(
                 f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads} and of "
-                f"{2 * dimensions}"
+                f"{2 * axes}"
             )
         for name, value, choices in (
             ("conditioning", conditioning, CONDITIONINGS),
@@ -454,12 +485,16 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         ):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
-        if position_embedding == "rotary" and hidden_size // num_attention_heads % (2 * dimensions):
+        turned = 2 * axes if position_embedding == "rotary" else 2 if factorized_attention else 1
+        if hidden_size // num_attention_heads % turned:
             raise ValueError(
-                f"rotary positions need heads of a multiple of {2 * dimensions} channels; "
-                f"hidden_size {hidden_size} with {num_attention_heads} heads has {hidden_size // num_attention_heads}"
+                f"rotary positions{'' if position_embedding == 'rotary' else ' of frames'} need heads of a multiple of "
+                f"{turned} channels; hidden_size {hidden_size} with {num_attention_heads} heads has "
+                f"{hidden_size // num_attention_heads}"
             )
         vectors = CONDITIONINGS[conditioning]
+        if factorized_attention and vectors is None:
+            raise ValueError(f"factorized_attention needs conditioning 'adaln_zero' or 'adaln', not {conditioning!r}")
         if shared_adaln and vectors is None:
             raise ValueError(f"shared_adaln needs conditioning 'adaln_zero' or 'adaln', not {conditioning!r}")
         if num_classes is not None:
@@ -504,7 +539,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         else:
             # the last row is that of the mask
             self.token_embed = nn.Embedding(vocab_size + 1, hidden_size)
-        self.register_buffer("positions", self.position_table(self.trained_grid), persistent=False)
+        own = self.trained_grid[1:] if factorized_attention else self.trained_grid
+        self.register_buffer("positions", self.position_table(own), persistent=False)
+        if factorized_attention:
+            self.register_buffer("frame_positions", self.position_table(self.trained_grid[:1]), persistent=False)
         # of other sizes: {(grid, device, dtype): table}
         self.other_positions: dict[tuple, torch.Tensor] = {}
         self.time_embed = None
@@ -544,6 +582,17 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 for _ in range(num_layers)
             )
             self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        # under the name by which diffusers' caches know such blocks
+        self.temporal_transformer_blocks = self.temporal_adaln = self.temporal_offsets = None
+        if factorized_attention:
+            width = 6 * (1 if shared_adaln else num_layers) * hidden_size
+            self.temporal_adaln = ModulationLinear(hidden_size, width) if told else ConstantModulation(width)
+            if shared_adaln:
+                self.temporal_offsets = nn.Parameter(torch.zeros(num_layers, 6, hidden_size))
+            self.temporal_transformer_blocks = nn.ModuleList(
+                DiTTemporalBlock(hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu)
+                for _ in range(num_layers)
+            )
         outputs = math.prod(self.patch) * derived_channels if vocab_size is None else vocab_size
         self.proj_out = Linear(hidden_size, hidden_size if tied_head else outputs)
         self.gradient_checkpointing = False
@@ -595,7 +644,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
+        for block in (*self.blocks, *(self.temporal_transformer_blocks or ())):
             for projection in (block.attn.to_q, block.attn.to_k, block.attn.to_v):
                 # the original initialises one fused (3 D, D) matrix, whose Xavier bound is smaller by sqrt(2)
                 nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
@@ -608,6 +657,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         zeroed = [self.proj_out] if self.time_to_embed is None else [self.proj_out, self.time_to_embed[2]]
         if self.adaln is not None:
             zeroed += [self.adaln, *(block.cross_attn.to_out[0] for block in self.blocks if block.cross_attn)]
+        if self.temporal_adaln is not None:
+            zeroed.append(self.temporal_adaln)
         for layer in zeroed:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
@@ -615,9 +666,26 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
     def with_two_times(self):
         """A copy of the model that can be told a second time, two_times, and at first gives the same output whatever
         that is. Raises ValueError for a model that cannot."""
-        model = type(self)(**self.config | {"two_times": True}).to(self.device)
-        model.time_to_embed.to(self.dtype)
+        return self.with_further(two_times=True)
+
+    def with_frames(self, num_frames: int):
+        """A copy of a model of images as one of videos of so many frames, (B, C, num_frames, height, width), with
+        factorized_attention, that at first gives for each frame what the model gives for it as an image. Raises
+        ValueError for a model that cannot."""
+        if len(self.patch) != 2:
+            raise ValueError(
+                f"with_frames makes a model of videos of one of images; this one's samples have {len(self.patch)} axes"
+            )
+        size = per_axis(self.config.sample_size, 2, "sample_size")
+        return self.with_further(
+            sample_size=(num_frames, *size), patch_size=(1, *self.patch), factorized_attention=True
+        )
+
+    def with_further(self, **config):
+        """A copy of the model with these further arguments, whose own weights are the same."""
+        model = type(self)(**self.config | config)
         own = {name: value.clone() for name, value in self.state_dict().items()}
+        model.to(self.device, self.dtype)
         # each weight in its own dtype
         model.load_state_dict({**model.state_dict(), **own}, assign=True)
         return model.train(self.training)
