@@ -19,7 +19,7 @@ from .calls import CallMixin
 from .conditions import check_conditions, check_no_tokens, expand, null_conditions, sample_channels
 from .guidance import guided, steered_by_classifier
 from .image_conditions import Measurement, at_size
-from .kinds import SQUARES_ALONE, Kind, Points, divisors_of_sides, kind_of
+from .kinds import SQUARES_ALONE, Kind, Points, check_rate, divisors_of_sides, kind_of
 from .latents import (
     AUTOENCODERS,
     data_axes,
@@ -40,7 +40,7 @@ from .prompts import (
     tokenize,
 )
 from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
-from .units import UNITS, check_channels, check_units, to_data_units, to_unit_scale
+from .units import UNITS, check_units, to_data_units, to_unit_scale
 from .wording import few, quoted
 
 
@@ -88,6 +88,9 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             fingerprint.
         condition_from: for a network that sees an image beside the sample: what that is of the image which is to be
             made, by name, such as downsample:4 (`image_conditions.Measurement`); None for any other.
+        data_mean, data_std: of the data that a network without an autoencoder was trained on, numbers, or one for each
+            channel: what goes in and comes out is in the data's own units, and the network sees (data - mean) / std.
+            None where these are the same.
         sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
         frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
         columns: names of the numbers that a point has in the data, with commas between them, for a network whose
@@ -124,7 +127,6 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
     ):
         super().__init__()
         check_prompt_settings(prompt_settings or {})
-        check_units(data_mean, data_std, sampling_rate, frame_rate)
         if data_std is not None and vae is not None:
             raise ValueError("data_std is of a model without an autoencoder, whose own config scales its latents")
         if condition_from is not None:
@@ -135,10 +137,13 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError("a ScoreSDEPipeline needs exactly one network: either transformer or unet")
         network = unet if transformer is None else transformer
         check_no_tokens(scheduler, network)
+        check_units(data_mean, data_std, sample_channels(network.config))
         rates = {"sampling_rate": sampling_rate, "frame_rate": frame_rate}
-        if any(rates.values()):
-            vae_config = None if vae is None else vae.config
-            kind_of(network.config, vae_config, **rates, vae_axes=data_axes(plain_component(vae)))
+        for name, rate in rates.items():
+            if rate is not None:
+                check_rate(name, rate)
+                vae_config = None if vae is None else vae.config
+                kind_of(network.config, vae_config, **rates, vae_axes=data_axes(plain_component(vae)))
         self.register_modules(
             scheduler=scheduler,
             transformer=transformer,
@@ -151,7 +156,6 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
         self.register_to_config(prompt_settings=prompt_settings or None)
         self.register_to_config(condition_from=condition_from, data_mean=data_mean, data_std=data_std, **rates)
-        check_channels(data_std, sample_channels(self.denoiser.config))
         self.register_to_config(columns=columns, coordinates=coordinates)
         # an encoder that the settings name, and its tokenizer: used, but not saved
         self._named_encoder: tuple | None = None
@@ -177,16 +181,15 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
 
     @property
     def units(self) -> dict:
-        """The units of the data, {name of `units.UNITS`: value or None}."""
+        """{"data_mean", "data_std"} of the data, None where what the network sees are the data themselves."""
         return {name: self.config[name] for name in UNITS}
 
     @property
     def kind(self) -> Kind:
         """The kind of data that it makes, which owns their shape, noise and output: see `kinds.py`."""
-        vae_config = None if self.vae is None else self.vae.config
-        units = {name: self.config[name] for name in ("sampling_rate", "frame_rate", "data_std")}
-        axes = data_axes(plain_component(self.vae))
-        kind = kind_of(self.denoiser.config, vae_config, **units, vae_axes=axes, coordinates=self.of_points)
+        vae, vae_config = plain_component(self.vae), None if self.vae is None else self.vae.config
+        told = self.rates | {"data_std": self.config["data_std"], "coordinates": self.of_points}
+        kind = kind_of(self.denoiser.config, vae_config, **told, vae_axes=data_axes(vae))
         return kind if self._size is None else replace(kind, size=self._size)
 
     @property

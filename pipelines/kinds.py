@@ -4,6 +4,7 @@ A network's axes and the rates of a pipeline say which: one axis, `Signal`, or w
 length 1 `Points`; two, `Image`; three, `Kind`, or with a frame_rate `Video`.
 """
 
+import math
 import os
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -50,8 +51,8 @@ def kind_of(
         network_config, vae_config: their configs, as diffusers has them or as in config.json.
         sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
         frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
-        data_std: of data in units of their own, see `units.py`.
-        vae_axes: how many axes the autoencoder's data have: see `latents.Autoencoder`.
+        data_std: of data that are in units of their own, see `units.py`; None for images, in [-1, 1].
+        vae_axes: how many axes the autoencoder's data have, see `latents.Autoencoder`.
         coordinates: {argument of `Coordinates`: value}, of a network whose samples are points; None for what it says of
             its domain alone.
 
@@ -85,8 +86,14 @@ def kind_of(
     if size == (1,):
         own = {"domain": network_config.get("domain"), "channels": channels}
         return Points(*told, Coordinates(**own | (coordinates or {})))
-    # what has units of its own is no image in [-1, 1]
     return {1: Signal, 2: Image if data_std is None else Kind}.get(axes, Kind)(*told)
+
+
+def check_rate(name, rate):
+    """Raise ValueError for a rate that is no positive, finite number."""
+    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if not number or not 0 < rate < math.inf:
+        raise ValueError(f"{name} {rate!r} must be a positive number, of Hz or of frames a second")
 
 
 # networks of diffusers whose forward takes any number of tokens for that of a square

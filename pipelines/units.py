@@ -1,5 +1,5 @@
 """The units of data: statistics by which data in their own units become what a network sees, of mean 0 and standard
-deviation 1, and how fast they follow one another. They travel in a pipeline's config."""
+deviation 1. They travel in a pipeline's config."""
 
 import math
 
@@ -8,12 +8,12 @@ from .wording import quoted
 
 
 # the keys of a pipeline's config that are units
-UNITS = ("data_mean", "data_std", "sampling_rate", "frame_rate")
+UNITS = ("data_mean", "data_std")
 
 
-def check_units(data_mean=None, data_std=None, sampling_rate=None, frame_rate=None):
-    """Raise ValueError for units that data cannot have: means and standard deviations are numbers, or one for each
-    channel, and belong together; rates are positive, of values or frames in a second."""
+def check_units(data_mean, data_std, channels):
+    """Raise ValueError for statistics that data cannot have: means and positive standard deviations, numbers, or one
+    for each of so many channels, belong together."""
     if (data_mean is None) != (data_std is None):
         raise ValueError("data_mean and data_std belong together: pass both or neither")
     for name, values in (("data_mean", data_mean), ("data_std", data_std)):
@@ -22,19 +22,9 @@ def check_units(data_mean=None, data_std=None, sampling_rate=None, frame_rate=No
             if values is not None and not (number and (name == "data_mean" or value > 0)):
                 what = "positive numbers: data are divided by them" if name == "data_std" else "finite numbers"
                 raise ValueError(f"{name} {quoted(values)} must be {what}, one or one for each channel")
-    if data_std is not None and len(_listed(data_mean)) != len(_listed(data_std)):
-        raise ValueError(f"data_mean {quoted(data_mean)} and data_std {quoted(data_std)} must have as many numbers")
-    for name, rate in (("sampling_rate", sampling_rate), ("frame_rate", frame_rate)):
-        number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
-        if rate is not None and not (number and 0 < rate < math.inf):
-            raise ValueError(f"{name} {quoted(rate)} must be a positive number, in 1/s")
-
-
-def check_channels(data_std, channels):
-    """Raise ValueError for standard deviations of another number of channels than a network's."""
-    if data_std is not None and len(_listed(data_std)) not in (1, channels):
-        count = len(_listed(data_std))
-        raise ValueError(f"data_mean and data_std are of {count} channels, the network's samples have {channels}")
+    for name, values in (("data_mean", data_mean), ("data_std", data_std)):
+        if values is not None and len(_listed(values)) not in (1, channels):
+            raise ValueError(f"{name} is of {len(_listed(values))} channels, the network's samples have {channels}")
 
 
 def _listed(values):
@@ -56,7 +46,7 @@ def log_scale(shape, units):
     if units["data_std"] is None:
         return 0.0
     scales = _listed(units["data_std"])
-    return sum(math.log(scale) for scale in scales) / len(scales) * math.prod(shape)
+    return sum(map(math.log, scales)) / len(scales) * math.prod(shape)
 
 
 def _statistics(units):

@@ -38,6 +38,7 @@ from score_sde.training.parts.publishing import PublishConfig, PublishedTask
 from score_sde.training.parts.rounds import by_size
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
+from score_sde.training.parts.signal_config import SIGNAL_KINDS
 from score_sde.training.parts.starting import (
     AdaptedClasses,
     StartConfig,
@@ -68,10 +69,13 @@ class TrainConfig(
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     configs = "diffusion"
-    other_kinds = {"text": TextTrainConfig, "points": PointTrainConfig}
+    other_kinds = {"text": TextTrainConfig, "points": PointTrainConfig, **SIGNAL_KINDS}
 
     data_kind: str = option(
-        "image", "image; or text or points, which have other options: --data_kind text --help.", "data", True
+        "image",
+        "image, text, audio, video, array or points; others have other options: --data_kind text --help.",
+        "data",
+        common=True,
     )
     pooled_captions: bool = option(
         False, "Also tell the network the mean of a caption's vectors, beside the time.", "captions"
@@ -271,6 +275,7 @@ class DiffusionTask(PublishedTask):
 
 # what is trained, by the kind of data
 TASKS = {"image": DiffusionTask, "text": TextTask, "points": PointTask}
+TASKS |= dict.fromkeys(SIGNAL_KINDS, DiffusionTask)
 
 
 def main(argv=None):

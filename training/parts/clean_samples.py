@@ -26,6 +26,11 @@ class CleanSamples:
         self.random_flip = random_flip
 
     @property
+    def discretized(self):
+        """Whether samples are whole numbers 0 to 255, as those of images are."""
+        return self.vae is None
+
+    @property
     def told(self):
         """The keywords of a network's forward that are conditions."""
         found = [] if self.num_classes is None else ["class_labels"]

@@ -259,7 +259,7 @@ class SoundRows(SignalRows):
 class VideoRows(SignalRows):
     """Videos (channels, frames, height, width), in [-1, 1].
 
-    Attributes: `frame_rate`, in 1/s, None where the files don't say.
+    Attributes: `frame_rate`, in 1/s.
     """
 
     files = VIDEOS
@@ -271,8 +271,8 @@ class VideoRows(SignalRows):
             try:
                 frames, rate = self.frames_of(value)
                 rates.setdefault(rate and round(rate, 3), number)
-                if config.frame_rate and rate is None:
-                    raise ValueError("it doesn't say how many frames it has in a second: leave --frame_rate out")
+                if rate is None and config.frame_rate is None:
+                    raise ValueError("it doesn't say how many frames it has in a second: pass --frame_rate")
                 count = len(self.at_rate(frames, rate))
                 if count < config.frames and config.short_clips == "leave_out":
                     short.append(number)

@@ -31,8 +31,8 @@ def read_wave(file):
 
 
 def read_sound(file):
-    """(samples (channels, length), float32 in [-1, 1], sampling rate in Hz) of an open file: WAV of whole numbers by the
-    standard library, and what else soundfile reads, where it is installed.
+    """(samples (channels, length), float32 in [-1, 1], sampling rate in Hz) of an open file: WAV of whole numbers by
+    the standard library, and what else soundfile reads, where it is installed.
 
     Raises ValueError for what cannot be read.
     """
