@@ -159,6 +159,24 @@ def test_a_fresh_network_has_the_likelihood_of_uniform_angles(rows, tmp_path):
     assert "angles in radians" in metric["explanation"]
 
 
+def test_a_fresh_flat_network_has_the_likelihood_of_a_normal_distribution(rows, tmp_path):
+    """A v_prediction of 0 is exact for data of mean 0 and standard deviation 1, which standardised columns are taken
+    for: in their own units, a normal distribution of the training data's mean and standard deviation."""
+    options = ["--learning_rate", "1e-9", "--ema_decay", 0, "--output_dir", tmp_path, "--max_train_steps", 1]
+    run(train.main, *arguments_of(rows, "flat", *options))
+    run(evaluate.main, "--pipeline", tmp_path / "pipeline", "--tolerance", 1e-6)
+    [metric] = json.loads((tmp_path / "pipeline" / "metrics.json").read_text())
+    train_, test = (
+        datasets.load_dataset("parquet", data_files=str(rows / f"{split}.parquet"), split="train").to_pandas()
+        for split in ("train", "test")
+    )
+    nats = 0.0
+    for name in ("x", "share"):
+        mean, std = train_[name].mean(), train_[name].std(ddof=0)
+        nats += (((test[name] - mean) / std) ** 2 / 2 + np.log(std * math.sqrt(2 * math.pi))).mean()
+    assert metric["value"] == pytest.approx(nats, abs=5e-3) and metric["n"] == 20
+
+
 # --- what is read -------------------------------------------------------------------------------------------------
 
 
