@@ -16,11 +16,19 @@ from PIL import Image
 from .adapters import AdapterMixin
 from .bundling import BundleMixin, plain_component
 from .calls import CallMixin
-from .conditions import check_conditions, check_no_tokens, expand, null_conditions
+from .conditions import check_conditions, check_no_tokens, expand, null_conditions, sample_channels
 from .guidance import guided, steered_by_classifier
 from .image_conditions import Measurement, at_size
 from .kinds import SQUARES_ALONE, Kind, check_rate, divisors_of_sides, kind_of
-from .latents import AUTOENCODERS, denormalize_latents, encode_moments, normalize_latents, spatial_factor
+from .latents import (
+    AUTOENCODERS,
+    data_axes,
+    decode_latents,
+    denormalize_latents,
+    encode_moments,
+    normalize_latents,
+    spatial_factor,
+)
 from .prompts import (
     PROMPT_SETTINGS,
     check_prompt_settings,
@@ -32,6 +40,7 @@ from .prompts import (
     tokenize,
 )
 from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
+from .units import UNITS, check_units, to_data_units, to_unit_scale
 from .wording import few, quoted
 
 
@@ -79,6 +88,9 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             fingerprint.
         condition_from: for a network that sees an image beside the sample: what that is of the image which is to be
             made, by name, such as downsample:4 (`image_conditions.Measurement`); None for any other.
+        data_mean, data_std: of the data that a network without an autoencoder was trained on, numbers, or one for each
+            channel: what goes in and comes out is in the data's own units, and the network sees (data - mean) / std.
+            None where these are the same.
         sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
         frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
     """
@@ -102,11 +114,15 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         tokenizer=None,
         prompt_settings: dict | None = None,
         condition_from: str | None = None,
+        data_mean: float | list[float] | None = None,
+        data_std: float | list[float] | None = None,
         sampling_rate: float | None = None,
         frame_rate: float | None = None,
     ):
         super().__init__()
         check_prompt_settings(prompt_settings or {})
+        if data_std is not None and vae is not None:
+            raise ValueError("data_std is of a model without an autoencoder, whose own config scales its latents")
         if condition_from is not None:
             Measurement(condition_from)
         if (text_encoder is None) != (tokenizer is None):
@@ -115,11 +131,13 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError("a ScoreSDEPipeline needs exactly one network: either transformer or unet")
         network = unet if transformer is None else transformer
         check_no_tokens(scheduler, network)
+        check_units(data_mean, data_std, sample_channels(network.config))
         rates = {"sampling_rate": sampling_rate, "frame_rate": frame_rate}
         for name, rate in rates.items():
             if rate is not None:
                 check_rate(name, rate)
-                kind_of(network.config, None if vae is None else vae.config, **rates)
+                vae_config = None if vae is None else vae.config
+                kind_of(network.config, vae_config, **rates, vae_axes=data_axes(plain_component(vae)))
         self.register_modules(
             scheduler=scheduler,
             transformer=transformer,
@@ -131,7 +149,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         # JSON keys are strings
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
         self.register_to_config(prompt_settings=prompt_settings or None)
-        self.register_to_config(condition_from=condition_from, **rates)
+        self.register_to_config(condition_from=condition_from, data_mean=data_mean, data_std=data_std, **rates)
         # an encoder that the settings name, and its tokenizer: used, but not saved
         self._named_encoder: tuple | None = None
         # of one call, on its own view
@@ -153,9 +171,16 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         return network
 
     @property
+    def units(self) -> dict:
+        """{"data_mean", "data_std"} of the data, None where what the network sees are the data themselves."""
+        return {name: self.config[name] for name in UNITS}
+
+    @property
     def kind(self) -> Kind:
         """The kind of data that it makes, which owns their shape, noise and output: see `kinds.py`."""
-        kind = kind_of(self.denoiser.config, None if self.vae is None else self.vae.config, **self.rates)
+        vae, vae_config = plain_component(self.vae), None if self.vae is None else self.vae.config
+        data_std = self.config["data_std"]
+        kind = kind_of(self.denoiser.config, vae_config, **self.rates, data_std=data_std, vae_axes=data_axes(vae))
         return kind if self._size is None else replace(kind, size=self._size)
 
     @property
@@ -166,7 +191,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
     @property
     def image_channels(self) -> int:
         """Number of channels of the images that the pipeline makes and takes."""
-        return self.kind.channels if self.vae is None else self.vae.config.in_channels
+        return self.kind.data_channels
 
     def sample_shape(self, batch_size: int) -> tuple[int, ...]:
         """Shape of what the network generates: (batch, channels, height, width), of signals (batch, channels,
@@ -460,12 +485,12 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a
         model of pixels the same. An autoencoder decodes `PIXELS_AT_ONCE`, and at least one image."""
         if self.vae is None:
-            return latents.float()
+            return to_data_units(latents.float(), self.units)
         vae, at_once = plain_component(self.vae), 1
-        if type(vae).__name__ in AUTOENCODERS:
+        if type(vae).__name__ in AUTOENCODERS and data_axes(vae) == 2:
             at_once = max(1, PIXELS_AT_ONCE // (math.prod(latents.shape[2:]) * spatial_factor(vae) ** 2))
         parts = denormalize_latents(latents, self.vae.config).to(self.vae.dtype).split(at_once)
-        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
+        return torch.cat([decode_latents(self.vae, part).float() for part in parts])
 
     def to_latents(self, images: torch.Tensor) -> torch.Tensor:
         """What the network works on for images (B, channels, height, width) in [-1, 1], the inverse of `decode`: the
@@ -482,8 +507,8 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         if self.vae is not None:
             parts = images.to(self.vae.dtype).split(max(1, PIXELS_AT_ONCE // math.prod(images.shape[2:])))
             moments = torch.cat([encode_moments(self.vae, part)[0] for part in parts])
-            images = normalize_latents(moments, self.vae.config)
-        return images.float()
+            return normalize_latents(moments, self.vae.config).float()
+        return to_unit_scale(images.float(), self.units)
 
     def prepare_image(self, image) -> torch.Tensor:
         """What `__call__` takes as `image`, as data (B, channels, ...) in the units of `decode`: see the kind of data.

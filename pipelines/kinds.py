@@ -18,6 +18,7 @@ from PIL import Image as PIL_Image
 
 from .conditions import sample_channels
 from .images import to_mode
+from .latents import data_channels as channels_of_data
 from .pictures import contact_sheet, curves, enlarged, save_grid, save_moving_grid, tiled
 from .sounds import save_wav, spectrogram
 
@@ -33,16 +34,18 @@ def axes_of(network_config):
     return next((len(each) for each in several if each is not None), network_config.get("dimensions") or 2)
 
 
-def kind_of(network_config, vae_config=None, sampling_rate=None, frame_rate=None):
+def kind_of(network_config, vae_config=None, sampling_rate=None, frame_rate=None, data_std=None, vae_axes=2):
     """The kind of data that a network generates, with an autoencoder or without.
 
     Args:
         network_config, vae_config: their configs, as diffusers has them or as in config.json.
         sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
         frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
+        data_std: of data that are in units of their own, see `units.py`; None for images, in [-1, 1].
+        vae_axes: how many axes the autoencoder's data have, see `latents.Autoencoder`.
 
-    Raises ValueError for a network without sample_size, an autoencoder, which is one of images, where the network
-    generates something else, and a rate of what the network doesn't generate.
+    Raises ValueError for a network without sample_size, an autoencoder of data of other axes than the network's, and a
+    rate of what the network doesn't generate.
     """
     sample_size = network_config.get("sample_size")
     if sample_size is None:
@@ -52,20 +55,23 @@ def kind_of(network_config, vae_config=None, sampling_rate=None, frame_rate=None
         )
     axes = axes_of(network_config)
     size = (sample_size,) * axes if isinstance(sample_size, int) else tuple(sample_size)
-    if vae_config is not None and axes != 2:
-        raise ValueError(f"an autoencoder of images does not fit a network whose samples have {axes} axes, not 2")
+    if vae_config is not None and axes != vae_axes:
+        what = {1: "sound", 2: "images", 3: "videos"}[vae_axes]
+        raise ValueError(
+            f"an autoencoder of {what} does not fit a network whose samples have {axes} axes, not {vae_axes}"
+        )
     for name, rate, needed in (("sampling_rate", sampling_rate, 1), ("frame_rate", frame_rate, 3)):
         if rate is not None and axes != needed:
             raise ValueError(
                 f"{name} {rate} is of samples with {needed} axes; this network's have {axes}: leave it out"
             )
     channels = sample_channels(network_config)
-    told = channels, size, channels if vae_config is None else vae_config.get("in_channels")
+    told = channels, size, channels if vae_config is None else channels_of_data(vae_config)
     if sampling_rate is not None:
         return Sound(*told, sampling_rate)
     if frame_rate is not None:
         return Video(*told, frame_rate)
-    return {1: Signal, 2: Image}.get(axes, Kind)(*told)
+    return {1: Signal, 2: Image if data_std is None else Kind}.get(axes, Kind)(*told)
 
 
 def check_rate(name, rate):

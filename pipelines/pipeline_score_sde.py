@@ -25,6 +25,7 @@ from .prompts import encode  # noqa: F401
 from .protocols import Generators
 from .sounds import save_wav  # noqa: F401
 from .trajectory_pipeline import TrajectoryPipeline
+from .units import UNITS  # noqa: F401
 from .wording import quoted  # noqa: F401
 from .writing import whole_file  # noqa: F401
 

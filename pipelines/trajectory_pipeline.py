@@ -4,6 +4,7 @@ to noise, for encodings and likelihoods."""
 import inspect
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,7 @@ from .adaptive import probability_flow, reverse_sde
 from .denoising_pipeline import DenoisingPipeline
 from .likelihood import Likelihood, log_likelihood
 from .protocols import Denoiser, GuidedNetwork
+from .units import log_scale
 from .wording import check_choice
 
 
@@ -191,8 +193,9 @@ class TrajectoryPipeline(DenoisingPipeline):
 
         For a model of pixels it is the density of the images in [-1, 1]; `.bits_per_dim()` of the result is that of the
         whole numbers 0 to 255 which `dequantize` made them from. For a latent model it is the density of the normalised
-        latents, the likelihood of the images being unknown. Both are at the scheduler's t_min: choose it as small as
-        the network was trained.
+        latents, the likelihood of the images being unknown. For a model with a `data_std`, of data in their own units
+        it is the density in these, and of `samples` that of what the network sees. All are at the scheduler's t_min:
+        choose it as small as the network was trained.
 
         Args:
             images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`, of any size that the
@@ -210,7 +213,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         call, samples = self._for_one_call(), self._renamed(samples, latents)
         scheduler = call.scheduler
         with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol, conditions) as (x, denoise):
-            return log_likelihood(
+            found = log_likelihood(
                 scheduler.path,
                 denoise,
                 x,
@@ -224,6 +227,9 @@ class TrajectoryPipeline(DenoisingPipeline):
                 generator,
                 steps,
             )
+        # the same distribution, in other units
+        change = log_scale(x.shape[1:], call.units) if samples is None else 0.0
+        return replace(found, log_prob=found.log_prob - change)
 
     def prepare_trajectories(
         self, num_samples, class_labels=None, guidance_scale=1.0, generator=None, noise=None, conditions=None

@@ -43,6 +43,7 @@ FIXED = {
     *("init_from", "init_revision", "freeze", "lora_rank", "lora_alpha", "lora_targets"),
     *("max_caption_tokens", "caption_layers", "pooled_captions", "condition_from", "condition_channels"),
     *("data_kind", "length", "packing", "long_texts", "process", "noise", "loss"),
+    *("audio_channels", "sampling_rate", "frames", "frame_rate", "channel_axis", "short_clips", "normalize_data"),
 }
 # where the data are: free as long as they are the same data
 PLACES = {
@@ -50,6 +51,7 @@ PLACES = {
     "condition_column",
     *("latents", "vae", "text_encoder", "pipeline"),
     *("text_column", "label_bins", "tokenizer", "vocab_size"),
+    *("audio_column", "video_column", "array_column", "columns"),
 }
 # free to change, but it is said
 SAID = {
