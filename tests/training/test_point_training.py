@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from runs import equal, run
-from score_sde import ScoreSDEPipeline, load_bundle
+from score_sde import ScoreSDEPipeline, cli, load_bundle
 from score_sde.training import evaluate, train
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.point_data import PointData
@@ -260,3 +260,24 @@ def test_rows_that_lack_something_are_dropped_where_asked_for(broken, capsys):
 )
 def test_options_that_mean_nothing_on_a_domain_are_refused(rows, options, message, capsys):
     assert re.search(message, problem(rows, "torus", capsys, *options))
+
+
+def commanded(*argv):
+    with pytest.raises(SystemExit) as exit:
+        cli.main([str(each) for each in argv])
+    assert not exit.value.code
+
+
+def test_the_command_line_draws_a_table_and_says_what_a_pipeline_is_of(rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["score-sde"])
+    run(train.main, *arguments_of(rows, "flat", "--label_column", "kind", "--output_dir", tmp_path))
+    folder, table = tmp_path / "pipeline", tmp_path / "points.csv"
+    commanded("sample", folder, "--classes", "a", "c", "--num_images", 5, "--steps", 2, "--output", table)
+    assert "5 points" in capsys.readouterr().out
+    header, *lines = table.read_text().splitlines()
+    assert header == "x,share,class" and [line.split(",")[2] for line in lines] == ["a", "c", "a", "c", "a"]
+    assert all(np.isfinite(float(each)) for line in lines for each in line.split(",")[:2])
+    commanded("info", folder)
+    described = capsys.readouterr().out
+    assert re.search(r"columns +x,share", described) and re.search(r"domain +flat", described)
+    commanded("verify", folder)
