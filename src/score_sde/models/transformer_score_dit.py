@@ -206,13 +206,13 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
         self.norm_k = nn.RMSNorm(head_size, eps=NORM_EPS) if qk_norm else None
         self.set_processor(DiTAttnProcessor())
 
-    def forward(self, hidden_states, context=None, mask=None, rotary=None, run=None):
+    def forward(self, hidden_states, context=None, mask=None, rotary=None, span=None):
         """hidden_states (B, T, D); context (B, S, D) of cross-attention; mask (B, 1, 1, keys), True where a key counts;
-        rotary (cosines, sines), each (T, D / heads). With `run`, tokens attend to the others in their run of so many
-        that follow one another, and rotary is of one of these."""
-        if run is None:
+        rotary (cosines, sines), each (T, D / heads). With a `span`, tokens attend to each other within spans of so
+        many that follow one another, and rotary is of one of these."""
+        if span is None:
             return self.processor(self, hidden_states, context, mask, rotary)
-        attended = self.processor(self, hidden_states.reshape(-1, run, hidden_states.shape[-1]), None, None, rotary)
+        attended = self.processor(self, hidden_states.reshape(-1, span, hidden_states.shape[-1]), None, None, rotary)
         return attended.view_as(hidden_states)
 
 
@@ -240,19 +240,19 @@ class DiTBlock(nn.Module):
             self.cross_attn = DiTAttention(hidden_size, num_attention_heads, qk_norm, is_cross_attention=True)
         self.ff = feed_forward(hidden_size, mlp_ratio, swiglu)
 
-    def forward(self, hidden_states, modulation, rotary=None, context=None, mask=None, run=None):
+    def forward(self, hidden_states, modulation, rotary=None, context=None, mask=None, span=None):
         """hidden_states (B, T, D); modulation (B, 6, D): shift, scale, gate of attention, then of the MLP; for adaLN
-        (B, 4, D), without the gates; rotary, context and its mask, and the run of self-attention, as `DiTAttention`
+        (B, 4, D), without the gates; rotary, context and its mask, and the span of self-attention, as `DiTAttention`
         takes them."""
         if modulation.shape[1] == 6:
             shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.unbind(1)
-            attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary, run=run)
+            attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary, span=span)
             hidden_states = torch.addcmul(hidden_states, gate_attn.unsqueeze(1), attended)
             hidden_states = self.attend_to(context, mask, hidden_states)
             changed = self.ff(modulate(hidden_states, shift_ff, scale_ff))
             return torch.addcmul(hidden_states, gate_ff.unsqueeze(1), changed)
         shift_attn, scale_attn, shift_ff, scale_ff = modulation.unbind(1)
-        attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary, run=run)
+        attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary, span=span)
         hidden_states = hidden_states + attended
         hidden_states = self.attend_to(context, mask, hidden_states)
         return hidden_states + self.ff(modulate(hidden_states, shift_ff, scale_ff))
@@ -272,7 +272,7 @@ class DiTTemporalBlock(DiTBlock):
     def forward(self, hidden_states, modulation, rotary, frames):
         """hidden_states (B, T, D), frame by frame; modulation (B, 6, D); rotary of the frames."""
         tokens = hidden_states.unflatten(1, (frames, -1)).transpose(1, 2).flatten(1, 2)  # place by place
-        tokens = super().forward(tokens, modulation, rotary, run=frames)
+        tokens = super().forward(tokens, modulation, rotary, span=frames)
         return tokens.unflatten(1, (-1, frames)).transpose(1, 2).flatten(1, 2)
 
 
@@ -539,7 +539,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         else:
             # the last row is that of the mask
             self.token_embed = nn.Embedding(vocab_size + 1, hidden_size)
-        own = self.trained_grid[1:] if factorized_attention else self.trained_grid
+        own = self.grid_of_attention(self.trained_grid)
         self.register_buffer("positions", self.position_table(own), persistent=False)
         if factorized_attention:
             self.register_buffer("frame_positions", self.position_table(self.trained_grid[:1]), persistent=False)
@@ -673,28 +673,26 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         factorized_attention, that at first gives for each frame what the model gives for it as an image. Raises
         ValueError for a model that cannot."""
         if len(self.patch) != 2:
-            raise ValueError(
-                f"with_frames makes a model of videos of one of images; this one's samples have {len(self.patch)} axes"
-            )
+            raise ValueError(f"with_frames is of a model of images; this one's samples have {len(self.patch)} axes")
         size = per_axis(self.config.sample_size, 2, "sample_size")
         return self.with_further(
             sample_size=(num_frames, *size), patch_size=(1, *self.patch), factorized_attention=True
         )
 
-    def with_further(self, **config):
-        """A copy of the model with these further arguments, whose own weights are the same."""
-        model = type(self)(**self.config | config)
+    def with_further(self, **arguments):
+        """A copy of the model with these arguments, too, whose weights are the same, each in its own dtype, beside
+        those that come with them."""
+        model = type(self)(**self.config | arguments).to(self.device)
         own = {name: value.clone() for name, value in self.state_dict().items()}
-        model.to(self.device, self.dtype)
-        # each weight in its own dtype
-        model.load_state_dict({**model.state_dict(), **own}, assign=True)
+        others = {name: value.to(self.dtype) for name, value in model.state_dict().items() if name not in own}
+        model.load_state_dict(own | others, assign=True)
         return model.train(self.training)
 
     def enable_cache(self, config):
         """As diffusers' `CacheMixin.enable_cache`, whose hooks are told of our blocks here."""
         from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 
-        for block_class in (DiTBlock, DiTTokenBlock):
+        for block_class in (DiTBlock, DiTTemporalBlock, DiTTokenBlock):
             TransformerBlockRegistry.register(block_class, TransformerBlockMetadata(return_hidden_states_index=0))
         super().enable_cache(config)
 
@@ -779,7 +777,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         if self.patch_embed is not None:
             tokens = self.patch_embed(self.patchify(hidden_states))  # (B, T, D)
         if self.config.position_embedding == "sincos":
-            tokens = tokens + self.embed_positions(grid).to(tokens.dtype)
+            positions = self.embed_positions(self.grid_of_attention(grid)).to(tokens.dtype)
+            if self.config.factorized_attention:
+                positions = positions.repeat(grid[0], 1)
+            tokens = tokens + positions
         if self.adaln is not None:
             mask = None if encoder_attention_mask is None else encoder_attention_mask[:, None, None]
             conditioning = time if label is None else label if time is None else time + label
@@ -805,11 +806,21 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         vectors = CONDITIONINGS[self.config.conditioning]
         *of_blocks, of_output = modulation.split([vectors] * (modulation.shape[1] // vectors) + [2], dim=1)
         shift, scale = of_output.unbind(1)
-        rotary = self.rotary_positions(grid)
+        rotary = self.rotary_positions(self.grid_of_attention(grid))
+        frames, span, of_frames = None, None, ()
+        if self.temporal_adaln is not None:
+            frames, span = grid[0], math.prod(grid[1:])
+            modulation = self.temporal_adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
+            of_frames = modulation.split(6, dim=1)
+            rotary_of_frames = tuple(self.embed_positions(grid[:1]))
         for index, block in enumerate(self.blocks):
             shared = self.block_offsets is not None
             own = of_blocks[0] + self.block_offsets[index] if shared else of_blocks[index]
-            tokens = self.run(block, tokens, own, rotary, context, mask)
+            tokens = self.run(block, tokens, own, rotary, context, mask, span)
+            if frames is not None:
+                own = of_frames[0] + self.temporal_offsets[index] if shared else of_frames[index]
+                temporal_block = self.temporal_transformer_blocks[index]
+                tokens = self.run(temporal_block, tokens, own, rotary_of_frames, frames)
         return modulate(tokens, shift, scale)
 
     def run_with_tokens(self, tokens, condition, context, mask, grid):
@@ -877,19 +888,27 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             raise ValueError(f"condition_sample has shape {tuple(condition_sample.shape)}; this model takes {wanted}")
         return torch.cat([hidden_states, condition_sample.to(hidden_states)], dim=1)
 
+    def grid_of_attention(self, grid):
+        """Of a grid of patches that within which the blocks attend: all of it, or a frame."""
+        return grid[1:] if self.config.factorized_attention else grid
+
     def position_table(self, grid, device=None):
-        """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads)."""
-        config = self.config
+        """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads). With
+        factorized_attention the grid is that of a frame, or (frames,), which are rotary."""
+        config, trained = self.config, self.grid_of_attention(self.trained_grid)
+        of_frames = config.factorized_attention and len(grid) == 1
         build, width = sincos_position_embedding, config.hidden_size
-        if config.position_embedding == "rotary":
+        if config.position_embedding == "rotary" or of_frames:
             build, width = rotary_position_embedding, config.hidden_size // config.num_attention_heads
-        return build(grid, self.trained_grid, config.position_scaling, width, device)
+        return build(grid, self.trained_grid[:1] if of_frames else trained, config.position_scaling, width, device)
 
     def embed_positions(self, grid):
         """`position_table` on the model's device and in its dtype, worked out once for every grid; in a compiled model
         as a part of its graph, where it is small."""
-        if grid == self.trained_grid:
+        if grid == self.grid_of_attention(self.trained_grid):
             return self.positions
+        if self.config.factorized_attention and grid == self.trained_grid[:1]:
+            return self.frame_positions
         if torch.compiler.is_compiling():
             # Apple's GPUs have no float64
             device = None if self.positions.device.type == "mps" else self.positions.device
