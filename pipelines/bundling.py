@@ -144,8 +144,7 @@ def installed_components(index, package, given=()):
     installed = {}
     for name, value in index.items():
         is_component = isinstance(value, (list, tuple)) and len(value) == 2 and not name.startswith("_")
-        # other lists are numbers, such as a data_mean
-        if not is_component or not isinstance(value[0], str) or value[0] in LIBRARIES:
+        if not is_component or value[0] is None or value[0] in LIBRARIES:
             continue
         if value[1] not in package.__all__ and name not in given:
             by_class = f"its class, classes=[{shortened(value[1])}], or " if name in NETWORK_ROLES else ""

@@ -130,7 +130,7 @@ def check_components(folder, index, pipeline_class, variant, given, outside=None
     for name, value in index.items():
         if name.startswith("_"):
             continue
-        if name not in ROLES and (name in parts or not isinstance(value, list)):
+        if name not in ROLES and not isinstance(value, list):
             arguments[name] = value
         elif name not in ROLES or name not in parts:
             raise ValueError(f"{path}: {quoted(name)} is no name of a component that a {pipeline_class.__name__} has")
