@@ -48,8 +48,31 @@ def check_config(build, config):
         raise ValueError(
             f"shift_terminal {config['shift_terminal']} is for sde_type 'linear', not for {config['sde_type']!r}"
         )
+    if config["domain"] is not None:
+        _check_domain(config)
     _check_solver(build, config)
     _check_calibration(config["calibration"])
+
+
+# on a domain: the rest has no meaning there, or was not shown to work
+ON_DOMAINS = {
+    "sde_type": ("ve",),
+    "prediction_type": ("score",),
+    "predictor": ("auto", "euler", "heun", "ddim", "euler_maruyama", "reverse_diffusion", "none"),
+    "clip_sample": (False,),
+    "thresholding": (False,),
+    "init_noise": (None,),
+}
+
+
+def _check_domain(config):
+    """Raise ValueError for what has no meaning on a domain."""
+    for name, allowed in ON_DOMAINS.items():
+        if config[name] not in allowed:
+            raise ValueError(
+                f"{name} {config[name]!r} has no meaning on domain {config['domain']!r}; choose one of "
+                f"{', '.join(map(str, allowed))}"
+            )
 
 
 def _check_solver(build, config):

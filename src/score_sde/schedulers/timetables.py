@@ -15,9 +15,15 @@ from .stock_configs import GRIDS, curve
 # --- grids ------------------------------------------------------------------------------------------------------------
 
 
+# auto's on domains, on the grid of timestep_spacing
+ON_DOMAINS = "deis_2"
+
+
 def solver(scheduler, n):
     """The predictor of a trajectory of n steps, as `plan` takes it."""
     predictor = scheduler.config.predictor
+    if predictor == "auto" and scheduler.domain is not None:
+        return ON_DOMAINS
     return _rule(scheduler, n).predictor if predictor == "auto" else predictor
 
 
@@ -28,7 +34,7 @@ def _rule(scheduler, n):
 
 def grid(scheduler, n, t_max, shift=1.0):
     """The times of n steps up to t_max."""
-    if scheduler.config.predictor != "auto":
+    if scheduler.config.predictor != "auto" or scheduler.domain is not None:
         return stock_grid(scheduler, n, t_max, shift)
     rule = _rule(scheduler, n)
     # half as far as the stock grid: good for data that ask for the whole of it, and for data that ask for none
