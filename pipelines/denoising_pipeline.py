@@ -564,6 +564,12 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError("latents holds values that are not finite (nan, infinite)")
         return latents.to(self._execution_device)
 
+    def begin(self, noise: torch.Tensor) -> torch.Tensor:
+        """What sampling begins with for standard normal noise: noise of the prior's standard deviation, on a domain
+        uniform points."""
+        domain = getattr(self.scheduler, "domain", None)
+        return noise * self.scheduler.init_noise_sigma if domain is None else domain.from_normal(noise)
+
     def finish(self, samples: torch.Tensor, output_type: str | None = None):
         """What `__call__` returns as images."""
         images = samples if output_type == "latent" else self.kind.output(self.decode(samples), output_type)

@@ -198,7 +198,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
             told = call.told_of_guidance(guidance_scale, guider, classifier)
             if image is None:
                 scheduler.set_timesteps(num_inference_steps, device=noise.device, **told)
-                latents = noise * scheduler.init_noise_sigma
+                latents = call.begin(noise)
             else:
                 scheduler.set_timesteps(num_inference_steps, device=noise.device, t_start=t_start, **told)
                 latents = scheduler.add_noise(image, noise, scheduler.timesteps[:1])

@@ -72,6 +72,10 @@ class TrajectoryPipeline(DenoisingPipeline):
         """Raise ValueError for what an adaptive solver can't do."""
         check_choice("adaptive_solver", adaptive_solver, ADAPTIVE)
         self.check_own_scheduler("adaptive solvers need")
+        if adaptive_solver == "sde" and self.scheduler.domain is not None:
+            raise ValueError(
+                "adaptive_solver 'sde' walks in flat space: on a domain pass 'ode', or num_inference_steps"
+            )
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
 
@@ -82,10 +86,12 @@ class TrajectoryPipeline(DenoisingPipeline):
         of network evaluations."""
         scheduler, nfe = self.scheduler, 0
         bar, t_max, t_min = self.progress_bar(total=1.0), scheduler.t_max, scheduler.t_min
-        x = noise * scheduler.init_noise_sigma
+        x = self.begin(noise)
         if image is not None:
-            t_max = t_start
-            x = scheduler.path.sample(image, noise, torch.tensor(t_start, dtype=torch.float64))
+            t_max, begun = t_start, torch.tensor(t_start, dtype=torch.float64)
+            x = scheduler.path.sample(image, noise, begun)
+            if scheduler.domain is not None:
+                x = scheduler.domain.perturb(image, scheduler.path.sigma(begun), noise)
 
         def count(model_input, timesteps):
             nonlocal nfe
@@ -100,7 +106,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         if scheduler.config.denoise_final:
             x = denoise(x, t_min)
         bar.close()
-        return x, nfe
+        return (x if scheduler.domain is None else scheduler.domain.wrap(x)), nfe
 
     @staticmethod
     def _with_progress(bar, denoise: Denoiser, begin: float, end: float) -> Denoiser:
@@ -226,6 +232,7 @@ class TrajectoryPipeline(DenoisingPipeline):
                 num_probes,
                 generator,
                 steps,
+                scheduler.domain,
             )
         # the same distribution, in other units
         change = log_scale(x.shape[1:], call.units) if samples is None else 0.0

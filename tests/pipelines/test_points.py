@@ -5,6 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from exact import GaussianImages
 from PIL import Image
 from tiny import seeded
@@ -153,3 +156,46 @@ def test_a_map_is_wide_and_has_longitude_across(tmp_path):
     marked = np.argwhere((picture == SAMPLES).all(2))
     assert abs(marked[:, 0] - (ABOVE + HEIGHT / 2)).max() <= 2
     assert np.ptp(marked[:, 1]) >= 2 * HEIGHT - 4 and marked[:, 1].min() >= LEFT - 2
+
+
+# --- on domains ---------------------------------------------------------------------------------------------------
+
+
+class OnePoint(ModelMixin, ConfigMixin):
+    """The exact network of data that are one point of a domain."""
+
+    @register_to_config
+    def __init__(self, point, prediction_type, sample_size=(1,), in_channels=3):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.scheduler = None
+
+    def forward(self, sample, timestep):
+        sigma = self.scheduler.path.sigma(self.scheduler.path_time(timestep))
+        point = torch.tensor(self.config.point).reshape(1, -1, 1).to(sample).expand_as(sample)
+        score = self.scheduler.domain.score(sample, point, sigma)
+        is_score = self.config.prediction_type == "score"
+        return UNet2DOutput(sample=score if is_score else -sigma.reshape(-1, 1, 1).to(score) * score)
+
+
+@pytest.mark.parametrize("prediction_type", ["score", "epsilon"])
+@pytest.mark.parametrize("domain", ["torus", "box", "sphere", {"torus": 1, "box": 2}])
+def test_the_likelihood_on_a_domain_is_that_of_the_heat_kernel(domain, prediction_type):
+    point = [0.6, 0.0, -0.8]
+    scheduler = ScoreSDEScheduler(sde_type="ve", domain=domain, prediction_type=prediction_type, sigma_min=0.4)
+    network = OnePoint(point, prediction_type)
+    network.scheduler = scheduler
+    pipeline = ScoreSDEPipeline(scheduler, unet=network)
+    pipeline.set_progress_bar_config(disable=True)
+    centre = torch.tensor(point).reshape(1, 3, 1).expand(4, 3, 1)
+    x = scheduler.domain.perturb(centre, torch.full((4,), 0.4), generator=seeded(0))
+    found = pipeline.log_likelihood(samples=x, trace="exact", rtol=1e-5, atol=1e-5).log_prob
+    exact = scheduler.domain.log_kernel(x, centre, scheduler.path.sigma(torch.tensor(scheduler.t_min)))
+    assert (found - exact).abs().max() < 1e-3
+    for steps in (20, None):
+        drawn = pipeline(batch_size=4, num_inference_steps=steps, generator=seeded(1), output_type="latent").images
+        scheduler.domain.check(drawn)
+        # the last step is a noise level long
+        assert (drawn - centre).norm(dim=1).max() < 0.4
+    with pytest.raises(ValueError, match="adaptive_solver 'sde' walks in flat space"):
+        pipeline(num_inference_steps=None, adaptive_solver="sde")

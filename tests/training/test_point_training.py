@@ -23,8 +23,6 @@ from score_sde.training.parts.point_data import PointData
 from score_sde.training.train import TrainConfig
 
 
-pytest.importorskip("score_sde.schedulers.domains")
-
 TINY = "{hidden_size: 16, num_layers: 1, num_attention_heads: 2}"
 TINY_RUN = [
     *("--network_kwargs", TINY, "--batch_size", 8, "--lr_warmup_steps", 0, "--learning_rate", "1e-2"),

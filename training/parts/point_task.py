@@ -180,7 +180,8 @@ class PointTask(PublishedTask):
     def facts(self):
         config, coordinates = self.config, self.data.coordinates
         facts = {"dataset": config.dataset, "dataset_on_hub": table_on_hub(config.dataset), "split": config.split}
-        facts |= {"columns": list(coordinates.columns), "domain": coordinates.domain, "units": config.units}
+        facts |= {"columns": list(coordinates.columns), "domain": self.scheduler.config.get("domain")}
+        facts["units"] = config.units
         return {"data_kind": "points", "conditions": self.conditions} | facts | self.data.dataset.row_facts()
 
     def save(self, pipeline, folder, facts, samples):

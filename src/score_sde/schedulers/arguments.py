@@ -57,7 +57,7 @@ def check_config(build, config):
 # on a domain: the rest has no meaning there, or was not shown to work
 ON_DOMAINS = {
     "sde_type": ("ve",),
-    "prediction_type": ("score",),
+    "prediction_type": ("score", "epsilon"),
     "predictor": ("auto", "euler", "heun", "ddim", "euler_maruyama", "reverse_diffusion", "none"),
     "clip_sample": (False,),
     "thresholding": (False,),
