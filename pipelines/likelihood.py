@@ -21,7 +21,7 @@ class Likelihood:
     probe_error: standard error of each log_prob over the probes, (B,): 0 for an exact trace, nan for a single probe.
     dimensions: D.
     noise: what the samples are encoded as: the ODE's solution at the largest time, in units of the prior's standard
-        deviation, (B, ...).
+        deviation, (B, ...); on a domain the points themselves.
     nfe: number of network evaluations.
     """
 
@@ -61,7 +61,19 @@ def slerp(a, b, share):
 
 
 def log_likelihood(
-    path, denoise, x, t_min, t_max, prior_std, rtol, atol, trace="rademacher", num_probes=1, generator=None, steps=None
+    path,
+    denoise,
+    x,
+    t_min,
+    t_max,
+    prior_std,
+    rtol,
+    atol,
+    trace="rademacher",
+    num_probes=1,
+    generator=None,
+    steps=None,
+    domain=None,
 ):
     """The log-density of samples under the model's probability-flow ODE, as a `Likelihood`.
 
@@ -78,6 +90,7 @@ def log_likelihood(
         generator: source of the probes; with a list of one per sample, they depend on its own seed only.
         rtol, atol: tolerances of the ODE's solution, for x as for the log-density per dimension.
         steps: instead of these, number of RK4 steps of four evaluations each, for a known cost.
+        domain: where samples live; None for flat space. The density is by its volume, and the prior its own.
 
     Raises ValueError for an unknown trace or a number below 1, and FloatingPointError where the network's output is not
     finite.
@@ -117,8 +130,14 @@ def log_likelihood(
     gained = torch.zeros(len(x), 1 if trace == "exact" else num_probes, device=x.device, dtype=x.dtype)
     noise, gained = integrate(path, slope, x, t_min, t_max, rtol, atol, (gained,), steps)
     (c_min, _), (c_max, _) = (path.straight_coordinates(t, slope=1.0) for t in (t_min, t_max))
-    noise = noise / prior_std
-    prior = -in_float64(noise.flatten(1)).pow(2).sum(1) / 2 - dimensions * math.log((2 * math.pi) ** 0.5 * prior_std)
+    if domain is None:
+        noise = noise / prior_std
+        log_volume = dimensions * math.log((2 * math.pi) ** 0.5 * prior_std)
+        prior = -in_float64(noise.flatten(1)).pow(2).sum(1) / 2 - log_volume
+    else:
+        # the flow of the space around, wrapped, is that of the domain, with the same divergence
+        noise = domain.wrap(noise)
+        prior = in_float64(domain.log_prior(noise))
     # from the density of y = x / c to that of x, at both ends
     change = float((c_max / c_min).log())
     each = prior[:, None] + dimensions * (in_float64(gained) + change)

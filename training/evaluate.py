@@ -66,6 +66,7 @@ from score_sde.training.parts.image_conditions import ImageCondition
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
 from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.options import WORK_BEGUN, mapping, one_line_errors, parse
+from score_sde.training.parts.point_evaluation import PointEvaluateConfig, evaluate_points
 from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.real_images import (
     LEAST_IMAGES,
@@ -99,7 +100,7 @@ class EvaluateConfig(LoaderConfig):
 
     configs = "evaluation"
     data_kind: ClassVar[str] = "image"
-    other_kinds: ClassVar[dict] = {"text": TextEvaluateConfig}
+    other_kinds: ClassVar[dict] = {"text": TextEvaluateConfig, "points": PointEvaluateConfig}
 
     # those of a DataConfig; `complete` finds what isn't given
 
@@ -219,6 +220,8 @@ class EvaluateConfig(LoaderConfig):
         or None."""
         pipeline = stated("pipeline")
         index = read_json(os.path.join(pipeline, "model_index.json")) if pipeline else None
+        if index and index.get("columns"):
+            return "points"
         # of a bundle a list, the file and the class
         return "text" if "ScoreSDETextPipeline" in str(index and index.get("_class_name")) else "image"
 
@@ -516,7 +519,7 @@ def evaluate_images(config, accelerator):
 
 
 # what is measured, by the kind of data
-EVALUATIONS = {"image": evaluate_images, "text": evaluate_texts}
+EVALUATIONS = {"image": evaluate_images, "text": evaluate_texts, "points": evaluate_points}
 
 
 def main(argv=None):

@@ -9,6 +9,7 @@ Training commands take the options of their script, and those of `accelerate lau
 inside the commands, so that help is quick.
 """
 
+import csv
 import json
 import logging
 import os
@@ -125,6 +126,7 @@ def class_numbers(classes, pipeline):
 
 # options of `sample` that mean something for images and signals alone, and for texts alone
 OF_IMAGES = ("negative_prompt", "condition_image", "height", "width")
+POINTS = 2000  # that a picture of points shows, unless said
 OF_TEXTS = ("length", "block_length", "temperature", "top_p", "top_k", "stream")
 
 
@@ -133,6 +135,17 @@ def refuse(context, names, what):
     found = [name for name in names if context.get_parameter_source(name).name == "COMMANDLINE"]
     if found:
         raise ValueError(f"--{found[0]} means nothing for this model, which makes {what}")
+
+
+def write_points(path, points, columns, classes=None):
+    """Write points (N, columns) as a table with commas, with the names of their classes, where they have any."""
+    from score_sde.pipelines.writing import whole_file
+
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*columns, *(["class"] if classes else [])])
+        for i, values in enumerate(points):
+            writer.writerow([*(f"{value:.7g}" for value in values), *([classes[i]] if classes else [])])
 
 
 @app.command()
@@ -178,7 +191,9 @@ def sample(
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Samples drawn at once.")] = 64,
     output: Annotated[
         str | None,
-        typer.Option(help="A .png, or of texts .txt or .jsonl.", show_default="samples.png; texts are printed"),
+        typer.Option(
+            help="A .png, or of texts .txt or .jsonl, of points .csv.", show_default="samples.png; texts are printed"
+        ),
     ] = None,
     revision: Revision = None,
     network: Outside = None,
@@ -205,7 +220,9 @@ def sample(
             check_terminal("--stream")
     else:
         output = output or "samples.png"
-        check_png("--output", output)
+        is_table = output.lower().endswith(".csv")
+        if not is_table:
+            check_png("--output", output)
     pipeline = open_pipeline(bundle, device, network, dtype=getattr(torch, dtype), **given(revision=revision))
     if predictor is not None:
         scheduler_class = DiscreteScoreScheduler if is_of_texts else ScoreSDEScheduler
@@ -240,7 +257,11 @@ def sample(
             f"this model sees an image beside the sample: pass --condition_image, files of {width} x {height} pixels"
         )
     told = pipeline.encode_condition(beside)["condition_sample"] if beside else None
-    count = number or max(len(classes or ()), len(prompt or ()), len(beside)) or min(16, len(asked) or 16)
+    of_points = pipeline.kind.name == "point"
+    if is_table and not of_points:
+        raise ValueError(f"--output {output!r}: a .csv holds points, and this model makes {pipeline.kind.name}s")
+    usual = POINTS if of_points else min(16, len(asked) or 16)
+    count = number or max(0 if of_points else len(classes or ()), len(prompt or ()), len(beside)) or usual
     prompts = [prompt[i % len(prompt)] for i in range(count)] if prompt else None
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     images = []
@@ -257,8 +278,15 @@ def sample(
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
             **given(height=height, width=width),
         ).images
-    pipeline.kind.save_grid(images, output, columns=None if prompts else len(asked) or None, captions=prompts)
-    print(f"{count} images: {output}")
+    captions = prompts
+    if of_points and asked:
+        captions = [(pipeline.config.id2label or {}).get(str(label), str(label)) for label in asked]
+        captions = [captions[i % len(asked)] for i in range(count)]
+    if is_table:
+        write_points(output, images, pipeline.kind.coordinates.names, captions)
+    else:
+        pipeline.kind.save_grid(images, output, columns=None if prompts else len(asked) or None, captions=captions)
+    print(f"{count} {pipeline.kind.name}s: {output}")
 
 
 @app.command()

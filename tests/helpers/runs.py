@@ -12,7 +12,7 @@ from places import TRAINING
 from safetensors.torch import load_file
 
 from score_sde.training import distill, encode_latents, evaluate, train, train_autoencoder, train_classifier
-from score_sde.training.parts import text_evaluation, text_task
+from score_sde.training.parts import point_evaluation, point_task, text_evaluation, text_task
 from score_sde.training.parts.options import WORK_BEGUN
 
 
@@ -26,6 +26,8 @@ CONFIG_CLASSES = [
     evaluate.EvaluateConfig,
     text_task.TextTrainConfig,
     text_evaluation.TextEvaluateConfig,
+    point_task.PointTrainConfig,
+    point_evaluation.PointEvaluateConfig,
 ]
 TINY_DIT = '{"patch_size": 2, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}'
 TINY_RUN = [

@@ -99,7 +99,7 @@ class StartConfig:
             if state is not None:
                 self.origin = state["origin"]
                 yield from self.adopt({name: state["config"][name] for name in ADOPTED}, f"checkpoint {checkpoint!r}")
-                taken = {name: state["config"][name] for name in ("resolution", "image_channels")}
+                taken = {name: state["config"].get(name) for name in ("resolution", "image_channels")}
                 if self.origin["has_vae"]:
                     # the run's folder may have moved
                     self.vae = os.path.join(os.path.dirname(os.path.dirname(checkpoint)), KEPT_VAE)
@@ -112,7 +112,8 @@ class StartConfig:
                 yield from self.adopt_autoencoder()
                 taken = sizes_of(self.start)
             for name, value in taken.items():
-                if name not in self.given:
+                # which only images, and videos, have
+                if name not in self.given and hasattr(self, name):
                     setattr(self, name, value)
         except ValueError as error:
             yield f"{self.start_option} {self.init_from!r}: {one_line(error)}"

@@ -250,7 +250,9 @@ def _evaluate(network, scheduler, x0, noise, t, conditions, mask, more=()):
         x_t, target = alpha * x0 + sigma * noise, target_x0 * x0 + target_noise * noise
     else:
         input_scale, x_t = None, scheduler.domain.perturb(x0, path.sigma(t), noise)
-        target = scheduler.domain.score(x_t, x0, path.sigma(t))
+        # x0 is x_t + sigma^2 score there
+        of_score = expand_to(path.sigma(t) ** 2 / row.b, x0)
+        target = of_score * scheduler.domain.score(x_t, x0, path.sigma(t))
     model_input, timestep = parameterization.scaled(x_t, input_scale), table[5].float()
     output = network(model_input, timestep, **conditions or {}).sample
     error = _masked(output[:, : x0.shape[1]].float() - target.float(), mask)

@@ -91,11 +91,12 @@ def _check_map(config):
 # on a domain: the rest has no meaning there, or was not shown to work
 ON_DOMAINS = {
     "sde_type": ("ve",),
-    "prediction_type": ("score",),
+    "prediction_type": ("score", "epsilon"),
     "predictor": ("auto", "euler", "heun", "ddim", "euler_maruyama", "reverse_diffusion", "none"),
     "clip_sample": (False,),
     "thresholding": (False,),
     "init_noise": (None,),
+    "network_map": (None,),
 }
 
 

@@ -215,8 +215,8 @@ class ScoreSDEScheduler(SavedConfig):
             Not used by auto.
         domain: where samples (B, C, ...) live: None for flat space, torus (angles in radians in [-pi, pi)), box ([-1,
             1], reflected), sphere (unit vectors along axis 1), or of a product the number of entries of axis 1 by name,
-            in their order, {"torus": 2, "flat": 1}. It goes with ve and prediction type score, a tangent vector;
-            sigma_min and sigma_max are by default the domain's. See `domains`.
+            in their order, {"torus": 2, "flat": 1}. It goes with ve and prediction type score, a tangent vector, or
+            epsilon, -sigma times that; sigma_min and sigma_max are by default the domain's. See `domains`.
 
     Raises ValueError at construction for every unknown or contradictory value, for every number out of its range
     (`checks.NUMBERS`, and the rows of `solvers.PREDICTORS`), and for options that the predictor doesn't have, with what

@@ -62,6 +62,9 @@ def training_rows(training, kind="image", unit="px"):
         *token_rows(training),
         (f"{kind}s by class", classes or None, "{}"),
         ("files that were skipped", training.get("skipped_files"), "{:,}"),
+        ("rows left out, in which something is missing", training.get("missing_rows") or None, "{:,}"),
+        ("domain", domain_in_words(training), "{}"),
+        ("columns", ", ".join(training.get("columns") or []) or None, "{}"),
         ("resolution", training.get("resolution"), f"{{}} {unit}"),
         (f"{kind}s by height x width in {unit}", sizes_in_words(training), "{}"),
         ("optimizer steps", training.get("steps"), "{:,}"),
@@ -88,6 +91,14 @@ def training_rows(training, kind="image", unit="px"):
         ("diffusers", training.get("diffusers"), "{}"),
     ]
     return [(name, form.format(value)) for name, value, form in rows if value is not None]
+
+
+def domain_in_words(training):
+    """Where points lie, in words; None of other data."""
+    domain = training.get("domain")
+    if isinstance(domain, list):
+        return ", ".join(f"{name} of {size}" for name, size in domain)
+    return domain or ("flat" if training.get("columns") else None)
 
 
 def sizes_in_words(training):
@@ -324,6 +335,7 @@ def write_card(folder, repo_id=None, name=None):
         num_classes=num_classes,
         conditional=conditional,
         other_conditions=others,
+        columns=str(index["columns"]).split(",") if index.get("columns") else [],
         prompts=prompts,
         named_encoder=words.get("text_encoder"),
         by_image=by_image,
