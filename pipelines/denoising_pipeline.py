@@ -40,7 +40,7 @@ from .prompts import (
     tokenize,
 )
 from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
-from .units import UNITS, check_units, to_data_units, to_unit_scale
+from .units import UNITS, as_given, as_saved, check_units, to_data_units, to_unit_scale
 from .wording import few, quoted
 
 
@@ -114,8 +114,8 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         tokenizer=None,
         prompt_settings: dict | None = None,
         condition_from: str | None = None,
-        data_mean: float | list[float] | None = None,
-        data_std: float | list[float] | None = None,
+        data_mean: float | list[float] | dict | None = None,
+        data_std: float | list[float] | dict | None = None,
         sampling_rate: float | None = None,
         frame_rate: float | None = None,
     ):
@@ -149,7 +149,8 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         # JSON keys are strings
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
         self.register_to_config(prompt_settings=prompt_settings or None)
-        self.register_to_config(condition_from=condition_from, data_mean=data_mean, data_std=data_std, **rates)
+        self.register_to_config(condition_from=condition_from, **rates)
+        self.register_to_config(data_mean=as_saved(data_mean), data_std=as_saved(data_std))
         # an encoder that the settings name, and its tokenizer: used, but not saved
         self._named_encoder: tuple | None = None
         # of one call, on its own view
@@ -173,7 +174,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
     @property
     def units(self) -> dict:
         """{"data_mean", "data_std"} of the data, None where what the network sees are the data themselves."""
-        return {name: self.config[name] for name in UNITS}
+        return {name: as_given(self.config[name]) for name in UNITS}
 
     @property
     def kind(self) -> Kind:

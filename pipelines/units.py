@@ -17,7 +17,7 @@ def check_units(data_mean, data_std, channels):
     if (data_mean is None) != (data_std is None):
         raise ValueError("data_mean and data_std belong together: pass both or neither")
     for name, values in (("data_mean", data_mean), ("data_std", data_std)):
-        for value in values if isinstance(values, (list, tuple)) else [values]:
+        for value in _listed(values):
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             if values is not None and not (number and (name == "data_mean" or value > 0)):
                 what = "positive numbers: data are divided by them" if name == "data_std" else "finite numbers"
@@ -28,7 +28,19 @@ def check_units(data_mean, data_std, channels):
 
 
 def _listed(values):
-    return values if isinstance(values, (list, tuple)) else [values]
+    if isinstance(values, dict):
+        return list(values.values())
+    return list(values) if isinstance(values, (list, tuple)) else [values]
+
+
+def as_saved(values):
+    """Numbers, one for each channel, as a config has them, {"0": ...}: a list in it would be a component."""
+    return {str(i): value for i, value in enumerate(values)} if isinstance(values, (list, tuple)) else values
+
+
+def as_given(values):
+    """The inverse of `as_saved`."""
+    return _listed(values) if isinstance(values, dict) else values
 
 
 def to_unit_scale(data, units):

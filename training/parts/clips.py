@@ -53,9 +53,7 @@ def frames_of(array):
             f"an array {array.dtype} {array.shape} is no video: uint8 (frames, height, width) or (frames, height, "
             f"width, 3) is; other numbers are --data_kind array"
         )
-    return [
-        Image.fromarray(frame.squeeze(-1) if frame.shape[-1:] == (1,) and frame.ndim == 3 else frame) for frame in array
-    ]
+    return [Image.fromarray(frame) for frame in (array.squeeze(-1) if array.shape[3:] == (1,) else array)]
 
 
 def decode(data):

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from score_sde.pipelines.images import to_mode
 from score_sde.pipelines.wording import few, one_line
 
-from .clips import ARCHIVES, ARRAYS, VIDEO_SUFFIXES, read_array, read_frames
+from .clips import ARCHIVES, ARRAYS, VIDEO_SUFFIXES, frames_of, read_array, read_frames
 from .image_rows import resize_and_crop
 from .labelled_rows import LabelledRows, describe, field
 from .samples import from_bytes
@@ -294,7 +294,7 @@ class VideoRows(SignalRows):
         self.leave_out(short)
 
     def frames_of(self, value):
-        return read_frames(self.bytes_of(value)) if self.table is None else (read_frames_of(value), None)
+        return read_frames(self.bytes_of(value)) if self.table is None else (frames_of(value), None)
 
     def at_rate(self, frames, rate):
         """The frames that are shown at the times of the rate that was asked for."""
@@ -402,13 +402,6 @@ class ArrayRows(SignalRows):
             return self.series[:, value : value + self.shape[1]]
         found = self.channels_first(value)
         return self.windowed(found, self.shape[1], rng) if self.config.length else found
-
-
-def read_frames_of(value):
-    """The frames of one row of a table of videos."""
-    from .clips import frames_of
-
-    return frames_of(np.asarray(value))
 
 
 def as_numbers(value, what):

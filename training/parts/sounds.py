@@ -13,21 +13,16 @@ import torch.nn.functional as F
 # what the standard library reads; the others need soundfile
 SOUND_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".mp3"))
 # zero crossings on each side of the filter, its edge as a share of the lower Nyquist frequency, and its Kaiser window
-ZEROS, ROLLOFF, KAISER_BETA = 32, 0.945, 14.0
+ZEROS, ROLLOFF, KAISER_BETA = 64, 0.945, 10.0
 # numbers that a filter may have: rates without a common divisor would need one that is too long
 MOST_TAPS = 2**24
 
 
 def read_wave(file):
-    """(samples, or None of a header alone; frames; channels; rate) of an open WAV file of whole numbers."""
+    """(bytes, channels, bytes of a value, rate) of an open WAV file of whole numbers."""
     with wave.open(file, "rb") as reader:
-        frames, channels, width, rate = (
-            reader.getnframes(),
-            reader.getnchannels(),
-            reader.getsampwidth(),
-            reader.getframerate(),
-        )
-        return reader.readframes(frames), frames, channels, width, rate
+        data = reader.readframes(reader.getnframes())
+        return data, reader.getnchannels(), reader.getsampwidth(), reader.getframerate()
 
 
 def read_sound(file):
@@ -37,7 +32,7 @@ def read_sound(file):
     Raises ValueError for what cannot be read.
     """
     try:
-        data, _, channels, width, rate = read_wave(file)
+        data, channels, width, rate = read_wave(file)
     except (wave.Error, EOFError) as error:
         if importlib.util.find_spec("soundfile") is None:
             raise ValueError(f"it is no WAV file of whole numbers ({error}); others need soundfile") from None
@@ -81,9 +76,9 @@ def _filters(up, down):
 
 
 def resample(samples, rate, new_rate):
-    """Samples (channels, length) of one sampling rate at another, by a polyphase filter: a sinc in a Kaiser window
-    (Smith, "Digital audio resampling"), which passes up to 0.94 of the lower Nyquist frequency. The length becomes
-    ceil(length new_rate / rate)."""
+    """Samples (channels, length) of one sampling rate at another, by a polyphase filter, a sinc in a Kaiser window
+    (Smith, "Digital audio resampling"): what is below 0.89 of the lower Nyquist frequency stays, what is above it goes.
+    The length becomes ceil(length new_rate / rate)."""
     divisor = math.gcd(rate, new_rate)
     up, down = new_rate // divisor, rate // divisor
     if up == down:
