@@ -44,7 +44,6 @@ AUTOENCODERS = {
         "latent_dist", ("latents_mean", "latents_std", "shift_factor", "scaling_factor"), "block_out_channels", 3
     ),
     "AutoencoderKLHunyuanVideo": Autoencoder("latent_dist", ("scaling_factor",), "spatial_compression_ratio", 3),
-    "AutoencoderKLHunyuanVideo15": Autoencoder("latent_dist", ("scaling_factor",), "spatial_compression_ratio", 3),
     "AutoencoderKLMagvit": Autoencoder("latent_dist", ("scaling_factor",), "block_out_channels", 3),
     "AutoencoderKLMochi": Autoencoder(
         "latent_dist", ("latents_mean", "latents_std", "scaling_factor"), "encoder_block_out_channels", 3
@@ -59,6 +58,7 @@ REFUSED = {
     "AutoencoderKLAllegro": "it encodes and decodes in tiles alone",
     "AutoencoderKLCosmos": "its statistics are of each frame",
     "AutoencoderKLHunyuanImageRefiner": _VIDEO,
+    "AutoencoderKLHunyuanVideo15": "its attention takes one video at a time",
     "AutoencoderKLKVAEVideo": _VIDEO,
     "AutoencoderKLLTX2Video": _VIDEO,
     "AutoencoderKLLTXVideo": _VIDEO,

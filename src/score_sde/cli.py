@@ -200,11 +200,12 @@ def sample(
     device: Device = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ):
-    """Draw a grid of samples, or texts."""
+    """Draw a grid of samples, of sounds and videos also to be played, or texts."""
     import torch
 
     from score_sde import DiscreteScoreScheduler, ScoreSDEScheduler
     from score_sde.cli_texts import check_terminal, check_texts_file, draw_texts, print_texts, write_texts
+    from score_sde.pipelines.pictures import recordings_of
     from score_sde.sharing.token_facts import makes_texts
 
     if output is not None:
@@ -286,7 +287,7 @@ def sample(
         write_points(output, images, pipeline.kind.coordinates.names, captions)
     else:
         pipeline.kind.save_grid(images, output, columns=None if prompts else len(asked) or None, captions=captions)
-    print(f"{count} {pipeline.kind.name}s: {output}")
+    print(f"{count} {pipeline.kind.name}s: {', '.join([output, *recordings_of(output).values()])}")
 
 
 @app.command()

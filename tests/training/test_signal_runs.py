@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_latents import OTHER_DATA
 from test_signal_data import frames, noise, sounds, wav
 
 from runs import equal, run
 from score_sde import ScoreSDEPipeline
-from score_sde.training import train
+from score_sde.training import encode_latents, train
 
 
 TINY = "{hidden_size: 12, num_layers: 1, num_attention_heads: 2, patch_size: %s}"
@@ -93,6 +95,42 @@ def test_from_the_command_to_a_bundle(data, tmp_path):
         assert images.shape == (2, 1, 16) and pipeline.rates["sampling_rate"] == 8000
     if kind == "video":
         assert pipeline.rates["frame_rate"] == 5 and pipeline.kind.name == "video"
+
+
+LATENTS = {"audio": ("AutoencoderOobleck", "[2]"), "video": ("AutoencoderKLWan", "[1, 4, 4]")}
+
+
+@pytest.mark.parametrize("kind", LATENTS)
+def test_training_in_the_latents_of_an_autoencoder(kind, tmp_path):
+    (tmp_path / "data").mkdir()
+    name, patch = LATENTS[kind]
+    torch.manual_seed(0)
+    vae = getattr(diffusers, name)(**OTHER_DATA[name][0])
+    vae.save_pretrained(tmp_path / "vae")
+    options = [str(each) for each in KINDS[kind](tmp_path / "data")]
+    kept = options[: options.index("--network_kwargs")]
+    kept = [each for each in kept if each not in ("--crop", "random")]
+    if kind == "video":
+        kept[kept.index("4")] = "5"  # frames that it gives back
+    kept += ["--short_clips", "pad", "--vae", tmp_path / "vae", "--data_kind", kind]
+    encoding = ["--shard_size", 4, "--num_workers", 0, "--output_dir", tmp_path / "latents"]
+    run(encode_latents.main, *kept, *encoding)
+    facts = json.loads((tmp_path / "latents" / "latents.json").read_text(encoding="utf-8"))
+    network = ["--network_kwargs", TINY % patch]
+    run(train.main, *kept, *network, *STEPS, "--output_dir", tmp_path / "on_the_fly")
+    latents = ["--data_kind", kind, "--latents", tmp_path / "latents"]
+    run(train.main, *latents, *network, *STEPS, "--output_dir", tmp_path / "encoded")
+    # from the same moments
+    assert equal(weights(tmp_path / "on_the_fly"), weights(tmp_path / "encoded"))
+    pipeline = ScoreSDEPipeline.from_pretrained(tmp_path / "encoded" / "pipeline")
+    assert pipeline.sample_shape(1)[1:] == tuple(facts["shape"]) and pipeline.kind.name == {"audio": "sound"}.get(
+        kind, kind
+    )
+    shape = drawn(pipeline).shape
+    assert shape == ((2, 1, 16) if kind == "audio" else (2, 5, 8, 8, 3))
+    assert pipeline.rates == {"sampling_rate": None, "frame_rate": None} | facts["units"]
+    with pytest.raises(ValueError, match=f"are of {kind}, not of images: pass --data_kind {kind}"):
+        run(train.main, "--latents", tmp_path / "latents", *STEPS, "--output_dir", tmp_path / "other")
 
 
 @pytest.mark.slow
