@@ -137,17 +137,6 @@ def refuse(context, names, what):
         raise ValueError(f"--{found[0]} means nothing for this model, which makes {what}")
 
 
-def write_points(path, points, columns, classes=None):
-    """Write points (N, columns) as a table with commas, with the names of their classes, where they have any."""
-    from score_sde.pipelines.writing import whole_file
-
-    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*columns, *(["class"] if classes else [])])
-        for i, values in enumerate(points):
-            writer.writerow([*(f"{value:.7g}" for value in values), *([classes[i]] if classes else [])])
-
-
 @app.command()
 def sample(
     context: typer.Context,
@@ -192,7 +181,8 @@ def sample(
     output: Annotated[
         str | None,
         typer.Option(
-            help="A .png, or of texts .txt or .jsonl, of points .csv.", show_default="samples.png; texts are printed"
+            help="A .png, a .npy, of sounds also .wav, of videos .gif, of points .csv; of texts .txt or .jsonl.",
+            show_default="samples.png; texts are printed",
         ),
     ] = None,
     revision: Revision = None,
@@ -221,9 +211,7 @@ def sample(
             check_terminal("--stream")
     else:
         output = output or "samples.png"
-        is_table = output.lower().endswith(".csv")
-        if not is_table:
-            check_png("--output", output)
+        check_samples_file("--output", output)
     pipeline = open_pipeline(bundle, device, network, dtype=getattr(torch, dtype), **given(revision=revision))
     if predictor is not None:
         scheduler_class = DiscreteScoreScheduler if is_of_texts else ScoreSDEScheduler
@@ -248,6 +236,7 @@ def sample(
             write_texts(output, texts, seed)
             print(f"{len(texts)} texts, {evaluations} network evaluations: {output}")
         return
+    check_samples_file("--output", output, pipeline.kind.name)
     asked = class_numbers(classes, pipeline) if classes else range(pipeline.num_classes or 0)
     if prompt and not pipeline.takes_prompts:
         raise ValueError("--prompt: this model has no text encoder")
@@ -259,8 +248,6 @@ def sample(
         )
     told = pipeline.encode_condition(beside)["condition_sample"] if beside else None
     of_points = pipeline.kind.name == "point"
-    if is_table and not of_points:
-        raise ValueError(f"--output {output!r}: a .csv holds points, and this model makes {pipeline.kind.name}s")
     usual = POINTS if of_points else min(16, len(asked) or 16)
     count = number or max(0 if of_points else len(classes or ()), len(prompt or ()), len(beside)) or usual
     prompts = [prompt[i % len(prompt)] for i in range(count)] if prompt else None
@@ -268,7 +255,7 @@ def sample(
     images = []
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
-        images += pipeline(
+        drawn = pipeline(
             batch_size=len(numbers),
             class_labels=[asked[i % len(asked)] for i in numbers] if asked else None,
             prompt=prompts and [prompts[i] for i in numbers],
@@ -277,16 +264,15 @@ def sample(
             guidance_scale=guidance,
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
+            output_type="np" if output.lower().endswith(".npy") else None,
             **given(height=height, width=width),
-        ).images
+        )
+        images.extend(drawn.images)  # a list, or an array
     captions = prompts
     if of_points and asked:
         captions = [(pipeline.config.id2label or {}).get(str(label), str(label)) for label in asked]
         captions = [captions[i % len(asked)] for i in range(count)]
-    if is_table:
-        write_points(output, images, pipeline.kind.coordinates.names, captions)
-    else:
-        pipeline.kind.save_grid(images, output, columns=None if prompts else len(asked) or None, captions=captions)
+    write_samples(pipeline.kind, images, output, None if prompts else len(asked) or None, captions)
     print(f"{count} {pipeline.kind.name}s: {', '.join([output, *recordings_of(output).values()])}")
 
 
@@ -625,6 +611,55 @@ def check_png(option, path):
     if not path.lower().endswith(".png") or os.path.isdir(path):
         raise ValueError(f"{option} {path!r} must be a .png file")
     check_folder(option, path)
+
+
+# what samples can be written as, beside a picture and an array, by the kind of data
+FILES_OF_KINDS = {".wav": "sound", ".gif": "video", ".csv": "point"}
+
+
+def check_samples_file(option, path, kind=None):
+    """Raise ValueError for what is no name of a file that samples can be written into, or lies in a folder that isn't
+    there; and for one that a kind of data hasn't."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in (".png", ".npy", *FILES_OF_KINDS) or os.path.isdir(path):
+        raise ValueError(f"{option} {path!r} must be a .png, .npy, .wav, .gif or .csv file")
+    if kind is not None and FILES_OF_KINDS.get(suffix, kind) != kind:
+        raise ValueError(f"{option} {path!r}: {suffix} is of {FILES_OF_KINDS[suffix]}s, this model makes {kind}s")
+    check_folder(option, path)
+
+
+def write_samples(kind, samples, path, columns, captions):
+    """Write samples of a kind of data: a grid (.png), an array (.npy), a grid that moves (.gif), sounds (.wav; of
+    several path_00.wav, path_01.wav, ...), or points (.csv)."""
+    import numpy as np
+
+    from score_sde.pipelines.sounds import save_wav
+    from score_sde.pipelines.writing import whole_file
+
+    stem, suffix = os.path.splitext(path)
+    if suffix.lower() == ".npy":
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.stack(samples))
+    elif suffix.lower() == ".wav":
+        for number, sound in enumerate(samples):
+            save_wav(sound, path if len(samples) == 1 else f"{stem}_{number:02}{suffix}", kind.sampling_rate)
+    elif suffix.lower() == ".gif":
+        kind.save_moving(samples, path, columns, captions)
+    elif suffix.lower() == ".csv":
+        write_points(path, samples, kind.coordinates.names, captions)
+    else:
+        kind.save_grid(samples, path, columns=columns, captions=captions)
+
+
+def write_points(path, points, columns, classes=None):
+    """Write points (N, columns) as a table with commas, with the names of their classes, where they have any."""
+    from score_sde.pipelines.writing import whole_file
+
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*columns, *(["class"] if classes else [])])
+        for i, values in enumerate(points):
+            writer.writerow([*(f"{value:.7g}" for value in values), *([classes[i]] if classes else [])])
 
 
 def check_folder(option, path):
