@@ -91,7 +91,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
                 final denoising from it.
             generator: source of all noise; with a list of one per image, an image depends on its own seed only.
             latents: the standard normal noise to start from, (batch, channels, height, width), of signals (batch,
-                channels, length), instead of drawing it.
+                channels, length), instead of drawing it; on a domain, points of it.
             output_type: of images pil, the default; np: float (batch, height, width, channels) in [0, 1]; pt: float
                 (batch, channels, height, width) in [0, 1]. Of signals np, the default, or pt: (batch, channels,
                 length), in the units of the training data. latent: what the network generates, undecoded.
@@ -180,7 +180,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
             image = expand(call.check_data(image, None), batch_size)
             t_start = scheduler.t_min + strength * (scheduler.t_max - scheduler.t_min)
 
-        noise = call.prepare_noise(batch_size, generator, latents)
+        noise = call.prepare_noise(batch_size, generator, latents, begins=image is None)
         if num_inference_steps is None:
             latents, nfe = call.sample_adaptively(
                 network, noise, rtol, atol, adaptive_solver, generator, image, t_start

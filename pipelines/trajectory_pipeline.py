@@ -72,6 +72,10 @@ class TrajectoryPipeline(DenoisingPipeline):
         self.check_own_scheduler("adaptive solvers need")
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
+        if self.domain is not None and adaptive_solver != "ode":
+            raise ValueError(
+                f"adaptive_solver {adaptive_solver!r} has no meaning on domain {self.domain.name!r}: 'ode'"
+            )
 
     def sample_adaptively(
         self, network: GuidedNetwork, noise, rtol, atol, adaptive_solver, generator, image=None, t_start=None
@@ -83,7 +87,10 @@ class TrajectoryPipeline(DenoisingPipeline):
         x = noise * scheduler.init_noise_sigma
         if image is not None:
             t_max = t_start
-            x = scheduler.path.sample(image, noise, torch.tensor(t_start, dtype=torch.float64))
+            time = torch.tensor(t_start, dtype=torch.float64)
+            x = scheduler.path.sample(image, noise, time)
+            if self.domain is not None:
+                x = self.domain.perturb(image, scheduler.path.sigma(time), noise)
 
         def count(model_input, timesteps):
             nonlocal nfe
@@ -98,7 +105,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         if scheduler.config.denoise_final:
             x = denoise(x, t_min)
         bar.close()
-        return x, nfe
+        return x if self.domain is None else self.domain.wrap(x), nfe
 
     @staticmethod
     def _with_progress(bar, denoise: Denoiser, begin: float, end: float) -> Denoiser:
@@ -162,13 +169,13 @@ class TrajectoryPipeline(DenoisingPipeline):
             rtol, atol: tolerances of the ODE's solution.
             latents: old name of samples.
 
-        Returns noise (B, C, H, W) of unit variance.
+        Returns noise (B, C, H, W) of unit variance; on a domain, points of it.
         """
         call, samples = self._for_one_call(), self._renamed(samples, latents)
         scheduler = call.scheduler
         with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol, conditions) as (x, denoise):
             noise = probability_flow(scheduler.path, denoise, x, scheduler.t_min, scheduler.t_max, rtol, atol)
-        return noise / scheduler.init_noise_sigma
+        return noise / scheduler.init_noise_sigma if call.domain is None else call.domain.wrap(noise)
 
     @torch.no_grad()
     def log_likelihood(
@@ -192,7 +199,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         For a model of pixels it is the density of the images in [-1, 1]; `.bits_per_dim()` of the result is that of the
         whole numbers 0 to 255 which `dequantize` made them from. For a latent model it is the density of the normalised
         latents, the likelihood of the images being unknown. Both are at the scheduler's t_min: choose it as small as
-        the network was trained.
+        the network was trained. On a domain it is the density by its own volume: area, on a sphere.
 
         Args:
             images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`, of any size that the
@@ -223,6 +230,7 @@ class TrajectoryPipeline(DenoisingPipeline):
                 num_probes,
                 generator,
                 steps,
+                call.domain,
             )
 
     def prepare_trajectories(
