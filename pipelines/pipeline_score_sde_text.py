@@ -19,7 +19,7 @@ from .conditions import null_conditions
 from .guidance import guided, run
 from .protocols import Conditions, Generators, Network
 from .text_likelihood import TextLikelihood, text_likelihood
-from .texts import GAP, decode, encode_prompts, end_ids, lengths_of_texts
+from .texts import GAP, decode_texts, encode_prompts, end_ids, lengths_of_texts
 from .wording import check_choice, one_line, quoted
 from .writing import whole_file  # noqa: F401
 
@@ -156,9 +156,7 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
 
     def decode(self, token_ids) -> list[str]:
         """Texts of sequences of token ids (B, L), each up to its end mark; masks are shown as a grey box."""
-        lengths = lengths_of_texts(self.tokenizer, token_ids)
-        pairs = zip(token_ids.tolist(), lengths.tolist(), strict=True)
-        return [decode(self.tokenizer, ids[:length]) for ids, length in pairs]
+        return decode_texts(self.tokenizer, token_ids)
 
     @torch.no_grad()
     def __call__(
@@ -230,17 +228,19 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         length, block_length = call.check_lengths(length, block_length)
         check_limits(temperature, top_k, top_p)
 
-        device = call._execution_device
+        if complete and prompts is None:
+            raise ValueError("complete=True is of prompts: pass one, with gaps to be filled in")
+        if prompts is not None and len(prompts) not in (1, batch_size):
+            raise ValueError(f"{len(prompts)} prompts were given for {batch_size} texts: give one, or one for each")
+        encoded = prompts and encode_prompts(call.tokenizer, prompts, gap, length, complete)
+
+        device, last = call._execution_device, None
         tokens = call.scheduler.init_noise((batch_size, length), generator, device)
-        given, last = torch.zeros_like(tokens, dtype=torch.bool), None
-        if prompts is not None:
-            if len(prompts) not in (1, batch_size):
-                raise ValueError(f"{len(prompts)} prompts were given for {batch_size} texts: give one, or one for each")
-            known, given, last = encode_prompts(call.tokenizer, prompts, gap, length, complete)
+        given = torch.zeros_like(tokens, dtype=torch.bool)
+        if encoded:
+            known, given, last = encoded
             known, given = known.to(device), given.to(device).expand(batch_size, -1)
             tokens = torch.where(given, known, tokens)
-        elif complete:
-            raise ValueError("complete=True is of prompts: pass one, with gaps to be filled in")
 
         limits = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         tokens, evaluated = call.sample_in_blocks(
@@ -253,10 +253,7 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
             behind = (torch.arange(length) > lengths[:, None]).to(device)
             tokens = torch.where(behind, pad, tokens)
         self.maybe_free_model_hooks()
-        texts = None
-        if output_type == "text":
-            pairs = zip(tokens.tolist(), lengths.tolist(), strict=True)
-            texts = [decode(call.tokenizer, ids[:end]) for ids, end in pairs]
+        texts = decode_texts(call.tokenizer, tokens, last) if output_type == "text" else None
         if not return_dict:
             return (tokens if texts is None else texts,)
         nfe = int(evaluated.any(1).sum())

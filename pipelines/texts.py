@@ -97,6 +97,12 @@ def lengths_of_texts(tokenizer, tokens, last=None):
     return torch.where(is_end, places, length).amin(1)
 
 
+def decode_texts(tokenizer, tokens, last=None):
+    """The texts of sequences of token ids (B, L), each up to its end mark; `last` as of `lengths_of_texts`."""
+    pairs = zip(tokens.tolist(), lengths_of_texts(tokenizer, tokens, last).tolist(), strict=True)
+    return [decode(tokenizer, ids[:length]) for ids, length in pairs]
+
+
 def decode(tokenizer, ids, hidden=HIDDEN):
     """The text of token ids, a list; of what is no token, the mask, `hidden`."""
     text, run = "", []

@@ -3,11 +3,10 @@ one row per attack."""
 
 import json
 import shutil
-import socket
-import sys
 from pathlib import Path
 
 import pytest
+from attacked import attacked_copy, config, write
 from bundles import edit
 from texts import characters_pipeline
 from tiny import tiny_pipeline
@@ -23,26 +22,8 @@ def sound_bundle(tmp_path_factory):
 
 @pytest.fixture
 def bundle(sound_bundle, tmp_path, monkeypatch):
-    """A copy, whose opening reaches nothing and leaves no trace."""
-
-    def refuse(*_, **__):
-        raise AssertionError("loading reached out")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    yield Path(shutil.copytree(sound_bundle, tmp_path / "bundle"))
-    assert not (tmp_path / "trace").exists() and "evil" not in sys.modules
-
-
-def write(file, text):
-    def attack(folder):
-        (folder / file).write_text(text.replace("TRACE", str(folder.parent / "trace")))
-
-    return attack
-
-
-def config(file, **changes):
-    return lambda folder: edit(folder / file, **changes)
+    with attacked_copy(sound_bundle, tmp_path, monkeypatch) as copy:
+        yield copy
 
 
 def rules(change):

@@ -48,7 +48,7 @@ def drawn_by(monkeypatch, folders, output):
 def test_the_curves_of_a_run_are_its_records(tmp_path, monkeypatch):
     panels = drawn_by(monkeypatch, [a_run(tmp_path / "a")], tmp_path / "a.png")
     assert [title.split(":")[0] for title in panels] == [
-        *("training loss", "loss by noise level", "norm of the gradient, before clipping", "images per second"),
+        *("training loss", "loss by noise level", "norm of the gradient, before clipping", "samples per second"),
         "evaluation",
     ]
     steps, losses = panels["training loss"]["a"]

@@ -210,7 +210,7 @@ def test_a_pipeline_that_cannot_be_saved_costs_no_training(words, tmp_path, monk
 
 
 def test_samples_that_cannot_be_drawn_cost_themselves_alone(words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(text_task, "draw_texts", lambda *_: 1 / 0)
+    monkeypatch.setattr(text_task, "sample_texts", lambda *_: 1 / 0)
     train_text(words, tmp_path, "--sample_steps", 1)
     out = capsys.readouterr().out
     assert "samples of step 1 could not be written" in out and "the samples could not be written" in out

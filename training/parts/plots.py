@@ -13,14 +13,14 @@ from .run_folder import read_records
 CURVES = {
     "loss": "training loss",
     "gradient_norm": "norm of the gradient, before clipping",
-    "images_per_second": "images per second",
+    "images_per_second": "samples per second",
 }
 # drawn together, of one run alone
 BY_TIME = "loss_in_quarter_"
 
 
 def plot_runs(run_folders, output):
-    """Draw loss, gradient norm, images per second, and what was evaluated on the way, of one or several runs; of one,
+    """Draw loss, gradient norm, samples per second, and what was evaluated on the way, of one or several runs; of one,
     the loss by noise level, too.
 
     Args:

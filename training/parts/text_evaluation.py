@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from tqdm.auto import tqdm
 
+from score_sde.pipelines.texts import decode_texts
 from score_sde.pipelines.wording import unknown
 from score_sde.pipelines.writing import whole_file
 from score_sde.sharing.bundles import add_metrics, load_bundle
@@ -141,12 +142,9 @@ class HeldOutTexts:
     def texts(self, count, dataset=None):
         """The first sequences as texts, as the pipeline decodes its own."""
         dataset = dataset or self.dataset
-        return self.decode([dataset[i]["tokens"].tolist() for i in range(min(count, len(dataset)))])
-
-    def decode(self, rows):
-        end = self.tokenizer.eos_token_id
-        kept = [row[: row.index(end)] if end in row else row for row in rows]
-        return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+        return decode_texts(
+            self.tokenizer, torch.stack([dataset[i]["tokens"] for i in range(min(count, len(dataset)))])
+        )
 
 
 def open_pipeline(config, device):
@@ -174,7 +172,8 @@ def measure_likelihood(pipeline, data, config, accelerator):
 
 
 def draw(pipeline, config, accelerator):
-    """(texts, their class labels or None, network evaluations), text i from seed + i, the classes in turn."""
+    """(token ids (N, L), their class labels or None, network evaluations), text i from seed + i, the classes in
+    turn."""
     labels, rows, nfe = labels_of(range(config.num_texts), pipeline), [], None
     parts = list(rounds(config.num_texts, config.batch_size, accelerator))
     for own, size in tqdm(parts, desc="texts", unit="batch", disable=not accelerator.is_main_process):
@@ -188,15 +187,15 @@ def draw(pipeline, config, accelerator):
         )
         nfe = output.nfe
         rows.append(gathered(output.token_ids, size, accelerator))
-    return torch.cat(rows).tolist(), labels, nfe
+    return torch.cat(rows), labels, nfe
 
 
 def measure_texts(pipeline, data, config, accelerator):
     """The metrics of generated texts; [] but in the main process."""
-    rows, labels, nfe = draw(pipeline, config, accelerator)
+    tokens, labels, nfe = draw(pipeline, config, accelerator)
     if not accelerator.is_main_process:
         return []
-    texts = data.decode(rows)
+    texts = pipeline.decode(tokens)
     if config.save_samples:
         labels = labels or [None] * len(texts)
         lines = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, labels, strict=True)]

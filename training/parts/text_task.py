@@ -173,9 +173,9 @@ class TextTask(PublishedTask):
     def sampled(self, pipeline, path):
         numbers = range(self.config.sample_num_texts)
         labels = labels_of(numbers, pipeline)
-        output = draw_texts(pipeline, numbers, 0, self.config, labels)
+        output = sample_texts(pipeline, numbers, 0, self.config, labels)
         names = self.id2label and [self.id2label[label] for label in labels]
-        write_texts(path, output.texts, names)
+        write_numbered(path, output.texts, names)
         return {
             "guidance_scale": self.config.sample_guidance_scale,
             "num_inference_steps": self.config.sample_num_inference_steps,
@@ -206,7 +206,7 @@ class TextTask(PublishedTask):
         return save_bundle(pipeline, folder, facts=facts, metrics=metrics)
 
 
-def draw_texts(pipeline, numbers, seed, config, labels=None):
+def sample_texts(pipeline, numbers, seed, config, labels=None):
     """What a pipeline returns of the texts of these numbers, each from the seed of its number."""
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     return pipeline(
@@ -218,7 +218,7 @@ def draw_texts(pipeline, numbers, seed, config, labels=None):
     )
 
 
-def write_texts(path, texts, names=None):
+def write_numbered(path, texts, names=None):
     """Write texts into a file, each under a line with its number and, of classes, the name of its own."""
     names = names or [""] * len(texts)
     parts = [

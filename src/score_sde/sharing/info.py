@@ -57,6 +57,8 @@ def describe(folder_or_repo, **download):
         else:
             facts["path"] = {name: given.pop(name) for name in ("sde_type", *numbers) if name in given}
         facts["prediction"] = given.pop("prediction_type", None)
+        if "corrector" not in given:
+            given.pop("corrector_steps", None)
         facts["sampler"] = given
     facts["components"] = {}
     for name, (_, class_name) in components.items():
