@@ -165,6 +165,8 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
                     f"method {method!r} needs num_inference_steps: adaptive solvers are for pigdm and tmpd"
                 )
             call.check_adaptive(rtol, atol, adaptive_solver)
+        if call.domain is not None:
+            raise ValueError(f"inverse problems are solved in flat space, not on domain {call.domain.name!r}")
         if method in ("pigdm", "tmpd", "dps"):
             call.check_denoises(f"method {method!r} needs", in_steps=num_inference_steps is not None)
         y = call._check_measurement(operator, measurement, batch_size, noise_std)
