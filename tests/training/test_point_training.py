@@ -229,6 +229,15 @@ def test_rows_that_lack_something_are_dropped_where_asked_for(broken, capsys):
     assert "2 rows left out, in which something is missing" in capsys.readouterr().out
 
 
+def test_classes_without_rows_are_none_of_the_model(tmp_path):
+    features = datasets.Features({"a": datasets.Value("float32"), "kind": datasets.ClassLabel(names=["u", "v", "w"])})
+    columns = {"a": [0.5, 1.0, None, 2.0], "kind": [2, 0, 1, 2]}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "rows.parquet")
+    options = ["--columns", "a", "--label_column", "kind", "--missing", "drop", "--dataset"]
+    data = PointData(parse(TrainConfig, ["--domain", "flat", *options, str(tmp_path / "rows.parquet")]), Printer)
+    assert data.classes.id2label == {0: "u", 1: "w"} and data.dataset.labels.tolist() == [1, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
