@@ -265,7 +265,7 @@ def sample(
     images = []
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
-        images += pipeline(
+        drawn = pipeline(
             batch_size=len(numbers),
             class_labels=[asked[i % len(asked)] for i in numbers] if asked else None,
             prompt=prompts and [prompts[i] for i in numbers],
@@ -275,7 +275,8 @@ def sample(
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
             **given(height=height, width=width),
-        ).images
+        )
+        images.extend(drawn.images)
     captions = prompts
     if of_points and asked:
         captions = [(pipeline.config.id2label or {}).get(str(label), str(label)) for label in asked]
