@@ -551,9 +551,19 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError(f"the model works on samples of shape {shape}, not {tuple(samples.shape)}{remedy}")
         return samples
 
-    def prepare_noise(self, batch_size: int, generator: Generators, latents: torch.Tensor | None) -> torch.Tensor:
-        """The noise that sampling starts from: the latents given, or drawn from the generator."""
-        shape = self.sample_shape(batch_size)
+    @property
+    def domain(self):
+        """The domain that samples live on, as the scheduler has it; None for flat space."""
+        return getattr(self.scheduler, "domain", None)
+
+    def prepare_noise(
+        self, batch_size: int, generator: Generators, latents: torch.Tensor | None, begins: bool = True
+    ) -> torch.Tensor:
+        """The noise that sampling starts from, given as latents or drawn from the generator: standard normal, or, where
+        a trajectory on a domain begins with it, points of that."""
+        shape, domain = self.sample_shape(batch_size), self.domain if begins else None
+        if latents is None and domain is not None:
+            return domain.prior(shape, generator, self._execution_device)
         if latents is None:
             return self.kind.noise(batch_size, generator, self._execution_device)
         if tuple(latents.shape) != shape:
@@ -562,13 +572,9 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}{remedy}")
         if not torch.isfinite(latents).all():
             raise ValueError("latents holds values that are not finite (nan, infinite)")
+        if domain is not None:
+            domain.check(latents)
         return latents.to(self._execution_device)
-
-    def begin(self, noise: torch.Tensor) -> torch.Tensor:
-        """What sampling begins with for standard normal noise: noise of the prior's standard deviation, on a domain
-        uniform points."""
-        domain = getattr(self.scheduler, "domain", None)
-        return noise * self.scheduler.init_noise_sigma if domain is None else domain.from_normal(noise)
 
     def finish(self, samples: torch.Tensor, output_type: str | None = None):
         """What `__call__` returns as images."""

@@ -98,7 +98,8 @@ class ScoreSDEPipeline(TrajectoryPipeline):
                 final denoising from it.
             generator: source of all noise; with a list of one per image, an image depends on its own seed only.
             latents: the standard normal noise to start from, (batch, channels, height, width), of signals (batch,
-                channels, length), of videos (batch, channels, frames, height, width), instead of drawing it.
+                channels, length), of videos (batch, channels, frames, height, width), instead of drawing it; on a domain,
+                points of it.
             output_type: of images pil, the default; np: float (batch, height, width, channels) in [0, 1]; pt: float
                 (batch, channels, height, width) in [0, 1]. Of videos the same with frames after the batch: lists of PIL
                 images, (batch, frames, height, width, channels), (batch, frames, channels, height, width). Of signals,
@@ -189,7 +190,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
             image = expand(call.check_data(image, None), batch_size)
             t_start = scheduler.t_min + strength * (scheduler.t_max - scheduler.t_min)
 
-        noise = call.prepare_noise(batch_size, generator, latents)
+        noise = call.prepare_noise(batch_size, generator, latents, begins=image is None)
         if num_inference_steps is None:
             latents, nfe = call.sample_adaptively(
                 network, noise, rtol, atol, adaptive_solver, generator, image, t_start
@@ -198,7 +199,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
             told = call.told_of_guidance(guidance_scale, guider, classifier)
             if image is None:
                 scheduler.set_timesteps(num_inference_steps, device=noise.device, **told)
-                latents = call.begin(noise)
+                latents = noise * scheduler.init_noise_sigma
             else:
                 scheduler.set_timesteps(num_inference_steps, device=noise.device, t_start=t_start, **told)
                 latents = scheduler.add_noise(image, noise, scheduler.timesteps[:1])

@@ -165,6 +165,8 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
                     f"method {method!r} needs num_inference_steps: adaptive solvers are for pigdm and tmpd"
                 )
             call.check_adaptive(rtol, atol, adaptive_solver)
+        if call.domain is not None:
+            raise ValueError(f"inverse problems are solved in flat space, not on domain {call.domain.name!r}")
         y = call._check_measurement(operator, measurement, batch_size, noise_std)
         network = call.guided_network(batch_size, None, guidance_scale, conditions=conditions)
         noise = call.prepare_noise(batch_size, generator, latents)

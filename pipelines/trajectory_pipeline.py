@@ -72,12 +72,12 @@ class TrajectoryPipeline(DenoisingPipeline):
         """Raise ValueError for what an adaptive solver can't do."""
         check_choice("adaptive_solver", adaptive_solver, ADAPTIVE)
         self.check_own_scheduler("adaptive solvers need")
-        if adaptive_solver == "sde" and self.scheduler.domain is not None:
-            raise ValueError(
-                "adaptive_solver 'sde' walks in flat space: on a domain pass 'ode', or num_inference_steps"
-            )
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
+        if self.domain is not None and adaptive_solver != "ode":
+            raise ValueError(
+                f"adaptive_solver {adaptive_solver!r} has no meaning on domain {self.domain.name!r}: 'ode'"
+            )
 
     def sample_adaptively(
         self, network: GuidedNetwork, noise, rtol, atol, adaptive_solver, generator, image=None, t_start=None
@@ -86,12 +86,13 @@ class TrajectoryPipeline(DenoisingPipeline):
         of network evaluations."""
         scheduler, nfe = self.scheduler, 0
         bar, t_max, t_min = self.progress_bar(total=1.0), scheduler.t_max, scheduler.t_min
-        x = self.begin(noise)
+        x = noise * scheduler.init_noise_sigma
         if image is not None:
-            t_max, begun = t_start, torch.tensor(t_start, dtype=torch.float64)
-            x = scheduler.path.sample(image, noise, begun)
-            if scheduler.domain is not None:
-                x = scheduler.domain.perturb(image, scheduler.path.sigma(begun), noise)
+            t_max = t_start
+            time = torch.tensor(t_start, dtype=torch.float64)
+            x = scheduler.path.sample(image, noise, time)
+            if self.domain is not None:
+                x = self.domain.perturb(image, scheduler.path.sigma(time), noise)
 
         def count(model_input, timesteps):
             nonlocal nfe
@@ -106,7 +107,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         if scheduler.config.denoise_final:
             x = denoise(x, t_min)
         bar.close()
-        return (x if scheduler.domain is None else scheduler.domain.wrap(x)), nfe
+        return x if self.domain is None else self.domain.wrap(x), nfe
 
     @staticmethod
     def _with_progress(bar, denoise: Denoiser, begin: float, end: float) -> Denoiser:
@@ -170,13 +171,13 @@ class TrajectoryPipeline(DenoisingPipeline):
             rtol, atol: tolerances of the ODE's solution.
             latents: old name of samples.
 
-        Returns noise (B, C, H, W) of unit variance.
+        Returns noise (B, C, H, W) of unit variance; on a domain, points of it.
         """
         call, samples = self._for_one_call(), self._renamed(samples, latents)
         scheduler = call.scheduler
         with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol, conditions) as (x, denoise):
             noise = probability_flow(scheduler.path, denoise, x, scheduler.t_min, scheduler.t_max, rtol, atol)
-        return noise / scheduler.init_noise_sigma
+        return noise / scheduler.init_noise_sigma if call.domain is None else call.domain.wrap(noise)
 
     @torch.no_grad()
     def log_likelihood(
@@ -201,7 +202,8 @@ class TrajectoryPipeline(DenoisingPipeline):
         whole numbers 0 to 255 which `dequantize` made them from. For a latent model it is the density of the normalised
         latents, the likelihood of the images being unknown. For a model with a `data_std`, of data in their own units
         it is the density in these, and of `samples` that of what the network sees. All are at the scheduler's t_min:
-        choose it as small as the network was trained.
+        choose it as small as the network was trained. On a domain it is the density by its own volume: area, on a
+        sphere.
 
         Args:
             images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`, of any size that the
@@ -232,7 +234,7 @@ class TrajectoryPipeline(DenoisingPipeline):
                 num_probes,
                 generator,
                 steps,
-                scheduler.domain,
+                call.domain,
             )
         # the same distribution, in other units
         change = log_scale(x.shape[1:], call.units) if samples is None else 0.0

@@ -58,7 +58,9 @@ def check_config(build, config):
 ON_DOMAINS = {
     "sde_type": ("ve",),
     "prediction_type": ("score", "epsilon"),
-    "predictor": ("auto", "euler", "heun", "ddim", "euler_maruyama", "reverse_diffusion", "none"),
+    "predictor": ("auto", "euler", "heun", "ddim", "deis_2", "euler_maruyama", "reverse_diffusion", "none"),
+    # langevin's step has no bound where the score vanishes, as it does at much noise
+    "corrector": (None, "annealed_langevin"),
     "clip_sample": (False,),
     "thresholding": (False,),
     "init_noise": (None,),

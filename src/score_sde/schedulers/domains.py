@@ -43,7 +43,8 @@ class Domain:
     sigma_max = 5.0
 
     def wrap(self, x):
-        """x (B, C, ...) of the space around as points of the domain; points of it stay what they are."""
+        """x (B, C, ...) of the space around as points of the domain; points of it stay what they are, on the sphere up
+        to rounding."""
         raise NotImplementedError
 
     def check(self, x):
@@ -66,6 +67,10 @@ class Domain:
     def log_volume(self, shape):
         """Logarithm of the volume of the domain of samples of a shape (B, C, ...)."""
         raise NotImplementedError
+
+    def dimensions(self, shape):
+        """Dimensions of the domain of samples of a shape (B, C, ...)."""
+        return math.prod(shape[1:])
 
     def log_prior(self, x):
         """Log density of what sampling begins with at points x (B, C, ...), (B,)."""
@@ -264,8 +269,7 @@ class Sphere(Domain):
         return x.shape[1] - 1
 
     def wrap(self, x):
-        length = x.norm(dim=1, keepdim=True)
-        return torch.where((length - 1).abs() <= 4 * torch.finfo(x.dtype).eps, x, x / length)
+        return x / x.norm(dim=1, keepdim=True)
 
     def check(self, x):
         check_finite(self.name, x)
@@ -327,6 +331,9 @@ class Sphere(Domain):
 
     def log_volume(self, shape):
         return math.prod(shape[2:]) * log_volume(shape[1] - 1)
+
+    def dimensions(self, shape):
+        return (shape[1] - 1) * math.prod(shape[2:])
 
 
 # --- products ---------------------------------------------------------------------------------------------------------
@@ -409,6 +416,10 @@ class Product(Domain):
 
     def log_prior(self, x):
         return sum(domain.log_prior(part) for domain, part in self._parts(x))
+
+    def dimensions(self, shape):
+        parts = zip(self.domains, self.counts, strict=True)
+        return sum(domain.dimensions((shape[0], count, *shape[2:])) for domain, count in parts)
 
     def tangent(self, x, vectors):
         return self._joined("tangent", x, vectors)

@@ -64,13 +64,14 @@ def _expansion(theta, sigma, n):
     theta, sigma = torch.broadcast_tensors(theta, sigma)
     tau, m = sigma**2, (n - 1) / 2
     inner = theta.clamp(1e-6, FARTHEST)
-    z = (inner / math.pi).square()[..., None]
-    powers = torch.arange(POWERS, dtype=theta.dtype, device=theta.device)
+    z = (inner / math.pi).square()
     orders = torch.arange(ORDERS, dtype=theta.dtype, device=theta.device)
-    # of the power series in z that the sum over the orders is
-    coefficients = tau[..., None] ** orders @ _coefficients(n).to(theta)
-    factor = (coefficients * z**powers).sum(-1)
-    steepness = (coefficients[..., 1:] * powers[1:] * z ** powers[:-1]).sum(-1) * 2 * inner / math.pi**2
+    # of the power series in z that the sum over the orders is, by Horner's rule with its derivative
+    coefficients = torch.tensordot(_coefficients(n).to(theta).T, tau ** orders.reshape(-1, *[1] * tau.ndim), dims=1)
+    factor, steepness = torch.zeros_like(z), torch.zeros_like(z)
+    for coefficient in coefficients.flip(0):
+        factor, steepness = factor * z + coefficient, steepness * z + factor
+    steepness = steepness * 2 * inner / math.pi**2
     log_density = -n / 2 * torch.log(2 * math.pi * tau) - theta**2 / (2 * tau) + factor.log()
     bend = steepness / factor + m * (1 / inner - 1 / inner.tan())
     return log_density + m * (inner / inner.sin()).log(), -theta / tau + torch.where(theta > FARTHEST, 0.0, bend)
