@@ -98,8 +98,8 @@ class ScoreSDEPipeline(TrajectoryPipeline):
                 final denoising from it.
             generator: source of all noise; with a list of one per image, an image depends on its own seed only.
             latents: the standard normal noise to start from, (batch, channels, height, width), of signals (batch,
-                channels, length), of videos (batch, channels, frames, height, width), instead of drawing it; on a domain,
-                points of it.
+                channels, length), of videos (batch, channels, frames, height, width), instead of drawing it; on a
+                domain, points of it.
             output_type: of images pil, the default; np: float (batch, height, width, channels) in [0, 1]; pt: float
                 (batch, channels, height, width) in [0, 1]. Of videos the same with frames after the batch: lists of PIL
                 images, (batch, frames, height, width, channels), (batch, frames, channels, height, width). Of signals,
