@@ -197,5 +197,5 @@ def test_the_likelihood_on_a_domain_is_that_of_the_heat_kernel(domain, predictio
         scheduler.domain.check(drawn)
         # the last step is a noise level long
         assert (drawn - centre).norm(dim=1).max() < 0.4
-    with pytest.raises(ValueError, match="adaptive_solver 'sde' walks in flat space"):
+    with pytest.raises(ValueError, match="adaptive_solver 'sde' has no meaning on domain"):
         pipeline(num_inference_steps=None, adaptive_solver="sde")

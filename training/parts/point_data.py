@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 import torch
+from datasets import ClassLabel
 
 from score_sde.models.transformer_score_dit import DOMAINS
 from score_sde.pipelines.coordinates import LATITUDE_LONGITUDE, Coordinates
@@ -209,8 +210,12 @@ class Table:
         self.values = np.stack(arrays, axis=1)[kept]
         self.labels = None
         if config.label_column:
-            # a class label of `datasets` as its number
             self.labels = table.column(config.label_column).take(pyarrow.array(kept)).to_pylist()
+        if isinstance(self.feature, ClassLabel):
+            # by name: of rows that are kept, some classes may have none
+            names, found = self.feature.names, set(self.labels)
+            self.labels = [names[label] for label in self.labels]
+            self.feature = ClassLabel(names=[name for label, name in enumerate(names) if label in found])
 
 
 class PointDataset(torch.utils.data.Dataset):
