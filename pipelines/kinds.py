@@ -176,13 +176,14 @@ class Kind:
             )
 
     def save_grid(self, outputs, path, columns: int | None = None, captions=None) -> None:
-        """Write samples of three axes, an array or tensor (B, C, *size), as a PNG of slices across the first of them,
-        side by side, in grey from the least to the largest value of all, the first channel alone; with `captions`, one
-        text for each, these beneath."""
+        """Write samples of two or three axes, an array or tensor (B, C, *size), as a PNG: the first channel in grey,
+        from the least to the largest value of all, of three axes slices across the first of them, side by side; with
+        `captions`, one text for each, these beneath."""
         values = np.asarray(outputs, dtype=np.float64)[:, 0]
         low, high = np.nanmin(values), np.nanmax(values)
         grey = (np.nan_to_num((values - low) / max(high - low, 1e-12)) * 255).round().astype(np.uint8)
-        sheets = [contact_sheet([PIL_Image.fromarray(layer) for layer in volume]) for volume in grey]
+        layers = grey.reshape(len(grey), -1, *grey.shape[-2:])
+        sheets = [contact_sheet([PIL_Image.fromarray(layer) for layer in volume]) for volume in layers]
         save_grid(sheets, path, columns, captions)
 
     def _shape_in_words(self, *before):
@@ -378,6 +379,10 @@ class Video(Kind):
         """Write videos, lists of PIL images, as a PNG of some frames of each, side by side, and beside it as a GIF of
         the same name in which they play together; with `captions`, one text for each, these beneath."""
         save_grid([contact_sheet(frames) for frames in outputs], path, columns, captions)
+        self.save_moving(outputs, f"{os.path.splitext(path)[0]}.gif", columns, captions)
+
+    def save_moving(self, outputs, path, columns: int | None = None, captions=None) -> None:
+        """Write videos, lists of PIL images, as a GIF in which they play together."""
         side = 64 if captions is None else 128
         videos = [[enlarged(frame, side) for frame in frames] for frames in outputs]
-        save_moving_grid(videos, f"{os.path.splitext(path)[0]}.gif", self.frame_rate, columns, captions)
+        save_moving_grid(videos, path, self.frame_rate, columns, captions)

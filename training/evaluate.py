@@ -80,6 +80,8 @@ from score_sde.training.parts.real_images import (
 )
 from score_sde.training.parts.rounds import FeatureTable, by_size, gathered, real_batches, rounds_by_size
 from score_sde.training.parts.samples import array_file, draw, labels_of, open_samples, quantized, to_bytes
+from score_sde.training.parts.signal_config import SIGNAL_KINDS
+from score_sde.training.parts.signal_evaluation import SignalEvaluateConfig, evaluate_signals
 from score_sde.training.parts.sources import on_hub
 from score_sde.training.parts.text_evaluation import TextEvaluateConfig, evaluate_texts
 from score_sde.training.parts.validation import RowDraws, conditions_of_rows
@@ -99,7 +101,7 @@ class EvaluateConfig(LoaderConfig):
 
     configs = "evaluation"
     data_kind: ClassVar[str] = "image"
-    other_kinds: ClassVar[dict] = {"text": TextEvaluateConfig}
+    other_kinds: ClassVar[dict] = {"text": TextEvaluateConfig, "signal": SignalEvaluateConfig}
 
     # those of a DataConfig; `complete` finds what isn't given
 
@@ -220,7 +222,10 @@ class EvaluateConfig(LoaderConfig):
         pipeline = stated("pipeline")
         index = read_json(os.path.join(pipeline, "model_index.json")) if pipeline else None
         # of a bundle a list, the file and the class
-        return "text" if "ScoreSDETextPipeline" in str(index and index.get("_class_name")) else "image"
+        if "ScoreSDETextPipeline" in str(index and index.get("_class_name")):
+            return "text"
+        facts = read_json(os.path.join(pipeline, "training.json")) if pipeline else None
+        return "signal" if isinstance(facts, dict) and facts.get("data_kind") in SIGNAL_KINDS else "image"
 
     def problems(self):
         given = {each.name: getattr(self, each.name) for each in fields(DataConfig)}
@@ -512,7 +517,7 @@ def evaluate_images(config, accelerator):
 
 
 # what is measured, by the kind of data
-EVALUATIONS = {"image": evaluate_images, "text": evaluate_texts}
+EVALUATIONS = {"image": evaluate_images, "text": evaluate_texts, "signal": evaluate_signals}
 
 
 def main(argv=None):

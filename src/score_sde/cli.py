@@ -176,7 +176,10 @@ def sample(
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Samples drawn at once.")] = 64,
     output: Annotated[
         str | None,
-        typer.Option(help="A .png, or of texts .txt or .jsonl.", show_default="samples.png; texts are printed"),
+        typer.Option(
+            help="A .png, a .npy, of sounds also .wav, of videos .gif; of texts .txt or .jsonl.",
+            show_default="samples.png; texts are printed",
+        ),
     ] = None,
     revision: Revision = None,
     network: Outside = None,
@@ -188,7 +191,6 @@ def sample(
 
     from score_sde import DiscreteScoreScheduler, ScoreSDEScheduler
     from score_sde.cli_texts import check_terminal, check_texts_file, draw_texts, print_texts, write_texts
-    from score_sde.pipelines.pictures import recordings_of
     from score_sde.sharing.token_facts import makes_texts
 
     if output is not None:
@@ -204,7 +206,7 @@ def sample(
             check_terminal("--stream")
     else:
         output = output or "samples.png"
-        check_png("--output", output)
+        check_samples_file("--output", output)
     pipeline = open_pipeline(bundle, device, network, dtype=getattr(torch, dtype), **given(revision=revision))
     if predictor is not None:
         scheduler_class = DiscreteScoreScheduler if is_of_texts else ScoreSDEScheduler
@@ -229,6 +231,7 @@ def sample(
             write_texts(output, texts, seed)
             print(f"{len(texts)} texts, {evaluations} network evaluations: {output}")
         return
+    check_samples_file("--output", output, pipeline.kind.name)
     asked = class_numbers(classes, pipeline) if classes else range(pipeline.num_classes or 0)
     if prompt and not pipeline.takes_prompts:
         raise ValueError("--prompt: this model has no text encoder")
@@ -245,7 +248,7 @@ def sample(
     images = []
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
-        images += pipeline(
+        drawn = pipeline(
             batch_size=len(numbers),
             class_labels=[asked[i % len(asked)] for i in numbers] if asked else None,
             prompt=prompts and [prompts[i] for i in numbers],
@@ -254,10 +257,12 @@ def sample(
             guidance_scale=guidance,
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
+            output_type="np" if output.lower().endswith(".npy") else None,
             **given(height=height, width=width),
-        ).images
-    pipeline.kind.save_grid(images, output, columns=None if prompts else len(asked) or None, captions=prompts)
-    print(f"{count} {pipeline.kind.name}s: {', '.join([output, *recordings_of(output).values()])}")
+        )
+        images.extend(drawn.images)  # a list, or an array
+    write_samples(pipeline.kind, images, output, None if prompts else len(asked) or None, prompts)
+    print(f"{count} {pipeline.kind.name}s: {output}")
 
 
 @app.command()
@@ -595,6 +600,42 @@ def check_png(option, path):
     if not path.lower().endswith(".png") or os.path.isdir(path):
         raise ValueError(f"{option} {path!r} must be a .png file")
     check_folder(option, path)
+
+
+# what samples can be written as, beside a picture and an array, by the kind of data
+FILES_OF_KINDS = {".wav": "sound", ".gif": "video"}
+
+
+def check_samples_file(option, path, kind=None):
+    """Raise ValueError for what is no name of a file that samples can be written into, or lies in a folder that isn't
+    there; and for one that a kind of data hasn't."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in (".png", ".npy", *FILES_OF_KINDS) or os.path.isdir(path):
+        raise ValueError(f"{option} {path!r} must be a .png, .npy, .wav or .gif file")
+    if kind is not None and FILES_OF_KINDS.get(suffix, kind) != kind:
+        raise ValueError(f"{option} {path!r}: {suffix} is of {FILES_OF_KINDS[suffix]}s, this model makes {kind}s")
+    check_folder(option, path)
+
+
+def write_samples(kind, samples, path, columns, captions):
+    """Write samples of a kind of data: a grid (.png), an array (.npy), a grid that moves (.gif), or sounds (.wav; of
+    several path_00.wav, path_01.wav, ...)."""
+    import numpy as np
+
+    from score_sde.pipelines.sounds import save_wav
+    from score_sde.pipelines.writing import whole_file
+
+    stem, suffix = os.path.splitext(path)
+    if suffix.lower() == ".npy":
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.stack(samples))
+    elif suffix.lower() == ".wav":
+        for number, sound in enumerate(samples):
+            save_wav(sound, path if len(samples) == 1 else f"{stem}_{number:02}{suffix}", kind.sampling_rate)
+    elif suffix.lower() == ".gif":
+        kind.save_moving(samples, path, columns, captions)
+    else:
+        kind.save_grid(samples, path, columns=columns, captions=captions)
 
 
 def check_folder(option, path):

@@ -12,7 +12,7 @@ from places import TRAINING
 from safetensors.torch import load_file
 
 from score_sde.training import encode_latents, evaluate, train, train_autoencoder, train_classifier
-from score_sde.training.parts import text_evaluation, text_task
+from score_sde.training.parts import signal_config, signal_evaluation, text_evaluation, text_task
 from score_sde.training.parts.options import WORK_BEGUN
 
 
@@ -25,6 +25,10 @@ CONFIG_CLASSES = [
     evaluate.EvaluateConfig,
     text_task.TextTrainConfig,
     text_evaluation.TextEvaluateConfig,
+    *signal_config.SIGNAL_KINDS.values(),
+    encode_latents.AudioEncodeConfig,
+    encode_latents.VideoEncodeConfig,
+    signal_evaluation.SignalEvaluateConfig,
 ]
 TINY_DIT = '{"patch_size": 2, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}'
 TINY_RUN = [

@@ -10,13 +10,15 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from test_latents import OTHER_DATA
 from test_signal_data import frames, noise, sounds, wav
 
 from runs import equal, run
-from score_sde import ScoreSDEPipeline
-from score_sde.training import encode_latents, train
+from score_sde import ScoreSDEPipeline, cli
+from score_sde.training import encode_latents, evaluate, train
+from score_sde.training.parts.sounds import read_sound
 
 
 TINY = "{hidden_size: 12, num_layers: 1, num_attention_heads: 2, patch_size: %s}"
@@ -95,6 +97,52 @@ def test_from_the_command_to_a_bundle(data, tmp_path):
         assert images.shape == (2, 1, 16) and pipeline.rates["sampling_rate"] == 8000
     if kind == "video":
         assert pipeline.rates["frame_rate"] == 5 and pipeline.kind.name == "video"
+
+
+def test_figures_of_held_out_data(tmp_path):
+    options = ["--data_kind", "array", *array(tmp_path), *STEPS, "--evaluation_steps", 2, "--evaluation_images", 4]
+    run(train.main, *options, "--output_dir", tmp_path / "run")
+    folder = tmp_path / "run" / "pipeline"
+    measured = ["--loss", 6, "--likelihood", 3, "--batch_size", 2, "--tolerance", "1e-3", "--num_workers", 0]
+    run(evaluate.main, "--pipeline", folder, *measured)
+    metrics = {each["name"]: each for each in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))}
+    whole = metrics.pop("loss on test data")
+    parts = [each for name, each in metrics.items() if name.startswith("loss on test data, times ")]
+    # those of the parts that have at least two rows
+    assert whole["n"] == 6 and 0 < len(parts) <= 4 and all(0 < each["value"] < 10 for each in (whole, *parts))
+    found = metrics["negative log-likelihood of the data, nats/dim"]
+    pipeline = ScoreSDEPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    rows = torch.from_numpy(np.load(tmp_path / "test.npz")["array"][:3]).float()
+    settings = {"rtol": 1e-3, "atol": 1e-3, "generator": [torch.Generator().manual_seed(i) for i in range(3)]}
+    truth = pipeline.log_likelihood(images=rows, **settings).nats_per_dim()
+    assert found["value"] == pytest.approx(float(truth.mean()), abs=0.02) and found["n"] == 3
+    # of values of a standard deviation of 5.8, not of 1
+    assert found["value"] > 2.5
+    assert "nats/dim" in (folder / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "run" / "evaluation.jsonl").read_text(encoding="utf-8").count("held_out_loss") == 2
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("audio", ".wav"), ("video", ".gif"), ("array", ".npy")])
+def test_the_command_writes_what_the_data_are(kind, suffix, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    options = ["--data_kind", kind, *KINDS[kind](tmp_path / "data"), *STEPS, "--max_train_steps", 1]
+    run(train.main, *options, "--output_dir", tmp_path / "run")
+    arguments = ["sample", tmp_path / "run" / "pipeline", "--num_images", "2", "--steps", "2", "--output"]
+    with pytest.raises(SystemExit, match="None"):
+        cli.main([str(each) for each in (*arguments, tmp_path / f"out{suffix}")])
+    if kind == "audio":
+        with open(tmp_path / "out_01.wav", "rb") as file:
+            assert read_sound(file)[0].shape == (1, 16)
+    elif kind == "video":
+        with Image.open(tmp_path / "out.gif") as image:
+            assert image.n_frames == 4
+    else:
+        assert np.load(tmp_path / "out.npy").shape == (2, 2, 4, 4, 4)
+    other = ".gif" if kind != "video" else ".wav"
+    with pytest.raises(SystemExit):
+        cli.main([str(each) for each in (*arguments, tmp_path / f"out{other}")])
+    assert f"{other} is of" in capsys.readouterr().err
 
 
 LATENTS = {"audio": ("AutoencoderOobleck", "[2]"), "video": ("AutoencoderKLWan", "[1, 4, 4]")}
