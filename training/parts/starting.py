@@ -212,9 +212,9 @@ def resumable_state(config):
 
 
 def options_of(start, given, frames=None):
-    """{name of an option: value} that come with a starting point; of a network of images that is to be one of videos of so
-    many frames, those of its `with_frames`. Raises ValueError where a network alone doesn't say what only its scheduler
-    would."""
+    """{name of an option: value} that come with a starting point; of a network of images that is to be one of videos of
+    so many frames, those of its `with_frames`. Raises ValueError where a network alone doesn't say what only its
+    scheduler would."""
     classes = {found: name for name, (_, found) in NETWORKS.items()}
     kind = type(start.network)
     # modules that carry code have long names
