@@ -195,7 +195,6 @@ def sample(
 
     from score_sde import DiscreteScoreScheduler, ScoreSDEScheduler
     from score_sde.cli_texts import check_terminal, check_texts_file, draw_texts, print_texts, write_texts
-    from score_sde.pipelines.pictures import recordings_of
     from score_sde.sharing.token_facts import makes_texts
 
     if output is not None:
