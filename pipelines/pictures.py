@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -115,3 +116,10 @@ def recordings_of(path):
     stem = os.path.splitext(name)[0]
     ends = {each.removeprefix(stem): os.path.join(folder, each) for each in os.listdir(folder) if each.startswith(stem)}
     return {end: ends[end] for end in sorted(ends) if re.fullmatch(r"\.gif|_\d\d\.wav", end)}
+
+
+def copy_samples(path, folder):
+    """Copy a picture of samples into a folder as samples.png, and what moves or sounds of them: samples.gif, or
+    samples_00.wav and so on."""
+    for end, each in {".png": path, **recordings_of(path)}.items():
+        shutil.copyfile(each, os.path.join(folder, f"samples{end}"))

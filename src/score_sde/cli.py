@@ -186,7 +186,7 @@ def sample(
     device: Device = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ):
-    """Draw a grid of samples, or texts."""
+    """Draw a grid of samples, of sounds and videos also to be played, or texts."""
     import torch
 
     from score_sde import DiscreteScoreScheduler, ScoreSDEScheduler

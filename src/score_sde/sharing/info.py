@@ -35,6 +35,7 @@ def describe(folder_or_repo, **download):
         components: {name: {"class", "arguments" that are not the defaults, "parameters", a number}}.
         classes: their names.
         condition_from: what the image that the network sees beside the sample is of the one to be made.
+        sampling_rate, frame_rate: of sound in Hz, of videos in frames a second.
         training: what training.json holds.
         metrics: measurements, as metrics.json holds them.
         code: {path: verdict} of the code that it carries, see `verify`.
@@ -71,8 +72,7 @@ def describe(folder_or_repo, **download):
         facts["components"][name] |= {"parameters": parameters} if parameters else {}
     labels = index.get("id2label") or {}
     facts["classes"] = [labels[number] for number in sorted(labels, key=int)]
-    if index.get("condition_from"):
-        facts["condition_from"] = index["condition_from"]
+    facts |= {name: index[name] for name in ("condition_from", "sampling_rate", "frame_rate") if index.get(name)}
     facts["training"] = read_facts(folder)
     facts["metrics"] = read_json(os.path.join(folder, "metrics.json")) or []
     facts["code"] = verify(folder)
@@ -137,8 +137,7 @@ def as_text(facts):
         rows.append((name, ", ".join([each["class"], count, *listed(each["arguments"]).split(", ")]).rstrip(", ")))
     if facts["classes"]:
         rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
-    if "condition_from" in facts:
-        rows.append(("condition_from", facts["condition_from"]))
+    rows += [(name, facts[name]) for name in ("condition_from", "sampling_rate", "frame_rate") if name in facts]
     rows += training_rows(facts["training"], *(("text", "tokens") if "tokens" in facts else ()))
     settings = ("standard_error", "n", "split", "nfe", "sampler", "guidance_scale", "dataset")
     for each in facts["metrics"]:
