@@ -272,7 +272,7 @@ def sample(
         captions = [(pipeline.config.id2label or {}).get(str(label), str(label)) for label in asked]
         captions = [captions[i % len(asked)] for i in range(count)]
     write_samples(pipeline.kind, images, output, None if prompts else len(asked) or None, captions)
-    print(f"{count} {pipeline.kind.name}s: {', '.join([output, *recordings_of(output).values()])}")
+    print(f"{count} {pipeline.kind.name}s: {output}")
 
 
 @app.command()
