@@ -4,6 +4,7 @@ to noise, for encodings and likelihoods."""
 import inspect
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,7 @@ from .adaptive import probability_flow, reverse_sde
 from .denoising_pipeline import DenoisingPipeline
 from .likelihood import Likelihood, log_likelihood
 from .protocols import Denoiser, GuidedNetwork
+from .units import log_scale
 from .wording import check_choice
 
 
@@ -81,6 +83,10 @@ class TrajectoryPipeline(DenoisingPipeline):
         self.check_denoises("adaptive solvers, encodings and likelihoods need", in_steps=False)
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
+        if self.domain is not None and adaptive_solver != "ode":
+            raise ValueError(
+                f"adaptive_solver {adaptive_solver!r} has no meaning on domain {self.domain.name!r}: 'ode'"
+            )
 
     def sample_adaptively(
         self, network: GuidedNetwork, noise, rtol, atol, adaptive_solver, generator, image=None, t_start=None
@@ -92,7 +98,10 @@ class TrajectoryPipeline(DenoisingPipeline):
         x = noise * scheduler.init_noise_sigma
         if image is not None:
             t_max = t_start
-            x = scheduler.path.sample(image, noise, torch.tensor(t_start, dtype=torch.float64))
+            time = torch.tensor(t_start, dtype=torch.float64)
+            x = scheduler.path.sample(image, noise, time)
+            if self.domain is not None:
+                x = self.domain.perturb(image, scheduler.path.sigma(time), noise)
 
         def count(model_input, timesteps):
             nonlocal nfe
@@ -107,7 +116,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         if scheduler.config.denoise_final:
             x = denoise(x, t_min)
         bar.close()
-        return x, nfe
+        return x if self.domain is None else self.domain.wrap(x), nfe
 
     @staticmethod
     def _with_progress(bar, denoise: Denoiser, begin: float, end: float) -> Denoiser:
@@ -171,13 +180,13 @@ class TrajectoryPipeline(DenoisingPipeline):
             rtol, atol: tolerances of the ODE's solution.
             latents: old name of samples.
 
-        Returns noise (B, C, H, W) of unit variance.
+        Returns noise (B, C, H, W) of unit variance; on a domain, points of it.
         """
         call, samples = self._for_one_call(), self._renamed(samples, latents)
         scheduler = call.scheduler
         with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol, conditions) as (x, denoise):
             noise = probability_flow(scheduler.path, denoise, x, scheduler.t_min, scheduler.t_max, rtol, atol)
-        return noise / scheduler.init_noise_sigma
+        return noise / scheduler.init_noise_sigma if call.domain is None else call.domain.wrap(noise)
 
     @torch.no_grad()
     def log_likelihood(
@@ -200,8 +209,9 @@ class TrajectoryPipeline(DenoisingPipeline):
 
         For a model of pixels it is the density of the images in [-1, 1]; `.bits_per_dim()` of the result is that of the
         whole numbers 0 to 255 which `dequantize` made them from. For a latent model it is the density of the normalised
-        latents, the likelihood of the images being unknown. Both are at the scheduler's t_min: choose it as small as
-        the network was trained.
+        latents, the likelihood of the images being unknown. For a model with a `data_std`, of data in their own units
+        it is the density in these, and of `samples` that of what the network sees; on a domain the density by its own
+        volume: area, on a sphere. All are at the scheduler's t_min: choose it as small as the network was trained.
 
         Args:
             images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`, of any size that the
@@ -219,7 +229,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         call, samples = self._for_one_call(), self._renamed(samples, latents)
         scheduler = call.scheduler
         with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol, conditions) as (x, denoise):
-            return log_likelihood(
+            found = log_likelihood(
                 scheduler.path,
                 denoise,
                 x,
@@ -232,7 +242,11 @@ class TrajectoryPipeline(DenoisingPipeline):
                 num_probes,
                 generator,
                 steps,
+                call.domain,
             )
+        # the same distribution, in other units
+        change = log_scale(x.shape[1:], call.units) if samples is None else 0.0
+        return replace(found, log_prob=found.log_prob - change)
 
     def prepare_trajectories(
         self, num_samples, class_labels=None, guidance_scale=1.0, generator=None, noise=None, conditions=None

@@ -14,16 +14,14 @@ from functools import cached_property, partial
 
 import torch
 
-from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
-from score_sde.losses import FEW_STEP_METHODS, TIME_DENSITIES, WEIGHTINGS, Objective
+from score_sde import ScoreSDEPipeline
 from score_sde.pipelines.conditions import null_conditions
 from score_sde.pipelines.prompts import fingerprint
-from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
 from score_sde.training.parts.captions import CaptionConfig
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
-from score_sde.training.parts.config import ImageLoopConfig, one_of, option
+from score_sde.training.parts.config import ImageLoopConfig, option
 from score_sde.training.parts.diffusion_loss import DiffusionLoss
 from score_sde.training.parts.few_steps import (
     DENOISING,
@@ -43,10 +41,12 @@ from score_sde.training.parts.networks import (
     network_class,
 )
 from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
+from score_sde.training.parts.point_task import PointTask, PointTrainConfig
 from score_sde.training.parts.publishing import PublishConfig, PublishedTask
 from score_sde.training.parts.rounds import by_size
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
+from score_sde.training.parts.signal_config import SIGNAL_KINDS
 from score_sde.training.parts.starting import (
     AdaptedClasses,
     StartConfig,
@@ -65,42 +65,25 @@ from score_sde.training.parts.validation import Validation, ValidationConfig, co
 @dataclass
 class TrainConfig(
     StartConfig,
+    FewStepConfig,
     ImageLoopConfig,
     CleanDataConfig,
     CaptionConfig,
     ImageConditionConfig,
     ValidationConfig,
     NetworkConfig,
-    FewStepConfig,
     PublishConfig,
 ):
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     configs = "diffusion"
-    other_kinds = {"text": TextTrainConfig}
+    other_kinds = {"text": TextTrainConfig, "points": PointTrainConfig, **SIGNAL_KINDS}
 
-    data_kind: str = option("image", "image, or text, which has other options: --data_kind text --help.", "data", True)
-    sde_type: str = option("vp", f"Noise path: {one_of(SDE_TYPES)}.", "path and objective", common=True)
-    prediction_type: str = option(
-        "v_prediction", f"What the network predicts: {one_of(PREDICTIONS)}.", "path and objective", common=True
-    )
-    scheduler_kwargs: str = option(
-        "{}", "More arguments of ScoreSDEScheduler, as YAML: {beta_max: 20}.", "path and objective"
-    )
-    time_density: str = option(
-        "uniform", f"Density of the training times: {one_of(TIME_DENSITIES)}.", "path and objective"
-    )
-    time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.", "path and objective")
-    weighting: str = option(
-        "output",
-        f"Weight of the squared error of x0: {one_of(WEIGHTINGS)}; score_sde.losses has the published combinations.",
-        "path and objective",
-    )
-    weighting_kwargs: str = option("{}", "Its numbers, as YAML: {gamma: 5}.", "path and objective")
-    vlb_weight: float = option(
-        0.0,
-        "Learn the variance, too, by this weight of the variational bound (DiT: 0.001); needs discrete_vp.",
-        "path and objective",
+    data_kind: str = option(
+        "image",
+        "image, text, audio, video, array or points; others have other options: --data_kind text --help.",
+        "data",
+        common=True,
     )
     pooled_captions: bool = option(
         False, "Also tell the network the mean of a caption's vectors, beside the time.", "captions"
@@ -114,16 +97,11 @@ class TrainConfig(
     sample_prompts: list[str] = option(
         [], "Prompts of the sample grids, in turn; the first captions of the data unless given.", "captions"
     )
-    sample_num_images: int = option(64, "Images in a sample grid.", "samples and logs")
-    sample_guidance_scale: float = option(
-        1.0, "Classifier-free guidance of the sample grids: 1 is none.", "samples and logs"
-    )
-    sample_num_inference_steps: int = option(50, "Time steps of the sample grids.", "samples and logs")
 
     @staticmethod
     def stated_kind(stated):
         """The kind of data that a command line is for; `stated`(option) is what it says for an option, or None."""
-        return stated("data_kind") or TrainConfig.data_kind
+        return stated("data_kind") or ("points" if stated("domain") else TrainConfig.data_kind)
 
     def problems(self):
         try:
@@ -155,13 +133,8 @@ class TrainConfig(
                 f"save_text_encoder false needs a text_encoder on the Hub, which the pipeline can name, not the folder "
                 f"{self.text_encoder!r}"
             )
-        if not self.vlb_weight >= 0:
-            yield f"vlb_weight {self.vlb_weight} must be at least 0"
-        if self.vlb_weight > 0 and (self.sde_type != "discrete_vp" or self.weighting not in ("output", "simple")):
-            yield f"vlb_weight {self.vlb_weight} needs sde_type discrete_vp and weighting output"
+        yield from self.objective_problems()
         yield from self.publish_problems()
-        if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
-            yield "sample_num_images and sample_num_inference_steps must be at least 1"
         # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened; so is
         # what the grids at the end will ask for
         try:
@@ -191,27 +164,11 @@ class TrainConfig(
         except (TypeError, ValueError, RuntimeError) as error:
             yield str(error)
 
-    def make_scheduler(self):
-        learned = {"variance_type": "learned_range"} if self.vlb_weight > 0 else {}
-        maps = {}
-        if self.method != DENOISING:
-            maps = {"network_map": FEW_STEP_METHODS[self.method].network_map, "map_steps": self.map_steps}
-        return ScoreSDEScheduler(
-            sde_type=self.sde_type,
-            prediction_type=self.prediction_type,
-            **learned | mapping("scheduler_kwargs", self.scheduler_kwargs) | maps,
-        )
+    def open_data(self, accelerator):
+        return CleanData(self, accelerator, captions=self, conditions=self)
 
-    def make_objective(self, scheduler, teacher=None, null_of=None):
-        if self.method != DENOISING:
-            return self.few_step_objective(scheduler, teacher, null_of)
-        return Objective(
-            scheduler,
-            "levels" if self.vlb_weight > 0 else self.time_density,
-            self.weighting,
-            mapping("time_density_kwargs", self.time_density_kwargs),
-            mapping("weighting_kwargs", self.weighting_kwargs),
-        )
+    def open_validation(self, accelerator, task):
+        return Validation(self, accelerator, task)
 
 
 class DiffusionTask(PublishedTask):
@@ -220,7 +177,7 @@ class DiffusionTask(PublishedTask):
     def __init__(self, config, accelerator):
         config.keep_autoencoder(accelerator)
         self.config, self.scheduler, self.device = config, config.make_scheduler(), accelerator.device
-        self.data = CleanData(config, accelerator, captions=config, conditions=config)
+        self.data = config.open_data(accelerator)
         id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None
         self.id2label, labels, origin = id2label, None, config.origin
@@ -280,7 +237,7 @@ class DiffusionTask(PublishedTask):
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
         self.evaluation_steps, self.validation = config.evaluation_steps, None
         if config.evaluation_steps:
-            self.validation = Validation(config, accelerator, self)
+            self.validation = config.open_validation(accelerator, self)
 
     @cached_property
     def shown(self):
@@ -320,6 +277,7 @@ class DiffusionTask(PublishedTask):
             vae=self.data.vae,
             id2label=self.id2label,
             condition_from=measured,
+            **self.data.units,
             **{self.component: network},
             **words,
         )
@@ -348,7 +306,8 @@ class DiffusionTask(PublishedTask):
 
 
 # what is trained, by the kind of data
-TASKS = {"image": DiffusionTask, "text": TextTask}
+TASKS = {"image": DiffusionTask, "text": TextTask, "points": PointTask}
+TASKS |= dict.fromkeys(SIGNAL_KINDS, DiffusionTask)
 
 
 def main(argv=None):

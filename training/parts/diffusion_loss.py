@@ -35,8 +35,8 @@ class DiffusionLoss:
             null_of = partial(null_conditions, self.model)
             conditions = drop_conditions(conditions, null_of, draws.chance(dropout_prob))
         if self.vlb_weight > 0:
-            scheduler, pixels = self.objective.scheduler, self.data.vae is None
-            return hybrid_loss(network, scheduler, x0, noise, t, conditions, self.vlb_weight, discretized=pixels)
+            scheduler, discretized = self.objective.scheduler, self.data.discretized
+            return hybrid_loss(network, scheduler, x0, noise, t, conditions, self.vlb_weight, discretized=discretized)
         return self.objective(network, x0, noise, t, conditions)
 
     def conditions_of(self, batch, draws):

@@ -18,6 +18,7 @@ from score_sde.pipelines.wording import few, unknown
 from .config import one_of, option
 from .diffusion_loss import DiffusionLoss
 from .networks import network_class
+from .objective_config import ObjectiveConfig
 from .options import mapping
 from .starting import TRAINED_ON, kept_classes, names_of_classes
 
@@ -28,7 +29,7 @@ GROUP = "few steps"
 
 
 @dataclass
-class FewStepConfig:
+class FewStepConfig(ObjectiveConfig):
     method: str = option(
         DENOISING,
         f"{DENOISING}, or for one to four evaluations a flow map or consistency model: {one_of(FEW_STEP_METHODS)}.",
@@ -146,7 +147,14 @@ class FewStepConfig:
                 f"out, or take the model that it was distilled from"
             )
 
-    def few_step_objective(self, scheduler, teacher=None, null_of=None):
+    def make_scheduler(self):
+        if self.method == DENOISING:
+            return super().make_scheduler()
+        return super().make_scheduler(network_map=FEW_STEP_METHODS[self.method].network_map, map_steps=self.map_steps)
+
+    def make_objective(self, scheduler, teacher=None, null_of=None):
+        if self.method == DENOISING:
+            return super().make_objective(scheduler)
         return FEW_STEP_METHODS[self.method](
             scheduler,
             teacher,

@@ -245,8 +245,14 @@ def _evaluate(network, scheduler, x0, noise, t, conditions, mask, more=()):
     row, alpha, sigma = parameterization.row(t), path.alpha(t), path.sigma(t)
     of_t = [alpha, sigma, *target_coefficients(row, alpha, sigma), row.input_scale, scheduler.timestep(t), *more]
     table = sent(torch.stack(torch.broadcast_tensors(*of_t)), x0.device, torch.promote_types(x0.dtype, torch.float32))
-    alpha, sigma, target_x0, target_noise, input_scale = expand_all(table[:5].unbind(), x0)
-    x_t, target = alpha * x0 + sigma * noise, target_x0 * x0 + target_noise * noise
+    if scheduler.domain is None:
+        alpha, sigma, target_x0, target_noise, input_scale = expand_all(table[:5].unbind(), x0)
+        x_t, target = alpha * x0 + sigma * noise, target_x0 * x0 + target_noise * noise
+    else:
+        input_scale, x_t = None, scheduler.domain.perturb(x0, path.sigma(t), noise)
+        # x0 is x_t + sigma^2 score there
+        of_score = expand_to(path.sigma(t) ** 2 / row.b, x0)
+        target = of_score * scheduler.domain.score(x_t, x0, path.sigma(t))
     model_input, timestep = parameterization.scaled(x_t, input_scale), table[5].float()
     output = network(model_input, timestep, **conditions or {}).sample
     error = _masked(output[:, : x0.shape[1]].float() - target.float(), mask)

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 def _coefficients(scheduler, t):
     """(of_y, of_output, of_input, timestep) at t, float64: U = of_y y_t + of_output F(of_input y_t, timestep)."""
+    if scheduler.domain is not None:
+        raise ValueError(f"few steps are learned in flat space, not on domain {scheduler.config.domain!r}")
     (a, b, input_scale), path = scheduler.parameterization.row(t), scheduler.path
     sigma, (c, _) = path.sigma(t), path.straight_coordinates(t, 1.0)
     return torch.stack(

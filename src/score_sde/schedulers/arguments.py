@@ -51,6 +51,8 @@ def check_config(build, config):
         raise ValueError(
             f"shift_terminal {config['shift_terminal']} is for sde_type 'linear', not for {config['sde_type']!r}"
         )
+    if config["domain"] is not None:
+        _check_domain(config)
     _check_solver(build, config)
     _check_calibration(config["calibration"])
     _check_map(config)
@@ -84,6 +86,30 @@ def _check_map(config):
         raise ValueError(
             f"corrector {config['corrector']!r} needs a score, and network_map 'consistency' gives none: leave it out"
         )
+
+
+# on a domain: the rest has no meaning there, or was not shown to work
+ON_DOMAINS = {
+    "sde_type": ("ve",),
+    "prediction_type": ("score", "epsilon"),
+    "predictor": ("auto", "euler", "heun", "ddim", "deis_2", "euler_maruyama", "reverse_diffusion", "none"),
+    # langevin's step has no bound where the score vanishes, as it does at much noise
+    "corrector": (None, "annealed_langevin"),
+    "clip_sample": (False,),
+    "thresholding": (False,),
+    "init_noise": (None,),
+    "network_map": (None,),
+}
+
+
+def _check_domain(config):
+    """Raise ValueError for what has no meaning on a domain."""
+    for name, allowed in ON_DOMAINS.items():
+        if config[name] not in allowed:
+            raise ValueError(
+                f"{name} {config[name]!r} has no meaning on domain {config['domain']!r}; choose one of "
+                f"{', '.join(map(str, allowed))}"
+            )
 
 
 def _check_solver(build, config):

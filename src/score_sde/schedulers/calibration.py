@@ -360,6 +360,8 @@ def calibrate(
         check_number("nfe", each, 2, reference_steps - 1, whole=True)
     for name, value in (("num_samples", num_samples), ("sweeps", sweeps)):
         check_number(name, value, 1, LARGEST_NFE, whole=True)
+    if scheduler.domain is not None:
+        raise ValueError(f"times are fitted in flat space, not on domain {scheduler.config.domain!r}")
     if scheduler.config.predictor != "auto" or scheduler.config.corrector or not scheduler.config.denoise_final:
         raise ValueError(
             f"times are fitted for predictor 'auto' with denoise_final and without a corrector; this scheduler has "

@@ -26,10 +26,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from .arguments import begin_std, check_config, given_options, time_told
 from .calibration import calibrate, fitted
 from .checks import LARGEST_NFE, NUMBERS, as_list, check_number
+from .domain_trajectory import DomainTrajectory
+from .domains import build_domain, listed
 from .parameterization import Parameterization, per_sample, threshold
 from .paths import DiscreteVPSDE, LinearSDE, build_path, expand_all, moved, shifted
 from .saved_config import SavedConfig
 from .solvers import ON_GIVEN_TIMES, PREDICTORS
+from .sphere_kernel import kernel  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import not_of_the_path, of_network
 from .timetables import (
@@ -210,6 +213,10 @@ class ScoreSDEScheduler(SavedConfig):
             skipping, whatever timestep_spacing says, of this number of steps of training; None for neither.
         shift_terminal: on the linear path, the time of the last evaluation, to which grids are stretched (LTX-Video).
             Not used by auto.
+        domain: where samples (B, C, ...) live: None for flat space, torus (angles in radians in [-pi, pi)), box ([-1,
+            1], reflected), sphere (unit vectors along axis 1), or of a product the number of entries of axis 1 by name,
+            in their order, {"torus": 2, "flat": 1}. It goes with ve and prediction type score, a tangent vector, or
+            epsilon, -sigma times that; sigma_min and sigma_max are by default the domain's. See `domains`.
 
     Raises ValueError at construction for every unknown or contradictory value, for every number out of its range
     (`checks.NUMBERS`, and the rows of `solvers.PREDICTORS`), and for options that the predictor doesn't have, with what
@@ -281,6 +288,7 @@ class ScoreSDEScheduler(SavedConfig):
         network_map: str | None = None,
         map_steps: int | None = None,
         original_inference_steps: int | None = None,
+        domain: str | dict | list | None = None,
     ):
         if trained_betas is not None:
             # an array or tensor, as a list: what a config can hold
@@ -292,19 +300,26 @@ class ScoreSDEScheduler(SavedConfig):
                 )
                 num_train_timesteps = len(self.config.trained_betas)
                 self.register_to_config(num_train_timesteps=num_train_timesteps)
+        if domain is not None:
+            self.register_to_config(domain=listed(domain))
         check_config(type(self), self.config)
         if network_map is not None and map_steps is None:
             self.register_to_config(map_steps=2)
 
         unused = not_of_the_path(self.config)
-        self.path = build_path(sde_type, {name: value for name, value in self.config.items() if name not in unused})
+        of_path = {name: value for name, value in self.config.items() if name not in unused}
+        self.domain = None if domain is None else build_domain(self.config.domain, sigma_max)
+        if self.domain is not None:
+            of_path["sigma_min"] = sigma_min or self.domain.sigma_min
+            of_path["sigma_max"] = sigma_max or self.domain.sigma_max
+        self.path = build_path(sde_type, of_path)
         low, high = ends_of_sigmas(self.path, self.config)
         self.t_min = t_min or low or self.path.t_min
         # what the network was trained on must stand in the saved config
         told = time_told(self.path, self.config)
         self.register_to_config(**told)
         self.parameterization = Parameterization(
-            self.path, of_network(self.config), sigma_data, limit=self._limit, **told
+            self.path, of_network(self.config), sigma_data, limit=self._limit, domain=self.domain, **told
         )
         if sde_type == "discrete_vp":
             chain = inspect.signature(DiscreteVPSDE.from_beta_schedule).parameters
@@ -318,7 +333,7 @@ class ScoreSDEScheduler(SavedConfig):
             raise ValueError(f"0 < t_min < t_max <= 1 is needed; got t_min={self.t_min}, t_max={self.t_max}")
 
         # standard deviation of the noise that sampling starts from
-        self.init_noise_sigma = begin_std(self.path, self.config, self.t_max)
+        self.init_noise_sigma = begin_std(self.path, self.config, self.t_max) if self.domain is None else 1.0
         # entries of the plan per time step: where img2img pipelines may cut `timesteps`
         evaluations = 1 if predictor == "auto" else PREDICTORS[predictor].evaluations
         self.order = evaluations + (corrector_steps if corrector else 0)
@@ -404,7 +419,10 @@ class ScoreSDEScheduler(SavedConfig):
         have to be waited for, what they give is nan.
         """
         self._is_noised = True
-        return self.path.sample(original_samples, noise, self._time_inside(timesteps))
+        t = self._time_inside(timesteps)
+        if self.domain is not None:
+            return self.domain.perturb(original_samples, self.path.sigma(t), noise)
+        return self.path.sample(original_samples, noise, t)
 
     def scale_noise(self, sample, timestep, noise):
         """`add_noise` as pipelines of flow matching call it."""
@@ -453,6 +471,14 @@ class ScoreSDEScheduler(SavedConfig):
         """(input, half_log_snr (B,)) of a `NoiseConditionalClassifier` for samples x (B, C, ...) at path times t, () or
         (B,): the same for every path."""
         return self.path.unit_variance(x, t), per_sample(self.path.half_log_snr(t), x)
+
+    def init_noise(self, shape, generator=None, device=None, dtype=torch.float32):
+        """What a trajectory begins with at t_max, (B, C, ...): noise of the standard deviation init_noise_sigma; on a
+        domain uniform points. With a list of generators, each draws its own."""
+        if self.domain is not None:
+            return self.domain.prior(shape, generator, device, dtype)
+        noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        return noise * self.init_noise_sigma
 
     # --- sampling -------------------------------------------------------------------------------------------------
 
@@ -598,7 +624,8 @@ class ScoreSDEScheduler(SavedConfig):
     def _lay(self, times, predictor, device=None):
         """Plan an evaluation at each of these times."""
         stages = planned(self, times, predictor)
-        self._trajectory = PlannedTrajectory(self.parameterization, times, predictor, stages)
+        walk = PlannedTrajectory if self.domain is None else DomainTrajectory
+        self._trajectory = walk(self.parameterization, times, predictor, stages)
         self._tell(self._trajectory.evaluated, device)
         self._timesteps_to, self._ends_are_told = None, False
         if self.config.network_map is not None:

@@ -15,11 +15,17 @@ from .stock_configs import GRIDS, curve
 # --- grids ------------------------------------------------------------------------------------------------------------
 
 
+# auto's on domains, on the grid of timestep_spacing
+ON_DOMAINS = "deis_2"
+
+
 def solver(scheduler, n):
     """The predictor of a trajectory of n steps, as `plan` takes it."""
     predictor = scheduler.config.predictor
     if predictor != "auto":
         return predictor
+    if scheduler.domain is not None:
+        return ON_DOMAINS
     return scheduler.config.network_map or _rule(scheduler, n).predictor
 
 
@@ -30,7 +36,7 @@ def _rule(scheduler, n):
 
 def grid(scheduler, n, t_max, shift=1.0):
     """The times of n steps up to t_max."""
-    if scheduler.config.predictor != "auto":
+    if scheduler.config.predictor != "auto" or scheduler.domain is not None:
         return stock_grid(scheduler, n, t_max, shift)
     if scheduler.config.network_map is not None:
         return shifted(scheduler.path, _spaced(scheduler, "straight", n, t_max), shift)
