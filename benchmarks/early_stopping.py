@@ -132,7 +132,7 @@ def draw(results, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train_steps", type=int, default=3000)
+    parser.add_argument("--train_steps", type=int, default=2000)
     parser.add_argument("--num_samples", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
