@@ -16,11 +16,19 @@ from PIL import Image
 from .adapters import AdapterMixin
 from .bundling import BundleMixin, plain_component
 from .calls import CallMixin
-from .conditions import check_conditions, check_no_tokens, expand, null_conditions
-from .guidance import guided, steered_by_classifier
+from .conditions import check_conditions, check_no_tokens, expand, null_conditions, sample_channels
+from .guidance import guided, knows_guidance, steered_by_classifier
 from .image_conditions import Measurement, at_size
-from .kinds import SQUARES_ALONE, Kind, divisors_of_sides, kind_of
-from .latents import AUTOENCODERS, denormalize_latents, encode_moments, normalize_latents, spatial_factor
+from .kinds import SQUARES_ALONE, Kind, Points, check_rate, divisors_of_sides, kind_of
+from .latents import (
+    AUTOENCODERS,
+    data_axes,
+    decode_latents,
+    denormalize_latents,
+    encode_moments,
+    normalize_latents,
+    spatial_factor,
+)
 from .prompts import (
     PROMPT_SETTINGS,
     check_prompt_settings,
@@ -32,6 +40,7 @@ from .prompts import (
     tokenize,
 )
 from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
+from .units import UNITS, as_given, as_saved, check_units, to_data_units, to_unit_scale
 from .wording import few, quoted
 
 
@@ -44,12 +53,24 @@ class ScoreSDEPipelineOutput(BaseOutput):
     """Output of a pipeline.
 
     images: what it made, whatever the kind: images as a list of PIL images, an array or a tensor, as asked for by
-        output_type; signals as an array or a tensor (B, C, length).
+        output_type; signals and sound as an array or a tensor (B, C, length); videos as a list of lists of PIL images,
+        an array or a tensor. Also as `audios` and `frames`, as diffusers' pipelines of sound and of videos call it.
     nfe: number of network evaluations that every sample took (with guidance, of two samples each).
+    sampling_rate: of sound, in Hz; frame_rate: of videos, in frames a second; None of anything else.
     """
 
-    images: list[Image.Image] | np.ndarray | torch.Tensor
+    images: list[Image.Image] | list[list[Image.Image]] | np.ndarray | torch.Tensor
     nfe: int | None = None
+    sampling_rate: float | None = None
+    frame_rate: float | None = None
+
+    @property
+    def audios(self):
+        return self.images
+
+    @property
+    def frames(self):
+        return self.images
 
 
 class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline):  # type: ignore[misc]  # a bundle has fewer options
@@ -67,6 +88,15 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             fingerprint.
         condition_from: for a network that sees an image beside the sample: what that is of the image which is to be
             made, by name, such as downsample:4 (`image_conditions.Measurement`); None for any other.
+        data_mean, data_std: of the data that a network without an autoencoder was trained on, numbers, or one for each
+            channel: what goes in and comes out is in the data's own units, and the network sees (data - mean) / std.
+            None where these are the same.
+        sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
+        frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
+        columns: names of the numbers that a point has in the data, with commas between them, for a network whose
+            samples are points.
+        coordinates: latitude_longitude, where these are the data's form of points of a sphere; None for points as the
+            domain has them.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->unet->vae"  # type: ignore[assignment]  # declared as None
@@ -88,16 +118,32 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         tokenizer=None,
         prompt_settings: dict | None = None,
         condition_from: str | None = None,
+        data_mean: float | list[float] | dict | None = None,
+        data_std: float | list[float] | dict | None = None,
+        sampling_rate: float | None = None,
+        frame_rate: float | None = None,
+        columns: str | None = None,
+        coordinates: str | None = None,
     ):
         super().__init__()
         check_prompt_settings(prompt_settings or {})
+        if data_std is not None and vae is not None:
+            raise ValueError("data_std is of a model without an autoencoder, whose own config scales its latents")
         if condition_from is not None:
             Measurement(condition_from)
         if (text_encoder is None) != (tokenizer is None):
             raise ValueError("text_encoder and tokenizer belong together: pass both or neither")
         if (transformer is None) == (unet is None):
             raise ValueError("a ScoreSDEPipeline needs exactly one network: either transformer or unet")
-        check_no_tokens(scheduler, unet if transformer is None else transformer)
+        network = unet if transformer is None else transformer
+        check_no_tokens(scheduler, network)
+        check_units(data_mean, data_std, sample_channels(network.config))
+        rates = {"sampling_rate": sampling_rate, "frame_rate": frame_rate}
+        for name, rate in rates.items():
+            if rate is not None:
+                check_rate(name, rate)
+                vae_config = None if vae is None else vae.config
+                kind_of(network.config, vae_config, **rates, vae_axes=data_axes(plain_component(vae)))
         self.register_modules(
             scheduler=scheduler,
             transformer=transformer,
@@ -109,11 +155,15 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         # JSON keys are strings
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
         self.register_to_config(prompt_settings=prompt_settings or None)
-        self.register_to_config(condition_from=condition_from)
+        self.register_to_config(condition_from=condition_from, **rates)
+        self.register_to_config(data_mean=as_saved(data_mean), data_std=as_saved(data_std))
+        self.register_to_config(columns=columns, coordinates=coordinates)
         # an encoder that the settings name, and its tokenizer: used, but not saved
         self._named_encoder: tuple | None = None
         # of one call, on its own view
         self._size: tuple[int, ...] | None = None
+        if (columns or coordinates) and not isinstance(self.kind, Points):
+            raise ValueError("columns and coordinates are of points: of a network whose sample_size is (1,)")
 
     def __setattr__(self, name, value):
         # diffusers would leave out of the saved index what was None before
@@ -131,15 +181,36 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         return network
 
     @property
+    def units(self) -> dict:
+        """{"data_mean", "data_std"} of the data, None where what the network sees are the data themselves."""
+        return {name: as_given(self.config[name]) for name in UNITS}
+
+    @property
     def kind(self) -> Kind:
         """The kind of data that it makes, which owns their shape, noise and output: see `kinds.py`."""
-        kind = kind_of(self.denoiser.config, None if self.vae is None else self.vae.config)
+        vae, vae_config = plain_component(self.vae), None if self.vae is None else self.vae.config
+        told = self.rates | {"data_std": self.config["data_std"], "coordinates": self.of_points}
+        kind = kind_of(self.denoiser.config, vae_config, **told, vae_axes=data_axes(vae))
         return kind if self._size is None else replace(kind, size=self._size)
+
+    @property
+    def of_points(self) -> dict:
+        """What `Coordinates` of points are told beside their network."""
+        columns = self.config["columns"]
+        told = {"columns": columns and tuple(columns.split(",")), "on_sphere": self.config["coordinates"]}
+        told |= {"mean": self.units["data_mean"], "std": self.units["data_std"]}
+        domain = self.scheduler.config.get("domain")
+        return told if domain is None else told | {"domain": domain}
+
+    @property
+    def rates(self) -> dict:
+        """{"sampling_rate", "frame_rate"}: of sound in Hz, of videos in frames a second, None of anything else."""
+        return {name: self.config.get(name) for name in ("sampling_rate", "frame_rate")}
 
     @property
     def image_channels(self) -> int:
         """Number of channels of the images that the pipeline makes and takes."""
-        return self.kind.channels if self.vae is None else self.vae.config.in_channels
+        return self.kind.data_channels
 
     def sample_shape(self, batch_size: int) -> tuple[int, ...]:
         """Shape of what the network generates: (batch, channels, height, width), of signals (batch, channels,
@@ -165,11 +236,12 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         self._size = size
 
     def set_size_of(self, images, samples):
-        """`set_size` by images, or by clean samples of what the network generates. What is no image stays as it is."""
+        """`set_size` by images or videos, or by clean samples of what the network generates. Other data stay as they
+        are."""
         given, wanted = (images if samples is None else samples), self.sample_shape(1)
-        if torch.is_tensor(given) and given.ndim == len(wanted) == 4:
+        if torch.is_tensor(given) and given.ndim == len(wanted) and self.kind.name in ("image", "video"):
             factor = 1 if samples is None else spatial_factor(self.vae)
-            self.set_size(*(side * factor for side in given.shape[2:]))
+            self.set_size(*(side * factor for side in given.shape[-2:]))
 
     def prepare_conditions(
         self, class_labels=None, conditions: dict | None = None, batch_size: int | None = None, classifier=None
@@ -363,9 +435,15 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError("a classifier needs class_labels to lead to")
         if classifier is not None:
             self.check_own_scheduler("a classifier needs")
+            self.check_denoises("a classifier needs")
         for name, scale in (("guidance_scale", guidance_scale), ("classifier_scale", classifier_scale)):
             if not math.isfinite(scale):
                 raise ValueError(f"{name} {scale} must be a finite number")
+        self.check_map()
+        told_scale = guidance_scale
+        if knows_guidance(self.denoiser.config):
+            self.check_learned_guidance(guidance_scale, guider, weaker_network, negative_conditions)
+            guidance_scale = 1.0
         if guider is not None and guidance_scale != 1:
             raise ValueError(f"guidance_scale {guidance_scale} and a guider were given: the guider has its own scale")
         if weaker_network is not None and guider is None and guidance_scale == 1:
@@ -413,13 +491,49 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         rows = [away, own] if null or weaker_network is not None else [own]
 
         call = self._for_one_call()
-        call._guidance_scale = guidance_scale
+        call._guidance_scale = told_scale
         call._conditions = {name: torch.stack([row[name] for row in rows]) for name in own}
         origin = self.denoiser if weaker_network is None else weaker_network
         network = guided(call, (origin, self.denoiser), guider)
         if classifier is None:
             return network
         return steered_by_classifier(call.scheduler, network, classifier, classes, classifier_scale)
+
+    def check_learned_guidance(self, guidance_scale, guider, weaker_network, negative):
+        """Raise ValueError for guidance other than that which the network has learned."""
+        folded = self.denoiser.config.get("folded_guidance")
+        if folded is not None and guidance_scale not in (1, folded):
+            raise ValueError(
+                f"guidance_scale {guidance_scale}: this network has learned guidance with the scale {folded} alone; "
+                f"pass {folded}, or leave it out"
+            )
+        others = {"guider": guider, "weaker_network": weaker_network, "negative_prompt": negative or None}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ValueError(
+                f"{', '.join(given)}: this network has learned its guidance (guidance_embeds or folded_guidance), and "
+                f"takes no other; leave it out"
+            )
+
+    def check_map(self):
+        """Raise ValueError for a network that can't be what the scheduler says."""
+        if self.scheduler.config.get("network_map") == "flow_map" and not self.denoiser.config.get("two_times"):
+            raise ValueError(
+                f"the scheduler has network_map 'flow_map', and this {type(self.denoiser).__name__} cannot be told a "
+                f"second time (two_times in its config): take the network that the scheduler is of"
+            )
+
+    def check_denoises(self, who_needs, in_steps=True):
+        """Raise ValueError where the network gives no denoised samples, but ends of its map; `who_needs` begins the
+        sentence, `in_steps` says whether the scheduler's predictor is used."""
+        config = self.scheduler.config
+        network_map, predictor = config.get("network_map"), config.get("predictor")
+        if network_map == "consistency":
+            raise ValueError(f"{who_needs} denoised samples; a consistency model gives none: take its teacher")
+        if network_map == "flow_map" and in_steps and predictor in ("auto", "flow_map", "consistency"):
+            raise ValueError(
+                f"{who_needs} denoised samples, which a flow map gives where it is told its own time: set "
+                f"pipe.scheduler = ScoreSDEScheduler.from_config(pipe.scheduler.config, predictor='dpmpp_2m')"
+            )
 
     def prepare_negative(self, conditions, batch_size) -> Conditions:
         """Conditions that guidance leads away from, (B, ...) on the pipeline's device. Raises ValueError for what the
@@ -432,12 +546,12 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         """Images (B, channels, height, width) around [-1, 1] of what the network generates: the autoencoder's, or for a
         model of pixels the same. An autoencoder decodes `PIXELS_AT_ONCE`, and at least one image."""
         if self.vae is None:
-            return latents.float()
+            return to_data_units(latents.float(), self.units)
         vae, at_once = plain_component(self.vae), 1
-        if type(vae).__name__ in AUTOENCODERS:
+        if type(vae).__name__ in AUTOENCODERS and data_axes(vae) == 2:
             at_once = max(1, PIXELS_AT_ONCE // (math.prod(latents.shape[2:]) * spatial_factor(vae) ** 2))
         parts = denormalize_latents(latents, self.vae.config).to(self.vae.dtype).split(at_once)
-        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
+        return torch.cat([decode_latents(self.vae, part).float() for part in parts])
 
     def to_latents(self, images: torch.Tensor) -> torch.Tensor:
         """What the network works on for images (B, channels, height, width) in [-1, 1], the inverse of `decode`: the
@@ -445,8 +559,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
 
         Raises ValueError for another shape, number of channels or range.
         """
-        self.kind.check(images)
-        return self.to_sample_space(images)
+        return self.to_sample_space(self.kind.accepted(images))
 
     def to_sample_space(self, images: torch.Tensor) -> torch.Tensor:
         """`to_latents` without its checks."""
@@ -454,8 +567,8 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         if self.vae is not None:
             parts = images.to(self.vae.dtype).split(max(1, PIXELS_AT_ONCE // math.prod(images.shape[2:])))
             moments = torch.cat([encode_moments(self.vae, part)[0] for part in parts])
-            images = normalize_latents(moments, self.vae.config)
-        return images.float()
+            return normalize_latents(moments, self.vae.config).float()
+        return to_unit_scale(images.float(), self.units)
 
     def prepare_image(self, image) -> torch.Tensor:
         """What `__call__` takes as `image`, as data (B, channels, ...) in the units of `decode`: see the kind of data.
@@ -476,7 +589,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
                 wanted = " x ".join(str(side * own // given) for side, own, given in sides)
                 found = " x ".join(map(str, images.shape[2:]))
                 remedy = f": resize the {kind.name}s from {found} to {wanted} {kind.unit}"
-                remedy += ", or say their height and width" if kind.name == "image" else ""
+                remedy += ", or say their height and width" if kind.name in ("image", "video") else ""
             raise ValueError(f"the model works on samples of shape {shape}, not {tuple(samples.shape)}{remedy}")
         return samples
 

@@ -1,6 +1,11 @@
-"""Kinds of data: what shape samples have, the noise that they begin as, what goes in, and what comes out."""
+"""Kinds of data: what shape samples have, the noise that they begin as, what goes in, and what comes out.
+
+A network's axes and the rates of a pipeline say which: one axis, `Signal`, or with a sampling_rate `Sound`, or of
+length 1 `Points`; two, `Image`; three, `Kind`, or with a frame_rate `Video`.
+"""
 
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,23 +13,51 @@ import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
 from PIL import Image as PIL_Image
-from PIL import ImageDraw, ImageFont
 
 from .conditions import sample_channels
+from .coordinates import Coordinates
 from .images import to_mode
-from .wording import one_line
-from .writing import whole_file
+from .latents import data_channels as channels_of_data
+from .pictures import contact_sheet, curves, enlarged, save_grid, save_moving_grid, tiled
+from .scatter import DATA, SAMPLES, pairs_of, save_scatter
+from .sounds import save_wav, spectrogram
 
 
-def kind_of(network_config, vae_config=None):
+def axes_of(network_config):
+    """How many axes the samples of a network have beside their channels, by its config."""
+    # of a DiT either may say how many there are
+    several = [
+        each
+        for each in (network_config.get(name) for name in ("patch_size", "sample_size"))
+        if not isinstance(each, int)
+    ]
+    return next((len(each) for each in several if each is not None), network_config.get("dimensions") or 2)
+
+
+def kind_of(
+    network_config,
+    vae_config=None,
+    sampling_rate=None,
+    frame_rate=None,
+    data_std=None,
+    vae_axes=2,
+    coordinates=None,
+):
     """The kind of data that a network generates, with an autoencoder or without.
 
     Args:
         network_config, vae_config: their configs, as diffusers has them or as in config.json.
+        sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
+        frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
+        data_std: of data that are in units of their own, see `units.py`; None for images, in [-1, 1].
+        vae_axes: how many axes the autoencoder's data have, see `latents.Autoencoder`.
+        coordinates: {argument of `Coordinates`: value}, of a network whose samples are points; None for what it says of
+            its domain alone.
 
-    Raises ValueError for a network without sample_size, and an autoencoder, which is one of images, where the network
-    generates something else.
+    Raises ValueError for a network without sample_size, an autoencoder of data of other axes than the network's, and a
+    rate of what the network doesn't generate.
     """
     sample_size = network_config.get("sample_size")
     if sample_size is None:
@@ -32,22 +65,42 @@ def kind_of(network_config, vae_config=None):
             "this network has no sample_size: set the height and width that it was trained on, "
             "pipe.denoiser.register_to_config(sample_size=32)"
         )
-    # of a DiT either may say how many axes there are
-    several = [each for each in (network_config.get("patch_size"), sample_size) if isinstance(each, (list, tuple))]
-    axes = len(several[0]) if several else 2
+    axes = axes_of(network_config)
     size = (sample_size,) * axes if isinstance(sample_size, int) else tuple(sample_size)
-    if vae_config is not None and axes != 2:
-        raise ValueError(f"an autoencoder of images does not fit a network whose samples have {axes} axes, not 2")
+    if vae_config is not None and axes != vae_axes:
+        what = {1: "sound", 2: "images", 3: "videos"}[vae_axes]
+        raise ValueError(
+            f"an autoencoder of {what} does not fit a network whose samples have {axes} axes, not {vae_axes}"
+        )
+    for name, rate, needed in (("sampling_rate", sampling_rate, 1), ("frame_rate", frame_rate, 3)):
+        if rate is not None and axes != needed:
+            raise ValueError(
+                f"{name} {rate} is of samples with {needed} axes; this network's have {axes}: leave it out"
+            )
     channels = sample_channels(network_config)
-    kind = {1: Signal, 2: Image}.get(axes, Kind)
-    return kind(channels, size, channels if vae_config is None else vae_config.get("in_channels"))
+    told = channels, size, channels if vae_config is None else channels_of_data(vae_config)
+    if sampling_rate is not None:
+        return Sound(*told, sampling_rate)
+    if frame_rate is not None:
+        return Video(*told, frame_rate)
+    if size == (1,):
+        own = {"domain": network_config.get("domain"), "channels": channels}
+        return Points(*told, Coordinates(**own | (coordinates or {})))
+    return {1: Signal, 2: Image if data_std is None else Kind}.get(axes, Kind)(*told)
+
+
+def check_rate(name, rate):
+    """Raise ValueError for a rate that is no positive, finite number."""
+    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if not number or not 0 < rate < math.inf:
+        raise ValueError(f"{name} {rate!r} must be a positive number, of Hz or of frames a second")
 
 
 # networks of diffusers whose forward takes any number of tokens for that of a square
 SQUARES_ALONE = ("DiTTransformer2DModel",)
 
 
-def divisors_of_sides(network_config, axes=2):
+def divisors_of_sides(network_config):
     """What the sides of a network's samples must be multiples of, a number for each axis: the patch, or 2 for each time
     that a U-Net halves them; 1 where its config says neither.
 
@@ -57,7 +110,11 @@ def divisors_of_sides(network_config, axes=2):
     patch, levels = (network_config.get(name) for name in ("patch_size", "block_out_channels"))
     if isinstance(patch, (list, tuple)):
         return tuple(patch)
-    return (patch or (2 ** (len(levels) - 1) if levels else 1),) * axes
+    axes = axes_of(network_config)
+    halved = 2 ** (len(levels) - 1) if levels else 1
+    if patch is None and axes == 3 and not network_config.get("halve_frames"):
+        return (1, halved, halved)
+    return (patch or halved,) * axes
 
 
 @dataclass
@@ -99,6 +156,11 @@ class Kind:
         if not torch.is_floating_point(data) or not torch.isfinite(data).all():
             raise ValueError(f"{self.name}s must be finite floating-point numbers; got {data.dtype}")
 
+    def accepted(self, data) -> torch.Tensor:
+        """Data that `check` accepts, (B, C, *size)."""
+        self.check(data)
+        return data
+
     def _check_shape(self, data):
         axes = 2 + len(self.size)
         if not torch.is_tensor(data) or data.ndim != axes or data.shape[1] != self.data_channels:
@@ -133,6 +195,17 @@ class Kind:
                 + (f": this model makes no images but {self.name}s" if output_type == "pil" else "")
             )
 
+    def save_grid(self, outputs, path, columns: int | None = None, captions=None) -> None:
+        """Write samples of two or three axes, an array or tensor (B, C, *size), as a PNG: the first channel in grey,
+        from the least to the largest value of all, of three axes slices across the first of them, side by side; with
+        `captions`, one text for each, these beneath."""
+        values = np.asarray(outputs, dtype=np.float64)[:, 0]
+        low, high = np.nanmin(values), np.nanmax(values)
+        grey = (np.nan_to_num((values - low) / max(high - low, 1e-12)) * 255).round().astype(np.uint8)
+        layers = grey.reshape(len(grey), -1, *grey.shape[-2:])
+        sheets = [contact_sheet([PIL_Image.fromarray(layer) for layer in volume]) for volume in layers]
+        save_grid(sheets, path, columns, captions)
+
     def _shape_in_words(self, *before):
         words = {1: ("length",), 2: ("height", "width")}.get(len(self.size), ("size",) * len(self.size))
         return f"({', '.join([*before, str(self.data_channels), *words])})"
@@ -146,21 +219,92 @@ class Signal(Kind):
     def save_grid(self, outputs, path, columns: int | None = None, captions=None) -> None:
         """Write signals, an array or tensor (B, C, length), as a PNG of curves, one colour for each channel, all on one
         scale, with a line at 0; with `captions`, one text for each, these beneath."""
-        signals, (width, height) = np.asarray(outputs, dtype=np.float64), (256, 96)
-        largest = np.abs(signals[np.isfinite(signals)]).max(initial=1e-12)
-        across = np.linspace(0, width - 1, signals.shape[-1])
-        pictures = []
-        for signal in signals:
-            picture = PIL_Image.new("RGB", (width, height), "white")
-            draw = ImageDraw.Draw(picture)
-            draw.line([(0, height / 2), (width, height / 2)], fill="lightgrey")
-            for channel, colour in zip(signal, _colours(len(signal)), strict=True):
-                down = height / 2 - np.nan_to_num(channel) / largest * (height / 2 - 4)
-                draw.line(list(zip(across, down, strict=True)), fill=colour)
-            pictures.append(picture)
-        if captions is not None:
-            pictures = [_with_text(*each) for each in zip(pictures, captions, strict=True)]
-        _save_grid(pictures, path, columns)
+        signals = np.asarray(outputs, dtype=np.float64)
+        save_grid([curves(each, _largest(signals)) for each in signals], path, columns, captions)
+
+
+def _largest(signals):
+    """The largest size of a finite value, above 0."""
+    return np.abs(signals[np.isfinite(signals)]).max(initial=1e-12)
+
+
+@dataclass
+class Sound(Signal):
+    """Sound (B, channels, samples) at a rate in Hz, in and out as it is: around [-1, 1], as files have it."""
+
+    sampling_rate: float
+
+    name: ClassVar[str] = "sound"
+    # players beside a picture
+    most_files: ClassVar[int] = 16
+
+    def save_grid(self, outputs, path, columns: int | None = None, captions=None) -> None:
+        """Write sounds, an array or tensor (B, channels, samples), as a PNG of curves and, beneath each, its
+        spectrogram; with `captions`, one text for each, these beneath. Beside it the first ones as WAV files, named
+        after the picture, and _00, _01, ..."""
+        sounds, pictures = np.asarray(outputs, dtype=np.float64), []
+        for number, sound in enumerate(sounds):
+            curve = curves(sound, _largest(sounds), (256, 48))
+            pictures.append(tiled([curve, spectrogram(sound)], 1))
+            if number < self.most_files:
+                save_wav(sound, f"{os.path.splitext(path)[0]}_{number:02}.wav", self.sampling_rate)
+        save_grid(pictures, path, columns, captions)
+
+
+@dataclass
+class Points(Kind):
+    """Points (B, C, 1) of a domain or of flat space, in and out as the columns of their data, (B, columns)."""
+
+    coordinates: Coordinates
+
+    name: ClassVar[str] = "point"
+
+    def accepted(self, data) -> torch.Tensor:
+        """Points (B, C, 1) of values (B, columns), which must lie in the domain; or such points, as they are."""
+        if torch.is_tensor(data) and data.ndim == 2:
+            data = self._of_values(data)
+        self.check(data)
+        return data
+
+    def prepare(self, given, what="image") -> torch.Tensor:
+        """What `__call__` takes as `image`, tensors or arrays (columns,) or (B, columns) or a list of them, as points
+        (B, C, 1). Raises ValueError for other types and shapes, and for values outside of the domain."""
+        parts = [torch.as_tensor(each) for each in (given if isinstance(given, (list, tuple)) else [given])]
+        if not parts:
+            raise ValueError(f"{what} is an empty list")
+        return torch.cat([self._of_values(each[None] if each.ndim == 1 else each) for each in parts]).float()
+
+    def _of_values(self, values):
+        count = self.coordinates.count
+        if values.ndim != 2 or values.shape[1] != count or not torch.is_floating_point(values):
+            raise ValueError(
+                f"points must be floating-point numbers (batch, {count}), {', '.join(self.coordinates.names)}; got "
+                f"shape {tuple(values.shape)} and {values.dtype}"
+            )
+        return self.coordinates.to_points(values).unsqueeze(2)
+
+    def output(self, data: torch.Tensor, output_type: str | None = None):
+        """What a user gets of points (B, C, 1): "np", an array, or "pt", a tensor, of their columns (B, columns)."""
+        return super().output(self.coordinates.to_values(data.squeeze(2)), output_type)
+
+    def save_grid(
+        self, outputs, path, columns: int | None = None, captions=None, data=None, data_captions=None
+    ) -> None:
+        """Write points, an array or tensor (B, columns), as a PNG of scatter plots of pairs of columns, of latitude and
+        longitude a map; with `captions`, one text for each, such as its class, a plot for each text in one row, however
+        many `columns` are asked for. Above them `data` (N, columns), with texts of their own."""
+        sets = [(outputs, captions, SAMPLES, "" if data is None else "samples")]
+        if data is not None:
+            sets = [(data, data_captions, DATA, "data"), *sets]
+        titles, rows = list(dict.fromkeys(captions or [""])), []
+        for values, texts, colour, what in sets:
+            values = np.asarray(values, dtype=np.float64)
+            texts = np.asarray(texts or [""] * len(values))
+            rows.append([(f"{title} {what}".strip(), values[texts == title], colour) for title in titles])
+        space = self.coordinates
+        by_map = space.on_sphere is not None and space.count == 2
+        pairs, limits = ([(1, 0)] if by_map else pairs_of(space.count)), space.limits()
+        save_scatter(rows, path, pairs, limits, space.names, 2.0 if by_map else 1.0)
 
 
 class Image(Kind):
@@ -252,58 +396,69 @@ class Image(Kind):
     def save_grid(self, outputs, path, columns: int | None = None, captions=None) -> None:
         """Write PIL images as a PNG grid, small ones enlarged, all by the same factor; with `captions`, one text for
         each, these beneath."""
-        zoom = max(1, (64 if captions is None else 128) // outputs[0].width)
-        nearest = PIL_Image.Resampling.NEAREST
-        pictures = [
-            image.resize((zoom * image.width, zoom * image.height), nearest).convert("RGB") for image in outputs
-        ]
-        if captions is not None:
-            pictures = [_with_text(*each) for each in zip(pictures, captions, strict=True)]
-        _save_grid(pictures, path, columns)
+        side = 64 if captions is None else 128
+        save_grid([enlarged(image, side) for image in outputs], path, columns, captions)
 
 
-def _with_text(picture, text, lines=3, size=11):
-    """An RGB picture with a text beneath, in up to three lines, cut off where it is longer."""
-    font, words, found = ImageFont.load_default(size), one_line(text).split(), [""]
-    for word in words:
-        longer = f"{found[-1]} {word}".strip()
-        if font.getlength(longer) <= picture.width - 4 or not found[-1]:
-            found[-1] = longer
-        else:
-            found.append(word)
-    if len(found) > lines:
-        found = [*found[: lines - 1], found[lines - 1] + " ..."]
-    height = lines * (size + 2) + 4
-    framed = PIL_Image.new("RGB", (picture.width, picture.height + height), "white")
-    framed.paste(picture)
-    draw = ImageDraw.Draw(framed)
-    for i, line in enumerate(found):
-        draw.text((2, picture.height + 1 + i * (size + 2)), line, fill="black", font=font)
-    return framed
+@dataclass
+class Video(Kind):
+    """Videos (B, C, frames, height, width) at a rate in frames a second: around [-1, 1] inside, in [0, 1] or as PIL
+    images outside, as diffusers' pipelines have them."""
 
+    frame_rate: float
 
-def _colours(count):
-    return [f"hsl({210 + 360 * i // count}, 70%, 40%)" for i in range(count)]
+    name: ClassVar[str] = "video"
+    unit: ClassVar[str] = "pixels"
+    output_types: ClassVar[tuple[str, ...]] = ("pil", "np", "pt", "latent")
 
+    @property
+    def frame(self) -> Image:
+        """The images that its frames are."""
+        return Image(self.channels, self.size[1:], self.data_channels)
 
-def grid_columns(count, columns=None, pairs=False):
-    """How many columns a grid of so many pictures has: by default, or for more than 16, as many as rows; of pictures in
-    pairs, an even number of up to 16."""
-    if columns is None or columns > 16:
-        columns = max(1, math.isqrt(count))
-    if pairs:
-        columns = 2 * max(1, min(columns, 16) // 2)
-    return min(columns, count)
+    def of_size(self, height: int | None, width: int | None, divisors, factor: int = 1):
+        """The same videos in another height and width: see `Image.of_size`."""
+        frame = self.frame.of_size(height, width, divisors[-2:], factor)
+        return replace(self, size=(self.size[0], *frame.size))
 
+    def check(self, data) -> None:
+        """Raise ValueError for what are no videos (B, C, frames, height, width) in [-1, 1]."""
+        self._check_shape(data)
+        self.frame.check(data.flatten(3))
 
-def _save_grid(pictures, path, columns):
-    """Write RGB pictures as a PNG grid, black where there is none; each row is as high as its highest."""
-    columns = grid_columns(len(pictures), columns)
-    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    width, heights = max(each.width for each in pictures), [max(each.height for each in row) for row in rows]
-    grid = PIL_Image.new("RGB", (columns * width, sum(heights)))
-    for number, row in enumerate(rows):
-        for i, picture in enumerate(row):
-            grid.paste(picture, (i * width, sum(heights[:number])))
-    with whole_file(path) as temporary:
-        grid.save(temporary, format="PNG")
+    def prepare(self, given, what="image") -> torch.Tensor:
+        """What `__call__` takes as `image`, or as another argument, as videos (B, C, frames, height, width) in [-1, 1]:
+        a list of PIL images, an array (frames, height, width, C) or tensor (frames, C, height, width) in [0, 1], a
+        batch of these, or a list of them.
+
+        Raises ValueError for other types, shapes, numbers of channels and ranges, and for videos of several sizes.
+        """
+        if not isinstance(given, (list, tuple)):
+            given = given if getattr(given, "ndim", 0) == 5 else [given]
+        elif given and getattr(given[0], "ndim", 3) == 3 and not isinstance(given[0], (list, tuple)):
+            given = [given]  # the frames of one
+        videos = [self.frame.prepare(video, what) for video in given]
+        if len({video.shape for video in videos}) != 1:
+            shapes = [tuple(video.shape) for video in videos]
+            raise ValueError(f"{what}: videos must be of one size and length, not {shapes or 'none'}")
+        return torch.stack(videos).transpose(1, 2)
+
+    def output(self, data: torch.Tensor, output_type: str | None = None):
+        """What a user gets of decoded videos (B, C, frames, height, width) around [-1, 1]: "pil", lists of PIL images;
+        "np", an array (B, frames, height, width, C) in [0, 1]; "pt", a tensor (B, frames, C, height, width) in
+        [0, 1]."""
+        self.check_output_type(output_type)
+        processor = VideoProcessor(do_resize=False)
+        return processor.postprocess_video(data, output_type=output_type or self.output_types[0])
+
+    def save_grid(self, outputs, path, columns: int | None = None, captions=None) -> None:
+        """Write videos, lists of PIL images, as a PNG of some frames of each, side by side, and beside it as a GIF of
+        the same name in which they play together; with `captions`, one text for each, these beneath."""
+        save_grid([contact_sheet(frames) for frames in outputs], path, columns, captions)
+        self.save_moving(outputs, f"{os.path.splitext(path)[0]}.gif", columns, captions)
+
+    def save_moving(self, outputs, path, columns: int | None = None, captions=None) -> None:
+        """Write videos, lists of PIL images, as a GIF in which they play together."""
+        side = 64 if captions is None else 128
+        videos = [[enlarged(frame, side) for frame in frames] for frames in outputs]
+        save_moving_grid(videos, path, self.frame_rate, columns, captions)

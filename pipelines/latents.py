@@ -4,6 +4,7 @@ Training and sampling both go through here, by the statistics in the autoencoder
 `latents_std` per channel, `shift_factor` and `scaling_factor`, each where present.
 """
 
+import inspect
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,14 +14,16 @@ import torch
 class Autoencoder(NamedTuple):
     """What is known of a class of autoencoders: `output`, how the result of its `encode` is called; `statistics`, the
     entries of its config that say how latents are scaled; `levels`, the entry whose length less one is the number of
-    times that height and width are halved, or that is the factor itself."""
+    times that height and width are halved, or that is the factor itself; `axes`, of its data and latents, 1 for sound
+    (B, C, length), 2 for images, 3 for videos (B, C, frames, H, W)."""
 
     output: str
     statistics: tuple
     levels: str
+    axes: int = 2
 
 
-# those of images (B, C, H, W) in [-1, 1], here and back, whose latents are scaled outside of them
+# those of data in [-1, 1], here and back, whose latents are scaled outside of them
 AUTOENCODERS = {
     "AutoencoderKL": Autoencoder(
         "latent_dist", ("latents_mean", "latents_std", "shift_factor", "scaling_factor"), "block_out_channels"
@@ -34,35 +37,40 @@ AUTOENCODERS = {
     "AutoencoderKLKVAE": Autoencoder("latent_dist", (), "ch_mult"),
     # before the quantisation, which is a part of its `decode`
     "VQModel": Autoencoder("latents", ("scaling_factor",), "block_out_channels"),
+    "AutoencoderOobleck": Autoencoder("latent_dist", (), "downsampling_ratios", 1),
+    # which encodes each frame by itself
+    "AutoencoderKLTemporalDecoder": Autoencoder("latent_dist", ("scaling_factor",), "block_out_channels", 3),
+    "AutoencoderKLCogVideoX": Autoencoder(
+        "latent_dist", ("latents_mean", "latents_std", "shift_factor", "scaling_factor"), "block_out_channels", 3
+    ),
+    "AutoencoderKLHunyuanVideo": Autoencoder("latent_dist", ("scaling_factor",), "spatial_compression_ratio", 3),
+    "AutoencoderKLMagvit": Autoencoder("latent_dist", ("scaling_factor",), "block_out_channels", 3),
+    "AutoencoderKLMochi": Autoencoder(
+        "latent_dist", ("latents_mean", "latents_std", "scaling_factor"), "encoder_block_out_channels", 3
+    ),
+    "AutoencoderKLWan": Autoencoder("latent_dist", ("latents_mean", "latents_std"), "dim_mult", 3),
 }
 
-_VIDEO, _OTHER = "it is one of videos", "it is one of no images"
+_VIDEO, _OTHER = "its latents are scaled by what is not in its config", "it is one of neither waveforms nor images"
 REFUSED = {
     "AutoencoderRAE": "it takes images in [0, 1], and normalises images and latents itself",
     "ConsistencyDecoderVAE": "its decoder draws noise of its own",
-    "AutoencoderKLTemporalDecoder": _VIDEO,
-    "AutoencoderKLAllegro": _VIDEO,
-    "AutoencoderKLCogVideoX": _VIDEO,
-    "AutoencoderKLCosmos": _VIDEO,
+    "AutoencoderKLAllegro": "it encodes and decodes in tiles alone",
+    "AutoencoderKLCosmos": "its statistics are of each frame",
     "AutoencoderKLHunyuanImageRefiner": _VIDEO,
-    "AutoencoderKLHunyuanVideo": _VIDEO,
-    "AutoencoderKLHunyuanVideo15": _VIDEO,
+    "AutoencoderKLHunyuanVideo15": "its attention takes one video at a time",
     "AutoencoderKLKVAEVideo": _VIDEO,
     "AutoencoderKLLTX2Video": _VIDEO,
     "AutoencoderKLLTXVideo": _VIDEO,
-    "AutoencoderKLMagvit": _VIDEO,
     "AutoencoderKLMiniMaxH3": _VIDEO,
-    "AutoencoderKLMochi": _VIDEO,
-    "AutoencoderKLQwenImage": _VIDEO,
-    "AutoencoderKLQwenImage21": _VIDEO,
-    "AutoencoderKLWan": _VIDEO,
+    "AutoencoderKLQwenImage": "it is one of videos of a single frame",
+    "AutoencoderKLQwenImage21": "it is one of videos of a single frame",
     "AutoencoderVidTok": _VIDEO,
     "Kandinsky6SRVAE": _VIDEO,
     "LTX2VideoDiffusionDecoderModel": _VIDEO,
     "AutoencoderKLKVAEAudio": _OTHER,
     "AutoencoderKLLTX2Audio": _OTHER,
     "AutoencoderKLMiniMaxH3Audio": _OTHER,
-    "AutoencoderOobleck": _OTHER,
     "AutoencoderSAME": _OTHER,
     "Cosmos3AVAEAudioTokenizer": _OTHER,
     "LongCatAudioDiTVae": _OTHER,
@@ -92,17 +100,45 @@ def spatial_factor(vae):
     return value if isinstance(value, int) else 2 ** (len(value) - 1)
 
 
-def encode_moments(vae, images):
-    """Mean and standard deviation of the latents of images (B, C, H, W) in [-1, 1], in the autoencoder's own units.
+def data_axes(vae):
+    """How many axes the data of an autoencoder have beside batch and channels; 2 without one."""
+    name = type(vae).__name__
+    return AUTOENCODERS[name].axes if name in AUTOENCODERS else 2
+
+
+def data_channels(vae_config):
+    """Number of channels of an autoencoder's data by its config, None where it doesn't say."""
+    if "audio_channels" in vae_config:
+        return vae_config["audio_channels"]
+    # what Mochi's calls in_channels are features that it makes of the data
+    return vae_config.get("out_channels" if "temporal_expansions" in vae_config else "in_channels")
+
+
+def _by_frame(vae):
+    """Whether an autoencoder takes the frames of a video as images, which it is told at decoding."""
+    return "num_frames" in inspect.signature(vae.decode).parameters
+
+
+def encode_moments(vae, data):
+    """Mean and standard deviation of the latents of data (B, C, ...) in [-1, 1], in the autoencoder's own units.
 
     The standard deviation is zero for a deterministic autoencoder (AutoencoderTiny, AutoencoderDC). Raises ValueError
     for an autoencoder that isn't one of `AUTOENCODERS`.
     """
-    output = autoencoder_of(type(vae).__name__).output
-    latents = getattr(vae.encode(images), output)
-    if output == "latent_dist":
-        return latents.mean, latents.std
-    return latents, torch.zeros_like(latents)
+    output, batch = autoencoder_of(type(vae).__name__).output, len(data)
+    by_frame = data.ndim == 5 and _by_frame(vae)
+    latents = getattr(vae.encode(data.transpose(1, 2).flatten(0, 1) if by_frame else data), output)
+    moments = (latents.mean, latents.std) if output == "latent_dist" else (latents, torch.zeros_like(latents))
+    return tuple(each.unflatten(0, (batch, -1)).transpose(1, 2) for each in moments) if by_frame else moments
+
+
+def decode_latents(vae, latents):
+    """Data (B, C, ...) of latents in the autoencoder's own units, the inverse of `encode_moments`."""
+    if latents.ndim < 5 or not _by_frame(vae):
+        return vae.decode(latents).sample
+    batch, _, frames = latents.shape[:3]
+    decoded = vae.decode(latents.transpose(1, 2).flatten(0, 1), num_frames=frames).sample
+    return decoded.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def shift_and_scale(vae_config, like):

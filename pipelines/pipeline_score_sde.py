@@ -12,6 +12,7 @@ from .bundling import BundleMixin  # noqa: F401
 from .calls import CallMixin  # noqa: F401
 from .carried_code import write_code  # noqa: F401
 from .conditions import expand
+from .coordinates import Coordinates  # noqa: F401
 from .denoising_pipeline import ScoreSDEPipelineOutput
 from .guidance import guided  # noqa: F401
 from .image_conditions import at_size  # noqa: F401
@@ -20,15 +21,20 @@ from .kinds import kind_of  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator  # noqa: F401
+from .pictures import save_grid  # noqa: F401
 from .prompts import encode  # noqa: F401
 from .protocols import Generators
+from .scatter import save_scatter  # noqa: F401
+from .sounds import save_wav  # noqa: F401
 from .trajectory_pipeline import TrajectoryPipeline
+from .units import UNITS  # noqa: F401
 from .wording import quoted  # noqa: F401
 from .writing import whole_file  # noqa: F401
 
 
 class ScoreSDEPipeline(TrajectoryPipeline):
-    """Sample images from a score-based diffusion model; or signals, where the network's sample_size is (length,).
+    """Sample images from a score-based diffusion model; or signals and sound, where the network has one axis, or videos
+    and other volumes, where it has three: see `kinds.kind_of`.
 
     Args:
         scheduler: a `ScoreSDEScheduler`, or a stock diffusers scheduler of the same noise path.
@@ -38,6 +44,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         id2label: {label: class name}, so that classes can be asked for by name.
         text_encoder, tokenizer, prompt_settings: for a network that follows words: see `DenoisingPipeline`.
         condition_from: for a network that sees an image beside the sample: see `DenoisingPipeline`.
+        sampling_rate, frame_rate: for a network of sound, and of videos: see `DenoisingPipeline`.
 
     Calls may run in several threads on one pipeline: each works on its own copy of the scheduler, which after a call is
     as it was before (the number of network evaluations is `.nfe` of the output). Not so with feature caches
@@ -50,7 +57,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         batch_size: int | None = None,
         class_labels=None,
         guidance_scale: float = 1.0,
-        num_inference_steps: int | None = 50,
+        num_inference_steps: int | str | None = "auto",
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str | None = None,
@@ -86,15 +93,19 @@ class ScoreSDEPipeline(TrajectoryPipeline):
                 generation.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022), on every channel: 1 is none, larger values
                 follow the class more closely at the cost of variety.
-            num_inference_steps: time steps; the number of network evaluations is `.nfe` of the output.
+            num_inference_steps: time steps; the number of network evaluations is `.nfe` of the output. "auto": 50, or
+                as many as a flow map or consistency model was made for, map_steps of the scheduler.
                 None leaves the steps to an adaptive solver, which needs our scheduler and takes only the path and the
-                final denoising from it.
+                final denoising from it; of a flow map it needs rtol or atol, and is the same as "auto" without.
             generator: source of all noise; with a list of one per image, an image depends on its own seed only.
             latents: the standard normal noise to start from, (batch, channels, height, width), of signals (batch,
-                channels, length), instead of drawing it; on a domain, points of it.
+                channels, length), of videos (batch, channels, frames, height, width), instead of drawing it; on a
+                domain, points of it.
             output_type: of images pil, the default; np: float (batch, height, width, channels) in [0, 1]; pt: float
-                (batch, channels, height, width) in [0, 1]. Of signals np, the default, or pt: (batch, channels,
-                length), in the units of the training data. latent: what the network generates, undecoded.
+                (batch, channels, height, width) in [0, 1]. Of videos the same with frames after the batch: lists of PIL
+                images, (batch, frames, height, width, channels), (batch, frames, channels, height, width). Of signals,
+                sound and other volumes np, the default, or pt: (batch, channels, ...), in the units of the training
+                data. latent: what the network generates, undecoded.
             return_dict: return a `ScoreSDEPipelineOutput` instead of the tuple (images,).
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": ...}) after every network
                 evaluation, or one of `diffusers.callbacks`; a dict that it returns may replace what it was given.
@@ -110,8 +121,8 @@ class ScoreSDEPipeline(TrajectoryPipeline):
                 adaptive solver of the reverse SDE of Jolicoeur-Martineau et al. 2021.
             image: begin with this image under noise instead of with noise alone (SDEdit, Meng et al. 2022): a PIL
                 image of any mode, an array (height, width, channels) or tensor (channels, height, width) in [0, 1], or
-                a batch or list of them; one, or one per image to generate. A signal is an array or tensor (channels,
-                length), or a batch or list. Needs our scheduler.
+                a batch or list of them; one, or one per image to generate. A video is a list of these, or with frames
+                first; a signal or sound an array or tensor (channels, length), or a batch or list. Needs our scheduler.
             strength: how far into the noise the image goes, in (0, 1]: the path time at which the trajectory begins,
                 from 0 for the smallest to 1 for the largest. All num_inference_steps are taken from there.
             guider: one of `diffusers.guiders` instead of guidance_scale, such as ClassifierFreeGuidance(guidance_scale,
@@ -156,6 +167,9 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         if batch_size is None:
             given = (*conditions.values(), latents, image)
             batch_size = next((len(each) for each in given if each is not None and len(each) != 1), 1)
+        is_map = scheduler.config.get("network_map") is not None
+        if num_inference_steps == "auto" or num_inference_steps is rtol is atol is None and is_map:
+            num_inference_steps = call.default_steps()
         callback_inputs = call.callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         call.check_inputs(batch_size, generator, output_type, callback_inputs, conditions)
         network = call.guided_network(
@@ -197,4 +211,4 @@ class ScoreSDEPipeline(TrajectoryPipeline):
 
         call._end_call()
         images = self.finish(latents, output_type)
-        return ScoreSDEPipelineOutput(images=images, nfe=nfe) if return_dict else (images,)
+        return ScoreSDEPipelineOutput(images=images, nfe=nfe, **self.rates) if return_dict else (images,)

@@ -14,6 +14,7 @@ from .bundling import BundleMixin  # noqa: F401
 from .calls import CallMixin  # noqa: F401
 from .carried_code import write_code  # noqa: F401
 from .conditions import null_conditions  # noqa: F401
+from .coordinates import Coordinates  # noqa: F401
 from .denoising_pipeline import ScoreSDEPipelineOutput
 from .guidance import guided  # noqa: F401
 from .image_conditions import at_size  # noqa: F401
@@ -22,9 +23,13 @@ from .kinds import kind_of  # noqa: F401
 from .latents import normalize_latents  # noqa: F401
 from .likelihood import log_likelihood  # noqa: F401
 from .operators import LinearOperator, conjugate_gradients
+from .pictures import save_grid  # noqa: F401
 from .prompts import encode  # noqa: F401
 from .protocols import Generators
+from .scatter import save_scatter  # noqa: F401
+from .sounds import save_wav  # noqa: F401
 from .trajectory_pipeline import TrajectoryPipeline
+from .units import UNITS  # noqa: F401
 from .wording import check_choice
 from .writing import whole_file  # noqa: F401
 
@@ -162,11 +167,14 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
             call.check_adaptive(rtol, atol, adaptive_solver)
         if call.domain is not None:
             raise ValueError(f"inverse problems are solved in flat space, not on domain {call.domain.name!r}")
+        if method in ("pigdm", "tmpd", "dps"):
+            call.check_denoises(f"method {method!r} needs", in_steps=num_inference_steps is not None)
         y = call._check_measurement(operator, measurement, batch_size, noise_std)
         network = call.guided_network(batch_size, None, guidance_scale, conditions=conditions)
         noise = call.prepare_noise(batch_size, generator, latents)
 
-        problem = _Problem(call, operator, y, noise_std, generator)
+        of_samples = (operator, y) if method == "dps" else call._of_samples(operator, y)
+        problem = _Problem(call, *of_samples, noise_std, generator)
         after_step = entries = None
         if num_inference_steps is not None:
             told = call.told_of_guidance(guidance_scale)
@@ -174,7 +182,8 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         network = problem.checked(network) if num_inference_steps is None else problem.watched(network)
         if method in ("pigdm", "tmpd"):
             if method == "pigdm":
-                data_std = scheduler.config.sigma_data if data_std is None else data_std
+                known = scheduler.config.sigma_data if call.units["data_std"] is None else 1.0
+                data_std = known if data_std is None else data_std
                 steer = problem.pseudoinverse_guidance(data_std, adaptive_weight)
             else:
                 steer = problem.tweedie_guidance(cg_steps)
@@ -205,7 +214,18 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         images = self.finish(x, output_type)
         if not return_dict:
             return (images,)
-        return ScoreSDEInversePipelineOutput(images=images, nfe=nfe, residual=residual)
+        return ScoreSDEInversePipelineOutput(images=images, nfe=nfe, **self.rates, residual=residual)
+
+    def _of_samples(self, operator, y):
+        """The operator on what the network sees, and its measurement, for one of data in units of their own."""
+        if self.units["data_std"] is None:
+            return operator, y
+
+        def forward(x):
+            return operator(self.decode(x)) - operator(self.decode(torch.zeros_like(x)))
+
+        origin = self.decode(torch.zeros(self.sample_shape(len(y)), device=y.device))
+        return LinearOperator(forward), y - operator(origin)
 
     def _check_measurement(self, operator, measurement, batch_size, noise_std):
         """The measurement, one per image, on the pipeline's device. Raises ValueError for what doesn't fit."""
@@ -227,7 +247,7 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
                 f"measurement has shape {tuple(measurement.shape)}; of {batch_size} images of this model the operator "
                 f"makes {tuple(shape)}"
             )
-        if operator.value_range is not None:
+        if operator.value_range is not None and self.units["data_std"] is None:
             low, high = (float(each) for each in (measurement.min(), measurement.max()))
             least, largest = operator.value_range
             margin = 6 * noise_std + 1e-3 * (largest - least)

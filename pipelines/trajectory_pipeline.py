@@ -4,6 +4,7 @@ to noise, for encodings and likelihoods."""
 import inspect
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,7 @@ from .adaptive import probability_flow, reverse_sde
 from .denoising_pipeline import DenoisingPipeline
 from .likelihood import Likelihood, log_likelihood
 from .protocols import Denoiser, GuidedNetwork
+from .units import log_scale
 from .wording import check_choice
 
 
@@ -48,6 +50,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         # stock schedulers either use a learned variance or cannot take its channels
         takes_variance = "learned" in str(scheduler.config.get("variance_type"))
         entries = list(range(getattr(scheduler, "nfe", len(scheduler.timesteps))) if entries is None else entries)
+        ends = getattr(scheduler, "timesteps_to", None)
         self._num_timesteps, nfe = len(entries), 0
         for i, entry, following in zip(
             range(len(entries)), self.progress_bar(entries), [*entries[1:], None], strict=True
@@ -55,6 +58,7 @@ class TrajectoryPipeline(DenoisingPipeline):
             if self.interrupt:
                 break
             timestep, nfe = scheduler.timesteps[entry], i + 1
+            self._timestep_to = None if ends is None else ends[entry]
             model_input = scheduler.scale_model_input(latents, timestep)
             output = network(model_input, timestep.expand(len(latents)))
             if not takes_variance:
@@ -64,12 +68,19 @@ class TrajectoryPipeline(DenoisingPipeline):
                 latents = after_step(latents, entry, following)
             if callback is not None:
                 latents = self.call_back(callback, callback_inputs, i, timestep, latents)
+        self._timestep_to = None
         return latents, nfe
+
+    def default_steps(self) -> int:
+        """The time steps of a call that says nothing of them."""
+        config = self.scheduler.config
+        return 50 if config.get("network_map") is None else config["map_steps"]
 
     def check_adaptive(self, rtol, atol, adaptive_solver):
         """Raise ValueError for what an adaptive solver can't do."""
         check_choice("adaptive_solver", adaptive_solver, ADAPTIVE)
         self.check_own_scheduler("adaptive solvers need")
+        self.check_denoises("adaptive solvers, encodings and likelihoods need", in_steps=False)
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
         if self.domain is not None and adaptive_solver != "ode":
@@ -198,8 +209,9 @@ class TrajectoryPipeline(DenoisingPipeline):
 
         For a model of pixels it is the density of the images in [-1, 1]; `.bits_per_dim()` of the result is that of the
         whole numbers 0 to 255 which `dequantize` made them from. For a latent model it is the density of the normalised
-        latents, the likelihood of the images being unknown. Both are at the scheduler's t_min: choose it as small as
-        the network was trained. On a domain it is the density by its own volume: area, on a sphere.
+        latents, the likelihood of the images being unknown. For a model with a `data_std`, of data in their own units
+        it is the density in these, and of `samples` that of what the network sees; on a domain the density by its own
+        volume: area, on a sphere. All are at the scheduler's t_min: choose it as small as the network was trained.
 
         Args:
             images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`, of any size that the
@@ -217,7 +229,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         call, samples = self._for_one_call(), self._renamed(samples, latents)
         scheduler = call.scheduler
         with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol, conditions) as (x, denoise):
-            return log_likelihood(
+            found = log_likelihood(
                 scheduler.path,
                 denoise,
                 x,
@@ -232,6 +244,9 @@ class TrajectoryPipeline(DenoisingPipeline):
                 steps,
                 call.domain,
             )
+        # the same distribution, in other units
+        change = log_scale(x.shape[1:], call.units) if samples is None else 0.0
+        return replace(found, log_prob=found.log_prob - change)
 
     def prepare_trajectories(
         self, num_samples, class_labels=None, guidance_scale=1.0, generator=None, noise=None, conditions=None

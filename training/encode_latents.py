@@ -44,43 +44,142 @@ from score_sde.training.parts.latent_shards import (
 )
 from score_sde.training.parts.latents import fingerprint, latent_shape, latent_statistics, load_vae
 from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
-from score_sde.training.parts.sources import on_hub
+from score_sde.training.parts.signal_data import AudioDataConfig, VideoDataConfig
+from score_sde.training.parts.signal_rows import SoundRows, VideoRows
+from score_sde.training.parts.sources import IMAGES, on_hub
 
 
 @dataclass
-class EncodeConfig(PrecisionConfig, DataConfig, CaptionConfig, ImageConditionConfig, BucketConfig):
-    """Encode a dataset into moments of latents, in shards, once before training."""
+class EncodeOptions(PrecisionConfig):
+    """What all kinds of data have."""
 
     configs = "latents"
 
     vae: str = option("", "Autoencoder in diffusers format: a folder or Hub id.", "data", common=True)
     output_dir: str = option("runs/latents", "Folder for the shards.", "run", common=True)
     shard_size: int = option(2048, "Rows per shard.", "data")
-    batch_size: int = option(64, "Images encoded at once.", "optimisation", common=True)
+    batch_size: int = option(64, "Rows encoded at once.", "optimisation", common=True)
     mixed_precision: str | None = option(
         None,
         "no, or bf16 for the autoencoder, faster where a device has it: latents differ by 0.5 to 1 % of their standard "
         "deviation (with TAESD 0.03 to 0.05 dB). That of `accelerate launch` where it isn't given.",
         "speed and memory",
     )
+
+    def encode_problems(self):
+        yield from self.precision_problems(("no", "bf16"))
+        if not self.vae:
+            yield "vae is missing: the folder or Hub id of an autoencoder"
+        if self.shard_size < 1 or self.batch_size < 1:
+            yield f"shard_size {self.shard_size} and batch_size {self.batch_size} must be at least 1"
+
+
+class NumberedSignals:
+    """Rows with their numbers, {"row": ...}, as `NumberedRows`."""
+
+    # all are of one size, and none is skipped
+    buckets = None
+
+    @property
+    def sizes(self):
+        return [self.shape[1:]]
+
+    def item(self, row, number, epoch):
+        return super().item(row, number, epoch) | {"row": number}
+
+    def source_of(self, rows):
+        return self.fingerprint()["rows"]
+
+    def is_readable(self, row):
+        return False
+
+
+class NumberedSounds(NumberedSignals, SoundRows):
+    pass
+
+
+class NumberedVideos(NumberedSignals, VideoRows):
+    pass
+
+
+@dataclass
+class SignalEncodeConfig(EncodeOptions):
+    # what only images have
+    sizes = first_size = None
+    reads_captions = both_flips = False
+
+    def problems(self):
+        yield from self.data_problems()
+        yield from self.encode_problems()
+        if self.crop != "start":
+            yield "crop random: a row is encoded once, pass start"
+
+    def open_numbered(self, reader):
+        return self.rows(self)
+
+    def make_condition(self, *_):
+        return None
+
+    def facts(self, dataset):
+        facts = {"dataset": self.dataset, "split": self.split, "data_kind": self.data_kind}
+        return facts | {"units": dataset.units, "data_shape": list(dataset.shape)}
+
+
+@dataclass
+class AudioEncodeConfig(SignalEncodeConfig, AudioDataConfig):
+    """Encode sound into moments of latents, in shards, once before training."""
+
+    rows = NumberedSounds
+    data_kind: str = option("audio", "audio, or another kind, which has other options.", "data", common=True)
+
+
+@dataclass
+class VideoEncodeConfig(SignalEncodeConfig, VideoDataConfig):
+    """Encode videos into moments of latents, in shards, once before training."""
+
+    rows = NumberedVideos
+    data_kind: str = option("video", "video, or another kind, which has other options.", "data", common=True)
+
+
+@dataclass
+class EncodeConfig(EncodeOptions, DataConfig, CaptionConfig, ImageConditionConfig, BucketConfig):
+    """Encode a dataset into moments of latents, in shards, once before training."""
+
+    other_kinds = {"audio": AudioEncodeConfig, "video": VideoEncodeConfig}
+    files = IMAGES
+
+    data_kind: str = option("image", "image, audio or video, which have other options.", "data", common=True)
     both_flips: bool = option(
         False, "Encode the mirror images, too: training on the latents may then --random_flip.", "data"
     )
 
+    @staticmethod
+    def stated_kind(stated):
+        """The kind of data that a command line is for; `stated`(option) is what it says for an option, or None."""
+        return stated("data_kind") or EncodeConfig.data_kind
+
     def problems(self):
         yield from DataConfig.problems(self)
         yield from self.caption_problems()
-        yield from self.precision_problems(("no", "bf16"))
+        yield from self.encode_problems()
         yield from self.condition_problems()
         yield from self.bucket_problems()
         if self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
         elif not self.reads_captions and (self.max_caption_tokens or self.caption_layers):
             yield "max_caption_tokens and caption_layers need captions: pass caption_column and text_encoder"
-        if not self.vae:
-            yield "vae is missing: the folder or Hub id of an autoencoder"
-        if self.shard_size < 1 or self.batch_size < 1:
-            yield f"shard_size {self.shard_size} and batch_size {self.batch_size} must be at least 1"
+
+    def open_numbered(self, reader):
+        pairs = self.paired_column(self.image_channels)
+        return NumberedRows(self, captions=reader, condition=pairs, sizes=self.sizes, first_size=self.first_size)
+
+    def facts(self, dataset):
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "resolution": None if self.sizes else self.resolution,
+            "background": self.background,
+        }
 
 
 class NumberedRows(ImageDataset):
@@ -99,19 +198,14 @@ def main(argv=None):
         captions = CaptionEncoder(config.text_encoder, config.given_settings())
         reader = captions.reader(config.caption_column, seed=None)
     with accelerator.main_process_first():
-        pairs, sizes = config.paired_column(config.image_channels), config.sizes
-        dataset = NumberedRows(config, captions=reader, condition=pairs, sizes=sizes, first_size=config.first_size)
+        dataset = config.open_numbered(reader)
     accelerator.print(dataset.describe())
     vae = load_vae(config.vae)
     vae_fingerprint = fingerprint(vae)
     vae.to(accelerator.device)
     shapes = [list(latent_shape(vae, (dataset.shape[0], *size))) for size in dataset.sizes]
     condition = config.make_condition(dataset.shape[0], dataset.sizes, vae, shapes[0][0])
-    facts = {
-        "dataset": config.dataset,
-        "split": config.split,
-        "resolution": None if config.sizes else config.resolution,
-        "background": config.background,
+    facts = config.facts(dataset) | {
         "rows": len(dataset),
         "num_classes": dataset.num_classes,
         "id2label": {str(label): name for label, name in dataset.id2label.items()} if dataset.id2label else None,
@@ -152,7 +246,7 @@ def main(argv=None):
             changed.append(f"{what} were {'there' if name in before else 'not there'}")
     if changed:
         raise ValueError(f"{config.output_dir!r} holds other latents ({'; '.join(changed)}): choose another output_dir")
-    facts["dataset_on_hub"] = on_hub(config.dataset)
+    facts["dataset_on_hub"] = on_hub(config.dataset, config.files)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and before is None:
         os.makedirs(config.output_dir, exist_ok=True)

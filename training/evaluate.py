@@ -66,6 +66,7 @@ from score_sde.training.parts.image_conditions import ImageCondition
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
 from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.options import WORK_BEGUN, mapping, one_line_errors, parse
+from score_sde.training.parts.point_evaluation import PointEvaluateConfig, evaluate_points
 from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.real_images import (
     LEAST_IMAGES,
@@ -80,6 +81,8 @@ from score_sde.training.parts.real_images import (
 )
 from score_sde.training.parts.rounds import FeatureTable, by_size, gathered, real_batches, rounds_by_size
 from score_sde.training.parts.samples import array_file, draw, labels_of, open_samples, quantized, to_bytes
+from score_sde.training.parts.signal_config import SIGNAL_KINDS
+from score_sde.training.parts.signal_evaluation import SignalEvaluateConfig, evaluate_signals
 from score_sde.training.parts.sources import on_hub
 from score_sde.training.parts.text_evaluation import TextEvaluateConfig, evaluate_texts
 from score_sde.training.parts.validation import RowDraws, conditions_of_rows
@@ -99,7 +102,11 @@ class EvaluateConfig(LoaderConfig):
 
     configs = "evaluation"
     data_kind: ClassVar[str] = "image"
-    other_kinds: ClassVar[dict] = {"text": TextEvaluateConfig}
+    other_kinds: ClassVar[dict] = {
+        "text": TextEvaluateConfig,
+        "points": PointEvaluateConfig,
+        "signal": SignalEvaluateConfig,
+    }
 
     # those of a DataConfig; `complete` finds what isn't given
 
@@ -219,8 +226,13 @@ class EvaluateConfig(LoaderConfig):
         or None."""
         pipeline = stated("pipeline")
         index = read_json(os.path.join(pipeline, "model_index.json")) if pipeline else None
+        if index and index.get("columns"):
+            return "points"
         # of a bundle a list, the file and the class
-        return "text" if "ScoreSDETextPipeline" in str(index and index.get("_class_name")) else "image"
+        if "ScoreSDETextPipeline" in str(index and index.get("_class_name")):
+            return "text"
+        facts = read_json(os.path.join(pipeline, "training.json")) if pipeline else None
+        return "signal" if isinstance(facts, dict) and facts.get("data_kind") in SIGNAL_KINDS else "image"
 
     def problems(self):
         given = {each.name: getattr(self, each.name) for each in fields(DataConfig)}
@@ -282,6 +294,10 @@ def open_pipeline(config, device):
         )
     if config.loss:
         pipeline.check_own_scheduler("loss needs")
+        if few_step := training_facts(config).get("few_step"):
+            raise ValueError(
+                f"loss is of denoisers, and {config.pipeline!r} was trained by {few_step['method']}: leave it out"
+            )
     if config.likelihood:
         pipeline.check_adaptive(config.tolerance, config.tolerance, "ode")
         try:
@@ -512,7 +528,12 @@ def evaluate_images(config, accelerator):
 
 
 # what is measured, by the kind of data
-EVALUATIONS = {"image": evaluate_images, "text": evaluate_texts}
+EVALUATIONS = {
+    "image": evaluate_images,
+    "text": evaluate_texts,
+    "points": evaluate_points,
+    "signal": evaluate_signals,
+}
 
 
 def main(argv=None):

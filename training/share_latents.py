@@ -29,6 +29,11 @@ from score_sde.training.parts.options import OneLineParser
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 
 
+def size_in_words(facts):
+    """The size of the data of latents: "256 px" of images, the shape of others."""
+    return f"{facts['resolution']} px" if "data_shape" not in facts else " x ".join(map(str, facts["data_shape"]))
+
+
 def latents_card(facts, repo_id, license=None):
     """The card of latents on the Hub, from their latents.json."""
     facts = writable(facts)
@@ -37,7 +42,7 @@ def latents_card(facts, repo_id, license=None):
         license=license,
         pretty_name=one_line(
             f"Latents of {name}, {facts['split']}, "
-            + ("several sizes" if facts.get("buckets") else f"{facts['resolution']} px")
+            + ("several sizes" if facts.get("buckets") else size_in_words(facts))
         ),
         size_categories=[SIZES[max(0, len(str(rows)) - 3)]],
         source_datasets=[name] if facts.get("dataset_on_hub") else None,

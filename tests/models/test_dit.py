@@ -518,7 +518,7 @@ def test_bad_inputs_are_refused(options, arguments, message):
 
 
 def test_group_names_of_blocks_exist():
-    for name in DiTModel._repeated_blocks + DiTModel._no_split_modules:
-        assert any(
-            type(module).__name__ == name for c in CONDITIONINGS for module in small_dit(conditioning=c).modules()
-        )
+    options = [{"conditioning": conditioning} for conditioning in CONDITIONINGS]
+    options.append({"sample_size": (2, 8, 8), "factorized_attention": True})
+    there = {type(module).__name__ for each in options for module in small_dit(**each).modules()}
+    assert {*DiTModel._repeated_blocks, *DiTModel._no_split_modules} <= there

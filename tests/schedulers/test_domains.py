@@ -23,7 +23,7 @@ every_domain = pytest.mark.parametrize(("domain", "channels"), DOMAINS.values(),
 
 
 def scheduler_on(domain, **kwargs):
-    return ScoreSDEScheduler(sde_type="ve", domain=domain, prediction_type="score", **kwargs)
+    return ScoreSDEScheduler(sde_type="ve", domain=domain, **{"prediction_type": "score"} | kwargs)
 
 
 def seeded(seed=0):
@@ -64,10 +64,11 @@ def test_steps_stay_on_the_domain_and_carry_tangent_vectors(domain, channels):
     assert torch.allclose(domain.transport(end, back, carried), vectors, atol=1e-4)
 
 
+@pytest.mark.parametrize("prediction_type", ["score", "epsilon"])
 @every_domain
-def test_training_noise_target_and_loss(domain, channels):
-    """The network that returns the kernel's score has no loss; noise decides the sample."""
-    scheduler = scheduler_on(domain)
+def test_training_noise_target_and_loss(domain, channels, prediction_type):
+    """The network that returns the kernel's score, or -sigma times it, has no loss; noise decides the sample."""
+    scheduler = scheduler_on(domain, prediction_type=prediction_type)
     x0 = scheduler.domain.prior((8, channels), seeded())
     noise = torch.randn(x0.shape, generator=seeded(1))
     t = torch.linspace(0.1, 1, 8, dtype=torch.float64)
@@ -75,7 +76,10 @@ def test_training_noise_target_and_loss(domain, channels):
     class Exact:
         def __call__(self, x, timestep):
             self.x = x
-            self.sample = scheduler.domain.score(x, x0, scheduler.path.sigma(t))
+            sigma = scheduler.path.sigma(t)
+            self.sample = scheduler.domain.score(x, x0, sigma)
+            if prediction_type == "epsilon":
+                self.sample = -sigma.reshape(-1, *[1] * (x.ndim - 1)).float() * self.sample
             return self
 
     network = Exact()
@@ -122,8 +126,8 @@ def test_the_two_sums_of_the_sphere_agree_where_they_meet(n):
     ("arguments", "message"),
     [
         (
-            {"prediction_type": "epsilon"},
-            "prediction_type 'epsilon' has no meaning on domain 'torus'; choose one of score",
+            {"prediction_type": "sample"},
+            "prediction_type 'sample' has no meaning on domain 'torus'; choose one of score, epsilon",
         ),
         ({"sde_type": "vp"}, "sde_type 'vp' has no meaning"),
         ({"predictor": "unipc_2"}, "predictor 'unipc_2' has no meaning .* euler_maruyama"),

@@ -19,6 +19,7 @@ from words import prompt_pipeline, worded_network
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, save_bundle
 from score_sde.sharing import convert, model_card
 from score_sde.sharing.bundles import add_metrics
+from score_sde.sharing.pushed_files import files_to_push
 
 
 METRIC = {
@@ -286,3 +287,47 @@ def test_a_pipeline_that_stock_diffusers_cannot_be_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="frequency_shift is 0.0, not 1.0; .*its noise path vp is not the discrete_vp"):
         convert.export_to_diffusers(tiny_pipeline(), tmp_path / "stock")
     assert os.listdir(tmp_path) == []
+
+
+def rated_bundle(folder, name, **facts):
+    """A bundle of sounds or videos of three classes, with its samples."""
+    size, rates = {"sound": ((64,), {"sampling_rate": 8000}), "video": ((4, 8, 8), {"frame_rate": 5})}[name]
+    network = DiTModel(size, (2,) * len(size), 1, 24, 1, 2, num_classes=3)
+    names = {0: "zero", 1: "<b>one</b>", 2: "t|wo"}
+    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=network, id2label=names, **rates)
+    pipeline.set_progress_bar_config(disable=True)
+    samples = pipeline(class_labels=[0, 1, 2, 0], num_inference_steps=1).images
+    pipeline.kind.save_grid(samples, folder / "step-0007.png", columns=3)
+    return Path(save_bundle(pipeline, folder / "bundle", facts, sample_grid=folder / "step-0007.png"))
+
+
+@pytest.mark.parametrize("name", ["sound", "video"])
+def test_cards_play_what_their_bundle_holds(name, tmp_path):
+    """Every file that a card names lies in the bundle and is pushed with it, and it stays nothing but a card."""
+    folder = rated_bundle(tmp_path, name)
+    card, data = (folder / "README.md").read_text(), ModelCard.load(folder / "README.md").data
+    if name == "sound":
+        assert re.findall(r'^\| (.*) \| <audio controls src="(.*)"></audio> \|$', card, flags=re.MULTILINE) == [
+            (label, f"samples_{number:02}.wav")
+            for number, label in enumerate(["zero", r"\<b\>one\</b\>", r"t\|wo", "zero"])
+        ]
+        assert "![samples](samples.png)" in card and 'pipe.kind.save_grid(sounds, "sounds.png")' in card
+        shown = {"samples.png", *(f"samples_{number:02}.wav" for number in range(4))}
+    else:
+        assert "![samples](samples.gif)" in card and "audio" not in card
+        shown = {"samples.png", "samples.gif"}
+        with Image.open(folder / "samples.gif") as gif:
+            assert gif.n_frames == 4 or gif.info["duration"] >= 200  # alike frames are one
+    assert {path.name for path in folder.iterdir() if path.name.startswith("samples")} == shown
+    assert shown <= set(files_to_push(str(folder)))
+    assert data.pipeline_tag is None and data.to_dict()["widget"][0]["output"]["url"] in shown
+    assert r"the classes zero, \<b\>one\</b\>, t\|wo" in card
+
+
+@pytest.mark.parametrize("rate", ["8000", -1, 1e400, [1], True])
+def test_a_rate_in_an_index_is_a_number(rate, tmp_path):
+    folder = rated_bundle(tmp_path, "sound")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"sampling_rate": rate}))
+    with pytest.raises(ValueError, match="sampling_rate .* must be a positive number"):
+        model_card.write_card(folder)

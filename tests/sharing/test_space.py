@@ -1,5 +1,7 @@
 """The Space: what its page draws, the folder that is pushed, and the page itself in a browser."""
 
+import base64
+import io
 import os
 import re
 import shutil
@@ -7,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +48,7 @@ def seeing_pipeline(source, **options):
 
 def test_the_page_draws_what_the_pipeline_draws():
     pipeline = labelled_pipeline()
-    grid, way, nfe = draw(pipeline, None, "dpmpp_2m", 5, 2.0, seed=3, num_images=4)
+    grid, way, nfe, _ = draw(pipeline, None, "dpmpp_2m", 5, 2.0, seed=3, num_images=4)
     assert nfe == 5
     assert pipeline.scheduler.config.predictor == "auto"
     pipeline.scheduler.register_to_config(predictor="dpmpp_2m")
@@ -69,7 +72,7 @@ def test_the_page_draws_by_words(num_classes):
     pipeline = prompt_pipeline(worded_network(num_classes=num_classes))
     label = None if num_classes is None else ""
     arguments = {"prompt": "a red hat\n\n the blue bag \n", "negative_prompt": "dots"}
-    grid, way, _ = draw(pipeline, label, "ddim", 5, 4.0, seed=3, num_images=4, **arguments)
+    grid, way, *_ = draw(pipeline, label, "ddim", 5, 4.0, seed=3, num_images=4, **arguments)
     pipeline.scheduler.register_to_config(predictor="ddim")
     generators = [torch.Generator().manual_seed(3 + i) for i in range(4)]
     images = pipeline(
@@ -102,7 +105,7 @@ def test_the_page_draws_beside_an_image(source):
     pipeline = seeing_pipeline(source)
     side = 8 if source is None else 4
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
-    grid, way, _ = draw(pipeline, "", "ddim", 4, 2.0, seed=3, num_images=2, condition_image=picture)
+    grid, way, *_ = draw(pipeline, "", "ddim", 4, 2.0, seed=3, num_images=2, condition_image=picture)
     pipeline.scheduler.register_to_config(predictor="ddim")
     generators = [torch.Generator().manual_seed(3 + i) for i in range(2)]
     images = pipeline(
@@ -133,7 +136,7 @@ def test_the_page_draws_beside_an_image(source):
 def test_every_sampler_of_the_page_draws(sde_type):
     pipeline = labelled_pipeline(sde_type=sde_type)
     for predictor in PREDICTORS:
-        grid, way, _ = draw(pipeline, "dog", predictor, 12, 1.5, seed=0, num_images=2)
+        grid, way, *_ = draw(pipeline, "dog", predictor, 12, 1.5, seed=0, num_images=2)
         assert (grid.size, way.size) == ((2 * 96, 96), (10 * 96, 2 * 96)), predictor
     unconditional = tiny_pipeline(network=random_dit(num_classes=None), sde_type=sde_type)
     assert draw(unconditional, None, "auto", 1, 1.0, seed=0, num_images=1)[2] == 1
@@ -233,3 +236,31 @@ def test_the_space_draws_in_a_browser(local_hub, tmp_path):
     finally:
         app.terminate()
         app.wait()
+
+
+@pytest.mark.parametrize("name", ["sound", "video"])
+def test_the_page_plays(name):
+    """What it plays are the samples that the pipeline draws."""
+    size, rates = {"sound": ((64,), {"sampling_rate": 8000}), "video": ((4, 8, 8), {"frame_rate": 5})}[name]
+    torch.manual_seed(0)
+    network = DiTModel(size, (2,) * len(size), 1, 24, 1, 2, num_classes=None)
+    torch.nn.init.normal_(network.proj_out.weight, std=0.1)
+    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=network.eval(), **rates)
+    pipeline.set_progress_bar_config(disable=True)
+    grid, way, nfe, players = draw(pipeline, None, "ddim", 3, 1.0, seed=5, num_images=2)
+    pipeline.scheduler.register_to_config(predictor="ddim")
+    generators = [torch.Generator().manual_seed(5 + i) for i in range(2)]
+    samples = pipeline(2, num_inference_steps=3, generator=generators, output_type="np").images
+    found = [base64.b64decode(each) for each in re.findall(r'base64,([^"]+)"', players)]
+    assert nfe == 3 and grid.width > 100 and way.width > 100
+    if name == "sound":
+        assert len(found) == 2
+        with wave.open(io.BytesIO(found[1])) as file:
+            values = np.frombuffer(file.readframes(64), "<i2") / 32767
+        assert file.getframerate() == 8000 and np.abs(values - samples[1, 0].clip(-1, 1)).max() < 1e-4
+    else:
+        with Image.open(io.BytesIO(found[0])) as gif:
+            assert len(found) == 1 and (gif.n_frames, gif.info["duration"], gif.size) == (4, 200, (128, 64))
+            gif.seek(2)
+            second = np.asarray(gif.convert("L"))[:, 64:].reshape(8, 8, 8, 8)[:, 0, :, 0]
+        assert np.abs(second - 255 * samples[1, 2, :, :, 0]).max() < 3

@@ -14,7 +14,14 @@ from tiny import tiny_pipeline
 from tiny import tiny_vae as random_vae
 
 from runs import TINY_DATA, encode, run
-from score_sde.pipelines.latents import AUTOENCODERS, REFUSED, autoencoder_of, encode_moments, spatial_factor
+from score_sde.pipelines.latents import (
+    AUTOENCODERS,
+    REFUSED,
+    autoencoder_of,
+    decode_latents,
+    encode_moments,
+    spatial_factor,
+)
 from score_sde.training import encode_latents
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import ImageLoopConfig
@@ -41,18 +48,89 @@ TINY = {
     "AutoencoderKLKVAE": {"channels": 32, "num_enc_blocks": 1, "num_dec_blocks": 1, "ch_mult": (1, 2), "z_channels": 4},
     "VQModel": KL,
 }
+COGVIDEOX = {"in_channels": 3, "out_channels": 3, "latent_channels": 2, "layers_per_block": 1, "norm_num_groups": 2}
+COGVIDEOX |= {"block_out_channels": (4,) * 4, "down_block_types": ("CogVideoXDownBlock3D",) * 4}
+HUNYUAN = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 2}
+MOCHI = {"latent_channels": 2, "layers_per_block": (1,) * 5, "latents_mean": (0.1, 0.2), "latents_std": (1.5, 2.0)}
+WAN = {"base_dim": 4, "z_dim": 2, "dim_mult": [1, 1], "num_res_blocks": 1, "temperal_downsample": [True]}
+# those of other data than images: their arguments, and the shape of data that they take
+OTHER_DATA = {
+    "AutoencoderOobleck": (
+        {"encoder_hidden_size": 4, "downsampling_ratios": [2, 2], "channel_multiples": [1, 2], "decoder_channels": 4}
+        | {"decoder_input_channels": 2, "audio_channels": 1, "sampling_rate": 8000},
+        (1, 32),
+    ),
+    "AutoencoderKLTemporalDecoder": (
+        {"down_block_types": ("DownEncoderBlock2D",) * 2, "block_out_channels": (32, 32), "latent_channels": 2},
+        (3, 4, 8, 8),
+    ),
+    "AutoencoderKLCogVideoX": (COGVIDEOX | {"up_block_types": ("CogVideoXUpBlock3D",) * 4}, (3, 9, 16, 16)),
+    "AutoencoderKLHunyuanVideo": (HUNYUAN, (3, 5, 16, 16)),
+    "AutoencoderKLMagvit": (
+        {"block_out_channels": [4, 4], "latent_channels": 2, "layers_per_block": 1, "norm_num_groups": 2}
+        | {"down_block_types": ["SpatialDownBlock3D", "SpatialTemporalDownBlock3D"]}
+        | {"up_block_types": ["SpatialUpBlock3D", "SpatialTemporalUpBlock3D"]},
+        (3, 5, 16, 16),
+    ),
+    "AutoencoderKLMochi": (
+        MOCHI | {f"{side}_block_out_channels": (32,) * 4 for side in ("encoder", "decoder")},
+        (3, 7, 16, 16),
+    ),
+    "AutoencoderKLWan": (WAN | {"latents_mean": [0.1, 0.2], "latents_std": [1.5, 2.0]}, (3, 5, 16, 16)),
+}
 # entries of configs that scale something else than the latents
-OTHERS = {"upsampling_scaling_factor", "latent_shift", "encoder_qkv_multiscales", "decoder_qkv_multiscales"}
+OTHERS = {"scale_factor_temporal", "scale_factor_spatial", "attn_scales", "invert_scale_latents"}
+OTHERS |= {"upsampling_scaling_factor", "latent_shift", "encoder_qkv_multiscales", "decoder_qkv_multiscales"}
 
 
 def test_every_autoencoder_of_diffusers_is_known():
     """A new diffusers may bring more: then say here what they take and give."""
     names = {name for name, each in vars(diffusers.models.autoencoders).items() if inspect.isclass(each)}
     assert names == AUTOENCODERS.keys() | REFUSED.keys()
-    assert not AUTOENCODERS.keys() & REFUSED.keys() and TINY.keys() == AUTOENCODERS.keys()
+    assert not AUTOENCODERS.keys() & REFUSED.keys() and TINY.keys() | OTHER_DATA.keys() == AUTOENCODERS.keys()
+    assert {name for name, row in AUTOENCODERS.items() if row.axes != 2} == OTHER_DATA.keys()
 
 
-@pytest.mark.parametrize("name", AUTOENCODERS)
+def honoured(vae):
+    """Whether every entry of an autoencoder's config that could scale latents is one that its row names."""
+    words, row = ("scal", "shift", "latents_"), AUTOENCODERS[type(vae).__name__]
+    entries = {key for key in inspect.signature(type(vae)).parameters if any(word in key for word in words)}
+    return entries - OTHERS == set(row.statistics)
+
+
+@pytest.mark.parametrize("name", OTHER_DATA)
+def test_an_autoencoder_of_sound_or_videos_does_what_its_row_says(name):
+    torch.manual_seed(0)
+    arguments, shape = OTHER_DATA[name]
+    vae, data = getattr(diffusers, name)(**arguments).eval(), torch.rand(2, *shape) * 2 - 1
+    with torch.no_grad():
+        mean, std = encode_moments(vae, data)
+        assert mean.shape == std.shape and std.min() > 0 and mean.ndim == data.ndim == 2 + AUTOENCODERS[name].axes
+        found = decode_latents(vae, mean)
+        assert found.shape == data.shape and latent_shape(vae, shape) == mean.shape[1:]
+        # each row by itself, in its own place
+        assert torch.allclose(decode_latents(vae, mean[1:])[0], found[1], atol=1e-4)
+        assert torch.allclose(encode_moments(vae, data[1:])[0][0], mean[1], atol=1e-4)
+        if name != "AutoencoderKLTemporalDecoder":  # which takes frames
+            assert torch.equal(vae.encode(data).latent_dist.mean, mean)
+        else:
+            assert torch.allclose(
+                vae.encode(data[1, :, 2:3].transpose(0, 1)).latent_dist.mean[0], mean[1, :, 2], atol=1e-5
+            )
+    assert honoured(vae)
+    with pytest.raises(ValueError, match="an autoencoder of .*, not of data of shape"):
+        latent_shape(vae, (3, 16, 16))
+    with pytest.raises(ValueError, match=f"_channels 5: the autoencoder is one of {shape[0]} channels"):
+        latent_shape(vae, (5, *shape[1:]))
+
+
+def test_data_that_an_autoencoder_does_not_give_back_are_refused():
+    vae = diffusers.AutoencoderOobleck(**OTHER_DATA["AutoencoderOobleck"][0])
+    with pytest.raises(ValueError, match=r"gives data of shape \(1, 30\) back as \(1, 28\): choose another length"):
+        latent_shape(vae, (1, 30))
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_an_autoencoder_does_what_its_row_says(name):
     torch.manual_seed(0)
     vae, row = getattr(diffusers, name)(**TINY[name]).eval(), AUTOENCODERS[name]
@@ -67,10 +145,7 @@ def test_an_autoencoder_does_what_its_row_says(name):
             assert torch.equal(encoded.mean, mean) and torch.equal(encoded.std, std) and std.min() > 0
         else:
             assert torch.equal(encoded, mean) and std.eq(0).all()
-    # every entry of its config that could scale latents is one that is honoured
-    words = ("scal", "shift", "latents_")
-    entries = {key for key in inspect.signature(type(vae)).parameters if any(word in key for word in words)}
-    assert entries - OTHERS == set(row.statistics)
+    assert honoured(vae)
     assert latent_shape(vae, (3, 16, 16)) == mean.shape[1:]
     with pytest.raises(ValueError, match=f"resolution {4 * factor + 1} is no multiple of {factor}, .*: use .* or "):
         latent_shape(vae, (3, 4 * factor + 1, 4 * factor + 1))

@@ -93,6 +93,8 @@ class CleanData(CleanSamples):
             with accelerator.main_process_first():
                 folder = fetch_latents(config.latents)
             self.dataset = LatentDataset(folder, flips=config.random_flip)
+            if kind := self.dataset.facts.get("data_kind"):
+                raise ValueError(f"latents {config.latents!r} are of {kind}, not of images: pass --data_kind {kind}")
             if captions is not None:
                 self.find_captions(config.latents, captions)
             vae = config.vae or self.dataset.facts["vae"]

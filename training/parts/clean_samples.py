@@ -15,11 +15,20 @@ class CleanSamples:
         captions: a `CaptionEncoder`, None without captions.
         condition: an `ImageCondition`, None without images that are seen beside the samples.
         random_flip: mirror half of the images.
+
+    Attributes: `units`, of the data, arguments of a pipeline, see `pipelines.units`; none of images.
     """
+
+    units: dict = {}
 
     def __init__(self, vae=None, num_classes=None, captions=None, condition=None, random_flip=False):
         self.vae, self.num_classes, self.captions, self.condition = vae, num_classes, captions, condition
         self.random_flip = random_flip
+
+    @property
+    def discretized(self):
+        """Whether samples are whole numbers 0 to 255, as those of images are."""
+        return self.vae is None
 
     @property
     def told(self):

@@ -12,7 +12,7 @@ from score_sde.pipelines.wording import few
 
 from .buckets import in_words
 from .hashes import hash_of_file
-from .image_rows import describe, fingerprint_of
+from .labelled_rows import describe, fingerprint_of
 from .sources import nearest_path
 
 

@@ -6,7 +6,7 @@ import os
 import torch
 from huggingface_hub import snapshot_download
 
-from score_sde.pipelines.latents import encode_moments, spatial_factor
+from score_sde.pipelines.latents import data_axes, data_channels, decode_latents, encode_moments, spatial_factor
 from score_sde.pipelines.wording import one_line
 from score_sde.sharing.downloading import hub_errors
 from score_sde.sharing.opening import open_autoencoder
@@ -38,10 +38,33 @@ def fingerprint(vae):
 
 
 @torch.no_grad()
-def latent_shape(vae, image_shape):
-    """Shape (channels, height, width) of the latent of an image of shape (channels, height, width). Raises ValueError
-    for images that the autoencoder doesn't take, or gives back in another size."""
-    channels, *sides = image_shape
+def latent_shape(vae, shape):
+    """Shape (channels, ...) of the latent of data of shape (channels, ...): an image (channels, height, width), sound
+    (channels, length), a video (channels, frames, height, width). Raises ValueError for data that the autoencoder
+    doesn't take, or gives back in another size."""
+    axes = data_axes(vae)
+    if len(shape) - 1 != axes:
+        kinds = {1: "sound", 2: "images", 3: "videos"}
+        raise ValueError(f"a {type(vae).__name__} is an autoencoder of {kinds[axes]}, not of data of shape {shape}")
+    channels, expected = shape[0], data_channels(vae.config)
+    if axes == 2:
+        check_sides(vae, shape[1:])
+    if channels != expected:
+        name = {1: "audio_channels", 2: "image_channels", 3: "image_channels"}[axes]
+        raise ValueError(f"{name} {channels}: the autoencoder is one of {expected} channels")
+    latents = encode_moments(vae, torch.zeros(1, *shape, device=vae.device))[0]
+    if axes != 2:
+        found = tuple(decode_latents(vae, latents).shape[1:])
+        if found != tuple(shape):
+            raise ValueError(
+                f"a {type(vae).__name__} gives data of shape {tuple(shape)} back as {found}: choose another "
+                f"{'length' if axes == 1 else 'number of frames, or resolution'}, such as that"
+            )
+    return tuple(latents.shape[1:])
+
+
+def check_sides(vae, sides):
+    """Raise ValueError for an image of a height and width that an autoencoder doesn't give back."""
     factor = spatial_factor(vae)
     for name, size in zip(("resolution",) if len(set(sides)) == 1 else ("height", "width"), sides, strict=False):
         if size % factor:
@@ -50,18 +73,15 @@ def latent_shape(vae, image_shape):
                 f"{name} {size} is no multiple of {factor}, the factor of the autoencoder: use "
                 f"{' or '.join(map(str, good))}"
             )
-    if channels != vae.config.in_channels:
-        raise ValueError(f"image_channels {channels}: the autoencoder is one of {vae.config.in_channels} channels")
-    return tuple(encode_moments(vae, torch.zeros(1, *image_shape, device=vae.device))[0].shape[1:])
 
 
 def latent_statistics(moments):
-    """Lists of numbers per channel of the latents of some moments, an iterable of (mean, std), each (B, C, H, W): their
+    """Lists of numbers per channel of the latents of some moments, an iterable of (mean, std), each (B, C, ...): their
     mean, and the standard deviations of the posteriors' means and of samples from the posteriors."""
     values, sums = 0, 0.0
     for mean, std in moments:
         mean, std = mean.cpu().double(), std.cpu().double()  # some devices have no float64
-        sums = sums + torch.stack([x.sum((0, 2, 3)) for x in (mean, mean**2, std**2)])
+        sums = sums + torch.stack([x.transpose(0, 1).flatten(1).sum(1) for x in (mean, mean**2, std**2)])
         values += mean.numel() // mean.shape[1]
     mean, square, variance = sums / values
     variance_of_means = (square - mean**2).clamp_min(0)

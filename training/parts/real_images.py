@@ -11,7 +11,7 @@ from .buckets import counts_of_sizes, in_words
 from .captions import CaptionReader
 from .config import DataConfig
 from .data import ImageDataset
-from .image_rows import field
+from .labelled_rows import field
 from .sources import on_hub
 
 

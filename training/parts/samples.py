@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from score_sde.pipelines.images import to_mode
-from score_sde.pipelines.kinds import grid_columns
+from score_sde.pipelines.pictures import grid_columns
 from score_sde.pipelines.writing import whole_file
 
 

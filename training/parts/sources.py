@@ -21,7 +21,7 @@ import re
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Split, load_dataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Split, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -33,6 +33,7 @@ EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
 EMBEDDED_TEXTS = {"pride_and_prejudice": "data/pride_and_prejudice"}
 TEXT_FILES = {".parquet": "parquet", ".jsonl": "json", ".txt": "text"}
+TABLE_FILES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # the names of splits' folders, as in `datasets`
 SPLITS = {
@@ -44,6 +45,40 @@ SPLITS = {
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 # files of a stream of images, from which they are drawn in turn
 STREAM_SHARDS = 1024
+
+
+@dataclass(frozen=True)
+class FilesOf:
+    """The files of a kind of data in a folder, one for each sample.
+
+    what: how a sample is called.
+    suffixes: how they end, None for images, for which Pillow says.
+    shards: {suffix: reader of `datasets`} of files that hold many rows.
+    """
+
+    what: str
+    suffixes: frozenset | None
+    shards: dict
+
+    @property
+    def column(self):
+        """The column that holds them."""
+        return self.what
+
+    def is_one(self, name):
+        """Whether a file is a sample by its name."""
+        return _suffix(name) in (image_suffixes() if self.suffixes is None else self.suffixes)
+
+    @property
+    def features(self):
+        """Of their column."""
+        return ImageFeature() if self.suffixes is None else {"bytes": Value("binary"), "path": Value("string")}
+
+    def value(self, path):
+        return path if self.suffixes is None else {"bytes": None, "path": path}
+
+
+IMAGES = FilesOf("image", None, FILES)
 
 
 @dataclass
@@ -67,9 +102,10 @@ class Origin:
             self.sizes.pop(name, None)
 
 
-def on_hub(name):
-    """Whether a dataset of this name is read from the Hub."""
-    return not (name in EMBEDDED or os.path.splitext(name)[1] in FILES or os.path.isdir(name))
+def on_hub(name, kind=IMAGES):
+    """Whether a dataset of this name is read from the Hub; `kind` are the files of its kind of data."""
+    is_file = _suffix(name) in kind.shards or (kind is not IMAGES and kind.is_one(name))
+    return not (name in EMBEDDED or is_file or os.path.isdir(name))
 
 
 def text_on_hub(name):
@@ -77,21 +113,29 @@ def text_on_hub(name):
     return not (name in EMBEDDED_TEXTS or _suffix(name) in TEXT_FILES or os.path.isdir(name))
 
 
-def open_split(name, split, streaming=False):
-    """(rows, `Origin`) of a split of a dataset: in the package, local files or a folder of them, or on the Hub.
+def table_on_hub(name):
+    """Whether a dataset of rows of numbers of this name is read from the Hub."""
+    return not (_suffix(name) in TABLE_FILES or os.path.isdir(name))
+
+
+def open_split(name, split, streaming=False, kind=IMAGES):
+    """(rows, `Origin`) of a split of a dataset: in the package, local files or a folder of them, or on the Hub; `kind`
+    are the files of its kind of data.
 
     Raises ValueError naming the dataset, the split and what there is.
     """
-    if on_hub(name):
+    if on_hub(name, kind):
         check_token()
     try:
-        data, origin = _open(name, split, streaming)
+        data, origin = _open(name, split, streaming, kind)
     except Exception as error:  # every reader and the Hub client raise their own
-        embedded = ", ".join(EMBEDDED)
+        embedded = EMBEDDED if kind is IMAGES else ()
+        files = " or ".join(suffix.removeprefix(".") for suffix in kind.shards)
         raise ValueError(
-            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give one of {embedded}, "
-            f"parquet or tar files, a folder of them or of images, or the id of a dataset on the Hub that can be "
-            f"reached{nearest_path(name, EMBEDDED)}"
+            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give "
+            + (f"one of {', '.join(embedded)}, " if embedded else "")
+            + f"{files} files, a folder of them or of {kind.what}s, or the id of a dataset on the Hub that can be "
+            f"reached{nearest_path(name, embedded)}"
         ) from None
     if not streaming and len(data) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
@@ -117,20 +161,43 @@ def open_texts(name, split, lines):
     return data, origin
 
 
+def open_table(name, split):
+    """(rows, `Origin`) of a split of a table: local files or a folder of them, or on the Hub.
+
+    Raises ValueError naming the dataset, the split and what there is.
+    """
+    try:
+        data, origin = _open_files(name, split, TABLE_FILES)
+    except Exception as error:  # every reader and the Hub client raise their own
+        raise ValueError(
+            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give {', '.join(TABLE_FILES)} "
+            f"files, a folder of them, or the id of a dataset on the Hub that can be reached{nearest_path(name)}"
+        ) from None
+    if len(data) == 0:
+        raise ValueError(f"split {split!r} of dataset {name!r} is empty")
+    return data, origin
+
+
 def _open_texts(name, split, lines):
     if name in EMBEDDED_TEXTS:
         name = str(package_files("score_sde") / EMBEDDED_TEXTS[name] / "{split}.parquet")
-    kind = TEXT_FILES.get(_suffix(name))
+    return _open_files(name, split, TEXT_FILES, {"text": {"sample_by": "line" if lines else "document"}})
+
+
+def _open_files(name, split, known, options=None):
+    """(rows, `Origin`) of files whose suffixes are `known`, {suffix: reader of `datasets`}, by their path, pattern or
+    folder, or of a dataset on the Hub; `options` are {reader: its arguments}."""
+    kind = known.get(_suffix(name))
     if os.path.isdir(name):
         origin = _files_of(name)
-        shards = {suffix: [each for each in origin.sizes if _suffix(each) == suffix] for suffix in TEXT_FILES}
-        suffix = max(TEXT_FILES, key=lambda each: len(shards[each]))
+        shards = {suffix: [each for each in origin.sizes if _suffix(each) == suffix] for suffix in known}
+        suffix = max(known, key=lambda each: len(shards[each]))
         if not shards[suffix]:
             kinds = sorted({_suffix(each) or "no suffix" for each in origin.sizes})
-            raise ValueError(f"the folder holds no {' or '.join(TEXT_FILES)} files, but {few(kinds, 5) or 'none'}")
+            raise ValueError(f"the folder holds no {' or '.join(known)} files, but {few(kinds, 5) or 'none'}")
         origin.leave_out(f"no {suffix} by their names", set(origin.sizes) - set(shards[suffix]))
         _keep_shards_of(split, origin)
-        kind, paths = TEXT_FILES[suffix], [os.path.join(name, each) for each in origin.sizes]
+        kind, paths = known[suffix], [os.path.join(name, each) for each in origin.sizes]
     elif kind:
         path = name.replace("{split}", split)
         paths = [path] if "://" in path or os.path.isfile(path) else _matches(path)
@@ -140,8 +207,7 @@ def _open_texts(name, split, lines):
             raise ValueError("there is no such folder")
         check_token()
         return load_dataset(name, split=split), Origin()
-    whole = {"sample_by": "line" if lines else "document"} if kind == "text" else {}
-    return _load(kind, paths, streaming=False, **whole), origin
+    return _load(kind, paths, streaming=False, **(options or {}).get(kind, {})), origin
 
 
 def nearest_path(path, names=()):
@@ -158,16 +224,19 @@ def nearest_path(path, names=()):
     return f"; is it {found[0]!r}?" if found else ""
 
 
-def _open(name, split, streaming):
-    if name in EMBEDDED:
+def _open(name, split, streaming, kind):
+    if kind is IMAGES and name in EMBEDDED:
         name = str(package_files("score_sde") / EMBEDDED[name] / "{split}.parquet")
-    kind = FILES.get(os.path.splitext(name)[1])
+    reader = kind.shards.get(os.path.splitext(name)[1])
     if os.path.isdir(name):
-        return _open_folder(name, split, streaming)
-    if kind:
+        return _open_folder(name, split, streaming, kind)
+    if reader or (kind is not IMAGES and kind.is_one(name)):
         path = name.replace("{split}", split)
         paths = [path] if "://" in path or os.path.isfile(path) else _matches(path)
-        return _load(kind, paths, streaming), _origin_of(paths)
+        if reader:
+            return _load(reader, paths, streaming), _origin_of(paths)
+        origin = _origin_of(paths)
+        return _open_class_folders(origin, [], dict.fromkeys(origin.sizes, []), kind), origin
     if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no id on the Hub
         raise ValueError("there is no such folder")
     return load_dataset(name, split=split, streaming=streaming), Origin()
@@ -198,22 +267,23 @@ def _origin_of(paths):
     return Origin(root, {os.path.relpath(path, root).replace(os.sep, "/"): os.path.getsize(path) for path in local})
 
 
-def _open_folder(folder, split, streaming):
+def _open_folder(folder, split, streaming, kind):
     origin = _files_of(folder)
-    images = [name for name in origin.sizes if _suffix(name) in image_suffixes()]
-    shards = {suffix: [name for name in origin.sizes if _suffix(name) == suffix] for suffix in FILES}
-    metadata = [name for name in origin.sizes if os.path.basename(name) in METADATA]
-    suffix = max(FILES, key=lambda each: len(set(shards[each]) - set(metadata)))
-    if len(images) >= len(shards[suffix]) and images:
-        rows = _open_images(origin, images, metadata, split, streaming)
+    samples = [name for name in origin.sizes if kind.is_one(name)]
+    shards = {suffix: [name for name in origin.sizes if _suffix(name) == suffix] for suffix in kind.shards}
+    # of images alone, for which `datasets` reads it
+    metadata = [name for name in origin.sizes if kind is IMAGES and os.path.basename(name) in METADATA]
+    suffix = max(kind.shards, key=lambda each: len(set(shards[each]) - set(metadata)))
+    if len(samples) >= len(shards[suffix]) and samples:
+        rows = _open_samples(origin, samples, metadata, split, streaming, kind)
     elif shards[suffix]:
         origin.leave_out(f"no {suffix} by their names", set(origin.sizes) - set(shards[suffix]))
         _keep_shards_of(split, origin)
-        rows = _load(FILES[suffix], [os.path.join(folder, name) for name in origin.sizes], streaming)
+        rows = _load(kind.shards[suffix], [os.path.join(folder, name) for name in origin.sizes], streaming)
     else:
         kinds = sorted({_suffix(name) or "no suffix" for name in origin.sizes})
         raise ValueError(
-            f"the folder holds no data files: no image, {' or '.join(FILES)}"
+            f"the folder holds no data files: no {kind.what}, {' or '.join(kind.shards)}"
             + (f", but {len(origin.sizes)} others ({few(kinds, 5)})" if kinds else "")
         )
     return rows, origin
@@ -278,10 +348,10 @@ def _check_split(split, there):
         raise ValueError(f"the folder has no split {split!r}; it has {', '.join(there)}")
 
 
-def _open_images(origin, images, metadata, split, streaming):
-    """The rows of a folder of images; its origin keeps the files of the split."""
-    origin.leave_out("no images by their names", set(origin.sizes) - set(images) - set(metadata))
-    splits = _folders_of_splits([name for name in images if "/" in name])
+def _open_samples(origin, samples, metadata, split, streaming, kind):
+    """The rows of a folder of files with a sample each; its origin keeps the files of the split."""
+    origin.leave_out(f"no {kind.what}s by their names", set(origin.sizes) - set(samples) - set(metadata))
+    splits = _folders_of_splits([name for name in samples if "/" in name])
     _check_split(split, splits.values() or ["train"])
 
     def folder_of(name):
@@ -290,19 +360,19 @@ def _open_images(origin, images, metadata, split, streaming):
         return folders[bool(splits) :][:1]
 
     if splits:
-        inside = [name for name in images if name.split("/")[0] in splits]
-        stray = [name for name in images if "/" not in name]
-        _leave_out_images(origin, "images beside the folders of splits", stray, splits, len(inside))
+        inside = [name for name in samples if name.split("/")[0] in splits]
+        stray = [name for name in samples if "/" not in name]
+        _leave_out_samples(origin, "the folders of splits", stray, splits, len(inside), kind)
         origin.leave_out("beside the folders of splits", [x for x in origin.sizes if x.split("/")[0] not in splits])
     # the classes of all splits are the same
-    classes = sorted({name for image in images if image in origin.sizes for name in folder_of(image)})
+    classes = sorted({name for each in samples if each in origin.sizes for name in folder_of(each)})
     if splits:
         own = SPLITS.get(split, split)
         origin.sizes = {name: size for name, size in origin.sizes.items() if splits[name.split("/")[0]] == own}
     metadata = [name for name in metadata if name in origin.sizes]
     if metadata:
         return _open_metadata(origin, metadata, streaming)
-    return _open_class_folders(origin, classes, {name: folder_of(name) for name in origin.sizes})
+    return _open_class_folders(origin, classes, {name: folder_of(name) for name in origin.sizes}, kind)
 
 
 def _folders_of_splits(names):
@@ -339,28 +409,28 @@ def _open_metadata(origin, metadata, streaming):
     return rows
 
 
-def _open_class_folders(origin, classes, folders):
-    """The rows of images in folders of classes; `folders` is {name: [its class] or []}."""
-    features, stray = {"image": ImageFeature()}, [name for name, folder in folders.items() if not folder]
+def _open_class_folders(origin, classes, folders, kind):
+    """The rows of files in folders of classes; `folders` is {name: [its class] or []}."""
+    features, stray = {kind.column: kind.features}, [name for name, folder in folders.items() if not folder]
     if len(stray) < len(folders):
-        _leave_out_images(origin, "images beside the folders of classes", stray, classes, len(folders) - len(stray))
+        _leave_out_samples(origin, "the folders of classes", stray, classes, len(folders) - len(stray), kind)
         features["label"] = ClassLabel(names=classes)
-    columns = {"image": [os.path.join(origin.root, name) for name in origin.sizes]}
+    columns = {kind.column: [kind.value(os.path.join(origin.root, name)) for name in origin.sizes]}
     if "label" in features:
         numbers = {name: number for number, name in enumerate(classes)}
         columns["label"] = [numbers[folders[name][0]] for name in origin.sizes]
     return Dataset.from_dict(columns).cast(Features(features))
 
 
-def _leave_out_images(origin, reason, stray, folders, inside):
-    """Leave images out that lie beside folders with `inside` images. Raises ValueError where they are the more: then
+def _leave_out_samples(origin, beside, stray, folders, inside, kind):
+    """Leave samples out that lie beside folders with `inside` samples. Raises ValueError where they are the more: then
     nothing says which are meant."""
     if len(stray) > inside:
         raise ValueError(
-            f"{len(stray)} images ({stray[0]}, ...) lie beside its folders {few(folders)}, which hold {inside}: move "
-            f"each into the folder that it belongs to, or all into one"
+            f"{len(stray)} {kind.what}s ({stray[0]}, ...) lie beside its folders {few(folders)}, which hold {inside}: "
+            f"move each into the folder that it belongs to, or all into one"
         )
-    origin.leave_out(reason, stray)
+    origin.leave_out(f"{kind.what}s beside {beside}", stray)
 
 
 def as_stream(data):

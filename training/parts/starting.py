@@ -18,6 +18,7 @@ from diffusers.loaders import PeftAdapterMixin
 
 from score_sde import ScoreSDEScheduler
 from score_sde.pipelines.conditions import number_of_classes, sample_channels
+from score_sde.pipelines.kinds import axes_of
 from score_sde.pipelines.latents import spatial_factor
 from score_sde.pipelines.wording import few, one_line
 from score_sde.pipelines.writing import whole_folder
@@ -82,6 +83,8 @@ class StartConfig:
 
     # what the command line or the YAML file said (`options.parse`)
     given: ClassVar[frozenset[str]] = frozenset()
+    # the option that names the weights
+    start_option: ClassVar[str] = "init_from"
     # what to start from, None for a run that is resumed; and what is known of it, JSON-able
     start: ClassVar[StartingPoint | None] = None
     origin: ClassVar[dict | None] = None
@@ -97,7 +100,7 @@ class StartConfig:
             if state is not None:
                 self.origin = state["origin"]
                 yield from self.adopt({name: state["config"][name] for name in ADOPTED}, f"checkpoint {checkpoint!r}")
-                taken = {name: state["config"][name] for name in ("resolution", "image_channels")}
+                taken = {name: state["config"].get(name) for name in ("resolution", "image_channels")}
                 if self.origin["has_vae"]:
                     # the run's folder may have moved
                     self.vae = os.path.join(os.path.dirname(os.path.dirname(checkpoint)), KEPT_VAE)
@@ -105,15 +108,17 @@ class StartConfig:
                 self.start = starting_point(self.init_from, self.init_revision, self.outside())
                 if hasattr(self.start.scheduler, "clean_log_probs"):
                     raise ValueError("it is a pipeline of tokens, not of images: --data_kind text")
-                options = options_of(self.start, self.given)
+                # of videos, which a network of images can become one of
+                options = options_of(self.start, self.given, getattr(self, "frames", None))
                 yield from self.adopt(options, repr(self.init_from))
                 yield from self.adopt_autoencoder()
                 taken = sizes_of(self.start)
             for name, value in taken.items():
-                if name not in self.given:
+                # which only images, and videos, have
+                if name not in self.given and hasattr(self, name):
                     setattr(self, name, value)
         except ValueError as error:
-            yield f"init_from {self.init_from!r}: {one_line(error)}"
+            yield f"{self.start_option} {self.init_from!r}: {one_line(error)}"
 
     def adapter_problems(self):
         if not self.lora_rank >= 0:
@@ -208,9 +213,10 @@ def resumable_state(config):
     return None, None
 
 
-def options_of(start, given):
-    """{name of an option: value} that come with a starting point. Raises ValueError where a network alone doesn't say
-    what only its scheduler would."""
+def options_of(start, given, frames=None):
+    """{name of an option: value} that come with a starting point; of a network of images that is to be one of videos of
+    so many frames, those of its `with_frames`. Raises ValueError where a network alone doesn't say what only its
+    scheduler would."""
     classes = {found: name for name, (_, found) in NETWORKS.items()}
     kind = type(start.network)
     # modules that carry code have long names
@@ -218,7 +224,12 @@ def options_of(start, given):
     defaults = {
         name: each.default for name, each in inspect.signature(kind).parameters.items() if name not in FROM_DATA
     }
-    config = {name: start.network.config[name] for name in defaults if name in start.network.config}
+    own = start.network.config
+    if frames is not None and axes_of(own) == 2:
+        if not hasattr(kind, "with_frames"):
+            raise ValueError(f"it is a {kind.__name__} of images, which cannot become one of videos")
+        own = start.network.with_frames(frames).config
+    config = {name: own[name] for name in defaults if name in own}
     # conditions that it hasn't are the data's matter
     config = {name: each for name, each in config.items() if each is not None or defaults[name] is not None}
     options = {
@@ -261,11 +272,18 @@ def sizes_of(start):
 
 
 # weights of what else a network may be told, and those by which they join what there was
-CONDITIONS = ("context_embed.*", "pooled_embed.*", "time_to_embed.*", "*.cross_attn.*", "*.cross_attentions.*")
+CONDITIONS = (
+    *("context_embed.*", "pooled_embed.*", "time_to_embed.*", "guidance_embed.*"),
+    *("*.cross_attn.*", "*.cross_attentions.*"),
+)
 LAST_OF_CONDITIONS = (
-    *("pooled_embed.2.*", "time_to_embed.2.*"),
+    *("pooled_embed.2.*", "time_to_embed.2.*", "guidance_embed.2.*"),
     *("*.cross_attn.to_out.0.*", "*.cross_attentions.*.to_out.0.*"),
 )
+
+
+# weights of what frames of a video tell each other, which is zero at first
+OVER_FRAMES = ("temporal_*", "*.frame_layers.*")
 
 
 def matches(name, patterns):
@@ -349,7 +367,7 @@ def transfer(source, network, kept):
             f"({few(sorted(told))}) and give what it gave: leave the captions out, or begin with a network of "
             f"adaln_zero or adaln, where they join by a layer of zeros"
         )
-    if missing := {name for name in added if not matches(name, CONDITIONS)}:
+    if missing := {name for name in added if not matches(name, CONDITIONS + OVER_FRAMES)}:
         raise ValueError(f"it has no {few(sorted(missing))}, which the network is to have")
     if other := old.keys() - new.keys() - {old_name}:
         raise ValueError(f"it has {few(sorted(other))}, which the network is not to have")
@@ -409,7 +427,7 @@ def begin(config, network, id2label, keep_all=False):
     try:
         transfer(start.network.float(), network, kept)
     except ValueError as error:
-        raise ValueError(f"init_from {config.init_from!r}: {error}") from error
+        raise ValueError(f"{config.start_option} {config.init_from!r}: {error}") from error
     classes = {name: before[kept[label]] if label in kept else None for label, name in (id2label or {}).items()}
     origin = {
         **{key: getattr(start, key) for key in ("source", "name", "base_model", "revision", "license")},

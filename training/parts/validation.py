@@ -17,18 +17,30 @@ from .seeds import mix_seeds
 
 
 @dataclass
-class ValidationConfig:
+class HeldOutConfig:
     evaluation_steps: int = option(
         0,
         "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl); 0 for none.",
         "samples and logs",
     )
     evaluation_images: int = option(
-        1000, "Images of an evaluation: held out, for the loss, and generated.", "samples and logs"
+        1000,
+        "Samples of an evaluation: held out, for the loss, and where it is asked for generated.",
+        "samples and logs",
     )
     evaluation_split: str = option(
-        "test", "Split that the held-out images are from, the first ones.", "samples and logs"
+        "test", "Split that the held-out samples are from, the first ones.", "samples and logs"
     )
+
+    def held_out_problems(self):
+        if self.evaluation_steps < 0:
+            yield f"evaluation_steps {self.evaluation_steps} must be at least 0"
+        if self.evaluation_images < 2:
+            yield f"evaluation_images {self.evaluation_images} must be at least 2"
+
+
+@dataclass
+class ValidationConfig(HeldOutConfig):
     evaluation_features: str | None = option(
         None,
         "Also measure the Fréchet distance of generated images to up to 10,000 training images in these features: "
@@ -37,10 +49,7 @@ class ValidationConfig:
     )
 
     def problems(self):
-        if self.evaluation_steps < 0:
-            yield f"evaluation_steps {self.evaluation_steps} must be at least 0"
-        if self.evaluation_images < 2:
-            yield f"evaluation_images {self.evaluation_images} must be at least 2"
+        yield from self.held_out_problems()
 
 
 class RowDraws(Draws):
@@ -80,7 +89,26 @@ def conditions_of_rows(loss, dataset, numbers, seed, device):
     return batch, loss.conditions_of(batch, RowDraws(seed, list(rows), max(rows) + 1, device))
 
 
-class Validation:
+class HeldOutLoss:
+    """The loss on the first rows of a dataset, `held_out`, of a task with its `DiffusionLoss`, `loss`."""
+
+    def __init__(self, config, accelerator, task, held_out):
+        self.config, self.accelerator, self.task, self.held_out = config, accelerator, task, held_out
+        self.count = min(config.evaluation_images, len(held_out))
+
+    # rounds of other sizes than the batches would be compiled anew
+    @torch.compiler.set_stance("force_eager")
+    @torch.no_grad()
+    def measure(self, network):
+        """{"held_out_loss": ...}."""
+        losses = []
+        for own, batch, size in real_batches(self.held_out, self.count, self.config, self.accelerator):
+            draws = RowDraws(self.config.seed, own, self.count, self.accelerator.device)
+            losses.append(gathered(self.task.loss(network, batch, draws).float(), size, self.accelerator))
+        return {"held_out_loss": float(torch.cat(losses).double().mean())}
+
+
+class Validation(HeldOutLoss):
     """What a task of diffusion measures on the way. It opens all that it needs, so that what is missing is known at
     once.
 
@@ -90,16 +118,16 @@ class Validation:
     """
 
     def __init__(self, config, accelerator, task):
-        self.config, self.accelerator, self.task = config, accelerator, task
+        self.config, self.task = config, task
         reader = None if task.data.captions is None else task.data.captions.reader(task.data.caption_column)
         condition = task.data.condition
         pairs = condition and condition.column and (condition.column, condition.channels)
         images, sizes = self.image_config(), task.data.sizes
         self.sizes = counts_of_sizes(task.data.dataset.row_facts())
-        self.held_out = ImageDataset(images, config.evaluation_split, captions=reader, condition=pairs, sizes=sizes)
+        held_out = ImageDataset(images, config.evaluation_split, captions=reader, condition=pairs, sizes=sizes)
+        super().__init__(config, accelerator, task, held_out)
         # of generated images
         self.prompts = reader and reader.examples
-        self.count = min(config.evaluation_images, len(self.held_out))
         if config.evaluation_features:
             self.features, self.of_real = self.measure_real(ImageDataset(images, sizes=sizes))
 
@@ -132,11 +160,7 @@ class Validation:
     @torch.no_grad()
     def measure(self, network):
         """{"held_out_loss": ..., and where it is asked for "frechet_distance": ...}."""
-        config, accelerator, losses = self.config, self.accelerator, []
-        for own, batch, size in real_batches(self.held_out, self.count, config, accelerator):
-            draws = RowDraws(config.seed, own, self.count, accelerator.device)
-            losses.append(gathered(self.task.loss(network, batch, draws).float(), size, accelerator))
-        values = {"held_out_loss": float(torch.cat(losses).double().mean())}
+        config, accelerator, values = self.config, self.accelerator, super().measure(network)
         if config.evaluation_features:
             pipeline, found = self.task.make_pipeline(network).to(accelerator.device), Moments()
             pipeline.set_progress_bar_config(disable=True)

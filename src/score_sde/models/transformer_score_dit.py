@@ -1,4 +1,5 @@
-"""The Diffusion Transformer (DiT) of Peebles & Xie 2023, "Scalable Diffusion Models with Transformers".
+"""The Diffusion Transformer (DiT) of Peebles & Xie 2023, "Scalable Diffusion Models with Transformers"; for
+videos also that of Ma et al. 2024, "Latte: Latent Diffusion Transformer for Video Generation".
 
 One self-contained file: it is copied beside the weights when a model is shared, so it imports torch and diffusers only.
 The network knows nothing of noise: it maps (sample, number, label or sequence) to a tensor, and the scheduler gives it
@@ -39,10 +40,17 @@ DEFAULTS |= {"position_scaling": "resize"}
 TOKEN_DEFAULTS: dict[str, Any] = {"patch_size": 1, "in_channels": None, "position_embedding": "rotary"}
 TOKEN_DEFAULTS |= {"position_scaling": "extrapolate"}
 
+# regions that points lie in, and what is none: as the scheduler names them
+DOMAINS = ("torus", "box", "sphere", "flat")
+
 FREQUENCY_EMBEDDING_SIZE = 256
+# what a guidance scale is multiplied by before its embedding, so that 0 to 10 are told apart as 1000 time steps are
+GUIDANCE_STEPS = 100.0
 NORM_EPS = 1e-6
 # what a table of positions may hold
 MAX_TOKENS = 2**20
+# the finest wave of a point's coordinates: 2^16 of them on a circle
+MAX_FREQUENCIES = 16
 # tables of positions that a model keeps, beside that of its training size
 MAX_TABLES = 16
 
@@ -205,10 +213,14 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
         self.norm_k = nn.RMSNorm(head_size, eps=NORM_EPS) if qk_norm else None
         self.set_processor(DiTAttnProcessor())
 
-    def forward(self, hidden_states, context=None, mask=None, rotary=None):
+    def forward(self, hidden_states, context=None, mask=None, rotary=None, span=None):
         """hidden_states (B, T, D); context (B, S, D) of cross-attention; mask (B, 1, 1, keys), True where a key counts;
-        rotary (cosines, sines), each (T, D / heads)."""
-        return self.processor(self, hidden_states, context, mask, rotary)
+        rotary (cosines, sines), each (T, D / heads). With a `span`, tokens attend to each other within spans of so
+        many that follow one another, and rotary is of one of these."""
+        if span is None:
+            return self.processor(self, hidden_states, context, mask, rotary)
+        attended = self.processor(self, hidden_states.reshape(-1, span, hidden_states.shape[-1]), None, None, rotary)
+        return attended.view_as(hidden_states)
 
 
 def feed_forward(hidden_size, mlp_ratio, swiglu):
@@ -235,18 +247,20 @@ class DiTBlock(nn.Module):
             self.cross_attn = DiTAttention(hidden_size, num_attention_heads, qk_norm, is_cross_attention=True)
         self.ff = feed_forward(hidden_size, mlp_ratio, swiglu)
 
-    def forward(self, hidden_states, modulation, rotary=None, context=None, mask=None):
+    def forward(self, hidden_states, modulation, rotary=None, context=None, mask=None, span=None):
         """hidden_states (B, T, D); modulation (B, 6, D): shift, scale, gate of attention, then of the MLP; for adaLN
-        (B, 4, D), without the gates; rotary, context and its mask as `DiTAttention` takes them."""
+        (B, 4, D), without the gates; rotary, context and its mask, and the span of self-attention, as `DiTAttention`
+        takes them."""
         if modulation.shape[1] == 6:
             shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.unbind(1)
-            attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary)
+            attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary, span=span)
             hidden_states = torch.addcmul(hidden_states, gate_attn.unsqueeze(1), attended)
             hidden_states = self.attend_to(context, mask, hidden_states)
             changed = self.ff(modulate(hidden_states, shift_ff, scale_ff))
             return torch.addcmul(hidden_states, gate_ff.unsqueeze(1), changed)
         shift_attn, scale_attn, shift_ff, scale_ff = modulation.unbind(1)
-        hidden_states = hidden_states + self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary)
+        attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary, span=span)
+        hidden_states = hidden_states + attended
         hidden_states = self.attend_to(context, mask, hidden_states)
         return hidden_states + self.ff(modulate(hidden_states, shift_ff, scale_ff))
 
@@ -256,6 +270,17 @@ class DiTBlock(nn.Module):
             return hidden_states
         normed = F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=NORM_EPS)
         return hidden_states + self.cross_attn(normed, context, mask)
+
+
+class DiTTemporalBlock(DiTBlock):
+    """An adaLN-Zero block in which every token attends to those at its place in the other frames (Ma et al. 2024,
+    variant 1, whose temporal blocks follow the spatial ones)."""
+
+    def forward(self, hidden_states, modulation, rotary, frames):
+        """hidden_states (B, T, D), frame by frame; modulation (B, 6, D); rotary of the frames."""
+        tokens = hidden_states.unflatten(1, (frames, -1)).transpose(1, 2).flatten(1, 2)  # place by place
+        tokens = super().forward(tokens, modulation, rotary, span=frames)
+        return tokens.unflatten(1, (-1, frames)).transpose(1, 2).flatten(1, 2)
 
 
 class DiTTokenBlock(nn.Module):
@@ -290,6 +315,17 @@ def check_counts(**values):
             raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
 
 
+def check_guidance(guidance_embeds, folded_guidance):
+    """Raise ValueError for a folded_guidance that is no finite number, or stands beside guidance_embeds."""
+    if folded_guidance is None:
+        return
+    number = isinstance(folded_guidance, (int, float)) and not isinstance(folded_guidance, bool)
+    if not number or not math.isfinite(folded_guidance):
+        raise ValueError(f"folded_guidance {folded_guidance!r} must be a finite number, or None")
+    if guidance_embeds:
+        raise ValueError(f"folded_guidance {folded_guidance} contradicts guidance_embeds: leave out one of them")
+
+
 def per_axis(value, dimensions, name):
     """A number, or one for each axis, as a tuple."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dimensions
@@ -297,6 +333,23 @@ def per_axis(value, dimensions, name):
     if len(values) != dimensions or not whole:
         raise ValueError(f"{name} {value!r} must be a positive number, or {dimensions} of them")
     return values
+
+
+def parts_of(domain, channels):
+    """[(name, slice of the channels)] of a domain: a name, {name: number of channels}, or a list of such pairs, in
+    their order. Raises ValueError for an unknown name and for numbers that are not those of the channels."""
+    if isinstance(domain, str):
+        domain = {domain: channels}
+    found, start = [], 0
+    for name, size in domain.items() if isinstance(domain, dict) else domain:
+        if name not in DOMAINS:
+            raise ValueError(f"domain {name!r} is unknown; choose one of {', '.join(DOMAINS)}, or {{name: channels}}")
+        check_counts(**{f"domain {name}": size})
+        found.append((name, slice(start, start + size)))
+        start += size
+    if start != channels:
+        raise ValueError(f"domain {domain!r} has {start} channels, the samples have {channels}")
+    return found
 
 
 # diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
@@ -355,13 +408,27 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             section 3.4), so that the network of an absorbing process needs no time; its `timestep` is then not read.
         two_times: the network can be told a second time, `timestep_to`: that which a flow map leads to. What it adds is
             zero at first.
+        guidance_embeds: the network can be told a guidance scale, `guidance`, whose effect it has learned
+            (guidance-distilled, Meng et al. 2023): one evaluation then does the work of two. What it adds is zero at
+            first.
+        folded_guidance: the one guidance scale whose effect the network has learned; None for none.
+        factorized_attention: of videos, whose first axis are frames: tokens attend to those of their own frame, and in
+            a further block after each to those at their own place in all frames (Latte, Ma et al. 2024, variant 1),
+            instead of all to all. What these blocks add is zero at first, so that a video model can begin as an image
+            model of its frames (`with_frames`). Frames are told apart by rotary positions. Needs conditioning
+            adaln_zero or adaln.
+        domain: where points lie, as the scheduler has it: torus, box, sphere, flat, or {name: channels} of several in
+            their order, which the config holds as a list; None for samples without such a region. Coordinates are seen
+            with the cosines and sines of their 1-, 2-, 4-, ... fold, angles by these alone, so that the network is
+            periodic in them; and what it returns on a sphere is tangent.
+        num_frequencies: how many such multiples, at least 1 on a torus; only with a domain.
     """
 
     # whose entries are attributes, other than diffusers says
     config: Any
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock", "DiTTokenBlock"]  # type: ignore[assignment]
-    _repeated_blocks = ["DiTBlock", "DiTTokenBlock"]
+    _no_split_modules = ["DiTBlock", "DiTTemporalBlock", "DiTTokenBlock"]  # type: ignore[assignment]
+    _repeated_blocks = ["DiTBlock", "DiTTemporalBlock", "DiTTokenBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "token_embed", "adaln", "norm", "proj_out"]  # type: ignore[assignment]
 
     @register_to_config
@@ -392,6 +459,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         tied_head: bool = False,
         time_conditioning: bool = True,
         two_times: bool = False,
+        guidance_embeds: bool = False,
+        folded_guidance: float | None = None,
+        factorized_attention: bool = False,
+        domain: str | dict | list | None = None,
+        num_frequencies: int = 4,
     ):
         super().__init__()
         if two_times and (vocab_size is not None or not time_conditioning):
@@ -399,6 +471,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 "two_times needs time_conditioning and no vocab_size: a flow map takes samples of numbers from one "
                 "time to another; leave it out"
             )
+        if guidance_embeds and (vocab_size is not None or not time_conditioning):
+            raise ValueError("guidance_embeds needs time_conditioning and no vocab_size: leave it out")
+        check_guidance(guidance_embeds, folded_guidance)
         if vocab_size is not None:
             sample_size = self.check_tokens(
                 vocab_size, sample_size, patch_size, in_channels, learn_sigma, out_channels, condition_channels
@@ -442,10 +517,17 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                     f"condition_channels {condition_channels} are a part of in_channels {in_channels}, which must be "
                     f"more: those of the sample, too"
                 )
-        if hidden_size % num_attention_heads or hidden_size % (2 * dimensions):
+        if factorized_attention and dimensions != 3:
+            raise ValueError(
+                f"factorized_attention is of videos, with 3 axes, the frames first: give a sample_size (frames, "
+                f"height, width), not {sample_size}, or leave it out"
+            )
+        # what one table of positions is of
+        axes = 2 if factorized_attention else dimensions
+        if hidden_size % num_attention_heads or hidden_size % (2 * axes):
             raise ValueError(
                 f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads} and of "
-                f"{2 * dimensions}"
+                f"{2 * axes}"
             )
         for name, value, choices in (
             ("conditioning", conditioning, CONDITIONINGS),
@@ -454,12 +536,16 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         ):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
-        if position_embedding == "rotary" and hidden_size // num_attention_heads % (2 * dimensions):
+        turned = 2 * axes if position_embedding == "rotary" else 2 if factorized_attention else 1
+        if hidden_size // num_attention_heads % turned:
             raise ValueError(
-                f"rotary positions need heads of a multiple of {2 * dimensions} channels; "
-                f"hidden_size {hidden_size} with {num_attention_heads} heads has {hidden_size // num_attention_heads}"
+                f"rotary positions{'' if position_embedding == 'rotary' else ' of frames'} need heads of a multiple of "
+                f"{turned} channels; hidden_size {hidden_size} with {num_attention_heads} heads has "
+                f"{hidden_size // num_attention_heads}"
             )
         vectors = CONDITIONINGS[conditioning]
+        if factorized_attention and vectors is None:
+            raise ValueError(f"factorized_attention needs conditioning 'adaln_zero' or 'adaln', not {conditioning!r}")
         if shared_adaln and vectors is None:
             raise ValueError(f"shared_adaln needs conditioning 'adaln_zero' or 'adaln', not {conditioning!r}")
         if num_classes is not None:
@@ -481,6 +567,22 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 + (f" and condition_channels={condition_channels}" if condition_channels else "")
                 + f": leave it out, or pass {derived_channels}"
             )
+        seen_channels = in_channels
+        self.parts: list[tuple[str, slice]] = []
+        if domain is not None:
+            if vocab_size is not None or learn_sigma:
+                raise ValueError(f"domain {domain!r} is of points, which are no tokens and have no learn_sigma")
+            self.parts = parts_of(domain, derived_channels)
+            if not isinstance(domain, str):
+                # files keep no order of keys
+                domain = [[name, part.stop - part.start] for name, part in self.parts]
+            least = 1 if "torus" in [name for name, _ in self.parts] else 0
+            if not isinstance(num_frequencies, int) or not least <= num_frequencies <= MAX_FREQUENCIES:
+                raise ValueError(
+                    f"num_frequencies {num_frequencies} must be a whole number from {least} to {MAX_FREQUENCIES}"
+                )
+            angles = sum(part.stop - part.start for name, part in self.parts if name == "torus")
+            seen_channels = in_channels + 2 * num_frequencies * derived_channels - angles
         told = time_conditioning or num_classes is not None or pooled_projection_dim is not None
         if conditioning == "cross_attention" and not told and cross_attention_dim is None:
             raise ValueError(
@@ -495,16 +597,20 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             out_channels=derived_channels,
             position_embedding=position_embedding,
             position_scaling=position_scaling,
+            domain=domain,
         )
 
         self.trained_grid = tuple(size // patch for size, patch in zip(sample, self.patch, strict=True))
         self.patch_embed = self.token_embed = None
         if vocab_size is None:
-            self.patch_embed = Linear(in_channels * math.prod(self.patch), hidden_size)
+            self.patch_embed = Linear(seen_channels * math.prod(self.patch), hidden_size)
         else:
             # the last row is that of the mask
             self.token_embed = nn.Embedding(vocab_size + 1, hidden_size)
-        self.register_buffer("positions", self.position_table(self.trained_grid), persistent=False)
+        own = self.grid_of_attention(self.trained_grid)
+        self.register_buffer("positions", self.position_table(own), persistent=False)
+        if factorized_attention:
+            self.register_buffer("frame_positions", self.position_table(self.trained_grid[:1]), persistent=False)
         # of other sizes: {(grid, device, dtype): table}
         self.other_positions: dict[tuple, torch.Tensor] = {}
         self.time_embed = None
@@ -515,6 +621,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         self.time_to_embed = None
         if two_times:
             self.time_to_embed = nn.Sequential(
+                nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            )
+        self.guidance_embed = None
+        if guidance_embeds:
+            self.guidance_embed = nn.Sequential(
                 nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
             )
         self.class_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes is not None else None
@@ -544,6 +655,17 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 for _ in range(num_layers)
             )
             self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        # under the name by which diffusers' caches know such blocks
+        self.temporal_transformer_blocks = self.temporal_adaln = self.temporal_offsets = None
+        if factorized_attention:
+            width = 6 * (1 if shared_adaln else num_layers) * hidden_size
+            self.temporal_adaln = ModulationLinear(hidden_size, width) if told else ConstantModulation(width)
+            if shared_adaln:
+                self.temporal_offsets = nn.Parameter(torch.zeros(num_layers, 6, hidden_size))
+            self.temporal_transformer_blocks = nn.ModuleList(
+                DiTTemporalBlock(hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu)
+                for _ in range(num_layers)
+            )
         outputs = math.prod(self.patch) * derived_channels if vocab_size is None else vocab_size
         self.proj_out = Linear(hidden_size, hidden_size if tied_head else outputs)
         self.gradient_checkpointing = False
@@ -590,12 +712,12 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
     def initialize_weights(self):
         """Initialise as the original does: Xavier uniform, embeddings N(0, 0.02), and zero modulation and output; zero,
-        too, where cross-attention joins blocks with modulation, and what a second time adds."""
+        too, where cross-attention joins blocks with modulation, and what a second time and a guidance scale add."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
+        for block in (*self.blocks, *(self.temporal_transformer_blocks or ())):
             for projection in (block.attn.to_q, block.attn.to_k, block.attn.to_v):
                 # the original initialises one fused (3 D, D) matrix, whose Xavier bound is smaller by sqrt(2)
                 nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
@@ -603,11 +725,15 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         for embedding in (*of_time, self.class_embed, self.token_embed):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=0.02)
-        if self.time_to_embed is not None:
-            nn.init.normal_(self.time_to_embed[0].weight, std=0.02)
-        zeroed = [self.proj_out] if self.time_to_embed is None else [self.proj_out, self.time_to_embed[2]]
+        zeroed = [self.proj_out]
+        for embedding in (self.time_to_embed, self.guidance_embed):
+            if embedding is not None:
+                nn.init.normal_(embedding[0].weight, std=0.02)
+                zeroed.append(embedding[2])
         if self.adaln is not None:
             zeroed += [self.adaln, *(block.cross_attn.to_out[0] for block in self.blocks if block.cross_attn)]
+        if self.temporal_adaln is not None:
+            zeroed.append(self.temporal_adaln)
         for layer in zeroed:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
@@ -615,18 +741,37 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
     def with_two_times(self):
         """A copy of the model that can be told a second time, two_times, and at first gives the same output whatever
         that is. Raises ValueError for a model that cannot."""
-        model = type(self)(**self.config | {"two_times": True}).to(self.device)
-        model.time_to_embed.to(self.dtype)
+        return self.with_further(two_times=True)
+
+    def with_guidance_embeds(self):
+        """The same of a guidance scale, guidance_embeds."""
+        return self.with_further(guidance_embeds=True)
+
+    def with_frames(self, num_frames: int):
+        """A copy of a model of images as one of videos of so many frames, (B, C, num_frames, height, width), with
+        factorized_attention, that at first gives for each frame what the model gives for it as an image. Raises
+        ValueError for a model that cannot."""
+        if len(self.patch) != 2:
+            raise ValueError(f"with_frames is of a model of images; this one's samples have {len(self.patch)} axes")
+        size = per_axis(self.config.sample_size, 2, "sample_size")
+        return self.with_further(
+            sample_size=(num_frames, *size), patch_size=(1, *self.patch), factorized_attention=True
+        )
+
+    def with_further(self, **arguments):
+        """A copy of the model with these arguments, too, whose weights are the same, each in its own dtype, beside
+        those that come with them."""
+        model = type(self)(**self.config | arguments).to(self.device)
         own = {name: value.clone() for name, value in self.state_dict().items()}
-        # each weight in its own dtype
-        model.load_state_dict({**model.state_dict(), **own}, assign=True)
+        others = {name: value.to(self.dtype) for name, value in model.state_dict().items() if name not in own}
+        model.load_state_dict(own | others, assign=True)
         return model.train(self.training)
 
     def enable_cache(self, config):
         """As diffusers' `CacheMixin.enable_cache`, whose hooks are told of our blocks here."""
         from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 
-        for block_class in (DiTBlock, DiTTokenBlock):
+        for block_class in (DiTBlock, DiTTemporalBlock, DiTTokenBlock):
             TransformerBlockRegistry.register(block_class, TransformerBlockMetadata(return_hidden_states_index=0))
         super().enable_cache(config)
 
@@ -666,6 +811,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         pooled_projections=None,
         condition_sample=None,
         timestep_to=None,
+        guidance=None,
     ):
         """Run the network. What is on another device than `hidden_states` is sent to it.
 
@@ -686,6 +832,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 condition_channels; None as above.
             timestep_to: the time that the map leads to, in the same numbers as `timestep`, for a model with two_times;
                 None means `timestep` itself, so that such a model is an ordinary one, too.
+            guidance: the guidance scale(s), a number or (B,), for a model with guidance_embeds; None means 1.
 
         Returns:
             `.sample` of shape (B, out_channels, *size), with a vocab_size (B, L, vocab_size).
@@ -694,6 +841,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         self.check_shape(hidden_states)
+        points = hidden_states
+        if self.parts:
+            hidden_states = self.with_waves(points)
         hidden_states = self.with_condition(hidden_states, condition_sample)  # (B, in_channels, *size)
         if self.token_embed is None:
             grid = tuple(side // patch for side, patch in zip(hidden_states.shape[2:], self.patch, strict=True))
@@ -701,7 +851,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             grid, hidden_states = tuple(hidden_states.shape[1:]), self.token_embed(hidden_states)  # (B, L, D)
         if encoder_attention_mask is not None:
             encoder_attention_mask = encoder_attention_mask.to(hidden_states.device, torch.bool)
-        time = self.embed_time(timestep, timestep_to, hidden_states)  # (B, D), as label and pooled
+        time = self.embed_time(timestep, timestep_to, guidance, hidden_states)  # (B, D), as label and pooled
         label = self.embed_label(class_labels, hidden_states)
         pooled = self.embed_pooled(pooled_projections, hidden_states)
         time = time if pooled is None else pooled if time is None else time + pooled
@@ -711,7 +861,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         if self.patch_embed is not None:
             tokens = self.patch_embed(self.patchify(hidden_states))  # (B, T, D)
         if self.config.position_embedding == "sincos":
-            tokens = tokens + self.embed_positions(grid).to(tokens.dtype)
+            positions = self.embed_positions(self.grid_of_attention(grid)).to(tokens.dtype)
+            if self.config.factorized_attention:
+                positions = positions.repeat(grid[0], 1)
+            tokens = tokens + positions
         if self.adaln is not None:
             mask = None if encoder_attention_mask is None else encoder_attention_mask[:, None, None]
             conditioning = time if label is None else label if time is None else time + label
@@ -725,6 +878,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         sample = self.proj_out(tokens)
         if self.token_embed is None:
             sample = self.unpatchify(sample, grid)  # (B, out_channels, *size)
+            sample = self.tangent(sample, points) if self.parts else sample
         elif self.config.tied_head:
             sample = F.linear(sample, self.token_embed.weight[:-1])  # (B, L, vocab_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -737,11 +891,21 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         vectors = CONDITIONINGS[self.config.conditioning]
         *of_blocks, of_output = modulation.split([vectors] * (modulation.shape[1] // vectors) + [2], dim=1)
         shift, scale = of_output.unbind(1)
-        rotary = self.rotary_positions(grid)
+        rotary = self.rotary_positions(self.grid_of_attention(grid))
+        frames, span, of_frames = None, None, ()
+        if self.temporal_adaln is not None:
+            frames, span = grid[0], math.prod(grid[1:])
+            modulation = self.temporal_adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
+            of_frames = modulation.split(6, dim=1)
+            rotary_of_frames = tuple(self.embed_positions(grid[:1]))
         for index, block in enumerate(self.blocks):
             shared = self.block_offsets is not None
             own = of_blocks[0] + self.block_offsets[index] if shared else of_blocks[index]
-            tokens = self.run(block, tokens, own, rotary, context, mask)
+            tokens = self.run(block, tokens, own, rotary, context, mask, span)
+            if frames is not None:
+                own = of_frames[0] + self.temporal_offsets[index] if shared else of_frames[index]
+                temporal_block = self.temporal_transformer_blocks[index]
+                tokens = self.run(temporal_block, tokens, own, rotary_of_frames, frames)
         return modulate(tokens, shift, scale)
 
     def run_with_tokens(self, tokens, condition, context, mask, grid):
@@ -809,19 +973,45 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             raise ValueError(f"condition_sample has shape {tuple(condition_sample.shape)}; this model takes {wanted}")
         return torch.cat([hidden_states, condition_sample.to(hidden_states)], dim=1)
 
+    def with_waves(self, points):
+        """Points (B, C, *size) with the waves of their coordinates behind them, those that are angles as waves alone:
+        the domain of what a network is told then has no edge where a torus has none."""
+        multiples = 2.0 ** torch.arange(self.config.num_frequencies, device=points.device)
+        multiples = multiples.reshape(-1, *[1] * (points.ndim - 1))
+        phases = (multiples * points.float().unsqueeze(1)).flatten(1, 2)
+        kept = [points[:, part] for name, part in self.parts if name != "torus"]
+        return torch.cat([*kept, phases.cos().to(points.dtype), phases.sin().to(points.dtype)], dim=1)
+
+    def tangent(self, sample, points):
+        """The output at points, both (B, C, *size), without what leads off a sphere."""
+        changed = []
+        for name, part in self.parts:
+            vector, place = sample[:, part], points[:, part]
+            off = (vector * place).sum(1, keepdim=True) if name == "sphere" else None
+            changed.append(vector if off is None else vector - off * place)
+        return torch.cat(changed, dim=1)
+
+    def grid_of_attention(self, grid):
+        """Of a grid of patches that within which the blocks attend: all of it, or a frame."""
+        return grid[1:] if self.config.factorized_attention else grid
+
     def position_table(self, grid, device=None):
-        """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads)."""
-        config = self.config
+        """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads). With
+        factorized_attention the grid is that of a frame, or (frames,), which are rotary."""
+        config, trained = self.config, self.grid_of_attention(self.trained_grid)
+        of_frames = config.factorized_attention and len(grid) == 1
         build, width = sincos_position_embedding, config.hidden_size
-        if config.position_embedding == "rotary":
+        if config.position_embedding == "rotary" or of_frames:
             build, width = rotary_position_embedding, config.hidden_size // config.num_attention_heads
-        return build(grid, self.trained_grid, config.position_scaling, width, device)
+        return build(grid, self.trained_grid[:1] if of_frames else trained, config.position_scaling, width, device)
 
     def embed_positions(self, grid):
         """`position_table` on the model's device and in its dtype, worked out once for every grid; in a compiled model
         as a part of its graph, where it is small."""
-        if grid == self.trained_grid:
+        if grid == self.grid_of_attention(self.trained_grid):
             return self.positions
+        if self.config.factorized_attention and grid == self.trained_grid[:1]:
+            return self.frame_positions
         if torch.compiler.is_compiling():
             # Apple's GPUs have no float64
             device = None if self.positions.device.type == "mps" else self.positions.device
@@ -849,19 +1039,23 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             return cosines, sines
         return F.pad(cosines, (0, 0, 0, num_extra_tokens), value=1), F.pad(sines, (0, 0, 0, num_extra_tokens))
 
-    def embed_time(self, timestep, timestep_to, hidden_states):
-        """The embedding of one or two times (B, D), in the dtype of `hidden_states`; None without time_conditioning.
-        Raises ValueError for a second time that the model doesn't take."""
+    def embed_time(self, timestep, timestep_to, guidance, hidden_states):
+        """The embedding of one or two times, and of a guidance scale (B, D), in the dtype of `hidden_states`; None
+        without time_conditioning. Raises ValueError for a second time or a scale that the model doesn't take."""
         if timestep_to is not None and self.time_to_embed is None:
             raise ValueError("timestep_to was given to a model without two_times")
+        if guidance is not None and self.guidance_embed is None:
+            raise ValueError("guidance was given to a model without guidance_embeds")
         if self.time_embed is None:
             return None
         time = self.time_embed(self.frequencies(timestep, hidden_states))
-        if self.time_to_embed is None:
-            return time
-        return time + self.time_to_embed(
-            self.frequencies(timestep if timestep_to is None else timestep_to, hidden_states)
-        )
+        if self.time_to_embed is not None:
+            to = timestep if timestep_to is None else timestep_to
+            time = time + self.time_to_embed(self.frequencies(to, hidden_states))
+        if self.guidance_embed is not None:
+            scale = GUIDANCE_STEPS * torch.as_tensor(1.0 if guidance is None else guidance, dtype=torch.float32)
+            time = time + self.guidance_embed(self.frequencies(scale, hidden_states))
+        return time
 
     def frequencies(self, timestep, hidden_states):
         """Cosines and sines of a time (B, FREQUENCY_EMBEDDING_SIZE), in the dtype of `hidden_states`."""

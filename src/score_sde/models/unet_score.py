@@ -6,6 +6,7 @@ The network knows nothing of noise: it maps (sample, number, label or sequence) 
 a meaning.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from torch import nn
 
 # standard deviation of the frequencies of the Fourier embedding, in the published models
 FOURIER_SCALE = 16
+# what a guidance scale is multiplied by before its embedding, so that 0 to 10 are told apart as 1000 time steps are
+GUIDANCE_STEPS = 100.0
 
 NCSNPP = {
     "time_embedding_type": "fourier",
@@ -104,17 +107,42 @@ def check_counts(**values):
             raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
 
 
-class FIRResample(nn.Module):
-    """Half or twice the height and width, each channel through the low-pass filter [1, 3, 3, 1] (Song et al. 2021,
-    appendix H, after StyleGAN2). diffusers' `downsample_2d` and `upsample_2d` give the same, the latter some sixty
-    times slower."""
+def check_guidance(guidance_embeds, folded_guidance):
+    """Raise ValueError for a folded_guidance that is no finite number, or stands beside guidance_embeds."""
+    if folded_guidance is None:
+        return
+    number = isinstance(folded_guidance, (int, float)) and not isinstance(folded_guidance, bool)
+    if not number or not math.isfinite(folded_guidance):
+        raise ValueError(f"folded_guidance {folded_guidance!r} must be a finite number, or None")
+    if guidance_embeds:
+        raise ValueError(f"folded_guidance {folded_guidance} contradicts guidance_embeds: leave out one of them")
 
-    def __init__(self, up=False, stride=2, padding=1):
+
+# what the sizes of samples are called, by their number of axes
+AXES = {1: ("length",), 2: ("height", "width"), 3: ("frames", "height", "width")}
+
+
+def along(dimensions, number, beside=1):
+    """What is `number` in height and width; of a signal, an image of one row, in its width alone."""
+    return (beside, number) if dimensions == 1 else number
+
+
+def convolution(dimensions, in_channels, out_channels):
+    """A convolution over 3 x 3 pixels, of a signal over 3 values."""
+    return nn.Conv2d(in_channels, out_channels, along(dimensions, 3), padding=along(dimensions, 1, 0))
+
+
+class FIRResample(nn.Module):
+    """Half or twice the height and width, of a signal its width, each channel through the low-pass filter [1, 3, 3, 1]
+    (Song et al. 2021, appendix H, after StyleGAN2). diffusers' `downsample_2d` and `upsample_2d` give the same, the
+    latter some sixty times slower."""
+
+    def __init__(self, up=False, stride=2, padding=1, dimensions=2):
         super().__init__()
-        self.up, self.stride, self.padding = up, stride, padding
+        self.up, self.stride, self.padding = up, along(dimensions, stride), along(dimensions, padding, 0)
         # twice the gain in each direction makes up for the zeros between the values
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float32) / (4 if up else 8)
-        self.register_buffer("kernel", taps.outer(taps), persistent=False)
+        self.register_buffer("kernel", taps[None] if dimensions == 1 else taps.outer(taps), persistent=False)
 
     def forward(self, hidden):
         channels = hidden.shape[1]
@@ -126,7 +154,9 @@ class FIRResample(nn.Module):
 class ResnetBlock(ResnetBlock2D):
     """BigGAN-type residual block, (B, C, H, W) -> (B, out_channels, H, W) or half or twice the height and width."""
 
-    def __init__(self, in_channels, out_channels, time_channels, dropout, style, time_scale_shift, fir, **resample):
+    def __init__(
+        self, in_channels, out_channels, time_channels, dropout, style, time_scale_shift, fir, dimensions, **resample
+    ):
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -141,9 +171,16 @@ class ResnetBlock(ResnetBlock2D):
             **resample,
         )
         if fir and self.up:
-            self.upsample = FIRResample(up=True)
+            self.upsample = FIRResample(up=True, dimensions=dimensions)
         elif fir and self.down:
-            self.downsample = FIRResample()
+            self.downsample = FIRResample(dimensions=dimensions)
+        if dimensions == 1:
+            self.conv1 = convolution(1, in_channels, out_channels)
+            self.conv2 = convolution(1, out_channels, out_channels)
+            if not fir and self.up:
+                self.upsample = nn.Upsample(scale_factor=(1, 2))
+            elif not fir and self.down:
+                self.downsample = nn.AvgPool2d((1, 2))
 
 
 class UNetAttnProcessor:
@@ -166,9 +203,31 @@ class UNetAttnProcessor:
         return (out + hidden) / attn.rescale_output_factor
 
 
-def attention_block(channels, style, num_heads, head_dim, context_dim=None):
+class FrameAttnProcessor:
+    """Self-attention over the frames (B frames, C, H, W) at each place, told apart by sines and cosines of their
+    numbers."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, attn, hidden, encoder_hidden_states=None, attention_mask=None, frames=1):
+        batch, channels, *size = hidden.shape
+        tokens = attn.group_norm(hidden).unflatten(0, (-1, frames)).permute(0, 3, 4, 1, 2).flatten(0, 2)
+        numbers = get_timestep_embedding(torch.arange(frames, device=hidden.device), channels)
+        tokens = tokens + numbers.to(hidden.dtype)  # (B H W, frames, C)
+        projected = (attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens))
+        out = dispatch_attention_fn(
+            *(each.unflatten(-1, (attn.heads, -1)) for each in projected),
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        out = attn.to_out[0](out.flatten(2)).reshape(batch // frames, *size, frames, channels)
+        return hidden + out.permute(0, 3, 4, 1, 2).flatten(0, 1)
+
+
+def attention_block(channels, style, num_heads, head_dim, context_dim=None, over_frames=False):
     """Self-attention over all positions, in `num_heads` heads or, if given, in heads of `head_dim` channels; with
-    `context_dim` from the positions to a sequence of that width."""
+    `context_dim` from the positions to a sequence of that width; or at each position over the frames."""
     heads = num_heads if head_dim is None else channels // head_dim
     return Attention(
         query_dim=channels,
@@ -181,8 +240,27 @@ def attention_block(channels, style, num_heads, head_dim, context_dim=None):
         residual_connection=True,
         # a sequence that says nothing leaves the features as they are
         rescale_output_factor=style.rescale if context_dim is None else 1.0,
-        processor=UNetAttnProcessor(),
+        processor=FrameAttnProcessor() if over_frames else UNetAttnProcessor(),
     )
+
+
+class FrameLayer(nn.Module):
+    """What the frames of a video tell each other, at each place: by a convolution over three of them and, where the
+    frames have self-attention, by attention over all. It adds zero at first (Blattmann et al. 2023, "Align your
+    Latents", whose image layers, too, see frame by frame)."""
+
+    def __init__(self, channels, style, attention=None):
+        super().__init__()
+        self.norm = style.norm(channels)
+        self.conv = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+        self.attention = None if attention is None else attention(channels, over_frames=True)
+
+    def forward(self, hidden, frames):
+        """(B frames, C, H, W), to the same."""
+        moving = F.silu(self.norm(hidden)).unflatten(0, (-1, frames)).transpose(1, 2).flatten(3)  # (B, C, frames, H W)
+        moving = self.conv(moving).unflatten(3, hidden.shape[2:]).transpose(1, 2).flatten(0, 1)
+        hidden = hidden + moving
+        return hidden if self.attention is None else self.attention(hidden, frames=frames)
 
 
 class FourierEmbedding(GaussianFourierProjection):
@@ -204,12 +282,13 @@ class InputResidual(nn.Module):
     """Progressive input of type "residual": the pyramid is downsampled by a convolution, and its sum with the features
     becomes both."""
 
-    def __init__(self, pyramid_channels, channels, fir, rescale):
+    def __init__(self, pyramid_channels, channels, fir, rescale, dimensions):
         super().__init__()
         self.rescale = rescale
+        pad = nn.ZeroPad2d((0, 1, 0, int(dimensions > 1)))
         self.downsample = nn.Sequential(
-            FIRResample(stride=1, padding=2) if fir else nn.ZeroPad2d((0, 1, 0, 1)),
-            nn.Conv2d(pyramid_channels, channels, 3, stride=2),
+            FIRResample(stride=1, padding=2, dimensions=dimensions) if fir else pad,
+            nn.Conv2d(pyramid_channels, channels, along(dimensions, 3), stride=along(dimensions, 2)),
         )
 
     def forward(self, pyramid, hidden):
@@ -221,10 +300,10 @@ class InputResidual(nn.Module):
 class InputSkip(nn.Module):
     """Progressive input of type "input_skip": the downsampled image joins the features behind a 1x1 convolution."""
 
-    def __init__(self, image_channels, channels, fir, combine):
+    def __init__(self, image_channels, channels, fir, combine, dimensions):
         super().__init__()
         self.combine = combine
-        self.downsample = FIRResample() if fir else nn.AvgPool2d(2)
+        self.downsample = FIRResample(dimensions=dimensions) if fir else nn.AvgPool2d(along(dimensions, 2))
         self.conv = nn.Conv2d(image_channels, channels, 1)
 
     def forward(self, pyramid, hidden):
@@ -237,11 +316,21 @@ class InputSkip(nn.Module):
 
 class UNetLevel(nn.Module):
     """All blocks of one resolution: residual blocks, the attention that follows each or only the last of them, after
-    each of these the attention to a sequence where there is one, a resampling block, and a step of the progressive
-    input or output."""
+    each of these the attention to a sequence where there is one, of videos a layer over the frames, a resampling block,
+    and a step of the progressive input or output."""
 
     def __init__(
-        self, channels, out_channels, num_attentions, resnet, attention, to_context, progressive=None, **resample
+        self,
+        channels,
+        out_channels,
+        num_attentions,
+        resnet,
+        attention,
+        to_context,
+        over_frames=None,
+        halve_frames=False,
+        progressive=None,
+        **resample,
     ):
         super().__init__()
         self.resnets = nn.ModuleList(resnet(c, out_channels) for c in channels)
@@ -249,15 +338,30 @@ class UNetLevel(nn.Module):
         self.cross_attentions = None
         if to_context is not None and num_attentions:
             self.cross_attentions = nn.ModuleList(to_context(out_channels) for _ in range(num_attentions))
+        self.frame_layers = None
+        if over_frames is not None:
+            attending = attention if num_attentions else None
+            self.frame_layers = nn.ModuleList(over_frames(out_channels, attention=attending) for _ in channels)
+        # resampling halves or doubles the frames, too
+        self.halve_frames = halve_frames
         self.resample = resnet(out_channels, out_channels, **resample) if resample else None
         self.progressive = progressive
         self.gradient_checkpointing = False
 
     def blocks(self):
-        """Triples of a residual block, the attention that follows it, or None, and that to a sequence, or None."""
+        """Residual blocks, each with the attention that follows it, or None, that to a sequence, or None, and its layer
+        over the frames, or None."""
         without = [None] * (len(self.resnets) - len(self.attentions))
         crossing = self.cross_attentions or [None] * len(self.attentions)
-        return zip(self.resnets, [*without, *self.attentions], [*without, *crossing], strict=True)
+        over_frames = self.frame_layers or [None] * len(self.resnets)
+        return zip(self.resnets, [*without, *self.attentions], [*without, *crossing], over_frames, strict=True)
+
+    @staticmethod
+    def for_frames(frames, *values):
+        """What is told of each sample (B, ...), for every frame of it (B frames, ...); None stays None."""
+        if frames is None:
+            return values
+        return [each if each is None else each.repeat_interleave(frames, dim=0) for each in values]
 
     def run(self, block, *inputs):
         """Call a block, recomputing it in the backward pass when gradient checkpointing is on."""
@@ -265,28 +369,35 @@ class UNetLevel(nn.Module):
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
 
-    def attend(self, attentions, hidden, context, mask):
-        """The attention, or None, and that to the context, or None, one after the other."""
-        attention, crossing = attentions
+    def attend(self, layers, hidden, context, mask, frames):
+        """The attention, or None, that to the context, or None, and the layer over the frames, or None, in turn."""
+        attention, crossing, over_frames = layers
         if attention is not None:
             hidden = self.run(attention, hidden)
-        return hidden if crossing is None else self.run(crossing, hidden, context, mask)
+        if crossing is not None:
+            hidden = self.run(crossing, hidden, context, mask)
+        return hidden if over_frames is None else self.run(over_frames, hidden, frames)
 
 
 class DownLevel(UNetLevel):
     """One resolution on the way down."""
 
-    def forward(self, hidden, pyramid, time, context, mask):
-        """hidden (B, C, H, W), the image of the progressive input, time (B, 4 model_channels), a sequence and its mask,
-        to (hidden, pyramid) for the next resolution and the features that the way up will see again."""
-        skips = []
-        for resnet, *attentions in self.blocks():
-            hidden = self.attend(attentions, self.run(resnet, hidden, time), context, mask)
+    def forward(self, hidden, pyramid, time, context, mask, frames=None):
+        """hidden (B, C, H, W), of videos (B frames, C, H, W), the image of the progressive input, time (B, 4
+        model_channels), a sequence and its mask, to (hidden, pyramid) for the next resolution and the features that the
+        way up will see again."""
+        skips, (time, context, mask) = [], self.for_frames(frames, time, context, mask)
+        for resnet, *layers in self.blocks():
+            hidden = self.attend(layers, self.run(resnet, hidden, time), context, mask, frames)
             skips.append(hidden)
         if self.resample is not None:
             hidden = self.run(self.resample, hidden, time)
             if self.progressive is not None:
                 pyramid, hidden = self.progressive(pyramid, hidden)
+            if self.halve_frames:
+                # means of two
+                hidden = hidden.unflatten(0, (-1, 2)).mean(1)
+                pyramid = pyramid if self.progressive is None else pyramid.unflatten(0, (-1, 2)).mean(1)
             skips.append(hidden)
         return hidden, pyramid, skips
 
@@ -294,26 +405,31 @@ class DownLevel(UNetLevel):
 class MiddleLevel(UNetLevel):
     """Two residual blocks at the lowest resolution, with attention between them."""
 
-    def forward(self, hidden, time, context, mask):
+    def forward(self, hidden, time, context, mask, frames=None):
+        time, context, mask = self.for_frames(frames, time, context, mask)
         before, after = self.resnets
-        crossing = self.cross_attentions or [None]
-        hidden = self.attend([self.attentions[0], crossing[0]], self.run(before, hidden, time), context, mask)
-        return self.run(after, hidden, time)
+        crossing, over_frames = self.cross_attentions or [None], self.frame_layers or [None, None]
+        layers = self.attentions[0], crossing[0], over_frames[0]
+        hidden = self.attend(layers, self.run(before, hidden, time), context, mask, frames)
+        return self.attend((None, None, over_frames[1]), self.run(after, hidden, time), context, mask, frames)
 
 
 class UpLevel(UNetLevel):
     """One resolution on the way up."""
 
-    def forward(self, hidden, skips, time, context, mask):
-        """hidden (B, C, H, W), what the way down left for each residual block, the last one first, time (B, 4
-        model_channels), a sequence and its mask, to hidden for the next resolution and the image of the progressive
-        output, None without."""
-        for (resnet, *attentions), skip in zip(self.blocks(), skips, strict=True):
+    def forward(self, hidden, skips, time, context, mask, frames=None):
+        """hidden (B, C, H, W), of videos (B frames, C, H, W), what the way down left for each residual block, the last
+        one first, time (B, 4 model_channels), a sequence and its mask, to hidden for the next resolution and the image
+        of the progressive output, None without."""
+        time, context, mask = self.for_frames(frames, time, context, mask)
+        for (resnet, *layers), skip in zip(self.blocks(), skips, strict=True):
             hidden = self.run(resnet, torch.cat([hidden, skip], dim=1), time)
-            hidden = self.attend(attentions, hidden, context, mask)
+            hidden = self.attend(layers, hidden, context, mask, frames)
         image = None if self.progressive is None else self.progressive(hidden)
         if self.resample is not None:
             hidden = self.run(self.resample, hidden, time)
+            if self.halve_frames:
+                hidden = hidden.repeat_interleave(2, dim=0)
         return hidden, image
 
 
@@ -325,9 +441,14 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     Who trains it for classifier-free guidance replaces the conditions of a share `class_dropout_prob` of the samples by
     those of `null_conditions`; the network itself drops nothing.
 
+    With `dimensions` 1 it is a network of signals (B, C, length), all of whose layers are those of an image along one
+    axis. With 3 it is one of videos or other volumes (B, C, frames, height, width): each frame goes through the layers
+    of an image, and behind these through a convolution and attention over the frames at each place, which add zero at
+    first, so that it can begin as a network of images (`with_frames`).
+
     Args:
-        sample_size: height and width of the training images, one number where they are the same; the network itself
-            takes other sizes too.
+        sample_size: height and width of the training images, (length,) of signals, (frames, height, width) of videos,
+            one number where they are the same; the network itself takes other sizes too.
         in_channels: channels of the input, with those of the condition.
         out_channels: channels of the output; those of the sample, or twice as many with `learn_sigma`, when None.
         block_out_channels: channels at each resolution, multiples of 4; each but the first halves height and width.
@@ -365,6 +486,12 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             network sees beside the sample: the last of in_channels; None for a model without.
         two_times: the network can be told a second time, `timestep_to`: that which a flow map leads to. What it adds is
             zero at first.
+        guidance_embeds: the network can be told a guidance scale, `guidance`, whose effect it has learned
+            (guidance-distilled, Meng et al. 2023): one evaluation then does the work of two. What it adds is zero at
+            first.
+        folded_guidance: the one guidance scale whose effect the network has learned; None for none.
+        dimensions: axes of the samples: 1 of signals, 2 of images, 3 of videos and other volumes, the frames first.
+        halve_frames: of videos, each lower resolution has half the frames, too, means of two; otherwise it has all.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -373,14 +500,14 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     down_blocks: Any
     up_blocks: Any
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ResnetBlock", "Attention"]  # type: ignore[assignment]
+    _no_split_modules = ["ResnetBlock", "Attention", "FrameLayer"]  # type: ignore[assignment]
     _skip_layerwise_casting_patterns = ["norm", "time_embed", "conv_in", "conv_out"]  # type: ignore[assignment]
     _keep_in_fp32_modules = ["fourier"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
         self,
-        sample_size: int | tuple[int, int] = 32,
+        sample_size: int | tuple[int, ...] = 32,
         in_channels: int = 3,
         out_channels: int | None = None,
         block_out_channels: tuple[int, ...] = (128, 256, 256, 256),
@@ -405,8 +532,17 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         pooled_projection_dim: int | None = None,
         condition_channels: int | None = None,
         two_times: bool = False,
+        guidance_embeds: bool = False,
+        folded_guidance: float | None = None,
+        dimensions: int = 2,
+        halve_frames: bool = False,
     ):
         super().__init__()
+        check_guidance(guidance_embeds, folded_guidance)
+        if dimensions not in AXES or isinstance(dimensions, bool):
+            raise ValueError(f"dimensions {dimensions!r} must be 1, 2 or 3")
+        if halve_frames and dimensions != 3:
+            raise ValueError(f"halve_frames is of videos, with dimensions 3, not {dimensions}: leave it out")
         for name, value, choices in (
             ("architecture", architecture, ARCHITECTURES),
             ("time_embedding_type", time_embedding_type, ("positional", "fourier")),
@@ -422,9 +558,10 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         if not levels or not whole or any(channels % 4 for channels in block_out_channels):
             raise ValueError(f"block_out_channels {tuple(block_out_channels)} must be one or more multiples of 4")
         model_channels = block_out_channels[0] if model_channels is None else model_channels
-        sides = tuple(sample_size) if isinstance(sample_size, (tuple, list)) else (sample_size, sample_size)
-        if len(sides) != 2:
-            raise ValueError(f"sample_size {sample_size} must be one number, or a height and a width")
+        sides = tuple(sample_size) if isinstance(sample_size, (tuple, list)) else (sample_size,) * dimensions
+        if len(sides) != dimensions:
+            words = {1: "a length", 2: "a height and a width", 3: "frames, a height and a width"}[dimensions]
+            raise ValueError(f"sample_size {sample_size} must be one number, or {words}")
         for side in sides:
             check_counts(sample_size=side)
         check_counts(
@@ -446,11 +583,17 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             raise ValueError(f"model_channels {model_channels} must be a multiple of 4")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout {dropout} must lie in [0, 1)")
-        if any(side % 2 ** (levels - 1) for side in sides):
+        # of each axis what it must be a multiple of
+        self.divisors = (2 ** (levels - 1),) * dimensions
+        if dimensions == 3 and not halve_frames:
+            self.divisors = (1, *self.divisors[1:])
+        if any(side % divisor for side, divisor in zip(sides, self.divisors, strict=True)):
             raise ValueError(
                 f"sample_size {sample_size} must be a multiple of {2 ** (levels - 1)} for {levels} resolutions"
+                + (", apart from the frames" if self.divisors[0] == 1 < levels else "")
             )
-        resolutions = [sides[0] // 2**level for level in range(levels)]
+        height = sides[1] if dimensions == 3 else sides[0]
+        resolutions = [height // 2**level for level in range(levels)]
         if not set(attention_resolutions) <= set(resolutions):
             raise ValueError(f"attention_resolutions {tuple(attention_resolutions)} must be among {resolutions}")
         attends = [resolution in attention_resolutions for resolution in resolutions]
@@ -503,9 +646,14 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             style=style,
             time_scale_shift=resnet_time_scale_shift,
             fir=fir,
+            dimensions=dimensions,
         )
         attention = partial(attention_block, style=style, num_heads=num_attention_heads, head_dim=attention_head_dim)
         to_context = None if cross_attention_dim is None else partial(attention, context_dim=cross_attention_dim)
+
+        over_frames = {}
+        if dimensions == 3:
+            over_frames = {"over_frames": partial(FrameLayer, style=style), "halve_frames": halve_frames}
 
         fourier = time_embedding_type == "fourier"
         self.fourier = FourierEmbedding(model_channels, scale=FOURIER_SCALE) if fourier else None
@@ -518,13 +666,18 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             self.time_to_embed = nn.Sequential(
                 nn.Linear(time_features, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
             )
+        self.guidance_embed = None
+        if guidance_embeds:
+            self.guidance_embed = nn.Sequential(
+                nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+            )
         self.class_embed = nn.Embedding(num_classes + 1, time_channels) if num_classes is not None else None
         self.pooled_embed = None
         if pooled_projection_dim is not None:
             self.pooled_embed = nn.Sequential(
                 nn.Linear(pooled_projection_dim, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
             )
-        self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
+        self.conv_in = convolution(dimensions, in_channels, first)
 
         # down: `skips` are the channels of every feature map that the way up will see again
         self.down_blocks, skips, channels, pyramid_channels = nn.ModuleList(), [first], first, in_channels
@@ -536,18 +689,17 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             if level < levels - 1:
                 resample = {"down": True}
                 if progressive_input == "residual":
-                    progressive = InputResidual(pyramid_channels, out, fir, style.rescale)
+                    progressive = InputResidual(pyramid_channels, out, fir, style.rescale, dimensions)
                     pyramid_channels = out
                 elif progressive_input == "input_skip":
-                    progressive = InputSkip(in_channels, out, fir, progressive_combine)
+                    progressive = InputSkip(in_channels, out, fir, progressive_combine, dimensions)
                     channels = 2 * out if progressive_combine == "cat" else out
                 skips.append(channels)
             num_attentions = layers_per_block * attends[level]
-            self.down_blocks.append(
-                DownLevel(inputs, out, num_attentions, resnet, attention, to_context, progressive, **resample)
-            )
+            layers = (inputs, out, num_attentions, resnet, attention, to_context)
+            self.down_blocks.append(DownLevel(*layers, progressive=progressive, **over_frames, **resample))
 
-        self.mid_block = MiddleLevel([channels, channels], channels, 1, resnet, attention, to_context)
+        self.mid_block = MiddleLevel([channels, channels], channels, 1, resnet, attention, to_context, **over_frames)
 
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(levels)):
@@ -557,17 +709,17 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             if level:
                 resample = {"up": True}
                 if progressive_output == "output_skip":
-                    to_image = nn.Conv2d(out, out_channels, 3, padding=1)
+                    to_image = convolution(dimensions, out, out_channels)
                     progressive = nn.Sequential(style.norm(out), nn.SiLU(), to_image)
             num_attentions = attends[level] * (len(inputs) if style.attends_always else 1)
-            self.up_blocks.append(
-                UpLevel(inputs, out, num_attentions, resnet, attention, to_context, progressive, **resample)
-            )
+            layers = (inputs, out, num_attentions, resnet, attention, to_context)
+            self.up_blocks.append(UpLevel(*layers, progressive=progressive, **over_frames, **resample))
             channels = out
-        self.image_upsample = FIRResample(up=True) if fir else nn.Upsample(scale_factor=2)
+        upsample = nn.Upsample(scale_factor=along(dimensions, 2))
+        self.image_upsample = FIRResample(up=True, dimensions=dimensions) if fir else upsample
 
         self.norm_out = style.norm(channels)
-        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv_out = convolution(dimensions, channels, out_channels)
         self.gradient_checkpointing = False
         self.initialize_weights()
 
@@ -583,7 +735,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     def initialize_weights(self):
         """Initialise as the originals do. "ncsnpp": Xavier uniform, queries, keys and values by sqrt(0.1) of it, and
         (almost) zero in the last layer of every residual branch and of the network. "adm": PyTorch's defaults, and
-        exactly zero in those last layers. What a second time adds is zero in both."""
+        exactly zero in those last layers. What a second time and a guidance scale add is zero in both, and so is what
+        layers over the frames do."""
         style = ARCHITECTURES[self.config.architecture]
 
         def initialize_last(layer):
@@ -607,20 +760,44 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             if level.progressive is not None:
                 initialize_last(level.progressive[-1])
         initialize_last(self.conv_out)
-        if self.time_to_embed is not None:
-            nn.init.zeros_(self.time_to_embed[2].weight)
-            nn.init.zeros_(self.time_to_embed[2].bias)
+        zeroed = [each[2] for each in (self.time_to_embed, self.guidance_embed) if each is not None]
+        for module in self.modules():
+            if isinstance(module, FrameLayer):
+                zeroed += [module.conv] if module.attention is None else [module.conv, module.attention.to_out[0]]
+        for layer in zeroed:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         if self.class_embed is not None and style.ddpm_init:
             nn.init.normal_(self.class_embed.weight, std=0.02)
 
     def with_two_times(self):
         """A copy of the model that can be told a second time, two_times, and at first gives the same output whatever
         that is. Raises ValueError for a model that cannot."""
-        model = type(self)(**self.config | {"two_times": True}).to(self.device)
-        model.time_to_embed.to(self.dtype)
+        return self.with_further(two_times=True)
+
+    def with_guidance_embeds(self):
+        """The same of a guidance scale, guidance_embeds."""
+        return self.with_further(guidance_embeds=True)
+
+    def with_frames(self, num_frames: int):
+        """A copy of a model of images as one of videos of so many frames, (B, C, num_frames, height, width), that at
+        first gives for each frame what the model gives for it as an image. Raises ValueError for a model that
+        cannot."""
+        if self.config.dimensions != 2:
+            raise ValueError(
+                f"with_frames is of a model of images; this one's samples have {self.config.dimensions} axes"
+            )
+        size = self.config.sample_size
+        size = (size, size) if isinstance(size, int) else size
+        return self.with_further(sample_size=(num_frames, *size), dimensions=3)
+
+    def with_further(self, **arguments):
+        """A copy of the model with these arguments, too, whose weights are the same, each in its own dtype, beside
+        those that come with them."""
+        model = type(self)(**self.config | arguments).to(self.device)
         own = {name: value.clone() for name, value in self.state_dict().items()}
-        # each weight in its own dtype
-        model.load_state_dict({**model.state_dict(), **own}, assign=True)
+        others = {name: value.to(self.dtype) for name, value in model.state_dict().items() if name not in own}
+        model.load_state_dict(own | others, assign=True)
         return model.train(self.training)
 
     def null_conditions(self, conditions):
@@ -659,12 +836,14 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         pooled_projections=None,
         condition_sample=None,
         timestep_to=None,
+        guidance=None,
     ):
         """Run the network. What is on another device than `sample` is sent to it.
 
         Args:
-            sample: (B, C, H, W); C is in_channels less condition_channels, H and W are multiples of 2^(number of
-                resolutions - 1).
+            sample: (B, C, H, W), of signals (B, C, L), of videos (B, C, frames, H, W); C is in_channels less
+                condition_channels, L, H and W are multiples of 2^(number of resolutions - 1), with halve_frames the
+                frames, too.
             timestep: the number(s) that the scheduler's `timesteps` hold; a scalar or (B,). Noise levels, positive,
                 with `time_embedding_type="fourier"`.
             class_labels: (B,) integers in [0, num_classes], `num_classes` being the null label; None means the null
@@ -675,30 +854,28 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             encoder_attention_mask: (B, S), True or 1 where an element of the sequence counts, at least one of each;
                 None for all.
             pooled_projections: (B, pooled_projection_dim), for a model with pooled_projection_dim; None as above.
-            condition_sample: (B, condition_channels, H, W), seen beside the sample, for a model with
+            condition_sample: (B, condition_channels, *size), seen beside the sample, for a model with
                 condition_channels; None as above.
             timestep_to: the time that the map leads to, in the same numbers as `timestep`, for a model with two_times;
                 None means `timestep` itself, so that such a model is an ordinary one, too.
+            guidance: the guidance scale(s), a number or (B,), for a model with guidance_embeds; None means 1.
 
         Returns:
-            `.sample` of shape (B, out_channels, H, W).
+            `.sample` of shape (B, out_channels, *size).
 
         Raises ValueError for an input of the wrong shape, for labels or another condition that the model doesn't
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
-        factor = 2 ** (len(self.config.block_out_channels) - 1)
-        channels = self.config.in_channels - (self.config.condition_channels or 0)
-        if sample.ndim != 4 or sample.shape[1] != channels or sample.shape[2] % factor or sample.shape[3] % factor:
-            raise ValueError(
-                f"sample has shape {tuple(sample.shape)}; this model takes (batch, {channels}, height, width) with "
-                f"height and width multiples of {factor}"
-            )
+        self.check_shape(sample)
         timestep = self.checked_time("timestep", timestep, sample)  # (B,)
         if timestep_to is not None:
             if self.time_to_embed is None:
                 raise ValueError("timestep_to was given to a model without two_times")
             timestep_to = self.checked_time("timestep_to", timestep_to, sample)
-        time = self.embed_conditioning(timestep, timestep_to, class_labels, sample)  # (B, 4 model_channels)
+        if guidance is not None and self.guidance_embed is None:
+            raise ValueError("guidance was given to a model without guidance_embeds")
+        guidance = self.checked_time("guidance", 1.0 if guidance is None else guidance, sample)
+        time = self.embed_conditioning(timestep, timestep_to, guidance, class_labels, sample)  # (B, 4 model_channels)
         pooled = self.given_or_none(
             "pooled_projections", pooled_projections, (len(sample),), "pooled_projection_dim", sample
         )
@@ -706,24 +883,54 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             time = time + self.pooled_embed(pooled)
         context, mask = self.context_and_mask(encoder_hidden_states, encoder_attention_mask, sample)
 
-        sample = self.with_condition(sample, condition_sample)  # (B, in_channels, H, W)
-        hidden = self.conv_in(sample)  # (B, C_0, H, W)
-        skips, pyramid = [hidden], sample
+        batch = len(sample)
+        sample = self.with_condition(sample, condition_sample)  # (B, in_channels, *size)
+        pyramid = self.as_images(sample)  # (B, in_channels, H, W), of videos (B frames, ...), and so on
+        hidden = self.conv_in(pyramid)  # (B, C_0, H, W)
+        skips = [hidden]
         for level in self.down_blocks:
-            hidden, pyramid, own = level(hidden, pyramid, time, context, mask)
+            hidden, pyramid, own = level(hidden, pyramid, time, context, mask, self.frames_of(hidden, batch))
             skips += own
-        hidden = self.mid_block(hidden, time, context, mask)
+        hidden = self.mid_block(hidden, time, context, mask, self.frames_of(hidden, batch))
         image = 0
         for level in self.up_blocks:
             own = [skips.pop() for _ in level.resnets]
-            hidden, of_level = level(hidden, own, time, context, mask)
+            hidden, of_level = level(hidden, own, time, context, mask, self.frames_of(hidden, batch))
             if of_level is not None:
                 image = self.image_upsample(image + of_level)  # (B, out_channels, 2H', 2W')
+                image = image.repeat_interleave(2, dim=0) if level.halve_frames else image
 
         output = image + self.conv_out(F.silu(self.norm_out(hidden)))  # (B, out_channels, H, W)
+        if self.config.dimensions == 1:
+            output = output.squeeze(2)
+        elif self.config.dimensions == 3:
+            output = output.unflatten(0, (batch, -1)).transpose(1, 2)
         if self.config.scale_by_sigma:
-            output = (output / timestep.view(-1, 1, 1, 1)).to(output.dtype)
+            output = (output / timestep.view(-1, *[1] * (output.ndim - 1))).to(output.dtype)
         return UNet2DOutput(sample=output) if return_dict else (output,)
+
+    def check_shape(self, sample):
+        """Raise ValueError unless this is a sample (B, C, *size) with axes that the resolutions divide."""
+        channels = self.config.in_channels - (self.config.condition_channels or 0)
+        size, names = sample.shape[2:], AXES[self.config.dimensions]
+        fits = len(size) == len(names) and all(n % divisor == 0 for n, divisor in zip(size, self.divisors, strict=True))
+        if not fits or sample.shape[1] != channels:
+            divided = [name for name, divisor in zip(names, self.divisors, strict=True) if divisor == self.divisors[-1]]
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}; this model takes (batch, {channels}, {', '.join(names)}) "
+                f"with {' and '.join(divided)} multiples of {self.divisors[-1]}"
+            )
+
+    def as_images(self, sample):
+        """A sample (B, C, *size) as images: a signal as one of a single row (B, C, 1, L), a video as its frames (B
+        frames, C, H, W)."""
+        if self.config.dimensions == 1:
+            return sample.unsqueeze(2)
+        return sample.transpose(1, 2).flatten(0, 1) if self.config.dimensions == 3 else sample
+
+    def frames_of(self, hidden, batch):
+        """How many frames features (B frames, ...) of so many videos have; None of other samples."""
+        return len(hidden) // batch if self.config.dimensions == 3 else None
 
     @staticmethod
     def checked_time(name, timestep, sample):
@@ -736,7 +943,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         return timestep.expand(sample.shape[0])
 
     def with_condition(self, sample, condition_sample):
-        """A sample (B, C, H, W) with the channels that it is seen beside behind it, (B, in_channels, H, W). Raises
+        """A sample (B, C, *size) with the channels that it is seen beside behind it, (B, in_channels, *size). Raises
         ValueError for those that don't fit."""
         channels = self.config.condition_channels
         if channels is None:
@@ -791,21 +998,28 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         """Waves of times (B,), in the dtype of `sample`."""
         if self.fourier is not None:
             return self.fourier(timestep.float()).to(sample.dtype)
+        return self.positional_features(timestep, sample)
+
+    def positional_features(self, numbers, sample):
+        """Sines and cosines of numbers (B,), (B, model_channels), in the dtype of `sample`."""
         style = ARCHITECTURES[self.config.architecture]
         features = get_timestep_embedding(
-            timestep,
+            numbers,
             self.config.model_channels,
             flip_sin_to_cos=style.cosines_first,
             downscale_freq_shift=style.frequency_shift,
         )
         return features.to(sample.dtype)
 
-    def embed_conditioning(self, timestep, timestep_to, class_labels, sample):
-        """Sum of the embeddings of one or two times (B,) and label (B,), (B, 4 model_channels)."""
+    def embed_conditioning(self, timestep, timestep_to, guidance, class_labels, sample):
+        """Sum of the embeddings of one or two times (B,), a guidance scale (B,) and label (B,), (B, 4
+        model_channels)."""
         embedding = self.time_embed(self.time_features(timestep, sample))
         if self.time_to_embed is not None:
             to = timestep if timestep_to is None else timestep_to
             embedding = embedding + self.time_to_embed(self.time_features(to, sample))
+        if self.guidance_embed is not None:
+            embedding = embedding + self.guidance_embed(self.positional_features(GUIDANCE_STEPS * guidance, sample))
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")

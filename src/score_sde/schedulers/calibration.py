@@ -352,6 +352,8 @@ def calibrate(
     sweeps,
 ):
     """Fit the times of a `ScoreSDEScheduler`: its method of this name says how."""
+    if (network_map := scheduler.config.network_map) is not None:
+        raise ValueError(f"times are fitted to the ODE of a denoiser; this scheduler has network_map={network_map!r}")
     counts = list(nfe) if isinstance(nfe, (list, tuple)) else [nfe]
     check_number("reference_steps", reference_steps, 3, LARGEST_NFE, whole=True)
     for each in counts:

@@ -2,11 +2,11 @@
 model that it is of, and a card."""
 
 import os
-import shutil
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..pipelines.bundling import plain_component
+from ..pipelines.pictures import copy_samples
 from ..pipelines.wording import one_line, shortened
 from ..pipelines.writing import whole_folder, write_json
 from .facts import check_repo_id, read_facts, read_json, without_local_paths
@@ -31,7 +31,7 @@ def save_adapter(pipeline, folder, facts, sample_grid=None):
     Args:
         pipeline: a pipeline of this package whose network has one adapter.
         facts: of its training, JSON-able; "started_from" says what the adapter is of.
-        sample_grid: a PNG file, copied to samples.png.
+        sample_grid: a PNG file, copied to samples.png, with what lies beside it, as `save_bundle` does.
 
     Returns the folder, absolute.
     """
@@ -54,7 +54,7 @@ def save_adapter(pipeline, folder, facts, sample_grid=None):
         )
         write_json(os.path.join(partial, "training.json"), facts)
         if sample_grid:
-            shutil.copyfile(sample_grid, os.path.join(partial, "samples.png"))
+            copy_samples(sample_grid, partial)
         write_adapter_card(partial, name=os.path.basename(folder))
     return folder
 

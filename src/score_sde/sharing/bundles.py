@@ -3,12 +3,12 @@ a model card."""
 
 import json
 import os
-import shutil
 
 import torch
 from filelock import FileLock
 
 from ..pipelines.bundling import BundleMixin, add_code, plain_component
+from ..pipelines.pictures import copy_samples
 from ..pipelines.wording import check_choice
 from ..pipelines.writing import whole_folder, write_json
 from .adapters import is_adapter, open_adapter
@@ -30,7 +30,8 @@ def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, vari
         folder: where to write: model_index.json, weights as safetensors, code, README.md and what follows.
         facts: how it was trained, a JSON-able dict, written to training.json; `training.loop.fit` returns one.
         metrics: measurements, a list of dicts, written to metrics.json: see `model_card.check_metrics`.
-        sample_grid: a PNG file, copied to samples.png.
+        sample_grid: a PNG file, copied to samples.png; with it what lies beside, of videos a GIF of the same name, of
+            sounds its WAV files (`pictures.recordings_of`).
         variant: "fp16" or "bf16", to save the weights in this precision, too, for `from_pretrained(..., variant=)`.
         max_shard_size: of a file of weights, in bytes or as "5GB"; None for diffusers' default.
 
@@ -60,7 +61,7 @@ def save_bundle(pipeline, folder, facts=None, metrics=(), sample_grid=None, vari
         if metrics:
             write_json(os.path.join(partial, "metrics.json"), list(metrics))
         if sample_grid:
-            shutil.copyfile(sample_grid, os.path.join(partial, "samples.png"))
+            copy_samples(sample_grid, partial)
         write_card(partial, name=os.path.basename(folder))
     return folder
 

@@ -26,7 +26,7 @@ from .pushed_files import files_to_push, left_out, published
 
 # what would contradict the files that are pushed, where it is left over from what was pushed before
 _STALE = re.compile(
-    r"\.safetensors(\.index.*\.json)?$|_[0-9a-f]{10}\.py$|^(training|metrics|samplers)\.json$|^samples\.png$"
+    r"\.safetensors(\.index.*\.json)?$|_[0-9a-f]{10}\.py$|^(training|metrics|samplers)\.json$|^samples(\.png|\.gif|_\d\d\.wav)$"
 )
 
 

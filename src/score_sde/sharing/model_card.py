@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..pipelines.bundle_files import read_config, read_index, saved_class_name
 from ..pipelines.conditions import number_of_classes
-from ..pipelines.kinds import kind_of
+from ..pipelines.kinds import check_rate, kind_of
+from ..pipelines.pictures import recordings_of
 from ..pipelines.wording import few, one_line, quoted
 from ..pipelines.writing import whole_file
 from .bundle_code import is_stock_bundle, own_scheduler
@@ -34,7 +35,8 @@ from .token_facts import is_of_tokens, token_facts
 # what a network is told of a prompt
 CONDITIONS_OF_WORDS = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
 # what the Hub calls the task of a kind of data; of others it knows none
-TASKS = {"image": "unconditional-image-generation", "text": "text-generation"}
+TASKS = {"image": "unconditional-image-generation", "text": "text-generation", "text-to-sound": "text-to-audio"}
+TASKS |= {each: each for each in ("text-to-image", "image-to-image", "text-to-video", "image-to-video")}
 # what a measurement may say beside, as it goes into the model index
 ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "guidance_scale", "ema_decay", "features")
 
@@ -42,6 +44,7 @@ ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "g
 def training_rows(training, kind="image", unit="px"):
     """What is known of the training run, as (name, value) rows; `kind` is of data, with the unit of their size."""
     config, begun = training.get("config") or {}, training.get("started_from") or {}
+    few_step = training.get("few_step") or {}
     trained, is_text = training.get("trained_parameters"), training.get("data_kind") == "text"
     counts = {name: count for name, count in (training.get("class_counts") or {}).items() if isinstance(count, int)}
     classes = ", ".join(f"{name} {count:,}" for name, count in counts.items()) if len(counts) <= 20 else ""
@@ -61,6 +64,9 @@ def training_rows(training, kind="image", unit="px"):
         *token_rows(training),
         (f"{kind}s by class", classes or None, "{}"),
         ("files that were skipped", training.get("skipped_files"), "{:,}"),
+        ("rows left out, in which something is missing", training.get("missing_rows") or None, "{:,}"),
+        ("domain", domain_in_words(training), "{}"),
+        ("columns", ", ".join(training.get("columns") or []) or None, "{}"),
         ("resolution", training.get("resolution"), f"{{}} {unit}"),
         (f"{kind}s by height x width in {unit}", sizes_in_words(training), "{}"),
         ("optimizer steps", training.get("steps"), "{:,}"),
@@ -72,9 +78,11 @@ def training_rows(training, kind="image", unit="px"):
         ("time", training.get("train_seconds"), "{} s"),
         ("processes", training.get("processes"), "{}"),
         ("machine", training.get("machine"), "{}"),
-        ("objective", config.get("loss") if is_text else None, "{}"),
+        ("objective", config.get("loss") if is_text else few_step.get("method"), "{}"),
+        ("distilled from", few_step.get("teacher"), "{}"),
+        ("guidance that was learned", few_step.get("guidance"), "{}"),
         ("density of times", config.get("time_density"), "{}"),
-        ("weighting of the loss", config.get("weighting"), "{}"),
+        ("weighting of the loss", None if few_step else config.get("weighting"), "{}"),
         ("learning rate", config.get("learning_rate"), "{}"),
         ("EMA decay", config.get("ema_decay"), "{}"),
         ("EMA sigma_rel, reconstructed", training.get("ema_sigma_rel"), "{}"),
@@ -85,6 +93,14 @@ def training_rows(training, kind="image", unit="px"):
         ("diffusers", training.get("diffusers"), "{}"),
     ]
     return [(name, form.format(value)) for name, value, form in rows if value is not None]
+
+
+def domain_in_words(training):
+    """Where points lie, in words; None of other data."""
+    domain = training.get("domain")
+    if isinstance(domain, list):
+        return ", ".join(f"{name} of {size}" for name, size in domain)
+    return domain or ("flat" if training.get("columns") else None)
 
 
 def sizes_in_words(training):
@@ -210,6 +226,15 @@ def classes_of(index, network_config, path):
     return num_classes if isinstance(num_classes, int) and num_classes else None, labels
 
 
+def rates_of(index):
+    """{"sampling_rate", "frame_rate"} of a pipeline, None where it has none. Raises ValueError for what is no rate."""
+    rates = {name: index.get(name) for name in ("sampling_rate", "frame_rate")}
+    for name, rate in rates.items():
+        if rate is not None:
+            check_rate(name, rate)
+    return rates
+
+
 def origin_of(training):
     """What the head of a card says of where a model is from."""
     on_hub = training.get("dataset_on_hub") and training.get("dataset")
@@ -278,8 +303,10 @@ def write_card(folder, repo_id=None, name=None):
     vae_class = component_class(index, "vae", path)
     with naming(os.path.join(folder, network, "config.json")):
         # a network that doesn't say its size can be saved all the same
-        kind = kind_of(network_config | {"sample_size": network_config.get("sample_size") or 1})
-    has_samples = os.path.isfile(os.path.join(folder, "samples.png"))
+        kind = kind_of(network_config | {"sample_size": network_config.get("sample_size") or 1}, **rates_of(index))
+    picture = os.path.join(folder, "samples.png")
+    has_samples = os.path.isfile(picture)
+    recordings = [f"samples{end}" for end in recordings_of(picture)] if has_samples else []
     caption = ", ".join(labels) if len(labels) <= 20 else f"{num_classes} classes" if num_classes else "samples"
     name = training.get("model_name") or name or os.path.basename(os.path.abspath(folder))
     others = [each for each in training.get("conditions") or [] if each != "class_labels"]
@@ -294,14 +321,21 @@ def write_card(folder, repo_id=None, name=None):
     conditional = "class-conditional" if num_classes else "conditional" if others else None
     conditional = f"{kind.name}-to-{kind.name}" if by_image else conditional
     conditional = f"text-to-{kind.name}" if by_words else conditional
+    shown = [*recordings, "samples.png"][0]
+    spoken = prompts or (labels if num_classes else [])
+    players = [
+        (Written(name), spoken[i % len(spoken)] if spoken else i)
+        for i, name in enumerate(recordings)
+        if name.endswith(".wav")
+    ]
     data = ModelCardData(
         **origin_of(training),
         library_name="diffusers",
-        pipeline_tag=conditional if (by_words or by_image) and kind.name == "image" else TASKS.get(kind.name),
+        pipeline_tag=TASKS.get(conditional if by_words or by_image else kind.name),
         tags=["score-sde", "diffusion", network_class] + ([conditional] if conditional else []),
         model_name=one_line(name),
         eval_results=eval_results(metrics, TASKS.get(kind.name)) or None,
-        widget=[{"text": one_line(caption), "output": {"url": "samples.png"}}] if has_samples else None,
+        widget=[{"text": one_line(caption), "output": {"url": shown}}] if has_samples else None,
     )
     # the settings that were measured, else those of the picture
     measured = [metric for metric in metrics if "num_inference_steps" in metric]
@@ -321,6 +355,7 @@ def write_card(folder, repo_id=None, name=None):
         num_classes=num_classes,
         conditional=conditional,
         other_conditions=others,
+        columns=str(index["columns"]).split(",") if index.get("columns") else [],
         prompts=prompts,
         named_encoder=words.get("text_encoder"),
         by_image=by_image,
@@ -329,6 +364,8 @@ def write_card(folder, repo_id=None, name=None):
         samplers=samplers,
         sampler_table=sampler_table(samplers) if samplers else None,
         has_samples=has_samples,
+        moving="samples.gif" in recordings,
+        players=players,
         **told_of_run(training, metrics, kind.name, {"pixels": "px"}.get(kind.unit, kind.unit)),
     )
     save_card(ModelCard(card), os.path.join(folder, "README.md"))

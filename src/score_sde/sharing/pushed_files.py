@@ -23,7 +23,7 @@ from .weight_checks import weight_files
 CARD = ("README.md", "LICENSE", "training.json", "metrics.json", "samplers.json", "samples.png")
 DATA_ENDS = (".safetensors", *(pattern.removeprefix("*") for pattern in DATA))
 KINDS = ("model_index.json", "config.json", "scheduler_config.json", ADAPTER)
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+SHOWN = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".wav")
 _VARIANT = re.compile(r"diffusion_pytorch_model(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
 
 
@@ -63,7 +63,7 @@ def files_to_push(folder):
         card = Path(own_file(folder, "README.md")).read_text(encoding="utf-8", errors="replace")
         for name in os.listdir(folder):
             # not one whose name is the end of another's
-            if name.lower().endswith(PICTURES) and re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", card):
+            if name.lower().endswith(SHOWN) and re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", card):
                 found.append(os.path.join(folder, name))
     names = sorted({os.path.relpath(path, folder).replace(os.sep, "/") for path in found})
     for name in names:

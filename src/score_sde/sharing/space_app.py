@@ -1,12 +1,15 @@
-"""The page of a Space: a model draws, and one of its images is shown on the way from noise.
+"""The page of a Space: a model draws, and one of its images, sounds or videos is shown on the way from noise.
 
 `score-sde space` opens it on this machine. A Space carries this file; it needs torch, diffusers and
 gradio.
 """
 
+import base64
 import copy
 import math
 import re
+import tempfile
+from pathlib import Path
 
 import torch
 from diffusers.utils import make_image_grid
@@ -27,6 +30,27 @@ def tiles(images, columns, side):
     images = [image.resize(size, Image.Resampling.NEAREST).convert("RGB") for image in images]
     rows = -(-len(images) // columns)
     return make_image_grid(images + [Image.new("RGB", size, "white")] * (rows * columns - len(images)), rows, columns)
+
+
+def shown(kind, outputs, columns):
+    """A picture of outputs of a pipeline, in so many columns, and HTML that plays them: of images none, of videos a
+    GIF, of sounds the first ones."""
+    # the code of older bundles says nothing of kinds
+    if kind is None or kind.name == "image":
+        return tiles(outputs, columns, 96), ""
+    with tempfile.TemporaryDirectory() as folder:
+        kind.save_grid(outputs, f"{folder}/samples.png", columns)
+        with Image.open(f"{folder}/samples.png") as picture:
+            picture.load()
+        data = {path: base64.b64encode(path.read_bytes()).decode() for path in sorted(Path(folder).iterdir())}
+    players = [
+        f'<img src="data:image/gif;base64,{each}">'
+        if path.suffix == ".gif"
+        else f'<audio controls src="data:audio/wav;base64,{each}"></audio>'
+        for path, each in data.items()
+        if path.suffix in (".gif", ".wav")
+    ]
+    return picture, "\n".join(players)
 
 
 def whole_number(name, value, least, most):
@@ -84,8 +108,8 @@ def draw(
 
     Returns:
         (a grid of the images; two rows of pictures, the first image's noisy sample and below it what the network takes
-        it for, at times from the beginning to the end; the number of network evaluations). Raises ValueError for what
-        is out of bounds, and for what the pipeline can't do.
+        it for, at times from the beginning to the end; the number of network evaluations; HTML that plays sounds and
+        videos). Raises ValueError for what is out of bounds, and for what the pipeline can't do.
     """
     if predictor not in PREDICTORS:
         raise ValueError(f"sampler {str(predictor)[:50]!r} is unknown; choose one of {', '.join(PREDICTORS)}")
@@ -137,20 +161,22 @@ def draw(
     samples = [noise[:1] * scheduler.init_noise_sigma, *samples]
     # where time steps begin: the entries between are stages of one
     begins = range(0, output.nfe, scheduler.order)
-    shown = [begins[i] for i in sorted({round(i * (len(begins) - 1) / (FRAMES - 1)) for i in range(FRAMES)})]
+    entries = [begins[i] for i in sorted({round(i * (len(begins) - 1) / (FRAMES - 1)) for i in range(FRAMES)})]
     # the code of older bundles knows no words or images
     told = {"conditions": conditions, "negative_conditions": negative} if words else {}
     denoise = scheduler.denoiser(pipeline.guided_network(1, labels and labels[:1], guidance_scale, **told))
     noisy, denoised = [], []
-    for entry in shown:
+    for entry in entries:
         t = scheduler.path_time(scheduler.timesteps[entry])
         noisy.append(scheduler.path.unit_variance(samples[entry], t))
         denoised.append(denoise(samples[entry], t))
-    pictures = pipeline.finish(torch.cat([*noisy, *denoised]), "pil")
+    pictures = pipeline.finish(torch.cat([*noisy, *denoised]))
     # a column for every class, or prompt, as long as that fits
     in_turn = len(prompts) if prompt is not None else pipeline.num_classes if labels and label is None else 1
     columns = in_turn if 1 < in_turn <= 10 else 8
-    return tiles(output.images, min(num_images, columns), 96), tiles(pictures, len(shown), 96), output.nfe
+    kind = getattr(pipeline, "kind", None)
+    grid, players = shown(kind, output.images, min(num_images, columns))
+    return grid, shown(kind, pictures, len(entries))[0], output.nfe, players
 
 
 def as_title(text):
@@ -168,6 +194,7 @@ def page(pipeline, title):
     # the code of older bundles doesn't say
     worded = getattr(pipeline, "takes_prompts", False)
     seeing = getattr(pipeline, "takes_condition_image", False)
+    made = f"{getattr(getattr(pipeline, 'kind', None), 'name', 'image')}s".capitalize()
     guided = pipeline.null_label is not None or worded or seeing
     beside = "Image that the model sees"
     if seeing:
@@ -180,10 +207,10 @@ def page(pipeline, title):
         words = {"prompt": prompt, "negative_prompt": negative_prompt} if worded else {}
         words |= {"condition_image": image} if seeing else {}
         try:
-            grid, way, nfe = draw(pipeline, label, predictor, steps, guidance_scale, seed, num_images, **words)
+            grid, way, nfe, players = draw(pipeline, label, predictor, steps, guidance_scale, seed, num_images, **words)
         except ValueError as error:
             raise gradio.Error(str(error)[:500]) from None
-        return f"### Images after {nfe} network evaluations of {predictor}", grid, way
+        return f"### {made} after {nfe} network evaluations of {predictor}", grid, way, players
 
     with gradio.Blocks(title=title) as blocks:
         gradio.Markdown("# " + as_title(title))
@@ -212,14 +239,15 @@ def page(pipeline, title):
                 )
                 seed = gradio.Number(0, precision=0, label="Seed")
                 num_images = gradio.Slider(
-                    1, MOST_IMAGES, value=2 * len(classes) if 0 < len(classes) <= 10 else 8, step=1, label="Images"
+                    1, MOST_IMAGES, value=2 * len(classes) if 0 < len(classes) <= 10 else 8, step=1, label=made
                 )
                 button = gradio.Button("Draw", variant="primary")
             with gradio.Column(scale=3):
-                caption = gradio.Markdown("### Images")
+                caption = gradio.Markdown(f"### {made}")
                 grid = gradio.Image(show_label=False, format="png", interactive=False, buttons=[])
+                players = gradio.HTML(visible=made in ("Sounds", "Videos"))
                 gradio.Markdown("### The first one's way: the noisy sample, and below it what the network takes it for")
                 way = gradio.Image(show_label=False, format="png", interactive=False, buttons=[])
         inputs = [label, predictor, steps, guidance, seed, num_images, prompt, negative, image]
-        button.click(on_click, inputs, [caption, grid, way], api_name="draw")
+        button.click(on_click, inputs, [caption, grid, way, players], api_name="draw")
     return blocks

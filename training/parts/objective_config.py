@@ -1,0 +1,67 @@
+"""What a diffusion model of numbers is trained by, whatever its data are: path, prediction, density of times and
+weighting; and how its samples are drawn."""
+
+from dataclasses import dataclass
+
+from score_sde import ScoreSDEScheduler
+from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective
+from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
+
+from .config import one_of, option
+from .options import mapping
+
+
+@dataclass
+class ObjectiveConfig:
+    sde_type: str = option("vp", f"Noise path: {one_of(SDE_TYPES)}.", "path and objective", common=True)
+    prediction_type: str = option(
+        "v_prediction", f"What the network predicts: {one_of(PREDICTIONS)}.", "path and objective", common=True
+    )
+    scheduler_kwargs: str = option(
+        "{}", "More arguments of ScoreSDEScheduler, as YAML: {beta_max: 20}.", "path and objective"
+    )
+    time_density: str = option(
+        "uniform", f"Density of the training times: {one_of(TIME_DENSITIES)}.", "path and objective"
+    )
+    time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.", "path and objective")
+    weighting: str = option(
+        "output",
+        f"Weight of the squared error of x0: {one_of(WEIGHTINGS)}; score_sde.losses has the published combinations.",
+        "path and objective",
+    )
+    weighting_kwargs: str = option("{}", "Its numbers, as YAML: {gamma: 5}.", "path and objective")
+    vlb_weight: float = option(
+        0.0,
+        "Learn the variance, too, by this weight of the variational bound (DiT: 0.001); needs discrete_vp.",
+        "path and objective",
+    )
+    sample_num_images: int = option(64, "Images in a sample grid.", "samples and logs")
+    sample_guidance_scale: float = option(
+        1.0, "Classifier-free guidance of the sample grids: 1 is none.", "samples and logs"
+    )
+    sample_num_inference_steps: int = option(50, "Time steps of the sample grids.", "samples and logs")
+
+    def objective_problems(self):
+        if not self.vlb_weight >= 0:
+            yield f"vlb_weight {self.vlb_weight} must be at least 0"
+        if self.vlb_weight > 0 and (self.sde_type != "discrete_vp" or self.weighting not in ("output", "simple")):
+            yield f"vlb_weight {self.vlb_weight} needs sde_type discrete_vp and weighting output"
+        if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
+            yield "sample_num_images and sample_num_inference_steps must be at least 1"
+
+    def make_scheduler(self, **more):
+        learned = {"variance_type": "learned_range"} if self.vlb_weight > 0 else {}
+        return ScoreSDEScheduler(
+            sde_type=self.sde_type,
+            prediction_type=self.prediction_type,
+            **learned | mapping("scheduler_kwargs", self.scheduler_kwargs) | more,
+        )
+
+    def make_objective(self, scheduler):
+        return Objective(
+            scheduler,
+            "levels" if self.vlb_weight > 0 else self.time_density,
+            self.weighting,
+            mapping("time_density_kwargs", self.time_density_kwargs),
+            mapping("weighting_kwargs", self.weighting_kwargs),
+        )
