@@ -195,7 +195,6 @@ def sample(
 
     from score_sde import DiscreteScoreScheduler, ScoreSDEScheduler
     from score_sde.cli_texts import check_terminal, check_texts_file, draw_texts, print_texts, write_texts
-    from score_sde.pipelines.pictures import recordings_of
     from score_sde.sharing.token_facts import makes_texts
 
     if output is not None:
@@ -273,7 +272,7 @@ def sample(
         captions = [(pipeline.config.id2label or {}).get(str(label), str(label)) for label in asked]
         captions = [captions[i % len(asked)] for i in range(count)]
     write_samples(pipeline.kind, images, output, None if prompts else len(asked) or None, captions)
-    print(f"{count} {pipeline.kind.name}s: {', '.join([output, *recordings_of(output).values()])}")
+    print(f"{count} {pipeline.kind.name}s: {output}")
 
 
 @app.command()

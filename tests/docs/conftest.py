@@ -1,6 +1,7 @@
 """Folders as the pages name them, each with something tiny and random in it: what the pages do with a trained model
 works with any."""
 
+import json
 import math
 import shutil
 
@@ -149,6 +150,16 @@ def save_points(root):
     save_bundle(pipeline, root / "runs/torsions/pipeline")
 
 
+def save_signals(root):
+    names = ("zero", "one", "two", "three")
+    sound = random_(DiTModel((64,), 8, 1, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=4))
+    units = {"data_mean": [0.0], "data_std": [0.1], "sampling_rate": 8000}
+    whole = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=sound, id2label=dict(enumerate(names)), **units)
+    save_bundle(whole, root / "runs/digits/pipeline")
+    facts = {"data_kind": "audio", "config": {"data_kind": "audio"}}
+    (root / "runs/digits/pipeline/training.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
 def save_photos(root):
     for split in ("train", "test"):
         for name, colour in (("cat", "orange"), ("dog", "brown")):
@@ -161,7 +172,8 @@ def save_photos(root):
 @pytest.fixture(scope="session")
 def whole_workplace(tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
-    for save in (save_quick_start, save_clothing, save_of_the_hub, save_photos, save_texts, save_points):
+    makers = (save_quick_start, save_clothing, save_of_the_hub, save_photos, save_texts, save_points, save_signals)
+    for save in makers:
         save(root)
     return root
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -341,3 +342,25 @@ def test_a_class_is_kept_by_its_whole_name_or_a_synonym_that_is_of_one_class_alo
     before = {0: "crane", 1: "crane, bird", 2: "tench, Tinca tinca"}
     names = {0: "Tinca tinca", 1: "bird", 2: "crane", 3: "crane, bird", 4: "fish"}
     assert kept_classes(before, names) == {0: 2, 1: 1, 2: 0, 3: 1}
+
+
+@pytest.mark.parametrize("network", ["dit", "unet"])
+def test_a_video_model_begins_as_an_image_model(network, tmp_path):
+    """Every frame is then what the image model makes of it, and the seed alone says what the new weights are."""
+    image = DiTModel(**DIT, num_classes=None) if network == "dit" else ScoreUNetModel(**UNET)
+    image = randomized(image)
+    component = {"transformer" if network == "dit" else "unet": image}
+    source = save_bundle(
+        ScoreSDEPipeline(ScoreSDEScheduler(prediction_type="v_prediction"), **component), tmp_path / "source"
+    )
+    videos = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "videos.npy", videos)
+    arguments = ["--data_kind", "video", "--dataset", tmp_path / "videos.npy", "--frames", 3, "--frame_rate", 5]
+    pipelines = [start(source, tmp_path / run, *arguments) for run in ("once", "again")]
+    video = pipelines[0].denoiser
+    assert pipelines[0].kind.name == "video" and video.config.sample_size == [3, 8, 8]
+    assert equal(video.state_dict(), pipelines[1].denoiser.state_dict())
+    x, time = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([30.0, 700.0])
+    with torch.no_grad():
+        expected = torch.stack([image(x[:, :, frame], time).sample for frame in range(3)], dim=2)
+        assert (video(x, time).sample - expected).abs().max() < 1e-5 * expected.abs().max()

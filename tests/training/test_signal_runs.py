@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from test_latents import OTHER_DATA
 from test_signal_data import frames, noise, sounds, wav
 
-from runs import equal, run
+from runs import equal, forget_runs, run
 from score_sde import ScoreSDEPipeline, cli
 from score_sde.training import encode_latents, evaluate, train
 from score_sde.training.parts.sounds import read_sound
@@ -140,6 +140,7 @@ def test_the_command_writes_what_the_data_are(kind, suffix, tmp_path, capsys):
     else:
         assert np.load(tmp_path / "out.npy").shape == (2, 2, 4, 4, 4)
     other = ".gif" if kind != "video" else ".wav"
+    forget_runs()
     with pytest.raises(SystemExit):
         cli.main([str(each) for each in (*arguments, tmp_path / f"out{other}")])
     assert f"{other} is of" in capsys.readouterr().err

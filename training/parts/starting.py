@@ -18,6 +18,7 @@ from diffusers.loaders import PeftAdapterMixin
 
 from score_sde import ScoreSDEScheduler
 from score_sde.pipelines.conditions import number_of_classes, sample_channels
+from score_sde.pipelines.kinds import axes_of
 from score_sde.pipelines.latents import spatial_factor
 from score_sde.pipelines.wording import few, one_line
 from score_sde.pipelines.writing import whole_folder
@@ -107,7 +108,8 @@ class StartConfig:
                 self.start = starting_point(self.init_from, self.init_revision, self.outside())
                 if hasattr(self.start.scheduler, "clean_log_probs"):
                     raise ValueError("it is a pipeline of tokens, not of images: --data_kind text")
-                options = options_of(self.start, self.given)
+                # of videos, which a network of images can become one of
+                options = options_of(self.start, self.given, getattr(self, "frames", None))
                 yield from self.adopt(options, repr(self.init_from))
                 yield from self.adopt_autoencoder()
                 taken = sizes_of(self.start)
@@ -211,9 +213,10 @@ def resumable_state(config):
     return None, None
 
 
-def options_of(start, given):
-    """{name of an option: value} that come with a starting point. Raises ValueError where a network alone doesn't say
-    what only its scheduler would."""
+def options_of(start, given, frames=None):
+    """{name of an option: value} that come with a starting point; of a network of images that is to be one of videos of
+    so many frames, those of its `with_frames`. Raises ValueError where a network alone doesn't say what only its
+    scheduler would."""
     classes = {found: name for name, (_, found) in NETWORKS.items()}
     kind = type(start.network)
     # modules that carry code have long names
@@ -221,7 +224,12 @@ def options_of(start, given):
     defaults = {
         name: each.default for name, each in inspect.signature(kind).parameters.items() if name not in FROM_DATA
     }
-    config = {name: start.network.config[name] for name in defaults if name in start.network.config}
+    own = start.network.config
+    if frames is not None and axes_of(own) == 2:
+        if not hasattr(kind, "with_frames"):
+            raise ValueError(f"it is a {kind.__name__} of images, which cannot become one of videos")
+        own = start.network.with_frames(frames).config
+    config = {name: own[name] for name in defaults if name in own}
     # conditions that it hasn't are the data's matter
     config = {name: each for name, each in config.items() if each is not None or defaults[name] is not None}
     options = {
@@ -272,6 +280,10 @@ LAST_OF_CONDITIONS = (
     *("pooled_embed.2.*", "time_to_embed.2.*", "guidance_embed.2.*"),
     *("*.cross_attn.to_out.0.*", "*.cross_attentions.*.to_out.0.*"),
 )
+
+
+# weights of what frames of a video tell each other, which is zero at first
+OVER_FRAMES = ("temporal_*", "*.frame_layers.*")
 
 
 def matches(name, patterns):
@@ -355,7 +367,7 @@ def transfer(source, network, kept):
             f"({few(sorted(told))}) and give what it gave: leave the captions out, or begin with a network of "
             f"adaln_zero or adaln, where they join by a layer of zeros"
         )
-    if missing := {name for name in added if not matches(name, CONDITIONS)}:
+    if missing := {name for name in added if not matches(name, CONDITIONS + OVER_FRAMES)}:
         raise ValueError(f"it has no {few(sorted(missing))}, which the network is to have")
     if other := old.keys() - new.keys() - {old_name}:
         raise ValueError(f"it has {few(sorted(other))}, which the network is not to have")

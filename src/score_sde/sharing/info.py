@@ -36,6 +36,7 @@ def describe(folder_or_repo, **download):
         classes: their names.
         columns: names of the numbers of a point, with commas.
         condition_from: what the image that the network sees beside the sample is of the one to be made.
+        sampling_rate, frame_rate: of sound in Hz, of videos in frames a second.
         training: what training.json holds.
         metrics: measurements, as metrics.json holds them.
         code: {path: verdict} of the code that it carries, see `verify`.
@@ -72,9 +73,8 @@ def describe(folder_or_repo, **download):
         facts["components"][name] |= {"parameters": parameters} if parameters else {}
     labels = index.get("id2label") or {}
     facts["classes"] = [labels[number] for number in sorted(labels, key=int)]
-    for name in ("condition_from", "columns"):
-        if index.get(name):
-            facts[name] = index[name]
+    beside = ("columns", "condition_from", "sampling_rate", "frame_rate")
+    facts |= {name: index[name] for name in beside if index.get(name)}
     facts["training"] = read_facts(folder)
     facts["metrics"] = read_json(os.path.join(folder, "metrics.json")) or []
     facts["code"] = verify(folder)
@@ -139,10 +139,8 @@ def as_text(facts):
         rows.append((name, ", ".join([each["class"], count, *listed(each["arguments"]).split(", ")]).rstrip(", ")))
     if facts["classes"]:
         rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
-    if "columns" in facts:
-        rows.append(("columns", facts["columns"]))
-    if "condition_from" in facts:
-        rows.append(("condition_from", facts["condition_from"]))
+    beside = ("columns", "condition_from", "sampling_rate", "frame_rate")
+    rows += [(name, facts[name]) for name in beside if name in facts]
     rows += training_rows(facts["training"], *(("text", "tokens") if "tokens" in facts else ()))
     settings = ("standard_error", "n", "split", "nfe", "sampler", "guidance_scale", "dataset")
     for each in facts["metrics"]:
