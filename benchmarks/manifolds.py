@@ -22,9 +22,11 @@ import torch
 from accelerate import Accelerator
 
 from score_sde import load_bundle
+from score_sde.pipelines.writing import write_json
+from score_sde.sharing.model_card import write_card
 from score_sde.training import train
 from score_sde.training.parts.point_data import PointDataset, Table
-from score_sde.training.parts.point_likelihood import point_nats
+from score_sde.training.parts.point_likelihood import nats_in_words, point_nats
 from score_sde.training.parts.provenance import provenance
 
 
@@ -211,17 +213,38 @@ def report():
 
 
 def cards(runs):
-    """The small files of the runs on domains as model_cards/."""
+    """The small files of the runs on domains as model_cards/, with the figures of manifolds.json."""
     for name in ("torsions", "earth_events", "sidechains"):
-        folder, target = runs / name / "pipeline", HERE.parent / "model_cards" / name
-        for path in ("README.md", "model_index.json", "training.json", "metrics.json", "samples.png"):
-            if (folder / path).is_file():
-                target.mkdir(exist_ok=True)
-                shutil.copy(folder / path, target / path)
-        for path in ("transformer/config.json", "scheduler/scheduler_config.json"):
-            if (folder / path).is_file():
-                (target / path).parent.mkdir(exist_ok=True)
-                shutil.copy(folder / path, target / path)
+        folder, target, found = runs / name / "pipeline", HERE.parent / "model_cards" / name, read(RESULTS)[name]
+        for path in [
+            "model_index.json",
+            "training.json",
+            "samples.png",
+            "transformer/config.json",
+            "scheduler/scheduler_config.json",
+        ]:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / path, target / path)
+        space = load_bundle(str(folder)).kind.coordinates
+        shared = {key: found[key] for key in ("command", "commit", "machine")}
+        shared |= {"dataset": f"{RUNS[name][1]}_{{split}}.parquet", "split": "test", "type": "nats", "seed": 0}
+        what = f"exact likelihood given the class of {nats_in_words(space)} by the probability-flow ODE"
+        groups = [(kind, each) for kind, each in found["nats"].items() if isinstance(each, dict) and "nats" in each]
+        groups += [(f"{kind} on new places", each) for kind, each in found["nats"].get("new places", {}).items()]
+        metrics = [
+            {
+                "name": f"negative log-likelihood of {kind}, nats",
+                "value": each["nats"],
+                "standard_error": each["standard_error"],
+                "n": each["n"],
+                "nfe": found["nats"]["nfe"],
+                "explanation": f"{what}, standard error {each['standard_error']:.4f} over points.",
+            }
+            | shared
+            for kind, each in groups
+        ]
+        write_json(str(target / "metrics.json"), metrics)
+        write_card(str(target))
 
 
 def main():
