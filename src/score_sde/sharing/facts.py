@@ -37,6 +37,8 @@ FACTS: dict[str, type | UnionType] = {
     **dict.fromkeys(("final_loss", "train_seconds"), int | float),
     # the names of what the network was told beside time
     "conditions": list,
+    # (channels, ...) of data that are no images
+    "data_shape": list,
 }
 
 
