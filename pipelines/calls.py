@@ -21,6 +21,7 @@ class CallMixin:
     _called: Any = None
     _guidance_scale: float = 1.0
     _conditions: Conditions = {}
+    _timestep_to: torch.Tensor | None = None
     _num_timesteps = 0
     _interrupt = False
 

@@ -17,9 +17,9 @@ from .adapters import AdapterMixin
 from .bundling import BundleMixin, plain_component
 from .calls import CallMixin
 from .conditions import check_conditions, check_no_tokens, expand, null_conditions, sample_channels
-from .guidance import guided, steered_by_classifier
+from .guidance import guided, knows_guidance, steered_by_classifier
 from .image_conditions import Measurement, at_size
-from .kinds import SQUARES_ALONE, Kind, check_rate, divisors_of_sides, kind_of
+from .kinds import SQUARES_ALONE, Kind, Points, check_rate, divisors_of_sides, kind_of
 from .latents import (
     AUTOENCODERS,
     data_axes,
@@ -93,6 +93,10 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             None where these are the same.
         sampling_rate: in Hz, of a network of one axis whose samples are sound; None for other signals.
         frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
+        columns: names of the numbers that a point has in the data, with commas between them, for a network whose
+            samples are points.
+        coordinates: latitude_longitude, where these are the data's form of points of a sphere; None for points as the
+            domain has them.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->unet->vae"  # type: ignore[assignment]  # declared as None
@@ -118,6 +122,8 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         data_std: float | list[float] | dict | None = None,
         sampling_rate: float | None = None,
         frame_rate: float | None = None,
+        columns: str | None = None,
+        coordinates: str | None = None,
     ):
         super().__init__()
         check_prompt_settings(prompt_settings or {})
@@ -151,10 +157,13 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         self.register_to_config(prompt_settings=prompt_settings or None)
         self.register_to_config(condition_from=condition_from, **rates)
         self.register_to_config(data_mean=as_saved(data_mean), data_std=as_saved(data_std))
+        self.register_to_config(columns=columns, coordinates=coordinates)
         # an encoder that the settings name, and its tokenizer: used, but not saved
         self._named_encoder: tuple | None = None
         # of one call, on its own view
         self._size: tuple[int, ...] | None = None
+        if (columns or coordinates) and not isinstance(self.kind, Points):
+            raise ValueError("columns and coordinates are of points: of a network whose sample_size is (1,)")
 
     def __setattr__(self, name, value):
         # diffusers would leave out of the saved index what was None before
@@ -180,9 +189,18 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
     def kind(self) -> Kind:
         """The kind of data that it makes, which owns their shape, noise and output: see `kinds.py`."""
         vae, vae_config = plain_component(self.vae), None if self.vae is None else self.vae.config
-        data_std = self.config["data_std"]
-        kind = kind_of(self.denoiser.config, vae_config, **self.rates, data_std=data_std, vae_axes=data_axes(vae))
+        told = self.rates | {"data_std": self.config["data_std"], "coordinates": self.of_points}
+        kind = kind_of(self.denoiser.config, vae_config, **told, vae_axes=data_axes(vae))
         return kind if self._size is None else replace(kind, size=self._size)
+
+    @property
+    def of_points(self) -> dict:
+        """What `Coordinates` of points are told beside their network."""
+        columns = self.config["columns"]
+        told = {"columns": columns and tuple(columns.split(",")), "on_sphere": self.config["coordinates"]}
+        told |= {"mean": self.units["data_mean"], "std": self.units["data_std"]}
+        domain = self.scheduler.config.get("domain")
+        return told if domain is None else told | {"domain": domain}
 
     @property
     def rates(self) -> dict:
@@ -417,9 +435,15 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError("a classifier needs class_labels to lead to")
         if classifier is not None:
             self.check_own_scheduler("a classifier needs")
+            self.check_denoises("a classifier needs")
         for name, scale in (("guidance_scale", guidance_scale), ("classifier_scale", classifier_scale)):
             if not math.isfinite(scale):
                 raise ValueError(f"{name} {scale} must be a finite number")
+        self.check_map()
+        told_scale = guidance_scale
+        if knows_guidance(self.denoiser.config):
+            self.check_learned_guidance(guidance_scale, guider, weaker_network, negative_conditions)
+            guidance_scale = 1.0
         if guider is not None and guidance_scale != 1:
             raise ValueError(f"guidance_scale {guidance_scale} and a guider were given: the guider has its own scale")
         if weaker_network is not None and guider is None and guidance_scale == 1:
@@ -467,13 +491,49 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         rows = [away, own] if null or weaker_network is not None else [own]
 
         call = self._for_one_call()
-        call._guidance_scale = guidance_scale
+        call._guidance_scale = told_scale
         call._conditions = {name: torch.stack([row[name] for row in rows]) for name in own}
         origin = self.denoiser if weaker_network is None else weaker_network
         network = guided(call, (origin, self.denoiser), guider)
         if classifier is None:
             return network
         return steered_by_classifier(call.scheduler, network, classifier, classes, classifier_scale)
+
+    def check_learned_guidance(self, guidance_scale, guider, weaker_network, negative):
+        """Raise ValueError for guidance other than that which the network has learned."""
+        folded = self.denoiser.config.get("folded_guidance")
+        if folded is not None and guidance_scale not in (1, folded):
+            raise ValueError(
+                f"guidance_scale {guidance_scale}: this network has learned guidance with the scale {folded} alone; "
+                f"pass {folded}, or leave it out"
+            )
+        others = {"guider": guider, "weaker_network": weaker_network, "negative_prompt": negative or None}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ValueError(
+                f"{', '.join(given)}: this network has learned its guidance (guidance_embeds or folded_guidance), and "
+                f"takes no other; leave it out"
+            )
+
+    def check_map(self):
+        """Raise ValueError for a network that can't be what the scheduler says."""
+        if self.scheduler.config.get("network_map") == "flow_map" and not self.denoiser.config.get("two_times"):
+            raise ValueError(
+                f"the scheduler has network_map 'flow_map', and this {type(self.denoiser).__name__} cannot be told a "
+                f"second time (two_times in its config): take the network that the scheduler is of"
+            )
+
+    def check_denoises(self, who_needs, in_steps=True):
+        """Raise ValueError where the network gives no denoised samples, but ends of its map; `who_needs` begins the
+        sentence, `in_steps` says whether the scheduler's predictor is used."""
+        config = self.scheduler.config
+        network_map, predictor = config.get("network_map"), config.get("predictor")
+        if network_map == "consistency":
+            raise ValueError(f"{who_needs} denoised samples; a consistency model gives none: take its teacher")
+        if network_map == "flow_map" and in_steps and predictor in ("auto", "flow_map", "consistency"):
+            raise ValueError(
+                f"{who_needs} denoised samples, which a flow map gives where it is told its own time: set "
+                f"pipe.scheduler = ScoreSDEScheduler.from_config(pipe.scheduler.config, predictor='dpmpp_2m')"
+            )
 
     def prepare_negative(self, conditions, batch_size) -> Conditions:
         """Conditions that guidance leads away from, (B, ...) on the pipeline's device. Raises ValueError for what the
@@ -499,8 +559,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
 
         Raises ValueError for another shape, number of channels or range.
         """
-        self.kind.check(images)
-        return self.to_sample_space(images)
+        return self.to_sample_space(self.kind.accepted(images))
 
     def to_sample_space(self, images: torch.Tensor) -> torch.Tensor:
         """`to_latents` without its checks."""
@@ -534,9 +593,19 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError(f"the model works on samples of shape {shape}, not {tuple(samples.shape)}{remedy}")
         return samples
 
-    def prepare_noise(self, batch_size: int, generator: Generators, latents: torch.Tensor | None) -> torch.Tensor:
-        """The noise that sampling starts from: the latents given, or drawn from the generator."""
-        shape = self.sample_shape(batch_size)
+    @property
+    def domain(self):
+        """The domain that samples live on, as the scheduler has it; None for flat space."""
+        return getattr(self.scheduler, "domain", None)
+
+    def prepare_noise(
+        self, batch_size: int, generator: Generators, latents: torch.Tensor | None, begins: bool = True
+    ) -> torch.Tensor:
+        """The noise that sampling starts from, given as latents or drawn from the generator: standard normal, or, where
+        a trajectory on a domain begins with it, points of that."""
+        shape, domain = self.sample_shape(batch_size), self.domain if begins else None
+        if latents is None and domain is not None:
+            return domain.prior(shape, generator, self._execution_device)
         if latents is None:
             return self.kind.noise(batch_size, generator, self._execution_device)
         if tuple(latents.shape) != shape:
@@ -545,6 +614,8 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this model needs {shape}{remedy}")
         if not torch.isfinite(latents).all():
             raise ValueError("latents holds values that are not finite (nan, infinite)")
+        if domain is not None:
+            domain.check(latents)
         return latents.to(self._execution_device)
 
     def finish(self, samples: torch.Tensor, output_type: str | None = None):

@@ -6,7 +6,23 @@ from contextlib import nullcontext
 import torch
 
 
-def run(name, network, conditions, model_input, timesteps):
+def told_beside(call, network, model_input):
+    """What a network is told beside its conditions: the time to which its map leads, and the guidance scale whose
+    effect it has learned, (B,) each."""
+    told, n = {}, len(model_input)
+    if network.config.get("two_times") and call._timestep_to is not None:
+        told["timestep_to"] = call._timestep_to.expand(n)
+    if network.config.get("guidance_embeds"):
+        told["guidance"] = torch.full((n,), float(call._guidance_scale), device=model_input.device)
+    return told
+
+
+def knows_guidance(config):
+    """Whether the network of this config has learned guidance, so that one evaluation does the work of two."""
+    return bool(config.get("guidance_embeds")) or config.get("folded_guidance") is not None
+
+
+def run(name, network, conditions, model_input, timesteps, call):
     """The network's output in float32. diffusers' feature caches keep what was computed under one name apart from what
     was under another."""
 
@@ -14,7 +30,9 @@ def run(name, network, conditions, model_input, timesteps):
         # whole numbers, such as tokens, labels and masks, stay what they are
         return value.to(network.dtype) if value.is_floating_point() else value
 
+    # times and scales stay float32
     conditions = {key: in_its_dtype(value) for key, value in conditions.items()}
+    conditions |= told_beside(call, network, model_input)
     with network.cache_context(name) if hasattr(network, "cache_context") else nullcontext():
         return network(in_its_dtype(model_input), timesteps, **conditions).sample.float()
 
@@ -24,14 +42,16 @@ def guided(call, networks, guider=None):
     or the same one, predicts for another.
 
     Args:
-        call: what may change between evaluations, by callbacks: its `_guidance_scale`, and its `_conditions` {name:
-            (2, B, ...)}, those that guidance leads away from first; one with the last alone, (1, B, ...), ends it.
+        call: what may change between evaluations: its `_timestep_to`, where a map leads; and by callbacks its
+            `_guidance_scale`, and its `_conditions` {name: (2, B, ...)}, those that guidance leads away from first; one
+            with the last alone, (1, B, ...), ends it.
         networks: those that guidance leads away from and to; the same one twice runs once on a doubled batch.
         guider: one of `diffusers.guiders`, instead of the scale.
 
     Returns f(model_input (B, C, ...), timesteps (B,)) -> output, float32.
     """
     origin, target = networks
+    learned = knows_guidance(target.config)
     guider, evaluations = copy.deepcopy(guider), 0
 
     def network(model_input, timesteps):
@@ -40,17 +60,17 @@ def guided(call, networks, guider=None):
         alone = any(len(value) == 1 for value in conditions.values())
         if guider is not None and not alone:
             return by_guider(model_input, timesteps, (to, away))
-        if scale == 1 or alone:
-            return run("with a class", target, to, model_input, timesteps)
+        if scale == 1 or alone or learned:
+            return run("with a class", target, to, model_input, timesteps, call)
         if scale == 0:
-            return run("without a class", origin, away, model_input, timesteps)
+            return run("without a class", origin, away, model_input, timesteps, call)
         if origin is target:
             both = {name: torch.cat([to[name], away[name]]) for name in to}
-            output = run("with a class", target, both, torch.cat([model_input] * 2), torch.cat([timesteps] * 2))
+            output = run("with a class", target, both, torch.cat([model_input] * 2), torch.cat([timesteps] * 2), call)
             towards, start = output.chunk(2)
         else:
-            towards = run("with a class", target, to, model_input, timesteps)
-            start = run("without a class", origin, away, model_input, timesteps)
+            towards = run("with a class", target, to, model_input, timesteps, call)
+            start = run("without a class", origin, away, model_input, timesteps, call)
         return start + scale * (towards - start)
 
     def by_guider(model_input, timesteps, conditions):
@@ -61,7 +81,7 @@ def guided(call, networks, guider=None):
         batches = guider.prepare_inputs({"name": names, "network": (target, origin), "conditions": conditions})
         for batch in batches:
             guider.prepare_models(batch.network)
-            batch.noise_pred = run(batch.name, batch.network, batch.conditions, model_input, timesteps)
+            batch.noise_pred = run(batch.name, batch.network, batch.conditions, model_input, timesteps, call)
             guider.cleanup_models(batch.network)
         return guider(batches).pred
 

@@ -1,7 +1,7 @@
 """Kinds of data: what shape samples have, the noise that they begin as, what goes in, and what comes out.
 
-A network's axes and the rates of a pipeline say which: one axis, `Signal`, or with a sampling_rate `Sound`; two,
-`Image`; three, `Kind`, or with a frame_rate `Video`.
+A network's axes and the rates of a pipeline say which: one axis, `Signal`, or with a sampling_rate `Sound`, or of
+length 1 `Points`; two, `Image`; three, `Kind`, or with a frame_rate `Video`.
 """
 
 import math
@@ -17,9 +17,11 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image as PIL_Image
 
 from .conditions import sample_channels
+from .coordinates import Coordinates
 from .images import to_mode
 from .latents import data_channels as channels_of_data
 from .pictures import contact_sheet, curves, enlarged, save_grid, save_moving_grid, tiled
+from .scatter import DATA, SAMPLES, pairs_of, save_scatter
 from .sounds import save_wav, spectrogram
 
 
@@ -34,7 +36,15 @@ def axes_of(network_config):
     return next((len(each) for each in several if each is not None), network_config.get("dimensions") or 2)
 
 
-def kind_of(network_config, vae_config=None, sampling_rate=None, frame_rate=None, data_std=None, vae_axes=2):
+def kind_of(
+    network_config,
+    vae_config=None,
+    sampling_rate=None,
+    frame_rate=None,
+    data_std=None,
+    vae_axes=2,
+    coordinates=None,
+):
     """The kind of data that a network generates, with an autoencoder or without.
 
     Args:
@@ -43,6 +53,8 @@ def kind_of(network_config, vae_config=None, sampling_rate=None, frame_rate=None
         frame_rate: in frames a second, of a network of three axes whose samples are videos; None for other volumes.
         data_std: of data that are in units of their own, see `units.py`; None for images, in [-1, 1].
         vae_axes: how many axes the autoencoder's data have, see `latents.Autoencoder`.
+        coordinates: {argument of `Coordinates`: value}, of a network whose samples are points; None for what it says of
+            its domain alone.
 
     Raises ValueError for a network without sample_size, an autoencoder of data of other axes than the network's, and a
     rate of what the network doesn't generate.
@@ -71,6 +83,9 @@ def kind_of(network_config, vae_config=None, sampling_rate=None, frame_rate=None
         return Sound(*told, sampling_rate)
     if frame_rate is not None:
         return Video(*told, frame_rate)
+    if size == (1,):
+        own = {"domain": network_config.get("domain"), "channels": channels}
+        return Points(*told, Coordinates(**own | (coordinates or {})))
     return {1: Signal, 2: Image if data_std is None else Kind}.get(axes, Kind)(*told)
 
 
@@ -140,6 +155,11 @@ class Kind:
         self._check_shape(data)
         if not torch.is_floating_point(data) or not torch.isfinite(data).all():
             raise ValueError(f"{self.name}s must be finite floating-point numbers; got {data.dtype}")
+
+    def accepted(self, data) -> torch.Tensor:
+        """Data that `check` accepts, (B, C, *size)."""
+        self.check(data)
+        return data
 
     def _check_shape(self, data):
         axes = 2 + len(self.size)
@@ -229,6 +249,62 @@ class Sound(Signal):
             if number < self.most_files:
                 save_wav(sound, f"{os.path.splitext(path)[0]}_{number:02}.wav", self.sampling_rate)
         save_grid(pictures, path, columns, captions)
+
+
+@dataclass
+class Points(Kind):
+    """Points (B, C, 1) of a domain or of flat space, in and out as the columns of their data, (B, columns)."""
+
+    coordinates: Coordinates
+
+    name: ClassVar[str] = "point"
+
+    def accepted(self, data) -> torch.Tensor:
+        """Points (B, C, 1) of values (B, columns), which must lie in the domain; or such points, as they are."""
+        if torch.is_tensor(data) and data.ndim == 2:
+            data = self._of_values(data)
+        self.check(data)
+        return data
+
+    def prepare(self, given, what="image") -> torch.Tensor:
+        """What `__call__` takes as `image`, tensors or arrays (columns,) or (B, columns) or a list of them, as points
+        (B, C, 1). Raises ValueError for other types and shapes, and for values outside of the domain."""
+        parts = [torch.as_tensor(each) for each in (given if isinstance(given, (list, tuple)) else [given])]
+        if not parts:
+            raise ValueError(f"{what} is an empty list")
+        return torch.cat([self._of_values(each[None] if each.ndim == 1 else each) for each in parts]).float()
+
+    def _of_values(self, values):
+        count = self.coordinates.count
+        if values.ndim != 2 or values.shape[1] != count or not torch.is_floating_point(values):
+            raise ValueError(
+                f"points must be floating-point numbers (batch, {count}), {', '.join(self.coordinates.names)}; got "
+                f"shape {tuple(values.shape)} and {values.dtype}"
+            )
+        return self.coordinates.to_points(values).unsqueeze(2)
+
+    def output(self, data: torch.Tensor, output_type: str | None = None):
+        """What a user gets of points (B, C, 1): "np", an array, or "pt", a tensor, of their columns (B, columns)."""
+        return super().output(self.coordinates.to_values(data.squeeze(2)), output_type)
+
+    def save_grid(
+        self, outputs, path, columns: int | None = None, captions=None, data=None, data_captions=None
+    ) -> None:
+        """Write points, an array or tensor (B, columns), as a PNG of scatter plots of pairs of columns, of latitude and
+        longitude a map; with `captions`, one text for each, such as its class, a plot for each text in one row, however
+        many `columns` are asked for. Above them `data` (N, columns), with texts of their own."""
+        sets = [(outputs, captions, SAMPLES, "" if data is None else "samples")]
+        if data is not None:
+            sets = [(data, data_captions, DATA, "data"), *sets]
+        titles, rows = list(dict.fromkeys(captions or [""])), []
+        for values, texts, colour, what in sets:
+            values = np.asarray(values, dtype=np.float64)
+            texts = np.asarray(texts or [""] * len(values))
+            rows.append([(f"{title} {what}".strip(), values[texts == title], colour) for title in titles])
+        space = self.coordinates
+        by_map = space.on_sphere is not None and space.count == 2
+        pairs, limits = ([(1, 0)] if by_map else pairs_of(space.count)), space.limits()
+        save_scatter(rows, path, pairs, limits, space.names, 2.0 if by_map else 1.0)
 
 
 class Image(Kind):

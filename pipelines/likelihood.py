@@ -21,7 +21,7 @@ class Likelihood:
     probe_error: standard error of each log_prob over the probes, (B,): 0 for an exact trace, nan for a single probe.
     dimensions: D.
     noise: what the samples are encoded as: the ODE's solution at the largest time, in units of the prior's standard
-        deviation, (B, ...).
+        deviation, (B, ...); on a domain, points of it.
     nfe: number of network evaluations.
     """
 
@@ -61,7 +61,19 @@ def slerp(a, b, share):
 
 
 def log_likelihood(
-    path, denoise, x, t_min, t_max, prior_std, rtol, atol, trace="rademacher", num_probes=1, generator=None, steps=None
+    path,
+    denoise,
+    x,
+    t_min,
+    t_max,
+    prior_std,
+    rtol,
+    atol,
+    trace="rademacher",
+    num_probes=1,
+    generator=None,
+    steps=None,
+    domain=None,
 ):
     """The log-density of samples under the model's probability-flow ODE, as a `Likelihood`.
 
@@ -78,6 +90,8 @@ def log_likelihood(
         generator: source of the probes; with a list of one per sample, they depend on its own seed only.
         rtol, atol: tolerances of the ODE's solution, for x as for the log-density per dimension.
         steps: instead of these, number of RK4 steps of four evaluations each, for a known cost.
+        domain: where samples live, which has a prior of its own; None for flat space. On the space around it, on which
+            the ODE runs, the denoised samples are x + sigma^2 score, as a scheduler's `denoiser` returns them.
 
     Raises ValueError for an unknown trace or a number below 1, and FloatingPointError where the network's output is not
     finite.
@@ -117,8 +131,13 @@ def log_likelihood(
     gained = torch.zeros(len(x), 1 if trace == "exact" else num_probes, device=x.device, dtype=x.dtype)
     noise, gained = integrate(path, slope, x, t_min, t_max, rtol, atol, (gained,), steps)
     (c_min, _), (c_max, _) = (path.straight_coordinates(t, slope=1.0) for t in (t_min, t_max))
-    noise = noise / prior_std
-    prior = -in_float64(noise.flatten(1)).pow(2).sum(1) / 2 - dimensions * math.log((2 * math.pi) ** 0.5 * prior_std)
+    if domain is None:
+        noise = noise / prior_std
+        prior = -in_float64(noise.flatten(1)).pow(2).sum(1) / 2
+        prior = prior - dimensions * math.log((2 * math.pi) ** 0.5 * prior_std)
+    else:
+        noise = domain.wrap(noise)
+        prior = in_float64(domain.log_prior(noise))
     # from the density of y = x / c to that of x, at both ends
     change = float((c_max / c_min).log())
     each = prior[:, None] + dimensions * (in_float64(gained) + change)
@@ -126,4 +145,5 @@ def log_likelihood(
         error = torch.zeros_like(prior)
     else:
         error = each.std(1) / num_probes**0.5 if num_probes > 1 else torch.full_like(prior, math.nan)
+    dimensions = dimensions if domain is None else domain.dimensions(x.shape)
     return Likelihood(each.mean(1), error, dimensions, noise, nfe)

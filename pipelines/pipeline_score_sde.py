@@ -12,6 +12,7 @@ from .bundling import BundleMixin  # noqa: F401
 from .calls import CallMixin  # noqa: F401
 from .carried_code import write_code  # noqa: F401
 from .conditions import expand
+from .coordinates import Coordinates  # noqa: F401
 from .denoising_pipeline import ScoreSDEPipelineOutput
 from .guidance import guided  # noqa: F401
 from .image_conditions import at_size  # noqa: F401
@@ -23,6 +24,7 @@ from .operators import LinearOperator  # noqa: F401
 from .pictures import save_grid  # noqa: F401
 from .prompts import encode  # noqa: F401
 from .protocols import Generators
+from .scatter import save_scatter  # noqa: F401
 from .sounds import save_wav  # noqa: F401
 from .trajectory_pipeline import TrajectoryPipeline
 from .units import UNITS  # noqa: F401
@@ -55,7 +57,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         batch_size: int | None = None,
         class_labels=None,
         guidance_scale: float = 1.0,
-        num_inference_steps: int | None = 50,
+        num_inference_steps: int | str | None = "auto",
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str | None = None,
@@ -91,12 +93,14 @@ class ScoreSDEPipeline(TrajectoryPipeline):
                 generation.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022), on every channel: 1 is none, larger values
                 follow the class more closely at the cost of variety.
-            num_inference_steps: time steps; the number of network evaluations is `.nfe` of the output.
+            num_inference_steps: time steps; the number of network evaluations is `.nfe` of the output. "auto": 50, or
+                as many as a flow map or consistency model was made for, map_steps of the scheduler.
                 None leaves the steps to an adaptive solver, which needs our scheduler and takes only the path and the
-                final denoising from it.
+                final denoising from it; of a flow map it needs rtol or atol, and is the same as "auto" without.
             generator: source of all noise; with a list of one per image, an image depends on its own seed only.
             latents: the standard normal noise to start from, (batch, channels, height, width), of signals (batch,
-                channels, length), of videos (batch, channels, frames, height, width), instead of drawing it.
+                channels, length), of videos (batch, channels, frames, height, width), instead of drawing it; on a
+                domain, points of it.
             output_type: of images pil, the default; np: float (batch, height, width, channels) in [0, 1]; pt: float
                 (batch, channels, height, width) in [0, 1]. Of videos the same with frames after the batch: lists of PIL
                 images, (batch, frames, height, width, channels), (batch, frames, channels, height, width). Of signals,
@@ -163,6 +167,9 @@ class ScoreSDEPipeline(TrajectoryPipeline):
         if batch_size is None:
             given = (*conditions.values(), latents, image)
             batch_size = next((len(each) for each in given if each is not None and len(each) != 1), 1)
+        is_map = scheduler.config.get("network_map") is not None
+        if num_inference_steps == "auto" or num_inference_steps is rtol is atol is None and is_map:
+            num_inference_steps = call.default_steps()
         callback_inputs = call.callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         call.check_inputs(batch_size, generator, output_type, callback_inputs, conditions)
         network = call.guided_network(
@@ -187,7 +194,7 @@ class ScoreSDEPipeline(TrajectoryPipeline):
             image = expand(call.check_data(image, None), batch_size)
             t_start = scheduler.t_min + strength * (scheduler.t_max - scheduler.t_min)
 
-        noise = call.prepare_noise(batch_size, generator, latents)
+        noise = call.prepare_noise(batch_size, generator, latents, begins=image is None)
         if num_inference_steps is None:
             latents, nfe = call.sample_adaptively(
                 network, noise, rtol, atol, adaptive_solver, generator, image, t_start

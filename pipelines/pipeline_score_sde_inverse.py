@@ -14,6 +14,7 @@ from .bundling import BundleMixin  # noqa: F401
 from .calls import CallMixin  # noqa: F401
 from .carried_code import write_code  # noqa: F401
 from .conditions import null_conditions  # noqa: F401
+from .coordinates import Coordinates  # noqa: F401
 from .denoising_pipeline import ScoreSDEPipelineOutput
 from .guidance import guided  # noqa: F401
 from .image_conditions import at_size  # noqa: F401
@@ -25,6 +26,7 @@ from .operators import LinearOperator, conjugate_gradients
 from .pictures import save_grid  # noqa: F401
 from .prompts import encode  # noqa: F401
 from .protocols import Generators
+from .scatter import save_scatter  # noqa: F401
 from .sounds import save_wav  # noqa: F401
 from .trajectory_pipeline import TrajectoryPipeline
 from .units import UNITS  # noqa: F401
@@ -163,6 +165,10 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
                     f"method {method!r} needs num_inference_steps: adaptive solvers are for pigdm and tmpd"
                 )
             call.check_adaptive(rtol, atol, adaptive_solver)
+        if call.domain is not None:
+            raise ValueError(f"inverse problems are solved in flat space, not on domain {call.domain.name!r}")
+        if method in ("pigdm", "tmpd", "dps"):
+            call.check_denoises(f"method {method!r} needs", in_steps=num_inference_steps is not None)
         y = call._check_measurement(operator, measurement, batch_size, noise_std)
         network = call.guided_network(batch_size, None, guidance_scale, conditions=conditions)
         noise = call.prepare_noise(batch_size, generator, latents)

@@ -61,6 +61,8 @@ class Scheduler(Protocol):
     path: Path
     t_min: float
     t_max: float
+    # where samples live; None for flat space
+    domain: Any
 
     def denoiser(self, network: GuidedNetwork, limited: bool = True) -> Denoiser: ...
 

@@ -50,6 +50,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         # stock schedulers either use a learned variance or cannot take its channels
         takes_variance = "learned" in str(scheduler.config.get("variance_type"))
         entries = list(range(getattr(scheduler, "nfe", len(scheduler.timesteps))) if entries is None else entries)
+        ends = getattr(scheduler, "timesteps_to", None)
         self._num_timesteps, nfe = len(entries), 0
         for i, entry, following in zip(
             range(len(entries)), self.progress_bar(entries), [*entries[1:], None], strict=True
@@ -57,6 +58,7 @@ class TrajectoryPipeline(DenoisingPipeline):
             if self.interrupt:
                 break
             timestep, nfe = scheduler.timesteps[entry], i + 1
+            self._timestep_to = None if ends is None else ends[entry]
             model_input = scheduler.scale_model_input(latents, timestep)
             output = network(model_input, timestep.expand(len(latents)))
             if not takes_variance:
@@ -66,14 +68,25 @@ class TrajectoryPipeline(DenoisingPipeline):
                 latents = after_step(latents, entry, following)
             if callback is not None:
                 latents = self.call_back(callback, callback_inputs, i, timestep, latents)
+        self._timestep_to = None
         return latents, nfe
+
+    def default_steps(self) -> int:
+        """The time steps of a call that says nothing of them."""
+        config = self.scheduler.config
+        return 50 if config.get("network_map") is None else config["map_steps"]
 
     def check_adaptive(self, rtol, atol, adaptive_solver):
         """Raise ValueError for what an adaptive solver can't do."""
         check_choice("adaptive_solver", adaptive_solver, ADAPTIVE)
         self.check_own_scheduler("adaptive solvers need")
+        self.check_denoises("adaptive solvers, encodings and likelihoods need", in_steps=False)
         if any(each is not None and each <= 0 for each in (rtol, atol)):
             raise ValueError(f"rtol={rtol} and atol={atol} must be positive")
+        if self.domain is not None and adaptive_solver != "ode":
+            raise ValueError(
+                f"adaptive_solver {adaptive_solver!r} has no meaning on domain {self.domain.name!r}: 'ode'"
+            )
 
     def sample_adaptively(
         self, network: GuidedNetwork, noise, rtol, atol, adaptive_solver, generator, image=None, t_start=None
@@ -85,7 +98,10 @@ class TrajectoryPipeline(DenoisingPipeline):
         x = noise * scheduler.init_noise_sigma
         if image is not None:
             t_max = t_start
-            x = scheduler.path.sample(image, noise, torch.tensor(t_start, dtype=torch.float64))
+            time = torch.tensor(t_start, dtype=torch.float64)
+            x = scheduler.path.sample(image, noise, time)
+            if self.domain is not None:
+                x = self.domain.perturb(image, scheduler.path.sigma(time), noise)
 
         def count(model_input, timesteps):
             nonlocal nfe
@@ -100,7 +116,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         if scheduler.config.denoise_final:
             x = denoise(x, t_min)
         bar.close()
-        return x, nfe
+        return x if self.domain is None else self.domain.wrap(x), nfe
 
     @staticmethod
     def _with_progress(bar, denoise: Denoiser, begin: float, end: float) -> Denoiser:
@@ -164,13 +180,13 @@ class TrajectoryPipeline(DenoisingPipeline):
             rtol, atol: tolerances of the ODE's solution.
             latents: old name of samples.
 
-        Returns noise (B, C, H, W) of unit variance.
+        Returns noise (B, C, H, W) of unit variance; on a domain, points of it.
         """
         call, samples = self._for_one_call(), self._renamed(samples, latents)
         scheduler = call.scheduler
         with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol, conditions) as (x, denoise):
             noise = probability_flow(scheduler.path, denoise, x, scheduler.t_min, scheduler.t_max, rtol, atol)
-        return noise / scheduler.init_noise_sigma
+        return noise / scheduler.init_noise_sigma if call.domain is None else call.domain.wrap(noise)
 
     @torch.no_grad()
     def log_likelihood(
@@ -194,8 +210,8 @@ class TrajectoryPipeline(DenoisingPipeline):
         For a model of pixels it is the density of the images in [-1, 1]; `.bits_per_dim()` of the result is that of the
         whole numbers 0 to 255 which `dequantize` made them from. For a latent model it is the density of the normalised
         latents, the likelihood of the images being unknown. For a model with a `data_std`, of data in their own units
-        it is the density in these, and of `samples` that of what the network sees. All are at the scheduler's t_min:
-        choose it as small as the network was trained.
+        it is the density in these, and of `samples` that of what the network sees; on a domain the density by its own
+        volume: area, on a sphere. All are at the scheduler's t_min: choose it as small as the network was trained.
 
         Args:
             images: (B, channels, height, width) in [-1, 1], other than `image` of `__call__`, of any size that the
@@ -226,6 +242,7 @@ class TrajectoryPipeline(DenoisingPipeline):
                 num_probes,
                 generator,
                 steps,
+                call.domain,
             )
         # the same distribution, in other units
         change = log_scale(x.shape[1:], call.units) if samples is None else 0.0

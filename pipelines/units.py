@@ -29,7 +29,8 @@ def check_units(data_mean, data_std, channels):
 
 def _listed(values):
     if isinstance(values, dict):
-        return list(values.values())
+        # files keep no order of keys
+        return [values[channel] for channel in sorted(values, key=int)]
     return list(values) if isinstance(values, (list, tuple)) else [values]
 
 

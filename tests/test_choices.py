@@ -8,7 +8,7 @@ from places import ROOT
 
 import score_sde
 from score_sde import ScoreSDEScheduler
-from score_sde.losses import DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, TIME_DENSITIES, WEIGHTINGS
+from score_sde.losses import DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, FEW_STEP_METHODS, TIME_DENSITIES, WEIGHTINGS
 from score_sde.schedulers import discrete_solvers
 from score_sde.schedulers.discrete_paths import DISCRETE_PREDICTIONS, NOISES
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, TIME_INPUTS
@@ -31,6 +31,7 @@ OPTIONS = {
     "time_density": TIME_DENSITIES,
     "weighting": WEIGHTINGS,
     "network": NETWORKS,
+    "method": FEW_STEP_METHODS,
 }
 
 
@@ -103,6 +104,10 @@ def test_the_page_of_objectives_lists_what_there_is():
 def test_the_page_of_training_lists_the_choices_of_its_options(name):
     [listed] = re.findall(rf"--{name}\s+(\w+\|[\w|]+)", page("train"))
     assert set(listed.split("|")) == set(OPTIONS[name])
+
+
+def test_the_page_of_few_steps_lists_the_methods():
+    assert sorted(rows("few_steps", "methods")) == sorted(FEW_STEP_METHODS)
 
 
 @pytest.mark.parametrize("grid", TIME_GRIDS)

@@ -66,6 +66,7 @@ from score_sde.training.parts.image_conditions import ImageCondition
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
 from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.options import WORK_BEGUN, mapping, one_line_errors, parse
+from score_sde.training.parts.point_evaluation import PointEvaluateConfig, evaluate_points
 from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.real_images import (
     LEAST_IMAGES,
@@ -101,7 +102,11 @@ class EvaluateConfig(LoaderConfig):
 
     configs = "evaluation"
     data_kind: ClassVar[str] = "image"
-    other_kinds: ClassVar[dict] = {"text": TextEvaluateConfig, "signal": SignalEvaluateConfig}
+    other_kinds: ClassVar[dict] = {
+        "text": TextEvaluateConfig,
+        "points": PointEvaluateConfig,
+        "signal": SignalEvaluateConfig,
+    }
 
     # those of a DataConfig; `complete` finds what isn't given
 
@@ -221,6 +226,8 @@ class EvaluateConfig(LoaderConfig):
         or None."""
         pipeline = stated("pipeline")
         index = read_json(os.path.join(pipeline, "model_index.json")) if pipeline else None
+        if index and index.get("columns"):
+            return "points"
         # of a bundle a list, the file and the class
         if "ScoreSDETextPipeline" in str(index and index.get("_class_name")):
             return "text"
@@ -287,6 +294,10 @@ def open_pipeline(config, device):
         )
     if config.loss:
         pipeline.check_own_scheduler("loss needs")
+        if few_step := training_facts(config).get("few_step"):
+            raise ValueError(
+                f"loss is of denoisers, and {config.pipeline!r} was trained by {few_step['method']}: leave it out"
+            )
     if config.likelihood:
         pipeline.check_adaptive(config.tolerance, config.tolerance, "ode")
         try:
@@ -517,7 +528,12 @@ def evaluate_images(config, accelerator):
 
 
 # what is measured, by the kind of data
-EVALUATIONS = {"image": evaluate_images, "text": evaluate_texts, "signal": evaluate_signals}
+EVALUATIONS = {
+    "image": evaluate_images,
+    "text": evaluate_texts,
+    "points": evaluate_points,
+    "signal": evaluate_signals,
+}
 
 
 def main(argv=None):

@@ -10,11 +10,12 @@ on with a stopped run, add `--resume_from_checkpoint latest`.
 import os
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
 from score_sde import ScoreSDEPipeline
+from score_sde.pipelines.conditions import null_conditions
 from score_sde.pipelines.prompts import fingerprint
 from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
@@ -22,6 +23,14 @@ from score_sde.training.parts.captions import CaptionConfig
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import ImageLoopConfig, option
 from score_sde.training.parts.diffusion_loss import DiffusionLoss
+from score_sde.training.parts.few_steps import (
+    DENOISING,
+    FewStepConfig,
+    FewStepLoss,
+    as_teacher,
+    check_guides,
+    check_taught,
+)
 from score_sde.training.parts.image_conditions import ImageConditionConfig
 from score_sde.training.parts.loop import fit, make_accelerator, show_samples
 from score_sde.training.parts.networks import (
@@ -31,8 +40,8 @@ from score_sde.training.parts.networks import (
     make_network,
     network_class,
 )
-from score_sde.training.parts.objective_config import ObjectiveConfig
 from score_sde.training.parts.options import arguments_of, mapping, one_line_errors, parse
+from score_sde.training.parts.point_task import PointTask, PointTrainConfig
 from score_sde.training.parts.publishing import PublishConfig, PublishedTask
 from score_sde.training.parts.rounds import by_size
 from score_sde.training.parts.run_folder import open_run, surviving
@@ -56,7 +65,7 @@ from score_sde.training.parts.validation import Validation, ValidationConfig, co
 @dataclass
 class TrainConfig(
     StartConfig,
-    ObjectiveConfig,
+    FewStepConfig,
     ImageLoopConfig,
     CleanDataConfig,
     CaptionConfig,
@@ -68,11 +77,11 @@ class TrainConfig(
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     configs = "diffusion"
-    other_kinds = {"text": TextTrainConfig, **SIGNAL_KINDS}
+    other_kinds = {"text": TextTrainConfig, "points": PointTrainConfig, **SIGNAL_KINDS}
 
     data_kind: str = option(
         "image",
-        "image, text, audio, video or array; others have other options: --data_kind text --help.",
+        "image, text, audio, video, array or points; others have other options: --data_kind text --help.",
         "data",
         common=True,
     )
@@ -92,11 +101,16 @@ class TrainConfig(
     @staticmethod
     def stated_kind(stated):
         """The kind of data that a command line is for; `stated`(option) is what it says for an option, or None."""
-        return stated("data_kind") or TrainConfig.data_kind
+        return stated("data_kind") or ("points" if stated("domain") else TrainConfig.data_kind)
 
     def problems(self):
+        try:
+            stated = mapping("scheduler_kwargs", self.scheduler_kwargs)
+        except ValueError as error:
+            yield str(error)
+            return
         # first: it fills in the options that come with the weights
-        started = list(StartConfig.problems(self))
+        started = list(StartConfig.problems(self)) or list(self.few_step_problems(stated))
         yield from started
         if started:
             return
@@ -124,11 +138,16 @@ class TrainConfig(
         # every argument of the scheduler, and of a network of pixels, is checked here, before any data is opened; so is
         # what the grids at the end will ask for
         try:
-            self.make_objective(self.make_scheduler())
+            self.make_objective(self.make_scheduler(), self.teaching and self.teaching.network)
             options = mapping("network_kwargs", self.network_kwargs)
             labelled = self.class_conditional and self.label_column is not None
             told = labelled or self.reads_captions or self.has_conditions
-            if told and options.get("class_dropout_prob") == 0 and self.sample_guidance_scale != 1:
+            if (
+                self.method == DENOISING
+                and told
+                and options.get("class_dropout_prob") == 0
+                and self.sample_guidance_scale != 1
+            ):
                 yield (
                     f"sample_guidance_scale {self.sample_guidance_scale:g} needs a network that is trained with a "
                     f"class_dropout_prob above 0, not {options['class_dropout_prob']}: or sample with 1"
@@ -162,8 +181,10 @@ class DiffusionTask(PublishedTask):
         id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None
         self.id2label, labels, origin = id2label, None, config.origin
-        if config.lora_rank:
-            adapted = AdaptedClasses(config.start, origin, id2label)
+        if config.teaching:
+            check_taught(config.teaching, id2label, self.data.shape)
+        if config.lora_rank or config.teaching:
+            adapted = AdaptedClasses(config.teaching or config.start, origin, id2label)
             num_classes, self.id2label, new = adapted.num_classes, adapted.id2label, adapted.new
             labels = None if adapted.labels is None else adapted.labels.to(accelerator.device)
         captions, condition = self.data.captions, self.data.condition
@@ -172,7 +193,10 @@ class DiffusionTask(PublishedTask):
         network = make_network(config, self.data.shape, num_classes, told)
         check_sizes(network, self.data.sizes or [], self.data.vae)
         if config.start is not None:
-            origin = begin_adapted(config, network, adapted) if config.lora_rank else begin(config, network, id2label)
+            if config.lora_rank:
+                origin = begin_adapted(config, network, adapted)
+            else:
+                origin = begin(config, network, None if config.teaching else id2label, bool(config.teaching))
             accelerator.print("\n".join(describe(origin)))
             if captions is None and network.config.get("cross_attention_dim"):
                 accelerator.print(
@@ -203,8 +227,13 @@ class DiffusionTask(PublishedTask):
                 f"{captions.source!r}"
             )
         check_conditions(self.model, self.conditions)
-        objective = config.make_objective(self.scheduler)
-        self.loss = DiffusionLoss(objective, self.data, network, self.conditions, labels, config.vlb_weight)
+        teacher = config.teaching and as_teacher(config.teaching.network, accelerator)
+        null_of = partial(null_conditions, config.teaching.network if config.teaching else network)
+        objective = config.make_objective(self.scheduler, teacher, null_of)
+        if config.method != DENOISING:
+            check_guides(objective, self.conditions, null_of)
+        loss, weight = (DiffusionLoss, config.vlb_weight) if config.method == DENOISING else (FewStepLoss, 0.0)
+        self.loss = loss(objective, self.data, network, self.conditions, labels, weight)
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
         self.evaluation_steps, self.validation = config.evaluation_steps, None
         if config.evaluation_steps:
@@ -227,7 +256,11 @@ class DiffusionTask(PublishedTask):
         return {"prompts": self.prompts, "conditions": seen}
 
     def compute_loss(self, state, batch, draws):
-        losses = self.loss(state.model, batch, draws, self.dropout_prob)
+        config, done = self.config, state.progress
+        share = done["step"] / config.max_train_steps
+        if config.max_train_seconds:
+            share = min(1.0, max(share, done["seconds"] / config.max_train_seconds))
+        losses = self.loss(state.model, batch, draws, self.dropout_prob, share)
         return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
 
     def make_pipeline(self, network):
@@ -265,7 +298,7 @@ class DiffusionTask(PublishedTask):
         } | ({"prompts": self.prompts[: self.config.sample_num_images]} if self.prompts else {})
 
     def facts(self):
-        return self.data.facts(self.config) | {"conditions": self.conditions}
+        return self.data.facts(self.config) | {"conditions": self.conditions} | self.config.few_step_facts()
 
     def save(self, pipeline, folder, facts, samples):
         save = save_adapter if self.config.lora_rank else save_bundle
@@ -273,7 +306,8 @@ class DiffusionTask(PublishedTask):
 
 
 # what is trained, by the kind of data
-TASKS = {"image": DiffusionTask, "text": TextTask, **dict.fromkeys(SIGNAL_KINDS, DiffusionTask)}
+TASKS = {"image": DiffusionTask, "text": TextTask, "points": PointTask}
+TASKS |= dict.fromkeys(SIGNAL_KINDS, DiffusionTask)
 
 
 def main(argv=None):

@@ -9,6 +9,7 @@ Training commands take the options of their script, and those of `accelerate lau
 inside the commands, so that help is quick.
 """
 
+import csv
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ app = typer.Typer(
 # subcommand: (its module in score_sde.training, the class of its options)
 LAUNCHED = {
     "train": ("train", "TrainConfig"),
+    "distill": ("distill", "DistillConfig"),
     "train-autoencoder": ("train_autoencoder", "AutoencoderConfig"),
     "train-classifier": ("train_classifier", "ClassifierConfig"),
     "encode-latents": ("encode_latents", "EncodeConfig"),
@@ -43,6 +45,7 @@ LAUNCHED = {
 HELP = {
     "quick-start": "From nothing to a measured model, in minutes.",
     "train": "Train a diffusion model.",
+    "distill": "Distil one into a model of one to four evaluations.",
     "train-autoencoder": "Train an autoencoder, for diffusion in its latents.",
     "train-classifier": "Train a classifier of noisy samples, for guidance.",
     "encode-latents": "Encode a dataset into latents, once before training.",
@@ -123,6 +126,7 @@ def class_numbers(classes, pipeline):
 
 # options of `sample` that mean something for images and signals alone, and for texts alone
 OF_IMAGES = ("negative_prompt", "condition_image", "height", "width")
+POINTS = 2000  # that a picture of points shows, unless said
 OF_TEXTS = ("length", "block_length", "temperature", "top_p", "top_k", "stream")
 
 
@@ -177,7 +181,7 @@ def sample(
     output: Annotated[
         str | None,
         typer.Option(
-            help="A .png, a .npy, of sounds also .wav, of videos .gif; of texts .txt or .jsonl.",
+            help="A .png, a .npy, of sounds also .wav, of videos .gif, of points .csv; of texts .txt or .jsonl.",
             show_default="samples.png; texts are printed",
         ),
     ] = None,
@@ -242,7 +246,9 @@ def sample(
             f"this model sees an image beside the sample: pass --condition_image, files of {width} x {height} pixels"
         )
     told = pipeline.encode_condition(beside)["condition_sample"] if beside else None
-    count = number or max(len(classes or ()), len(prompt or ()), len(beside)) or min(16, len(asked) or 16)
+    of_points = pipeline.kind.name == "point"
+    usual = POINTS if of_points else min(16, len(asked) or 16)
+    count = number or max(0 if of_points else len(classes or ()), len(prompt or ()), len(beside)) or usual
     prompts = [prompt[i % len(prompt)] for i in range(count)] if prompt else None
     pipeline.set_progress_bar_config(desc="sampling", leave=False)
     images = []
@@ -261,7 +267,11 @@ def sample(
             **given(height=height, width=width),
         )
         images.extend(drawn.images)  # a list, or an array
-    write_samples(pipeline.kind, images, output, None if prompts else len(asked) or None, prompts)
+    captions = prompts
+    if of_points and asked:
+        captions = [(pipeline.config.id2label or {}).get(str(label), str(label)) for label in asked]
+        captions = [captions[i % len(asked)] for i in range(count)]
+    write_samples(pipeline.kind, images, output, None if prompts else len(asked) or None, captions)
     print(f"{count} {pipeline.kind.name}s: {output}")
 
 
@@ -603,7 +613,7 @@ def check_png(option, path):
 
 
 # what samples can be written as, beside a picture and an array, by the kind of data
-FILES_OF_KINDS = {".wav": "sound", ".gif": "video"}
+FILES_OF_KINDS = {".wav": "sound", ".gif": "video", ".csv": "point"}
 
 
 def check_samples_file(option, path, kind=None):
@@ -611,15 +621,15 @@ def check_samples_file(option, path, kind=None):
     there; and for one that a kind of data hasn't."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in (".png", ".npy", *FILES_OF_KINDS) or os.path.isdir(path):
-        raise ValueError(f"{option} {path!r} must be a .png, .npy, .wav or .gif file")
+        raise ValueError(f"{option} {path!r} must be a .png, .npy, .wav, .gif or .csv file")
     if kind is not None and FILES_OF_KINDS.get(suffix, kind) != kind:
         raise ValueError(f"{option} {path!r}: {suffix} is of {FILES_OF_KINDS[suffix]}s, this model makes {kind}s")
     check_folder(option, path)
 
 
 def write_samples(kind, samples, path, columns, captions):
-    """Write samples of a kind of data: a grid (.png), an array (.npy), a grid that moves (.gif), or sounds (.wav; of
-    several path_00.wav, path_01.wav, ...)."""
+    """Write samples of a kind of data: a grid (.png), an array (.npy), a grid that moves (.gif), sounds (.wav; of
+    several path_00.wav, path_01.wav, ...), or points (.csv)."""
     import numpy as np
 
     from score_sde.pipelines.sounds import save_wav
@@ -634,8 +644,21 @@ def write_samples(kind, samples, path, columns, captions):
             save_wav(sound, path if len(samples) == 1 else f"{stem}_{number:02}{suffix}", kind.sampling_rate)
     elif suffix.lower() == ".gif":
         kind.save_moving(samples, path, columns, captions)
+    elif suffix.lower() == ".csv":
+        write_points(path, samples, kind.coordinates.names, captions)
     else:
         kind.save_grid(samples, path, columns=columns, captions=captions)
+
+
+def write_points(path, points, columns, classes=None):
+    """Write points (N, columns) as a table with commas, with the names of their classes, where they have any."""
+    from score_sde.pipelines.writing import whole_file
+
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*columns, *(["class"] if classes else [])])
+        for i, values in enumerate(points):
+            writer.writerow([*(f"{value:.7g}" for value in values), *([classes[i]] if classes else [])])
 
 
 def check_folder(option, path):

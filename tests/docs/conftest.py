@@ -2,6 +2,7 @@
 works with any."""
 
 import json
+import math
 import shutil
 
 import diffusers
@@ -139,6 +140,16 @@ def text_pipeline(tokenizer, length, id2label=None):
     return ScoreSDETextPipeline(DiscreteScoreScheduler(len(tokenizer)), network, tokenizer, id2label)
 
 
+def save_points(root):
+    size = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
+    network = random_(DiTModel((1,), 1, 2, num_classes=4, domain="torus", **size))
+    scheduler = ScoreSDEScheduler(sde_type="ve", domain="torus", prediction_type="score")
+    names = dict(enumerate(("general", "glycine", "proline", "pre-proline")))
+    units = {"columns": "phi,psi", "data_mean": [0.0, 0.0], "data_std": [180 / math.pi] * 2}
+    pipeline = ScoreSDEPipeline(scheduler, transformer=network, id2label=names, **units)
+    save_bundle(pipeline, root / "runs/torsions/pipeline")
+
+
 def save_signals(root):
     names = ("zero", "one", "two", "three")
     sound = random_(DiTModel((64,), 8, 1, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=4))
@@ -161,7 +172,8 @@ def save_photos(root):
 @pytest.fixture(scope="session")
 def whole_workplace(tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
-    for save in (save_quick_start, save_clothing, save_of_the_hub, save_photos, save_texts, save_signals):
+    makers = (save_quick_start, save_clothing, save_of_the_hub, save_photos, save_texts, save_points, save_signals)
+    for save in makers:
         save(root)
     return root
 

@@ -11,20 +11,30 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from places import TRAINING
 from safetensors.torch import load_file
 
-from score_sde.training import encode_latents, evaluate, train, train_autoencoder, train_classifier
-from score_sde.training.parts import signal_config, signal_evaluation, text_evaluation, text_task
+from score_sde.training import distill, encode_latents, evaluate, train, train_autoencoder, train_classifier
+from score_sde.training.parts import (
+    point_evaluation,
+    point_task,
+    signal_config,
+    signal_evaluation,
+    text_evaluation,
+    text_task,
+)
 from score_sde.training.parts.options import WORK_BEGUN
 
 
 # of the commands that take a YAML file
 CONFIG_CLASSES = [
     train.TrainConfig,
+    distill.DistillConfig,
     train_autoencoder.AutoencoderConfig,
     train_classifier.ClassifierConfig,
     encode_latents.EncodeConfig,
     evaluate.EvaluateConfig,
     text_task.TextTrainConfig,
     text_evaluation.TextEvaluateConfig,
+    point_task.PointTrainConfig,
+    point_evaluation.PointEvaluateConfig,
     *signal_config.SIGNAL_KINDS.values(),
     encode_latents.AudioEncodeConfig,
     encode_latents.VideoEncodeConfig,

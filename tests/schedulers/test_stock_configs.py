@@ -13,13 +13,19 @@ from diffusers import schedulers
 from score_sde import ScoreSDEScheduler
 from score_sde.schedulers.stock_configs import (
     ACCEPTED,
+    BOUNDARY,
+    CLIP_OF_CM,
     CUT,
     EDM,
     FLOW,
     FLOW_MATCHING,
     GRIDS,
+    MAPS,
     NEUTRAL,
+    NOISE_OF_CM,
+    OF_CM,
     OF_EDM,
+    ORIGINAL,
     READ_BY_PIPELINES,
     REFUSED,
     SAME,
@@ -69,6 +75,10 @@ def test_every_key_has_its_row(name):
         rows = [*SAME, *VALUES, *GRIDS, *NEUTRAL, *SOLVER, CUT]
         assert len(set(rows)) == len(rows)
         assert set(SIGNATURES[name]) <= set(rows)
+    elif name in MAPS:
+        assert set(SIGNATURES[name]) <= {*SAME, *VALUES, *SOLVER, *FLOW, *OF_CM} | {
+            *(ORIGINAL, BOUNDARY, CLIP_OF_CM, NOISE_OF_CM)
+        }
     else:
         assert set(SIGNATURES[name]) == {"scaler", "s"}
 
@@ -288,11 +298,28 @@ def test_what_means_something_else_is_refused_by_name(name, reason):
     assert f"{name} has no counterpart here: {reason}" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["LCMScheduler", "DDIMInverseScheduler", "RePaintScheduler", "FlowMatchLCMScheduler"])
+@pytest.mark.parametrize("name", ["DDIMInverseScheduler", "RePaintScheduler", "FlowMatchLCMScheduler"])
 def test_what_means_something_else_is_refused_in_memory(name):
     """There a config doesn't name its class."""
     with pytest.raises(ValueError, match="has no counterpart here"):
         ScoreSDEScheduler.from_config(getattr(schedulers, name)().config)
+
+
+def test_two_classes_of_the_same_keys_must_be_named():
+    with pytest.raises(ValueError, match="LCMScheduler and TCDScheduler have the same keys"):
+        ScoreSDEScheduler.from_config(diffusers.TCDScheduler().config)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("LCMScheduler", {"original_inference_steps": 1000}, "timestep_scaling=10.0 .* at timestep 0 it mixes 1 of"),
+        ("CMStochasticIterativeScheduler", {"s_noise": 1.01}, "s_noise=1.01 of CMStochasticIterativeScheduler has no"),
+    ],
+)
+def test_what_a_map_mixes_in_is_refused(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreSDEScheduler.from_config({"_class_name": name} | arguments)
 
 
 def test_an_unknown_class_is_refused():

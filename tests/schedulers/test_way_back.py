@@ -80,6 +80,9 @@ SOLVERS = {
     "noise_sampler_seed": [3],
     "snr": [0.2],
     "correct_steps": [2],
+    "original_inference_steps": [25],
+    "timestep_scaling": [5.0],
+    "clip_denoised": [False],
 }
 VALUES = LEVELS | GRIDS | FLOW | NETWORK | SOLVERS
 # neither is a number or a name; the others are refused, for other values than 1

@@ -112,6 +112,7 @@ def test_scripts_end_with_one_line_where_their_data_do_not_exist(config_class, t
     (tmp_path / "model_index.json").write_text("{}")
     needed = {"encode_latents": ["--vae", "nowhere"], "evaluate": ["--pipeline", tmp_path]}
     needed["train_classifier"] = needed["evaluate"]
+    needed["distill"] = ["--teacher", "nowhere"]
     arguments = [
         *needed.get(name, []),
         "--dataset",

@@ -41,8 +41,8 @@ from score_sde import NoiseConditionalClassifier, ScoreSDEPipeline, ScoreSDESche
 from score_sde.losses import TIME_DENSITIES, denoising_loss
 from score_sde.pipelines.latents import normalize_latents
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, expand_to, prediction
-from score_sde.training import encode_latents, evaluate, train, train_autoencoder, train_classifier
-from score_sde.training.parts import checkpoints, text_evaluation, text_task
+from score_sde.training import distill, encode_latents, evaluate, train, train_autoencoder, train_classifier
+from score_sde.training.parts import checkpoints, point_task, text_evaluation, text_task
 from score_sde.training.parts.batches import GlobalBatchSampler
 from score_sde.training.parts.config import LoopConfig
 from score_sde.training.parts.data import ImageDataset
@@ -329,12 +329,16 @@ def test_help_explains_every_option(config_class, capsys):
         (train.TrainConfig, "cifar10/diffusion"),
         (text_task.TextTrainConfig, "quick_start_text/diffusion"),
         (text_evaluation.TextEvaluateConfig, "quick_start_text/evaluation"),
+        (point_task.PointTrainConfig, "torsions/diffusion"),
+        (point_task.PointTrainConfig, "sidechains/diffusion"),
+        (point_task.PointTrainConfig, "earth_events/diffusion"),
     ],
 )
 def test_the_presets_fit_their_scripts(config_class, name, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     pipeline = ["--pipeline", tmp_path]
     needed = {"latents": ["--vae", "a"], "evaluation": pipeline, "classifier": pipeline}.get(Path(name).name, [])
+    needed = ["--dataset", "rows.csv"] if config_class is point_task.PointTrainConfig else needed
     path = TRAINING / "configs" / f"{name}.yaml"
     config = dataclasses.asdict(parse(config_class, [str(each) for each in (path, *needed)]))
     for key, value in yaml.safe_load(path.read_text()).items():
@@ -690,13 +694,18 @@ FREE = {
     *("evaluation_steps", "evaluation_images", "evaluation_features", "evaluation_split", "model_name", "license"),
     *("sample_steps", "sample_num_images", "sample_guidance_scale", "sample_num_inference_steps"),
     *("statistics_images", "test_split", "test_images", "sample_prompts", "save_text_encoder", "cache_images"),
-    *("max_train_seconds", "evaluation_texts", "sample_num_texts"),
+    *("max_train_seconds", "evaluation_texts", "sample_num_texts", "evaluation_points"),
 }
 
 
 def test_it_is_decided_of_every_option_whether_it_may_change_on_resume():
     sets = (checkpoints.FIXED, checkpoints.PLACES, checkpoints.SAID, FREE)
-    scripts = (train.TrainConfig, train_autoencoder.AutoencoderConfig, train_classifier.ClassifierConfig)
+    scripts = (
+        train.TrainConfig,
+        distill.DistillConfig,
+        train_autoencoder.AutoencoderConfig,
+        train_classifier.ClassifierConfig,
+    )
     scripts += tuple(train.TrainConfig.other_kinds.values())
     options = {each.name for config_class in scripts for each in dataclasses.fields(config_class)}
     assert options == set.union(*sets)

@@ -42,7 +42,9 @@ FIXED = {
     *("time_density_kwargs", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
     *("init_from", "init_revision", "freeze", "lora_rank", "lora_alpha", "lora_targets"),
     *("max_caption_tokens", "caption_layers", "pooled_captions", "condition_from", "condition_channels"),
+    *("teacher", "teacher_revision", "method", "method_kwargs", "map_steps", "folded_guidance", "guidance_range"),
     *("data_kind", "length", "packing", "long_texts", "process", "noise", "loss"),
+    *("domain", "columns", "units", "box_ranges", "missing"),
     *("audio_channels", "sampling_rate", "frames", "frame_rate", "channel_axis", "short_clips", "normalize_data"),
 }
 # where the data are: free as long as they are the same data

@@ -23,9 +23,10 @@ class DiffusionLoss:
         self.objective, self.data, self.model = objective, data, model
         self.conditions, self.labels, self.vlb_weight = conditions, labels, vlb_weight
 
-    def __call__(self, network, batch, draws, dropout_prob=0.0):
+    def __call__(self, network, batch, draws, dropout_prob=0.0, progress=1.0):
         """The loss of each sample of a batch (B,), whose times are then draws.times. `network` is the one to call,
-        which may be wrapped; `dropout_prob` is the chance that a sample's conditions are left out."""
+        which may be wrapped; `dropout_prob` is the chance that a sample's conditions are left out; `progress` is the
+        share of the training that is done, for losses that change with it."""
         batch = self.data.mirrored(batch, draws)
         x0 = self.data.draw(batch, draws)
         t = draws.times = self.objective.times(draws.stratified())

@@ -164,6 +164,26 @@ def make_token_network(config, vocab_size, num_classes):
     return build(config, found, from_data | options)
 
 
+def make_point_network(config, channels, num_classes):
+    """The network of a `PointTrainConfig` for points of so many channels, which is told their domain where its
+    constructor takes it. Raises ValueError for options that don't fit."""
+    _, found = network_class(config.network)
+    taken, domains = inspect.signature(found).parameters, config.domains
+    if config.network in NETWORKS and "domain" not in taken:
+        raise ValueError(
+            f"network {config.network!r} is of images and signals: points need dit, or a class of your own"
+        )
+    domain = next(iter(domains)) if len(domains) == 1 else domains
+    from_data = {"sample_size": (1,), "patch_size": 1, "in_channels": channels, "num_classes": num_classes}
+    from_data |= {"domain": domain}
+    options = arguments_of(found, "network_kwargs", config.network_kwargs)
+    for name in ("sample_size", "in_channels", "domain"):
+        if name in options:
+            raise ValueError(f"network_kwargs: {name} {options[name]!r} is for the data to say: leave it out")
+    from_data = {name: value for name, value in from_data.items() if name in taken}
+    return build(config, found, from_data | options)
+
+
 def build(config, found, arguments):
     """A network of a class, by its published configuration where the config names one. Raises ValueError for arguments
     that don't fit."""

@@ -49,12 +49,12 @@ class ObjectiveConfig:
         if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
             yield "sample_num_images and sample_num_inference_steps must be at least 1"
 
-    def make_scheduler(self):
+    def make_scheduler(self, **more):
         learned = {"variance_type": "learned_range"} if self.vlb_weight > 0 else {}
         return ScoreSDEScheduler(
             sde_type=self.sde_type,
             prediction_type=self.prediction_type,
-            **learned | mapping("scheduler_kwargs", self.scheduler_kwargs),
+            **learned | mapping("scheduler_kwargs", self.scheduler_kwargs) | more,
         )
 
     def make_objective(self, scheduler):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from .config import LoopConfig, option
+from .few_steps import DENOISING, FewStepConfig
 from .networks import NetworkConfig, make_network
-from .objective_config import ObjectiveConfig
 from .options import mapping
 from .publishing import PublishConfig
 from .signal_data import ArrayDataConfig, AudioDataConfig, SignalData, SignalSourceConfig, VideoDataConfig
@@ -16,13 +16,18 @@ from .validation import HeldOutConfig, HeldOutLoss
 
 @dataclass
 class SignalTrainConfig(
-    StartConfig, ObjectiveConfig, LoopConfig, SignalSourceConfig, HeldOutConfig, NetworkConfig, PublishConfig
+    StartConfig, FewStepConfig, LoopConfig, SignalSourceConfig, HeldOutConfig, NetworkConfig, PublishConfig
 ):
     configs = "diffusion"
 
     def problems(self):
+        try:
+            stated = mapping("scheduler_kwargs", self.scheduler_kwargs)
+        except ValueError as error:
+            yield str(error)
+            return
         # first: it fills in the options that come with the weights
-        started = list(StartConfig.problems(self))
+        started = list(StartConfig.problems(self)) or list(self.few_step_problems(stated))
         yield from started
         if started:
             return
@@ -34,7 +39,8 @@ class SignalTrainConfig(
         yield from self.publish_problems()
         labelled = self.class_conditional and self.label_column is not None
         options = mapping("network_kwargs", self.network_kwargs)
-        if self.sample_guidance_scale != 1 and (not labelled or options.get("class_dropout_prob") == 0):
+        guided = self.sample_guidance_scale != 1 and self.method == DENOISING
+        if guided and (not labelled or options.get("class_dropout_prob") == 0):
             yield (
                 f"sample_guidance_scale {self.sample_guidance_scale:g} needs classes, and a network that is trained "
                 f"with a class_dropout_prob above 0: or sample with 1"

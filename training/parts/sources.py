@@ -33,6 +33,7 @@ EMBEDDED = {"fashion_mnist_10k": "data/fashion_mnist"}
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
 EMBEDDED_TEXTS = {"pride_and_prejudice": "data/pride_and_prejudice"}
 TEXT_FILES = {".parquet": "parquet", ".jsonl": "json", ".txt": "text"}
+TABLE_FILES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # the names of splits' folders, as in `datasets`
 SPLITS = {
@@ -112,6 +113,11 @@ def text_on_hub(name):
     return not (name in EMBEDDED_TEXTS or _suffix(name) in TEXT_FILES or os.path.isdir(name))
 
 
+def table_on_hub(name):
+    """Whether a dataset of rows of numbers of this name is read from the Hub."""
+    return not (_suffix(name) in TABLE_FILES or os.path.isdir(name))
+
+
 def open_split(name, split, streaming=False, kind=IMAGES):
     """(rows, `Origin`) of a split of a dataset: in the package, local files or a folder of them, or on the Hub; `kind`
     are the files of its kind of data.
@@ -155,20 +161,43 @@ def open_texts(name, split, lines):
     return data, origin
 
 
+def open_table(name, split):
+    """(rows, `Origin`) of a split of a table: local files or a folder of them, or on the Hub.
+
+    Raises ValueError naming the dataset, the split and what there is.
+    """
+    try:
+        data, origin = _open_files(name, split, TABLE_FILES)
+    except Exception as error:  # every reader and the Hub client raise their own
+        raise ValueError(
+            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give {', '.join(TABLE_FILES)} "
+            f"files, a folder of them, or the id of a dataset on the Hub that can be reached{nearest_path(name)}"
+        ) from None
+    if len(data) == 0:
+        raise ValueError(f"split {split!r} of dataset {name!r} is empty")
+    return data, origin
+
+
 def _open_texts(name, split, lines):
     if name in EMBEDDED_TEXTS:
         name = str(package_files("score_sde") / EMBEDDED_TEXTS[name] / "{split}.parquet")
-    kind = TEXT_FILES.get(_suffix(name))
+    return _open_files(name, split, TEXT_FILES, {"text": {"sample_by": "line" if lines else "document"}})
+
+
+def _open_files(name, split, known, options=None):
+    """(rows, `Origin`) of files whose suffixes are `known`, {suffix: reader of `datasets`}, by their path, pattern or
+    folder, or of a dataset on the Hub; `options` are {reader: its arguments}."""
+    kind = known.get(_suffix(name))
     if os.path.isdir(name):
         origin = _files_of(name)
-        shards = {suffix: [each for each in origin.sizes if _suffix(each) == suffix] for suffix in TEXT_FILES}
-        suffix = max(TEXT_FILES, key=lambda each: len(shards[each]))
+        shards = {suffix: [each for each in origin.sizes if _suffix(each) == suffix] for suffix in known}
+        suffix = max(known, key=lambda each: len(shards[each]))
         if not shards[suffix]:
             kinds = sorted({_suffix(each) or "no suffix" for each in origin.sizes})
-            raise ValueError(f"the folder holds no {' or '.join(TEXT_FILES)} files, but {few(kinds, 5) or 'none'}")
+            raise ValueError(f"the folder holds no {' or '.join(known)} files, but {few(kinds, 5) or 'none'}")
         origin.leave_out(f"no {suffix} by their names", set(origin.sizes) - set(shards[suffix]))
         _keep_shards_of(split, origin)
-        kind, paths = TEXT_FILES[suffix], [os.path.join(name, each) for each in origin.sizes]
+        kind, paths = known[suffix], [os.path.join(name, each) for each in origin.sizes]
     elif kind:
         path = name.replace("{split}", split)
         paths = [path] if "://" in path or os.path.isfile(path) else _matches(path)
@@ -178,8 +207,7 @@ def _open_texts(name, split, lines):
             raise ValueError("there is no such folder")
         check_token()
         return load_dataset(name, split=split), Origin()
-    whole = {"sample_by": "line" if lines else "document"} if kind == "text" else {}
-    return _load(kind, paths, streaming=False, **whole), origin
+    return _load(kind, paths, streaming=False, **(options or {}).get(kind, {})), origin
 
 
 def nearest_path(path, names=()):

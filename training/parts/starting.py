@@ -83,6 +83,8 @@ class StartConfig:
 
     # what the command line or the YAML file said (`options.parse`)
     given: ClassVar[frozenset[str]] = frozenset()
+    # the option that names the weights
+    start_option: ClassVar[str] = "init_from"
     # what to start from, None for a run that is resumed; and what is known of it, JSON-able
     start: ClassVar[StartingPoint | None] = None
     origin: ClassVar[dict | None] = None
@@ -116,7 +118,7 @@ class StartConfig:
                 if name not in self.given and hasattr(self, name):
                     setattr(self, name, value)
         except ValueError as error:
-            yield f"init_from {self.init_from!r}: {one_line(error)}"
+            yield f"{self.start_option} {self.init_from!r}: {one_line(error)}"
 
     def adapter_problems(self):
         if not self.lora_rank >= 0:
@@ -270,9 +272,12 @@ def sizes_of(start):
 
 
 # weights of what else a network may be told, and those by which they join what there was
-CONDITIONS = ("context_embed.*", "pooled_embed.*", "time_to_embed.*", "*.cross_attn.*", "*.cross_attentions.*")
+CONDITIONS = (
+    *("context_embed.*", "pooled_embed.*", "time_to_embed.*", "guidance_embed.*"),
+    *("*.cross_attn.*", "*.cross_attentions.*"),
+)
 LAST_OF_CONDITIONS = (
-    *("pooled_embed.2.*", "time_to_embed.2.*"),
+    *("pooled_embed.2.*", "time_to_embed.2.*", "guidance_embed.2.*"),
     *("*.cross_attn.to_out.0.*", "*.cross_attentions.*.to_out.0.*"),
 )
 
@@ -422,7 +427,7 @@ def begin(config, network, id2label, keep_all=False):
     try:
         transfer(start.network.float(), network, kept)
     except ValueError as error:
-        raise ValueError(f"init_from {config.init_from!r}: {error}") from error
+        raise ValueError(f"{config.start_option} {config.init_from!r}: {error}") from error
     classes = {name: before[kept[label]] if label in kept else None for label, name in (id2label or {}).items()}
     origin = {
         **{key: getattr(start, key) for key in ("source", "name", "base_model", "revision", "license")},

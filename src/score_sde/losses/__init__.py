@@ -59,15 +59,18 @@ from .discrete import DISCRETE_INVERSE_DENSITIES, DISCRETE_LOSSES, DISCRETE_TIME
 from .few_step import (
     ERROR_WEIGHTS,
     composed_loss,
+    composed_velocity,
     continuous_loss,
     flow_map,
     guided,
+    heun_velocity,
     mean_velocity,
     mean_velocity_and_slope,
     straight_sample,
     tuning_times,
     working_derivative,
 )
+from .few_step_objectives import FEW_STEP_METHODS, FewStepObjective
 
 
 __all__ = [
@@ -75,18 +78,22 @@ __all__ = [
     "DISCRETE_LOSSES",
     "DISCRETE_TIME_DENSITIES",
     "ERROR_WEIGHTS",
+    "FEW_STEP_METHODS",
     "INVERSE_DENSITIES",
     "TIME_DENSITIES",
     "WEIGHTINGS",
     "DiscreteObjective",
+    "FewStepObjective",
     "Objective",
     "composed_loss",
+    "composed_velocity",
     "continuous_loss",
     "denoising_loss",
     "discretized_log_likelihood",
     "drop_conditions",
     "flow_map",
     "guided",
+    "heun_velocity",
     "hybrid_loss",
     "mean_velocity",
     "mean_velocity_and_slope",

@@ -139,6 +139,15 @@ WEIGHTINGS = {
 }
 
 
+def check_row(kind, name, known, options):
+    """Raise ValueError for a name that isn't one of a table's functions, and for options that it doesn't have."""
+    check_choice(kind, name, known)
+    parameters = inspect.signature(known[name]).parameters.values()
+    allowed = [each.name for each in parameters if each.default is not inspect.Parameter.empty]
+    if unknown := sorted(set(options) - set(allowed)):
+        raise ValueError(f"{kind} {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}")
+
+
 class Objective:
     """A density over times and a weighting, for the scheduler that will sample.
 
@@ -155,17 +164,8 @@ class Objective:
         self, scheduler, time_density="uniform", weighting="output", density_options=None, weighting_options=None
     ):
         self.scheduler = scheduler
-        for kind, name, known, options in (
-            ("time_density", time_density, TIME_DENSITIES, density_options or {}),
-            ("weighting", weighting, WEIGHTINGS, weighting_options or {}),
-        ):
-            check_choice(kind, name, known)
-            parameters = inspect.signature(known[name]).parameters.values()
-            allowed = [each.name for each in parameters if each.default is not inspect.Parameter.empty]
-            if unknown := sorted(set(options) - set(allowed)):
-                raise ValueError(
-                    f"{kind} {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}"
-                )
+        check_row("time_density", time_density, TIME_DENSITIES, density_options or {})
+        check_row("weighting", weighting, WEIGHTINGS, weighting_options or {})
         if weighting == "likelihood" and time_density not in INVERSE_DENSITIES:
             raise ValueError(
                 f"weighting 'likelihood' needs time_density {' or '.join(INVERSE_DENSITIES)}, not {time_density!r}"
@@ -245,8 +245,14 @@ def _evaluate(network, scheduler, x0, noise, t, conditions, mask, more=()):
     row, alpha, sigma = parameterization.row(t), path.alpha(t), path.sigma(t)
     of_t = [alpha, sigma, *target_coefficients(row, alpha, sigma), row.input_scale, scheduler.timestep(t), *more]
     table = sent(torch.stack(torch.broadcast_tensors(*of_t)), x0.device, torch.promote_types(x0.dtype, torch.float32))
-    alpha, sigma, target_x0, target_noise, input_scale = expand_all(table[:5].unbind(), x0)
-    x_t, target = alpha * x0 + sigma * noise, target_x0 * x0 + target_noise * noise
+    if scheduler.domain is None:
+        alpha, sigma, target_x0, target_noise, input_scale = expand_all(table[:5].unbind(), x0)
+        x_t, target = alpha * x0 + sigma * noise, target_x0 * x0 + target_noise * noise
+    else:
+        input_scale, x_t = None, scheduler.domain.perturb(x0, path.sigma(t), noise)
+        # x0 is x_t + sigma^2 score there
+        of_score = expand_to(path.sigma(t) ** 2 / row.b, x0)
+        target = of_score * scheduler.domain.score(x_t, x0, path.sigma(t))
     model_input, timestep = parameterization.scaled(x_t, input_scale), table[5].float()
     output = network(model_input, timestep, **conditions or {}).sample
     error = _masked(output[:, : x0.shape[1]].float() - target.float(), mask)

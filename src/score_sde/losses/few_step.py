@@ -19,6 +19,7 @@ that of the data given the noise, noise - x0, whose mean is the ODE's; or a teac
 """
 
 import logging
+from contextlib import contextmanager
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 def _coefficients(scheduler, t):
     """(of_y, of_output, of_input, timestep) at t, float64: U = of_y y_t + of_output F(of_input y_t, timestep)."""
+    if scheduler.domain is not None:
+        raise ValueError(f"few steps are learned in flat space, not on domain {scheduler.config.domain!r}")
     (a, b, input_scale), path = scheduler.parameterization.row(t), scheduler.path
     sigma, (c, _) = path.sigma(t), path.straight_coordinates(t, 1.0)
     return torch.stack(
@@ -103,6 +106,22 @@ def guided(velocity, without, scale):
 # --- derivatives --------------------------------------------------------------------------------------------------
 
 
+def _dropout_of_now(device):
+    """A context in which random numbers are those that come next now, whenever it is entered; it uses none of them
+    up."""
+    state = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def again():
+        with torch.random.fork_rng():
+            torch.set_rng_state(state[0])
+            if state[1] is not None:
+                torch.cuda.set_rng_state(state[1], device)
+            yield
+
+    return again
+
+
 def _by_jvp(function, inputs, tangents):
     # of the kernels of attention this one has a forward derivative
     with sdpa_kernel(SDPBackend.MATH):
@@ -115,14 +134,11 @@ STEP = 1e-3
 
 def _by_difference(function, inputs, tangents):
     device = inputs[0].device
-    state = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    # the dropout of the function's own value
+    again = _dropout_of_now(device)
 
     def moved(step):
-        # with the dropout of the function's own value
-        with torch.random.fork_rng(), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            torch.set_rng_state(state[0])
-            if state[1] is not None:
-                torch.cuda.set_rng_state(state[1], device)
+        with again(), torch.no_grad(), torch.autocast(device.type, enabled=False):
             return function(*(each + step * tangent for each, tangent in zip(inputs, tangents, strict=True))).float()
 
     slope = (moved(STEP) - moved(-STEP)) / (2 * STEP)
@@ -169,6 +185,10 @@ def working_derivative(network, *arguments, **options):
     """The name of the derivative that a network has: "jvp", or, where a kernel or layer has no forward derivative,
     "finite_difference"; says in the log which, and why. The arguments are those of `mean_velocity_and_slope`, which is
     tried once."""
+    scheduler, y, t, s, _, *conditions = arguments
+    with torch.no_grad():
+        # what a network cannot do at all is no matter of its derivative
+        mean_velocity(network, scheduler, y, t, s, *conditions, **options)
     try:
         with torch.no_grad():
             mean_velocity_and_slope(network, *arguments, **options, derivative="jvp")
@@ -186,26 +206,36 @@ def working_derivative(network, *arguments, **options):
 
 
 def _plain(square):
-    return torch.ones_like(square)
+    return square
 
 
 def _adaptive(square):
     # MeanFlow (Geng et al. 2025, Eq. 22) with p = 1
-    return 1 / (square + 1e-3)
+    return square / (square.detach() + 1e-3)
 
 
 def _normalized(square):
     # of the tangent (Lu & Song 2025, section 4.2)
-    return 1 / (square.sqrt() + 0.1)
+    return square / (square.detach().sqrt() + 0.1)
 
 
-# weight of a sample's loss by its mean squared error, in which no gradient is taken
-ERROR_WEIGHTS = {"none": _plain, "adaptive": _adaptive, "normalized": _normalized}
+def _pseudo_huber(square, c=0.00054):
+    # Song & Dhariwal 2024, section 3.3, over the root of the number of dimensions
+    return (square + c**2).sqrt() - c
 
 
-def _weighted(error, error_weight):
-    square = error.float().square().flatten(1).mean(1)
-    return ERROR_WEIGHTS[error_weight](square.detach()) * square
+# a sample's loss by its mean squared error
+ERROR_WEIGHTS = {
+    "none": _plain,
+    "adaptive": _adaptive,
+    "normalized": _normalized,
+    "pseudo_huber": _pseudo_huber,
+}
+
+
+def weighted(error, error_weight):
+    """The loss of each sample (B,), float32, of an error (B, C, ...), by a name of `ERROR_WEIGHTS`."""
+    return ERROR_WEIGHTS[error_weight](error.float().square().flatten(1).mean(1))
 
 
 def continuous_loss(
@@ -234,7 +264,7 @@ def continuous_loss(
         t, s: times (B,), float64, s <= t.
         told: whether the network is told s; without, s is t_min for all.
         warmup: share of the derivative in Eq. (2), which grows from 0 to 1 in the first steps (Lu & Song 2025).
-        error_weight: a name of `ERROR_WEIGHTS`.
+        error_weight: a name of `ERROR_WEIGHTS`: a sample's loss by its mean squared error.
         derivative: see `mean_velocity_and_slope`.
 
     Returns (B,) float32. Raises ValueError for unknown names.
@@ -245,25 +275,49 @@ def continuous_loss(
         network, scheduler, y, t, s if told else None, velocity, conditions, derivative
     )
     way = expand_to(warmup * (place(scheduler, t) - place(scheduler, s)), y)
-    return _weighted(value - (velocity - way * slope), error_weight)
+    return weighted(value - (velocity - way * slope), error_weight)
+
+
+@torch.no_grad()
+def composed_velocity(network, scheduler, y, t, middle, s, velocity=None, conditions=None, told=True):
+    """The right side of Eq. (3), (B, C, ...), without gradients: see `composed_loss`."""
+    u, w, r = (place(scheduler, each) for each in (t, middle, s))
+    if velocity is None:
+        velocity = mean_velocity(network, scheduler, y, t, middle, conditions)
+    y_middle = y + expand_to(w - u, y) * velocity
+    second = mean_velocity(network, scheduler, y_middle, middle, s if told else None, conditions)
+    share = expand_to((u - w) / (u - r), y)
+    return share * velocity + (1 - share) * second
 
 
 def composed_loss(
-    network, scheduler, y, t, middle, s, velocity=None, conditions=None, told=True, target=None, error_weight="none"
+    network,
+    scheduler,
+    y,
+    t,
+    middle,
+    s,
+    velocity=None,
+    conditions=None,
+    told=True,
+    target=None,
+    error_weight="none",
+    of_end=False,
 ):
     """The squared error of Eq. (3), whose right side takes no gradient: a first leg from t to `middle`, and a second by
     the map itself.
 
     The first leg by noise - x0 and s = t_min is consistency training (Song et al. 2023; Song & Dhariwal 2024) and easy
-    consistency tuning (Geng et al. 2025b); by a teacher's velocity it is consistency distillation, with Euler's step;
-    by the map itself self-consistency, as shortcut models have it (Frans et al. 2025). It is the error of the map's end
-    divided by u - r: for one s a weight of the times.
+    consistency tuning (Geng et al. 2025b); by a teacher's velocity it is consistency distillation, with Euler's step,
+    or by `heun_velocity` with Heun's; by the map itself self-consistency, as shortcut models have it (Frans et al.
+    2025).
 
     Args:
         network, scheduler, y, conditions, told, error_weight: see `continuous_loss`.
         t, middle, s: times (B,), float64, s <= middle <= t, and s < t.
         velocity: V of the first leg (B, C, ...); None for the map itself, which is told `middle`.
         target: the network of the right side; None for `network` itself (Song & Dhariwal 2024, section 3.2).
+        of_end: the error is that of the map's end, as the originals have it: u - r times that of the mean velocity.
 
     Returns (B,) float32. Raises ValueError for unknown names, and for a map that isn't told where it leads to and is
     its own first leg.
@@ -271,22 +325,23 @@ def composed_loss(
     check_choice("error_weight", error_weight, ERROR_WEIGHTS)
     if velocity is None and not told:
         raise ValueError("a network that isn't told the time that it leads to has no first leg: give its velocity")
-    u, w, r = (place(scheduler, each) for each in (t, middle, s))
-    own = target or network
-    state = torch.get_rng_state(), torch.cuda.get_rng_state(y.device) if y.device.type == "cuda" else None
+    # the same dropout on both sides (Song et al. 2023, section 5)
+    again = _dropout_of_now(y.device)
     value = mean_velocity(network, scheduler, y, t, s if told else None, conditions)
-    with torch.no_grad(), torch.random.fork_rng():
-        # with the same dropout (Song et al. 2023, section 5)
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1], y.device)
-        if velocity is None:
-            velocity = mean_velocity(own, scheduler, y, t, middle, conditions)
-        y_middle = y + expand_to(w - u, y) * velocity
-        second = mean_velocity(own, scheduler, y_middle, middle, s if told else None, conditions)
-        share = expand_to((u - w) / (u - r), y)
-        expected = share * velocity + (1 - share) * second
-    return _weighted(value - expected, error_weight)
+    with again():
+        expected = composed_velocity(target or network, scheduler, y, t, middle, s, velocity, conditions, told)
+    error = value - expected
+    if of_end:
+        error = expand_to(place(scheduler, t) - place(scheduler, s), y) * error
+    return weighted(error, error_weight)
+
+
+def heun_velocity(velocity, scheduler, y, t, s):
+    """The mean velocity (B, C, ...) from times t to s (B,) by Heun's step of the ODE, of `velocity`, f(y, t), at its
+    beginning and its end: consistency distillation (Song et al. 2023, Eq. 6)."""
+    first = velocity(y, t)
+    end = y + expand_to(place(scheduler, s) - place(scheduler, t), y) * first
+    return (first + velocity(end, s)) / 2
 
 
 # --- times --------------------------------------------------------------------------------------------------------

@@ -40,10 +40,17 @@ DEFAULTS |= {"position_scaling": "resize"}
 TOKEN_DEFAULTS: dict[str, Any] = {"patch_size": 1, "in_channels": None, "position_embedding": "rotary"}
 TOKEN_DEFAULTS |= {"position_scaling": "extrapolate"}
 
+# regions that points lie in, and what is none: as the scheduler names them
+DOMAINS = ("torus", "box", "sphere", "flat")
+
 FREQUENCY_EMBEDDING_SIZE = 256
+# what a guidance scale is multiplied by before its embedding, so that 0 to 10 are told apart as 1000 time steps are
+GUIDANCE_STEPS = 100.0
 NORM_EPS = 1e-6
 # what a table of positions may hold
 MAX_TOKENS = 2**20
+# the finest wave of a point's coordinates: 2^16 of them on a circle
+MAX_FREQUENCIES = 16
 # tables of positions that a model keeps, beside that of its training size
 MAX_TABLES = 16
 
@@ -308,6 +315,17 @@ def check_counts(**values):
             raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
 
 
+def check_guidance(guidance_embeds, folded_guidance):
+    """Raise ValueError for a folded_guidance that is no finite number, or stands beside guidance_embeds."""
+    if folded_guidance is None:
+        return
+    number = isinstance(folded_guidance, (int, float)) and not isinstance(folded_guidance, bool)
+    if not number or not math.isfinite(folded_guidance):
+        raise ValueError(f"folded_guidance {folded_guidance!r} must be a finite number, or None")
+    if guidance_embeds:
+        raise ValueError(f"folded_guidance {folded_guidance} contradicts guidance_embeds: leave out one of them")
+
+
 def per_axis(value, dimensions, name):
     """A number, or one for each axis, as a tuple."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dimensions
@@ -315,6 +333,23 @@ def per_axis(value, dimensions, name):
     if len(values) != dimensions or not whole:
         raise ValueError(f"{name} {value!r} must be a positive number, or {dimensions} of them")
     return values
+
+
+def parts_of(domain, channels):
+    """[(name, slice of the channels)] of a domain: a name, {name: number of channels}, or a list of such pairs, in
+    their order. Raises ValueError for an unknown name and for numbers that are not those of the channels."""
+    if isinstance(domain, str):
+        domain = {domain: channels}
+    found, start = [], 0
+    for name, size in domain.items() if isinstance(domain, dict) else domain:
+        if name not in DOMAINS:
+            raise ValueError(f"domain {name!r} is unknown; choose one of {', '.join(DOMAINS)}, or {{name: channels}}")
+        check_counts(**{f"domain {name}": size})
+        found.append((name, slice(start, start + size)))
+        start += size
+    if start != channels:
+        raise ValueError(f"domain {domain!r} has {start} channels, the samples have {channels}")
+    return found
 
 
 # diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
@@ -373,11 +408,20 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             section 3.4), so that the network of an absorbing process needs no time; its `timestep` is then not read.
         two_times: the network can be told a second time, `timestep_to`: that which a flow map leads to. What it adds is
             zero at first.
+        guidance_embeds: the network can be told a guidance scale, `guidance`, whose effect it has learned
+            (guidance-distilled, Meng et al. 2023): one evaluation then does the work of two. What it adds is zero at
+            first.
+        folded_guidance: the one guidance scale whose effect the network has learned; None for none.
         factorized_attention: of videos, whose first axis are frames: tokens attend to those of their own frame, and in
             a further block after each to those at their own place in all frames (Latte, Ma et al. 2024, variant 1),
             instead of all to all. What these blocks add is zero at first, so that a video model can begin as an image
             model of its frames (`with_frames`). Frames are told apart by rotary positions. Needs conditioning
             adaln_zero or adaln.
+        domain: where points lie, as the scheduler has it: torus, box, sphere, flat, or {name: channels} of several in
+            their order, which the config holds as a list; None for samples without such a region. Coordinates are seen
+            with the cosines and sines of their 1-, 2-, 4-, ... fold, angles by these alone, so that the network is
+            periodic in them; and what it returns on a sphere is tangent.
+        num_frequencies: how many such multiples, at least 1 on a torus; only with a domain.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -415,7 +459,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         tied_head: bool = False,
         time_conditioning: bool = True,
         two_times: bool = False,
+        guidance_embeds: bool = False,
+        folded_guidance: float | None = None,
         factorized_attention: bool = False,
+        domain: str | dict | list | None = None,
+        num_frequencies: int = 4,
     ):
         super().__init__()
         if two_times and (vocab_size is not None or not time_conditioning):
@@ -423,6 +471,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 "two_times needs time_conditioning and no vocab_size: a flow map takes samples of numbers from one "
                 "time to another; leave it out"
             )
+        if guidance_embeds and (vocab_size is not None or not time_conditioning):
+            raise ValueError("guidance_embeds needs time_conditioning and no vocab_size: leave it out")
+        check_guidance(guidance_embeds, folded_guidance)
         if vocab_size is not None:
             sample_size = self.check_tokens(
                 vocab_size, sample_size, patch_size, in_channels, learn_sigma, out_channels, condition_channels
@@ -516,6 +567,22 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 + (f" and condition_channels={condition_channels}" if condition_channels else "")
                 + f": leave it out, or pass {derived_channels}"
             )
+        seen_channels = in_channels
+        self.parts: list[tuple[str, slice]] = []
+        if domain is not None:
+            if vocab_size is not None or learn_sigma:
+                raise ValueError(f"domain {domain!r} is of points, which are no tokens and have no learn_sigma")
+            self.parts = parts_of(domain, derived_channels)
+            if not isinstance(domain, str):
+                # files keep no order of keys
+                domain = [[name, part.stop - part.start] for name, part in self.parts]
+            least = 1 if "torus" in [name for name, _ in self.parts] else 0
+            if not isinstance(num_frequencies, int) or not least <= num_frequencies <= MAX_FREQUENCIES:
+                raise ValueError(
+                    f"num_frequencies {num_frequencies} must be a whole number from {least} to {MAX_FREQUENCIES}"
+                )
+            angles = sum(part.stop - part.start for name, part in self.parts if name == "torus")
+            seen_channels = in_channels + 2 * num_frequencies * derived_channels - angles
         told = time_conditioning or num_classes is not None or pooled_projection_dim is not None
         if conditioning == "cross_attention" and not told and cross_attention_dim is None:
             raise ValueError(
@@ -530,12 +597,13 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             out_channels=derived_channels,
             position_embedding=position_embedding,
             position_scaling=position_scaling,
+            domain=domain,
         )
 
         self.trained_grid = tuple(size // patch for size, patch in zip(sample, self.patch, strict=True))
         self.patch_embed = self.token_embed = None
         if vocab_size is None:
-            self.patch_embed = Linear(in_channels * math.prod(self.patch), hidden_size)
+            self.patch_embed = Linear(seen_channels * math.prod(self.patch), hidden_size)
         else:
             # the last row is that of the mask
             self.token_embed = nn.Embedding(vocab_size + 1, hidden_size)
@@ -553,6 +621,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         self.time_to_embed = None
         if two_times:
             self.time_to_embed = nn.Sequential(
+                nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            )
+        self.guidance_embed = None
+        if guidance_embeds:
+            self.guidance_embed = nn.Sequential(
                 nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
             )
         self.class_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes is not None else None
@@ -639,7 +712,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
     def initialize_weights(self):
         """Initialise as the original does: Xavier uniform, embeddings N(0, 0.02), and zero modulation and output; zero,
-        too, where cross-attention joins blocks with modulation, and what a second time adds."""
+        too, where cross-attention joins blocks with modulation, and what a second time and a guidance scale add."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -652,9 +725,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         for embedding in (*of_time, self.class_embed, self.token_embed):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=0.02)
-        if self.time_to_embed is not None:
-            nn.init.normal_(self.time_to_embed[0].weight, std=0.02)
-        zeroed = [self.proj_out] if self.time_to_embed is None else [self.proj_out, self.time_to_embed[2]]
+        zeroed = [self.proj_out]
+        for embedding in (self.time_to_embed, self.guidance_embed):
+            if embedding is not None:
+                nn.init.normal_(embedding[0].weight, std=0.02)
+                zeroed.append(embedding[2])
         if self.adaln is not None:
             zeroed += [self.adaln, *(block.cross_attn.to_out[0] for block in self.blocks if block.cross_attn)]
         if self.temporal_adaln is not None:
@@ -667,6 +742,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         """A copy of the model that can be told a second time, two_times, and at first gives the same output whatever
         that is. Raises ValueError for a model that cannot."""
         return self.with_further(two_times=True)
+
+    def with_guidance_embeds(self):
+        """The same of a guidance scale, guidance_embeds."""
+        return self.with_further(guidance_embeds=True)
 
     def with_frames(self, num_frames: int):
         """A copy of a model of images as one of videos of so many frames, (B, C, num_frames, height, width), with
@@ -732,6 +811,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         pooled_projections=None,
         condition_sample=None,
         timestep_to=None,
+        guidance=None,
     ):
         """Run the network. What is on another device than `hidden_states` is sent to it.
 
@@ -752,6 +832,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 condition_channels; None as above.
             timestep_to: the time that the map leads to, in the same numbers as `timestep`, for a model with two_times;
                 None means `timestep` itself, so that such a model is an ordinary one, too.
+            guidance: the guidance scale(s), a number or (B,), for a model with guidance_embeds; None means 1.
 
         Returns:
             `.sample` of shape (B, out_channels, *size), with a vocab_size (B, L, vocab_size).
@@ -760,6 +841,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         self.check_shape(hidden_states)
+        points = hidden_states
+        if self.parts:
+            hidden_states = self.with_waves(points)
         hidden_states = self.with_condition(hidden_states, condition_sample)  # (B, in_channels, *size)
         if self.token_embed is None:
             grid = tuple(side // patch for side, patch in zip(hidden_states.shape[2:], self.patch, strict=True))
@@ -767,7 +851,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             grid, hidden_states = tuple(hidden_states.shape[1:]), self.token_embed(hidden_states)  # (B, L, D)
         if encoder_attention_mask is not None:
             encoder_attention_mask = encoder_attention_mask.to(hidden_states.device, torch.bool)
-        time = self.embed_time(timestep, timestep_to, hidden_states)  # (B, D), as label and pooled
+        time = self.embed_time(timestep, timestep_to, guidance, hidden_states)  # (B, D), as label and pooled
         label = self.embed_label(class_labels, hidden_states)
         pooled = self.embed_pooled(pooled_projections, hidden_states)
         time = time if pooled is None else pooled if time is None else time + pooled
@@ -794,6 +878,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         sample = self.proj_out(tokens)
         if self.token_embed is None:
             sample = self.unpatchify(sample, grid)  # (B, out_channels, *size)
+            sample = self.tangent(sample, points) if self.parts else sample
         elif self.config.tied_head:
             sample = F.linear(sample, self.token_embed.weight[:-1])  # (B, L, vocab_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -888,6 +973,24 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             raise ValueError(f"condition_sample has shape {tuple(condition_sample.shape)}; this model takes {wanted}")
         return torch.cat([hidden_states, condition_sample.to(hidden_states)], dim=1)
 
+    def with_waves(self, points):
+        """Points (B, C, *size) with the waves of their coordinates behind them, those that are angles as waves alone:
+        the domain of what a network is told then has no edge where a torus has none."""
+        multiples = 2.0 ** torch.arange(self.config.num_frequencies, device=points.device)
+        multiples = multiples.reshape(-1, *[1] * (points.ndim - 1))
+        phases = (multiples * points.float().unsqueeze(1)).flatten(1, 2)
+        kept = [points[:, part] for name, part in self.parts if name != "torus"]
+        return torch.cat([*kept, phases.cos().to(points.dtype), phases.sin().to(points.dtype)], dim=1)
+
+    def tangent(self, sample, points):
+        """The output at points, both (B, C, *size), without what leads off a sphere."""
+        changed = []
+        for name, part in self.parts:
+            vector, place = sample[:, part], points[:, part]
+            off = (vector * place).sum(1, keepdim=True) if name == "sphere" else None
+            changed.append(vector if off is None else vector - off * place)
+        return torch.cat(changed, dim=1)
+
     def grid_of_attention(self, grid):
         """Of a grid of patches that within which the blocks attend: all of it, or a frame."""
         return grid[1:] if self.config.factorized_attention else grid
@@ -936,19 +1039,23 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             return cosines, sines
         return F.pad(cosines, (0, 0, 0, num_extra_tokens), value=1), F.pad(sines, (0, 0, 0, num_extra_tokens))
 
-    def embed_time(self, timestep, timestep_to, hidden_states):
-        """The embedding of one or two times (B, D), in the dtype of `hidden_states`; None without time_conditioning.
-        Raises ValueError for a second time that the model doesn't take."""
+    def embed_time(self, timestep, timestep_to, guidance, hidden_states):
+        """The embedding of one or two times, and of a guidance scale (B, D), in the dtype of `hidden_states`; None
+        without time_conditioning. Raises ValueError for a second time or a scale that the model doesn't take."""
         if timestep_to is not None and self.time_to_embed is None:
             raise ValueError("timestep_to was given to a model without two_times")
+        if guidance is not None and self.guidance_embed is None:
+            raise ValueError("guidance was given to a model without guidance_embeds")
         if self.time_embed is None:
             return None
         time = self.time_embed(self.frequencies(timestep, hidden_states))
-        if self.time_to_embed is None:
-            return time
-        return time + self.time_to_embed(
-            self.frequencies(timestep if timestep_to is None else timestep_to, hidden_states)
-        )
+        if self.time_to_embed is not None:
+            to = timestep if timestep_to is None else timestep_to
+            time = time + self.time_to_embed(self.frequencies(to, hidden_states))
+        if self.guidance_embed is not None:
+            scale = GUIDANCE_STEPS * torch.as_tensor(1.0 if guidance is None else guidance, dtype=torch.float32)
+            time = time + self.guidance_embed(self.frequencies(scale, hidden_states))
+        return time
 
     def frequencies(self, timestep, hidden_states):
         """Cosines and sines of a time (B, FREQUENCY_EMBEDDING_SIZE), in the dtype of `hidden_states`."""

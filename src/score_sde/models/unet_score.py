@@ -6,6 +6,7 @@ The network knows nothing of noise: it maps (sample, number, label or sequence) 
 a meaning.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from torch import nn
 
 # standard deviation of the frequencies of the Fourier embedding, in the published models
 FOURIER_SCALE = 16
+# what a guidance scale is multiplied by before its embedding, so that 0 to 10 are told apart as 1000 time steps are
+GUIDANCE_STEPS = 100.0
 
 NCSNPP = {
     "time_embedding_type": "fourier",
@@ -102,6 +105,17 @@ def check_counts(**values):
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
+
+
+def check_guidance(guidance_embeds, folded_guidance):
+    """Raise ValueError for a folded_guidance that is no finite number, or stands beside guidance_embeds."""
+    if folded_guidance is None:
+        return
+    number = isinstance(folded_guidance, (int, float)) and not isinstance(folded_guidance, bool)
+    if not number or not math.isfinite(folded_guidance):
+        raise ValueError(f"folded_guidance {folded_guidance!r} must be a finite number, or None")
+    if guidance_embeds:
+        raise ValueError(f"folded_guidance {folded_guidance} contradicts guidance_embeds: leave out one of them")
 
 
 # what the sizes of samples are called, by their number of axes
@@ -472,6 +486,10 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             network sees beside the sample: the last of in_channels; None for a model without.
         two_times: the network can be told a second time, `timestep_to`: that which a flow map leads to. What it adds is
             zero at first.
+        guidance_embeds: the network can be told a guidance scale, `guidance`, whose effect it has learned
+            (guidance-distilled, Meng et al. 2023): one evaluation then does the work of two. What it adds is zero at
+            first.
+        folded_guidance: the one guidance scale whose effect the network has learned; None for none.
         dimensions: axes of the samples: 1 of signals, 2 of images, 3 of videos and other volumes, the frames first.
         halve_frames: of videos, each lower resolution has half the frames, too, means of two; otherwise it has all.
     """
@@ -514,10 +532,13 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         pooled_projection_dim: int | None = None,
         condition_channels: int | None = None,
         two_times: bool = False,
+        guidance_embeds: bool = False,
+        folded_guidance: float | None = None,
         dimensions: int = 2,
         halve_frames: bool = False,
     ):
         super().__init__()
+        check_guidance(guidance_embeds, folded_guidance)
         if dimensions not in AXES or isinstance(dimensions, bool):
             raise ValueError(f"dimensions {dimensions!r} must be 1, 2 or 3")
         if halve_frames and dimensions != 3:
@@ -645,6 +666,11 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             self.time_to_embed = nn.Sequential(
                 nn.Linear(time_features, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
             )
+        self.guidance_embed = None
+        if guidance_embeds:
+            self.guidance_embed = nn.Sequential(
+                nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+            )
         self.class_embed = nn.Embedding(num_classes + 1, time_channels) if num_classes is not None else None
         self.pooled_embed = None
         if pooled_projection_dim is not None:
@@ -709,8 +735,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     def initialize_weights(self):
         """Initialise as the originals do. "ncsnpp": Xavier uniform, queries, keys and values by sqrt(0.1) of it, and
         (almost) zero in the last layer of every residual branch and of the network. "adm": PyTorch's defaults, and
-        exactly zero in those last layers. What a second time adds, and what layers over the frames do, is zero in
-        both."""
+        exactly zero in those last layers. What a second time and a guidance scale add is zero in both, and so is what
+        layers over the frames do."""
         style = ARCHITECTURES[self.config.architecture]
 
         def initialize_last(layer):
@@ -734,7 +760,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             if level.progressive is not None:
                 initialize_last(level.progressive[-1])
         initialize_last(self.conv_out)
-        zeroed = [] if self.time_to_embed is None else [self.time_to_embed[2]]
+        zeroed = [each[2] for each in (self.time_to_embed, self.guidance_embed) if each is not None]
         for module in self.modules():
             if isinstance(module, FrameLayer):
                 zeroed += [module.conv] if module.attention is None else [module.conv, module.attention.to_out[0]]
@@ -748,6 +774,10 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         """A copy of the model that can be told a second time, two_times, and at first gives the same output whatever
         that is. Raises ValueError for a model that cannot."""
         return self.with_further(two_times=True)
+
+    def with_guidance_embeds(self):
+        """The same of a guidance scale, guidance_embeds."""
+        return self.with_further(guidance_embeds=True)
 
     def with_frames(self, num_frames: int):
         """A copy of a model of images as one of videos of so many frames, (B, C, num_frames, height, width), that at
@@ -806,6 +836,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         pooled_projections=None,
         condition_sample=None,
         timestep_to=None,
+        guidance=None,
     ):
         """Run the network. What is on another device than `sample` is sent to it.
 
@@ -827,6 +858,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                 condition_channels; None as above.
             timestep_to: the time that the map leads to, in the same numbers as `timestep`, for a model with two_times;
                 None means `timestep` itself, so that such a model is an ordinary one, too.
+            guidance: the guidance scale(s), a number or (B,), for a model with guidance_embeds; None means 1.
 
         Returns:
             `.sample` of shape (B, out_channels, *size).
@@ -840,7 +872,10 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             if self.time_to_embed is None:
                 raise ValueError("timestep_to was given to a model without two_times")
             timestep_to = self.checked_time("timestep_to", timestep_to, sample)
-        time = self.embed_conditioning(timestep, timestep_to, class_labels, sample)  # (B, 4 model_channels)
+        if guidance is not None and self.guidance_embed is None:
+            raise ValueError("guidance was given to a model without guidance_embeds")
+        guidance = self.checked_time("guidance", 1.0 if guidance is None else guidance, sample)
+        time = self.embed_conditioning(timestep, timestep_to, guidance, class_labels, sample)  # (B, 4 model_channels)
         pooled = self.given_or_none(
             "pooled_projections", pooled_projections, (len(sample),), "pooled_projection_dim", sample
         )
@@ -963,21 +998,28 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         """Waves of times (B,), in the dtype of `sample`."""
         if self.fourier is not None:
             return self.fourier(timestep.float()).to(sample.dtype)
+        return self.positional_features(timestep, sample)
+
+    def positional_features(self, numbers, sample):
+        """Sines and cosines of numbers (B,), (B, model_channels), in the dtype of `sample`."""
         style = ARCHITECTURES[self.config.architecture]
         features = get_timestep_embedding(
-            timestep,
+            numbers,
             self.config.model_channels,
             flip_sin_to_cos=style.cosines_first,
             downscale_freq_shift=style.frequency_shift,
         )
         return features.to(sample.dtype)
 
-    def embed_conditioning(self, timestep, timestep_to, class_labels, sample):
-        """Sum of the embeddings of one or two times (B,) and label (B,), (B, 4 model_channels)."""
+    def embed_conditioning(self, timestep, timestep_to, guidance, class_labels, sample):
+        """Sum of the embeddings of one or two times (B,), a guidance scale (B,) and label (B,), (B, 4
+        model_channels)."""
         embedding = self.time_embed(self.time_features(timestep, sample))
         if self.time_to_embed is not None:
             to = timestep if timestep_to is None else timestep_to
             embedding = embedding + self.time_to_embed(self.time_features(to, sample))
+        if self.guidance_embed is not None:
+            embedding = embedding + self.guidance_embed(self.positional_features(GUIDANCE_STEPS * guidance, sample))
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without classes (num_classes=None)")

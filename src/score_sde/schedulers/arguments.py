@@ -10,6 +10,8 @@ from .solvers import CORRECTORS, PREDICTORS, VARIANCES, predictor_options
 from .stock_configs import GRIDS, VARIANCES_OF_STOCK
 
 
+# what a network may be beside a denoiser
+NETWORK_MAPS = (None, "flow_map", "consistency")
 # options of predictors that are arguments, too
 _OPTIONS = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
 
@@ -30,6 +32,7 @@ def check_config(build, config):
         "timestep_type": ("discrete", "continuous"),
         "init_noise": (None, "sigma", "unit_data"),
         "use_clipped_model_output": (True, False, None),
+        "network_map": NETWORK_MAPS,
     }
     for name, allowed in choices.items():
         check_choice(name, config[name], allowed)
@@ -48,8 +51,65 @@ def check_config(build, config):
         raise ValueError(
             f"shift_terminal {config['shift_terminal']} is for sde_type 'linear', not for {config['sde_type']!r}"
         )
+    if config["domain"] is not None:
+        _check_domain(config)
     _check_solver(build, config)
     _check_calibration(config["calibration"])
+    _check_map(config)
+
+
+def _check_map(config):
+    """Raise ValueError for what does not go with the kind of map that the network is."""
+    network_map, predictor = config["network_map"], config["predictor"]
+    original, levels = config["original_inference_steps"], config["num_train_timesteps"]
+    if original is not None and original > levels:
+        raise ValueError(f"original_inference_steps {original} must be at most num_train_timesteps {levels}")
+    maps = predictor in PREDICTORS and PREDICTORS[predictor].maps
+    if network_map is None:
+        if maps or config["map_steps"] is not None:
+            given = f"predictor {predictor!r}" if maps else f"map_steps {config['map_steps']}"
+            raise ValueError(
+                f"{given} is for a network that maps along the ODE: say how it was trained, network_map='flow_map' or "
+                f"'consistency', or leave it out"
+            )
+        return
+    if config["calibration"]:
+        raise ValueError(
+            f"calibration is of a denoiser's ODE, not for network_map {network_map!r}: pass calibration=None"
+        )
+    if network_map == "consistency" and predictor not in ("auto", "consistency"):
+        raise ValueError(
+            f"predictor {predictor!r} needs a network of denoised samples; network_map 'consistency' gives ends of its "
+            f"map: pass predictor 'auto' or 'consistency'"
+        )
+    if network_map == "consistency" and config["corrector"] is not None:
+        raise ValueError(
+            f"corrector {config['corrector']!r} needs a score, and network_map 'consistency' gives none: leave it out"
+        )
+
+
+# on a domain: the rest has no meaning there, or was not shown to work
+ON_DOMAINS = {
+    "sde_type": ("ve",),
+    "prediction_type": ("score", "epsilon"),
+    "predictor": ("auto", "euler", "heun", "ddim", "deis_2", "euler_maruyama", "reverse_diffusion", "none"),
+    # langevin's step has no bound where the score vanishes, as it does at much noise
+    "corrector": (None, "annealed_langevin"),
+    "clip_sample": (False,),
+    "thresholding": (False,),
+    "init_noise": (None,),
+    "network_map": (None,),
+}
+
+
+def _check_domain(config):
+    """Raise ValueError for what has no meaning on a domain."""
+    for name, allowed in ON_DOMAINS.items():
+        if config[name] not in allowed:
+            raise ValueError(
+                f"{name} {config[name]!r} has no meaning on domain {config['domain']!r}; choose one of "
+                f"{', '.join(map(str, allowed))}"
+            )
 
 
 def _check_solver(build, config):

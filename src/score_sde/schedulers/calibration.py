@@ -352,12 +352,16 @@ def calibrate(
     sweeps,
 ):
     """Fit the times of a `ScoreSDEScheduler`: its method of this name says how."""
+    if (network_map := scheduler.config.network_map) is not None:
+        raise ValueError(f"times are fitted to the ODE of a denoiser; this scheduler has network_map={network_map!r}")
     counts = list(nfe) if isinstance(nfe, (list, tuple)) else [nfe]
     check_number("reference_steps", reference_steps, 3, LARGEST_NFE, whole=True)
     for each in counts:
         check_number("nfe", each, 2, reference_steps - 1, whole=True)
     for name, value in (("num_samples", num_samples), ("sweeps", sweeps)):
         check_number(name, value, 1, LARGEST_NFE, whole=True)
+    if scheduler.domain is not None:
+        raise ValueError(f"times are fitted in flat space, not on domain {scheduler.config.domain!r}")
     if scheduler.config.predictor != "auto" or scheduler.config.corrector or not scheduler.config.denoise_final:
         raise ValueError(
             f"times are fitted for predictor 'auto' with denoise_final and without a corrector; this scheduler has "

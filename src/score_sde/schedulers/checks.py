@@ -12,6 +12,8 @@ import torch
 NUMBERS = {
     "num_train_timesteps": (1, 10**5, True),
     "corrector_steps": (1, 10**4, True),
+    "map_steps": (1, 10**4, True),
+    "original_inference_steps": (1, 10**5, True),
     "steps_offset": (0, 10**5, True),
     "corrector_snr": (1e-6, 1e3, False),
     "rho": (0.1, 1e3, False),

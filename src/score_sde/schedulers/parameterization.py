@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .domains import Domain
 from .paths import SCALED_INPUT, Path, as_time, expand_all, expand_to, is_one, network_time, path_time, prediction, sent
 
 
@@ -16,6 +17,7 @@ class Parameterization:
     prediction_type, sigma_data: see `paths.prediction`.
     time_input, time_scale, time_offset: see `paths.network_time`.
     limit: f(denoised) -> denoised, which clips or thresholds where configured.
+    domain: where samples live; None for flat space.
     """
 
     path: Path
@@ -25,6 +27,7 @@ class Parameterization:
     time_scale: float
     time_offset: float
     limit: Callable[[torch.Tensor], torch.Tensor]
+    domain: Domain | None = None
 
     def row(self, t):
         """The `Prediction` at path times t."""
@@ -50,6 +53,9 @@ class Parameterization:
             if t.ndim and is_one(t):
                 t = t[0]
             a, b, input_scale = expand_all(self.row(t), x)
+            if self.domain is not None:
+                score = network(self.domain.wrap(x), per_sample(self.timestep(t), x))
+                return x + b * self.domain.lifted(x, score)
             output = network(self.scaled(x, input_scale), per_sample(self.timestep(t), x))
             denoised = a * x + b * output[:, : x.shape[1]]
             return self.limit(denoised) if limited else denoised

@@ -715,8 +715,16 @@ def _negative(row):
     return negative
 
 
+def _edm_consistency(path, t, sigma_data):
+    # c_skip and c_out of Song et al. 2023, appendix C, are those of the sample at t_min to which this one leads
+    kappa, least = (torch.exp(-path.half_log_snr(each)) for each in (as_time(t), path.t_min))
+    beyond = kappa - least
+    skip = (sigma_data**2 - least * beyond) / (beyond**2 + sigma_data**2)
+    return skip / path.alpha(t), _edm(path, t, sigma_data)[1]
+
+
 # those of a network whose input is scaled
-SCALED_INPUT = ("edm", "edm_v_prediction")
+SCALED_INPUT = ("edm", "edm_v_prediction", "edm_consistency")
 PREDICTIONS = {
     "epsilon": _epsilon,
     "sample": _sample,
@@ -730,6 +738,7 @@ PREDICTIONS = {
     "edm": _edm,
     # of diffusers' EDM schedulers and SVD
     "edm_v_prediction": _negative(_edm),
+    "edm_consistency": _edm_consistency,
 }
 
 
@@ -739,7 +748,8 @@ def prediction(path, prediction_type, t, sigma_data=0.5):
     Args:
         prediction_type: epsilon (the noise), sample or original_sample (x0), score, v_prediction, flow_prediction (the
             velocity), inverted_flow_prediction (its negative), edm: the preconditioned output of Karras et al. 2022,
-            whose input is scaled to unit variance, or edm_v_prediction, its negative.
+            whose input is scaled to unit variance, edm_v_prediction, its negative, or edm_consistency: the same of the
+            consistency models of Song et al. 2023, which change nothing at t_min.
         sigma_data: standard deviation of the data, used by edm only.
     """
     a, b = PREDICTIONS[prediction_type](path, t, sigma_data)
@@ -853,6 +863,29 @@ def _log_snr(path, n, t_min, t_max, *, slope=0.0, **_):
     return path.t_from_straight(torch.linspace(*ends, n, dtype=torch.float64).exp(), slope)
 
 
+def _straight(path, n, t_min, t_max, *, to_data=True, **_):
+    # equal steps of a flow map, the last of which leads to t_min
+    ends = _ends(path, t_min, t_max, 1.0)
+    return path.t_from_straight(torch.linspace(*ends, n + to_data, dtype=torch.float64)[:n], 1.0)
+
+
+def _karras_levels(path, n, t_min, t_max, *, levels, rho=7.0, to_data=True, **_):
+    # of the levels of karras every so many, as diffusers' CMStochasticIterativeScheduler has them
+    steps = n if to_data else n - 1
+    begin, end = (u ** (1 / rho) for u in _ends(path, t_min, t_max, 0.0))
+    share = torch.arange(steps, dtype=torch.float64) * (levels // steps) / max(levels - 1, 1)
+    times = path.t_from_straight((begin + share * (end - begin)) ** rho, 0.0)
+    return times if to_data else torch.cat([times, torch.full((1,), t_min).to(times)])
+
+
+def _skipping(path, n, t_min, t_max, *, levels, original=None, to_data=True, **_):
+    # of `original` equal steps every so many, as diffusers' LCM and TCD schedulers have them
+    steps, size = n if to_data else n - 1, levels // (original or levels)
+    most = int(t_max * levels / size + 1e-9)
+    times = (most - (torch.arange(steps, dtype=torch.float64) * (most / steps)).floor()) * size / levels
+    return times if to_data else torch.cat([times, torch.full((1,), t_min).to(times)])
+
+
 def _beta_sigmas(path, n, t_min, t_max, *, slope=0.0, **_):
     first, last = _ends(path, t_min, t_max, slope)
     share = _beta_quantile(torch.linspace(1, 0, n, dtype=torch.float64), 0.6)
@@ -897,6 +930,9 @@ TIME_GRIDS: dict[str, Callable[..., torch.Tensor]] = {
     "logistic": _logistic,
     "beta": _beta,
     "beta_sigmas": _beta_sigmas,
+    "straight": _straight,
+    "karras_levels": _karras_levels,
+    "skipping": _skipping,
 }
 
 
@@ -916,14 +952,19 @@ def time_grid(path, spacing, n, t_min, t_max, *, levels, **options):
         spacing: linspace (uniform in t from t_max to t_min), leading and trailing: as in diffusers, in whole levels on
             a discrete path; to_zero (equal steps from t_max to 0), uniform (in t), quadratic (uniform in sqrt(t)),
             karras, log_snr (uniform in lambda), logistic (equal shares of a logistic distribution of lambda; where it
-            ends depends on n), beta (quantiles of Beta(0.6, 0.6) in t), or beta_sigmas (the same in sigma / alpha).
+            ends depends on n), beta (quantiles of Beta(0.6, 0.6) in t), beta_sigmas (the same in sigma / alpha),
+            straight (equal steps of sigma / (alpha + sigma), the last of which leads to t_min), karras_levels (of
+            `levels` levels of karras every so many), or skipping (of `original` equal steps every so many).
         levels: number of training time steps, in which leading, trailing and linspace count.
         offset: added to the levels of leading (diffusers' steps_offset).
         open_end: linspace and leading are those of n + 1 levels without the last.
         whole_levels: linspace is rounded to whole levels on a discrete path; otherwise sigma / alpha is interpolated
             between levels.
         slope: karras, log_snr and beta_sigmas are grids of sigma / (alpha + slope sigma).
-        rho: exponent of karras.
+        rho: exponent of karras and karras_levels.
+        original: of skipping.
+        to_data: straight, karras_levels and skipping have n evaluations; otherwise the last of the n times is t_min,
+            where a trajectory ends without one.
         center, width, tail: of logistic; `tail` is the share of lambda that is left to the last step, to clean data,
             in units of the other steps' shares.
 

@@ -26,10 +26,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from .arguments import begin_std, check_config, given_options, time_told
 from .calibration import calibrate, fitted
 from .checks import LARGEST_NFE, NUMBERS, as_list, check_number
+from .domain_trajectory import DomainTrajectory
+from .domains import build_domain, listed
 from .parameterization import Parameterization, per_sample, threshold
 from .paths import DiscreteVPSDE, LinearSDE, build_path, expand_all, moved, shifted
 from .saved_config import SavedConfig
 from .solvers import ON_GIVEN_TIMES, PREDICTORS
+from .sphere_kernel import kernel  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import not_of_the_path, of_network
 from .timetables import (
@@ -40,6 +43,7 @@ from .timetables import (
     shift_of,
     solver,
     stock_grid,
+    told_ends,
     told_sigmas,
     told_timesteps,
 )
@@ -91,6 +95,8 @@ class ScoreSDEScheduler(SavedConfig):
     | euler_maruyama | SDE with noise eta g | | 1 | Song et al. 2021, Eq. 6 |
     | reverse_diffusion | SDE, for Song's PC sampler | | 1 | Song et al. 2021, Eq. 46 |
     | none | a corrector alone: NCSN's annealed Langevin | | 0 | Song & Ermon 2019 |
+    | flow_map | a network that is a flow map: its steps, with gamma noise between | | 1 | Kim et al. 2024 |
+    | consistency | one that leads to data: re-noised to the next time, gamma 1 | | 1 | Song et al. 2023 |
 
     ODE is the probability-flow ODE, SDE the reverse SDE. With `eta` heun, rk4, dpmpp_2s and dpmpp_3s step to a lower
     level and add noise from there (ancestral sampling).
@@ -104,6 +110,12 @@ class ScoreSDEScheduler(SavedConfig):
     same scale. Guided fields bend most at high noise: rising_1 to rising_4 are adams whose order, there 1 or 2 with a
     corrector, rises to 4 with lambda, the earlier the more steps there are. The rules were chosen by error on mixtures
     with known scores; benchmarks/README.md shows them on others.
+
+    A network may be trained to lead along the ODE, `network_map`: a flow map from one time to another, or a consistency
+    model, which leads to t_min. It is the same prediction of the same path: in the coordinates x / (alpha + sigma) the
+    step of a flow map is that of ddim with the denoised sample that the network gives when it is told where to
+    (`timesteps_to`). For such a network `auto` is the predictor of that name, in equal steps of sigma / (alpha +
+    sigma). A flow map that is told its own time is an ordinary network, too, and takes every predictor.
 
     A corrector (`langevin` with Song's signal-to-noise rule, or `annealed_langevin`) adds `corrector_steps` evaluations
     to every step of any predictor. Samplers of the papers as settings:
@@ -125,8 +137,8 @@ class ScoreSDEScheduler(SavedConfig):
         num_train_timesteps: number of the network's training time steps; for discrete_vp, of noise levels.
         sde_type: vp, subvp, ve, cosine_vp, discrete_vp, edm, or linear.
         prediction_type: epsilon, sample (once original_sample), score, v_prediction, flow_prediction,
-            inverted_flow_prediction (its negative, of Mochi and OmniGen), edm (preconditioned), or edm_v_prediction
-            (its negative, of Stable Video Diffusion).
+            inverted_flow_prediction (its negative, of Mochi and OmniGen), edm (preconditioned), edm_v_prediction
+            (its negative, of Stable Video Diffusion), or edm_consistency (edm with a consistency model's scalings).
         predictor: see the table.
         predictor_kwargs: options of the predictor, {name: number}, as its row in `solvers.PREDICTORS` names them:
             eta and the s_... below, which may also be arguments of their own, and whatever a solver has for itself.
@@ -143,8 +155,8 @@ class ScoreSDEScheduler(SavedConfig):
         corrector_steps: Langevin steps with each predictor step.
         corrector_snr: signal-to-noise ratio r of the corrector's step size.
         corrector_position: "after" each predictor step but the last, to clean data, or "before" each.
-        timestep_spacing: linspace, leading, trailing, to_zero, uniform, quadratic, karras, log_snr, logistic, beta, or
-            beta_sigmas, as `paths.time_grid` has them. Not used by auto.
+        timestep_spacing: linspace, leading, trailing, to_zero, uniform, quadratic, karras, log_snr, logistic, beta,
+            beta_sigmas, straight, karras_levels, or skipping, as `paths.time_grid` has them. Not used by auto.
         steps_offset: offset of the leading grid.
         open_end: the linspace and leading grids are those of one level more, without the last, as diffusers'
             DPM-Solver, UniPC, DEIS and SA-Solver have them.
@@ -194,8 +206,17 @@ class ScoreSDEScheduler(SavedConfig):
             moves half as far in lambda.
         use_dynamic_shifting: the shift comes with each trajectory, as `mu` of `set_timesteps`: e^mu, or mu itself with
             time_shift_type "linear" instead of "exponential".
+        network_map: what the network was trained to be: None, a denoiser; flow_map, told a second time it leads there,
+            and told its own it is a denoiser; consistency, it leads to t_min, whether it is told or not.
+        map_steps: number of steps that such a network was made for, which pipelines take by themselves; None for 2.
+        original_inference_steps: of a consistency model as diffusers' LCM and TCD schedulers have it: the grid is
+            skipping, whatever timestep_spacing says, of this number of steps of training; None for neither.
         shift_terminal: on the linear path, the time of the last evaluation, to which grids are stretched (LTX-Video).
             Not used by auto.
+        domain: where samples (B, C, ...) live: None for flat space, torus (angles in radians in [-pi, pi)), box ([-1,
+            1], reflected), sphere (unit vectors along axis 1), or of a product the number of entries of axis 1 by name,
+            in their order, {"torus": 2, "flat": 1}. It goes with ve and prediction type score, a tangent vector, or
+            epsilon, -sigma times that; sigma_min and sigma_max are by default the domain's. See `domains`.
 
     Raises ValueError at construction for every unknown or contradictory value, for every number out of its range
     (`checks.NUMBERS`, and the rows of `solvers.PREDICTORS`), and for options that the predictor doesn't have, with what
@@ -264,6 +285,10 @@ class ScoreSDEScheduler(SavedConfig):
         preconditioned: bool = False,
         init_noise: str | None = None,
         exact_zero_snr: bool = False,
+        network_map: str | None = None,
+        map_steps: int | None = None,
+        original_inference_steps: int | None = None,
+        domain: str | dict | list | None = None,
     ):
         if trained_betas is not None:
             # an array or tensor, as a list: what a config can hold
@@ -275,17 +300,26 @@ class ScoreSDEScheduler(SavedConfig):
                 )
                 num_train_timesteps = len(self.config.trained_betas)
                 self.register_to_config(num_train_timesteps=num_train_timesteps)
+        if domain is not None:
+            self.register_to_config(domain=listed(domain))
         check_config(type(self), self.config)
+        if network_map is not None and map_steps is None:
+            self.register_to_config(map_steps=2)
 
         unused = not_of_the_path(self.config)
-        self.path = build_path(sde_type, {name: value for name, value in self.config.items() if name not in unused})
+        of_path = {name: value for name, value in self.config.items() if name not in unused}
+        self.domain = None if domain is None else build_domain(self.config.domain, sigma_max)
+        if self.domain is not None:
+            of_path["sigma_min"] = sigma_min or self.domain.sigma_min
+            of_path["sigma_max"] = sigma_max or self.domain.sigma_max
+        self.path = build_path(sde_type, of_path)
         low, high = ends_of_sigmas(self.path, self.config)
         self.t_min = t_min or low or self.path.t_min
         # what the network was trained on must stand in the saved config
         told = time_told(self.path, self.config)
         self.register_to_config(**told)
         self.parameterization = Parameterization(
-            self.path, of_network(self.config), sigma_data, limit=self._limit, **told
+            self.path, of_network(self.config), sigma_data, limit=self._limit, domain=self.domain, **told
         )
         if sde_type == "discrete_vp":
             chain = inspect.signature(DiscreteVPSDE.from_beta_schedule).parameters
@@ -299,7 +333,7 @@ class ScoreSDEScheduler(SavedConfig):
             raise ValueError(f"0 < t_min < t_max <= 1 is needed; got t_min={self.t_min}, t_max={self.t_max}")
 
         # standard deviation of the noise that sampling starts from
-        self.init_noise_sigma = begin_std(self.path, self.config, self.t_max)
+        self.init_noise_sigma = begin_std(self.path, self.config, self.t_max) if self.domain is None else 1.0
         # entries of the plan per time step: where img2img pipelines may cut `timesteps`
         evaluations = 1 if predictor == "auto" else PREDICTORS[predictor].evaluations
         self.order = evaluations + (corrector_steps if corrector else 0)
@@ -318,6 +352,9 @@ class ScoreSDEScheduler(SavedConfig):
             self.__module__ = __name__.split(".")[-1 if _CARRIED else 0]
         self.num_inference_steps: int | None = None
         self._trajectory: PlannedTrajectory | None = None
+        # of a network of two times, and whether anyone has asked for them
+        self._timesteps_to: torch.Tensor | None = None
+        self._ends_are_told = False
         # of auto: (its times, its predictor, the stock grid's times or, where timestep_spacing says them, none); None
         # where its times were given
         self._moves_with_stock: tuple | None = None
@@ -382,7 +419,10 @@ class ScoreSDEScheduler(SavedConfig):
         have to be waited for, what they give is nan.
         """
         self._is_noised = True
-        return self.path.sample(original_samples, noise, self._time_inside(timesteps))
+        t = self._time_inside(timesteps)
+        if self.domain is not None:
+            return self.domain.perturb(original_samples, self.path.sigma(t), noise)
+        return self.path.sample(original_samples, noise, t)
 
     def scale_noise(self, sample, timestep, noise):
         """`add_noise` as pipelines of flow matching call it."""
@@ -432,12 +472,27 @@ class ScoreSDEScheduler(SavedConfig):
         (B,): the same for every path."""
         return self.path.unit_variance(x, t), per_sample(self.path.half_log_snr(t), x)
 
+    def init_noise(self, shape, generator=None, device=None, dtype=torch.float32):
+        """What a trajectory begins with at t_max, (B, C, ...): noise of the standard deviation init_noise_sigma; on a
+        domain uniform points. With a list of generators, each draws its own."""
+        if self.domain is not None:
+            return self.domain.prior(shape, generator, device, dtype)
+        noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        return noise * self.init_noise_sigma
+
     # --- sampling -------------------------------------------------------------------------------------------------
 
     @property
     def nfe(self):
         """Network evaluations of one trajectory: the length of `timesteps`, but for the last of Wuerstchen's."""
         return len(self._planned().stages)
+
+    @property
+    def timesteps_to(self):
+        """What a network of two times is told as `timestep_to` at each entry of `timesteps`, (nfe,) float32: the time
+        that its map leads to, or its own. None for networks that are no maps (`network_map`)."""
+        self._ends_are_told = True
+        return self._timesteps_to
 
     @property
     def step_index(self):
@@ -546,7 +601,8 @@ class ScoreSDEScheduler(SavedConfig):
             )
         given = times
         if n is None:
-            predictor = ON_GIVEN_TIMES if self.config.predictor == "auto" else self.config.predictor
+            own = self.config.network_map or ON_GIVEN_TIMES
+            predictor = own if self.config.predictor == "auto" else self.config.predictor
         elif t_start is None and self._is_calibrated(n):
             times, predictor = fitted(self, n, shift)
         else:
@@ -568,8 +624,13 @@ class ScoreSDEScheduler(SavedConfig):
     def _lay(self, times, predictor, device=None):
         """Plan an evaluation at each of these times."""
         stages = planned(self, times, predictor)
-        self._trajectory = PlannedTrajectory(self.parameterization, times, predictor, stages)
+        walk = PlannedTrajectory if self.domain is None else DomainTrajectory
+        self._trajectory = walk(self.parameterization, times, predictor, stages)
         self._tell(self._trajectory.evaluated, device)
+        self._timesteps_to, self._ends_are_told = None, False
+        if self.config.network_map is not None:
+            ends = told_ends(self, stages)
+            self._timesteps_to = ends if device is None else moved(ends, torch.device(device))
         self._eta_taken = False
 
     def _tell(self, times, device=None):
@@ -760,6 +821,8 @@ class ScoreSDEScheduler(SavedConfig):
             raise ValueError("use_clipped_model_output=False has no counterpart here: leave it out, or pass True")
         if at >= self.nfe:
             raise ValueError(f"all {self.nfe} entries of the plan have run: call set_timesteps again")
+        if self.config.network_map == "flow_map" and not self._ends_are_told:
+            self._check_told(trajectory.stages[at])
         variance = None
         if sample.ndim > 1 and model_output.shape[1:2] == (2 * sample.shape[1],):
             model_output, variance = model_output.chunk(2, dim=1)
@@ -796,6 +859,15 @@ class ScoreSDEScheduler(SavedConfig):
         if not return_dict:
             return (prev_sample,)
         return ScoreSDESchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised.to(sample.dtype))
+
+    def _check_told(self, stage):
+        """Raise ValueError where a flow map should have been told the time that it leads to."""
+        if stage.t_to is not None:
+            raise ValueError(
+                "this loop or pipeline has not told its network, a flow map, where to lead: pass an entry of "
+                "scheduler.timesteps_to as timestep_to, as a ScoreSDEPipeline does; or take it for an ordinary network "
+                "by a predictor such as 'ddim'"
+            )
 
     def _take_eta(self, at, eta):
         """Plan the rest of the trajectory with this amount of noise, where it is not 0 and not the scheduler's own."""

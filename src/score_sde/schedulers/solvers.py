@@ -47,6 +47,9 @@ class LinearStage:
 
     With `noise_range`, the logarithms of two standard deviations, the network chooses the one of z between them by
     the values in [-1, 1] that it learned (Nichol & Dhariwal 2021, Eq. 15).
+
+    Of a network that maps along the ODE, `t_to` is the time that it is told to lead to, 0 for as near to clean data as
+    it was trained, None for t_eval itself; with `at_end` the D_0 of this stage is the sample x_(t_to) there.
     """
 
     t_eval: float
@@ -55,6 +58,8 @@ class LinearStage:
     noise: float = 0.0
     noise_range: tuple[float, float] | None = None
     corrects: bool = False
+    t_to: float | None = None
+    at_end: bool = False
 
     @property
     def coefficients(self):
@@ -92,6 +97,8 @@ class LangevinStage:
     sigma: float
     snr: float
     noise_range = None
+    t_to = None
+    at_end = False
 
     @property
     def coefficients(self):
@@ -373,6 +380,42 @@ def _integrate(measure, points, places):
     return torch.stack(integrals, dim=1)
 
 
+# --- maps -------------------------------------------------------------------------------------------------------------
+
+
+def flow_map(path, times, to_data, gamma=0.0):
+    """The way that a flow map leads: the straight line (9) along its mean velocity, which is the step of DDIM with the
+    denoised sample that the network gives when it is told where to.
+
+    With gamma it leads further, to the time (1 - gamma) s for a next time s, counted from where the trajectory ends, in
+    whole levels on a discrete path; noise leads from there to s (Kim et al. 2024; Zheng et al. 2024).
+    """
+    t, s = times[:-1], times[1:]
+    below = s
+    if gamma:
+        end = torch.zeros(1).to(times) if to_data else times[-1:]
+        below = end + (1 - gamma) * (s - end)
+        below = ((below * path.levels + 1e-6).floor() / path.levels).minimum(s) if path.levels else below
+    (of_x, of_x0, _), (scale, std) = path.posterior(t, below, 0.0), path.transition(below, s)
+    rows = _rows(t, scale * of_x, scale * of_x0, std, below)
+    steps = [[LinearStage(time, (x,), (x0,), noise, t_to=to)] for time, x, x0, noise, to in rows]
+    return steps + ([[LinearStage(float(times[-1]), (0.0,), (1.0,), t_to=0.0)]] if to_data else [])
+
+
+def consistency(path, times, to_data, gamma=1.0):
+    """Multi-step sampling of a consistency model, which leads to clean data, or to the last of the times: from there
+    noise leads to the next time (Song et al. 2023, algorithm 1). With gamma below 1 the step goes on from the sample,
+    as `flow_map` does, by the same network."""
+    end = 0.0 if to_data else float(times[-1])
+    if gamma < 1:
+        return [[replace(stage, t_to=end)] for [stage] in flow_map(path, times, to_data, gamma)]
+    t, s = times[:-1], times[1:]
+    scale, std = (path.alpha(s), path.sigma(s)) if to_data else path.transition(end, s)
+    rows = _rows(t, scale, std)
+    steps = [[LinearStage(time, (0.0,), (x0,), noise, t_to=end, at_end=not to_data)] for time, x0, noise in rows]
+    return steps + ([[LinearStage(float(times[-1]), (0.0,), (1.0,), t_to=0.0)]] if to_data else [])
+
+
 # --- predictors -------------------------------------------------------------------------------------------------------
 
 
@@ -402,6 +445,7 @@ class Predictor(NamedTuple):
     options: {name: Option} that `stages` takes by name.
     around: {name: Option} of the noise that is added around a single-step ODE solver, which knows none itself.
     multistep: the kind of the function.
+    maps: whether it is for networks that map along the ODE, and not for others.
     """
 
     stages: Callable
@@ -410,6 +454,7 @@ class Predictor(NamedTuple):
     options: dict[str, Option] = {}
     around: dict[str, Option] = {}
     multistep: bool = False
+    maps: bool = False
 
     @property
     def takes(self):
@@ -482,6 +527,8 @@ PREDICTORS = {
     "euler_maruyama": Predictor(euler_maruyama, None, options={"eta": Option(1.0, largest=1e3)}),
     "reverse_diffusion": Predictor(reverse_diffusion, None),
     "none": Predictor(_nothing, None, evaluations=0),
+    "flow_map": Predictor(flow_map, None, options={"gamma": Option(0.0, largest=1.0)}, multistep=True, maps=True),
+    "consistency": Predictor(consistency, None, options={"gamma": Option(1.0, largest=1.0)}, multistep=True, maps=True),
 }
 
 

@@ -76,21 +76,32 @@ FLOW_MATCHING: dict[str, dict] = {
     },
 }
 WUERSTCHEN = "DDPMWuerstchenScheduler"
-TAKEN = (*ACCEPTED, *SCORE_SDE, *EDM, *FLOW_MATCHING, WUERSTCHEN)
+# those whose networks map along the ODE, and what each fixes; number of steps as the pipelines of each have it
+_CONSISTENCY = {"network_map": "consistency", "predictor": "consistency"}
+MAPS: dict[str, dict] = {
+    "LCMScheduler": _CONSISTENCY | _TO_NOISE | {"map_steps": 4},
+    # to its level 0, whose noise stays; gamma is the default of its step; its clip_sample has no effect
+    "TCDScheduler": _CONSISTENCY
+    | _TO_NOISE
+    | {"map_steps": 4, "predictor_kwargs": {"gamma": 0.3}, "denoise_final": False}
+    | {"use_clipped_model_output": None},
+    "CMStochasticIterativeScheduler": _CONSISTENCY
+    | {"map_steps": 1, "sde_type": "edm", "prediction_type": "edm_consistency", "denoise_final": False}
+    | {"timestep_spacing": "karras_levels", "time_input": "log_sigma", "time_scale": 250.0, "time_offset": 0.0},
+    # its networks are told 0 in the end
+    "FlowMapEulerDiscreteScheduler": {"network_map": "flow_map", "predictor": "flow_map", "map_steps": 4}
+    | {"sde_type": "linear", "prediction_type": "flow_prediction", "timestep_spacing": "to_zero", "t_min": 1e-9},
+}
+TAKEN = (*ACCEPTED, *SCORE_SDE, *EDM, *FLOW_MATCHING, WUERSTCHEN, *MAPS)
 
-_CONSISTENCY = "its network is a consistency model, which no solver can sample"
 _INVERSE = "it runs from data to noise; take the config of the scheduler that samples"
 _TOKENS = "its samples are tokens, whose noise is not Gaussian"
 _STAGES = "it changes the size of the sample within a trajectory, and adds noise as it does"
 # those that mean something else, some by the same keys
 REFUSED = {
-    "LCMScheduler": _CONSISTENCY,
-    "TCDScheduler": _CONSISTENCY,
-    "FlowMatchLCMScheduler": _CONSISTENCY,
-    "CMStochasticIterativeScheduler": _CONSISTENCY,
-    "ConsistencyDecoderScheduler": _CONSISTENCY,
-    "SCMScheduler": _CONSISTENCY,
-    "FlowMapEulerDiscreteScheduler": "its network is a flow map, which is told the end of the step, too",
+    "FlowMatchLCMScheduler": "it changes the size of the sample within a trajectory, or the grid as it does",
+    "ConsistencyDecoderScheduler": "its network decodes latents, in two fixed steps",
+    "SCMScheduler": "its path, the cosine and sine of an angle, is none here; cosine_vp has an offset",
     "PiflowScheduler": "its network returns a policy for a whole step, not one denoised sample",
     "DDIMInverseScheduler": _INVERSE,
     "DPMSolverMultistepInverseScheduler": _INVERSE,
@@ -144,6 +155,9 @@ SOLVER = (
 )
 # honoured, as t_max
 CUT = "lambda_min_clipped"
+# of LCM and TCD: honoured under the same name; and refused where LCM mixes the sample into the denoised one by it, at
+# times that its grid holds
+ORIGINAL, BOUNDARY = "original_inference_steps", "timestep_scaling"
 
 # --- keys of the others -----------------------------------------------------------------------------------------------
 
@@ -151,6 +165,9 @@ CUT = "lambda_min_clipped"
 FLOW = ("num_train_timesteps", "shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal", "invert_sigmas")
 # what only pipelines read, to work out the shift of an image's size
 READ_BY_PIPELINES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+# of CMStochasticIterativeScheduler, honoured under the same name, but for those that follow
+OF_CM = ("num_train_timesteps", "sigma_min", "sigma_max", "sigma_data", "rho")
+CLIP_OF_CM, NOISE_OF_CM = "clip_denoised", "s_noise"
 # of EDM, honoured under the same name
 OF_EDM = ("num_train_timesteps", "sigma_min", "sigma_max", "sigma_data", "rho", "prediction_type") + (
     "thresholding",
@@ -193,6 +210,12 @@ def from_stock_config(config, own):
         ours = fixed | {mine: given[key] for key, mine in names.items()}
     elif name in EDM:
         ours = _of_edm(name, given)
+    elif name == "CMStochasticIterativeScheduler":
+        if given[NOISE_OF_CM] != 1:
+            raise ValueError(f"{NOISE_OF_CM}={given[NOISE_OF_CM]!r} of {name} has no counterpart here: leave it out")
+        ours = MAPS[name] | {key: given[key] for key in OF_CM} | {"clip_sample": given[CLIP_OF_CM]}
+    elif name == "FlowMapEulerDiscreteScheduler":
+        ours = MAPS[name] | given
     elif name == WUERSTCHEN:
         ours = {"sde_type": "discrete_vp", "beta_schedule": "wuerstchen", "time_scale": 1.0, "time_offset": 0.0}
         ours |= {"timestep_spacing": "to_zero"}
@@ -209,7 +232,7 @@ def from_stock_config(config, own):
 def _of_chain(name, given, stock, defaults):
     """The config of discrete_vp for a stock scheduler of a chain of betas; of edm for SVD's."""
     refuse_unknown_meaning(stock)
-    keys = {*SAME, *VALUES, *GRIDS, *NEUTRAL, *SOLVER, CUT}
+    keys = {*SAME, *VALUES, *GRIDS, *NEUTRAL, *SOLVER, CUT, ORIGINAL, BOUNDARY}
     # a config in memory may also hold keys of another class, from which it was made
     for key in sorted(given if "_class_name" in stock else given.keys() | stock.keys()):
         if key not in keys and not key.startswith("_"):
@@ -229,7 +252,11 @@ def _of_chain(name, given, stock, defaults):
                 allowed = ", ".join(map(str, values))
                 raise ValueError(f"{key} {given[key]!r} of {name} has no counterpart here; those that have: {allowed}")
             ours[key] = given[key]
-    ours |= ACCEPTED[name]
+    ours |= (ACCEPTED | MAPS)[name]
+    if name in MAPS:
+        ours[ORIGINAL] = given[ORIGINAL]
+    if name == "LCMScheduler":
+        _check_boundary(given)
     ours["exact_zero_snr"] = bool(ours.get("exact_zero_snr") and ours.get("rescale_betas_zero_snr"))
     ours |= {flag: bool(given.get(flag)) for flag in GRIDS}
     has_grid = any(ours[flag] for flag in GRIDS)
@@ -252,6 +279,18 @@ def _of_chain(name, given, stock, defaults):
             )
         ours["t_max"] = levels / path.levels
     return ours
+
+
+def _check_boundary(given):
+    """Raise ValueError where the last time of LCM's grids is so early that its c_skip counts."""
+    last = given["num_train_timesteps"] // given[ORIGINAL] - 1
+    skip = 0.25 / ((last * given[BOUNDARY]) ** 2 + 0.25)
+    if skip > 1e-4:
+        raise ValueError(
+            f"{BOUNDARY}={given[BOUNDARY]!r} of LCMScheduler with {ORIGINAL} {given[ORIGINAL]} has no counterpart: at "
+            f"timestep {last} it mixes {skip:.2g} of the sample into the denoised one; pass fewer {ORIGINAL}, or a "
+            f"larger {BOUNDARY}"
+        )
 
 
 def _of_edm(name, given):
@@ -372,7 +411,13 @@ def _class_name(config):
         return config["_class_name"]
     # in memory it does not say: the class with the most keys, all of which it has
     sizes = {name: len(_defaults(name)) for name in (*TAKEN, *REFUSED) if _defaults(name).keys() <= config.keys()}
-    return max((name for name in sizes if sizes[name]), key=sizes.get, default=None)
+    name = max((name for name in sizes if sizes[name]), key=sizes.get, default=None)
+    if name in ("LCMScheduler", "TCDScheduler"):
+        raise ValueError(
+            "LCMScheduler and TCDScheduler have the same keys: say whose config this is, "
+            "from_config({'_class_name': 'LCMScheduler'} | config)"
+        )
+    return name
 
 
 def _defaults(name):

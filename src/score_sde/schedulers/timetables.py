@@ -15,10 +15,18 @@ from .stock_configs import GRIDS, curve
 # --- grids ------------------------------------------------------------------------------------------------------------
 
 
+# auto's on domains, on the grid of timestep_spacing
+ON_DOMAINS = "deis_2"
+
+
 def solver(scheduler, n):
     """The predictor of a trajectory of n steps, as `plan` takes it."""
     predictor = scheduler.config.predictor
-    return _rule(scheduler, n).predictor if predictor == "auto" else predictor
+    if predictor != "auto":
+        return predictor
+    if scheduler.domain is not None:
+        return ON_DOMAINS
+    return scheduler.config.network_map or _rule(scheduler, n).predictor
 
 
 def _rule(scheduler, n):
@@ -28,8 +36,10 @@ def _rule(scheduler, n):
 
 def grid(scheduler, n, t_max, shift=1.0):
     """The times of n steps up to t_max."""
-    if scheduler.config.predictor != "auto":
+    if scheduler.config.predictor != "auto" or scheduler.domain is not None:
         return stock_grid(scheduler, n, t_max, shift)
+    if scheduler.config.network_map is not None:
+        return shifted(scheduler.path, _spaced(scheduler, "straight", n, t_max), shift)
     rule = _rule(scheduler, n)
     # half as far as the stock grid: good for data that ask for the whole of it, and for data that ask for none
     center = rule.center - math.log(shift) / 2
@@ -43,6 +53,8 @@ def stock_grid(scheduler, n, t_max, shift):
     if config.use_flow_sigmas and spacing in ("leading", "trailing"):
         # as the stock schedulers have it
         spacing = "linspace"
+    if config.original_inference_steps is not None:
+        spacing = "skipping"
     times = _spaced(scheduler, spacing, n, t_max, rho=config.rho)
     times = _stretched(config, shifted(scheduler.path, times, shift))
     return _curved(scheduler, times, t_max) if curve(config) else times
@@ -61,6 +73,8 @@ def _spaced(scheduler, spacing, n, t_max, **options):
         offset=config.steps_offset,
         open_end=config.open_end,
         whole_levels=config.whole_levels,
+        to_data=config.denoise_final,
+        original=config.original_inference_steps,
         **options,
     )
 
@@ -182,6 +196,12 @@ def ends_with_zero(config):
     them."""
     is_told_shares = config.beta_schedule == "wuerstchen" and config.time_scale == 1
     return is_told_shares and config.denoise_final
+
+
+def told_ends(scheduler, stages):
+    """`timesteps_to` for these stages: float32; nearer to clean data than t_min no network was trained."""
+    ends = [stage.t_eval if stage.t_to is None else max(stage.t_to, scheduler.t_min) for stage in stages]
+    return scheduler.timestep(torch.tensor(ends, dtype=torch.float64))
 
 
 def noise_levels(path, times):

@@ -40,7 +40,7 @@ class PlannedTrajectory:
     def __init__(self, parameterization: Parameterization, times, predictor, stages: list[Stage]):
         self.parameterization, self.times, self.predictor, self.stages = parameterization, times, predictor, stages
         self.evaluated = torch.tensor([stage.t_eval for stage in stages], dtype=torch.float64)
-        path, row = parameterization.path, parameterization.row(self.evaluated)
+        path, row = parameterization.path, self._rows()
         # states are float32
         if not all(torch.isfinite(values.float()).all() for values in row):
             raise ValueError(
@@ -51,6 +51,16 @@ class PlannedTrajectory:
         self.rows = list(zip(*(values.tolist() for values in (*row, path.alpha(self.evaluated))), strict=True))
         self._times_there: torch.Tensor | None = None  # on the device of the samples
         self.forget()
+
+    def _rows(self):
+        """(a, b, input_scale) at each evaluation: of the denoised sample, or of the end of the network's map."""
+        a, b, input_scale = self.parameterization.row(self.evaluated)
+        at_end = torch.tensor([stage.at_end for stage in self.stages])
+        if at_end.any():
+            to = torch.tensor([stage.t_to if stage.at_end else stage.t_eval for stage in self.stages]).to(a)
+            of_x, of_x0, _ = self.parameterization.path.posterior(self.evaluated, to, 0.0)
+            a, b = torch.where(at_end, of_x + of_x0 * a, a), torch.where(at_end, of_x0 * b, b)
+        return a, b, input_scale
 
     def forget(self):
         """Begin without a past."""

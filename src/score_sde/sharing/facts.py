@@ -35,10 +35,10 @@ FACTS: dict[str, type | UnionType] = {
     **dict.fromkeys(("characters", "tokens", "length", "long_texts"), int),
     **dict.fromkeys(("data_kind", "tokenizer"), str),
     **dict.fromkeys(("final_loss", "train_seconds"), int | float),
-    # the names of what the network was told beside time
-    "conditions": list,
-    # (channels, ...) of data that are no images
-    "data_shape": list,
+    # the names of what the network was told beside time, and of the numbers of a point; (channels, ...) of other data
+    **dict.fromkeys(("conditions", "columns", "data_shape"), list),
+    "domain": str | list,
+    "missing_rows": int,
 }
 
 
@@ -90,9 +90,12 @@ def check_facts(training):
         value = training.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ValueError(f"training.json: {name} {quoted(value)} must be of type {getattr(kind, '__name__', kind)}")
-    conditions = training.get("conditions") or []
-    if not all(isinstance(name, str) for name in conditions):
-        raise ValueError(f"training.json: conditions {quoted(conditions)} must be names")
+    for key in ("conditions", "columns"):
+        if not all(isinstance(name, str) for name in training.get(key) or []):
+            raise ValueError(f"training.json: {key} {quoted(training[key])} must be names")
+    parts = training.get("domain")
+    if isinstance(parts, list) and not all(isinstance(each, list) and len(each) == 2 for each in parts):
+        raise ValueError(f"training.json: domain {quoted(parts)} must be pairs of a name and a number")
     texts = (training.get("samples") or {}).get("texts") or []
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         raise ValueError(f"training.json: samples.texts {quoted(texts)} must be a list of texts")

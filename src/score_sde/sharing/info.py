@@ -22,7 +22,7 @@ from .token_facts import is_of_tokens, token_facts
 
 
 # what a pipeline's index says of its data
-SAID = ("condition_from", "sampling_rate", "frame_rate", "data_mean", "data_std")
+SAID = ("columns", "condition_from", "sampling_rate", "frame_rate", "data_mean", "data_std")
 
 
 def describe(folder_or_repo, **download):
@@ -38,6 +38,7 @@ def describe(folder_or_repo, **download):
         sampler: {argument: value} of the scheduler's other arguments that are not the defaults.
         components: {name: {"class", "arguments" that are not the defaults, "parameters", a number}}.
         classes: their names.
+        columns: names of the numbers of a point, with commas.
         condition_from: what the image that the network sees beside the sample is of the one to be made.
         sampling_rate, frame_rate: of sound in Hz, of videos in frames a second.
         data_mean, data_std: of data in units of their own, numbers, or one for each channel.
@@ -61,7 +62,7 @@ def describe(folder_or_repo, **download):
             facts["tokens"] = token_facts(folder)
             given = {name: value for name, value in given.items() if name not in facts["tokens"]}
         else:
-            facts["path"] = {name: given.pop(name) for name in ("sde_type", *numbers) if name in given}
+            facts["path"] = {name: given.pop(name) for name in ("sde_type", *numbers, "domain") if name in given}
         facts["prediction"] = given.pop("prediction_type", None)
         if "corrector" not in given:
             given.pop("corrector_steps", None)

@@ -44,6 +44,7 @@ ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "g
 def training_rows(training, kind="image", unit="px"):
     """What is known of the training run, as (name, value) rows; `kind` is of data, with the unit of their size."""
     config, begun = training.get("config") or {}, training.get("started_from") or {}
+    few_step = training.get("few_step") or {}
     trained, is_text = training.get("trained_parameters"), training.get("data_kind") == "text"
     counts = {name: count for name, count in (training.get("class_counts") or {}).items() if isinstance(count, int)}
     classes = ", ".join(f"{name} {count:,}" for name, count in counts.items()) if len(counts) <= 20 else ""
@@ -63,6 +64,9 @@ def training_rows(training, kind="image", unit="px"):
         *token_rows(training),
         (f"{kind}s by class", classes or None, "{}"),
         ("files that were skipped", training.get("skipped_files"), "{:,}"),
+        ("rows left out, in which something is missing", training.get("missing_rows") or None, "{:,}"),
+        ("domain", domain_in_words(training), "{}"),
+        ("columns", ", ".join(training.get("columns") or []) or None, "{}"),
         ("resolution", training.get("resolution"), f"{{}} {unit}"),
         (f"shape of a {kind}", " x ".join(map(str, training.get("data_shape") or [])) or None, "{}"),
         (f"{kind}s by height x width in {unit}", sizes_in_words(training), "{}"),
@@ -75,9 +79,11 @@ def training_rows(training, kind="image", unit="px"):
         ("time", training.get("train_seconds"), "{} s"),
         ("processes", training.get("processes"), "{}"),
         ("machine", training.get("machine"), "{}"),
-        ("objective", config.get("loss") if is_text else None, "{}"),
+        ("objective", config.get("loss") if is_text else few_step.get("method"), "{}"),
+        ("distilled from", few_step.get("teacher"), "{}"),
+        ("guidance that was learned", few_step.get("guidance"), "{}"),
         ("density of times", config.get("time_density"), "{}"),
-        ("weighting of the loss", config.get("weighting"), "{}"),
+        ("weighting of the loss", None if few_step else config.get("weighting"), "{}"),
         ("learning rate", config.get("learning_rate"), "{}"),
         ("EMA decay", config.get("ema_decay"), "{}"),
         ("EMA sigma_rel, reconstructed", training.get("ema_sigma_rel"), "{}"),
@@ -88,6 +94,14 @@ def training_rows(training, kind="image", unit="px"):
         ("diffusers", training.get("diffusers"), "{}"),
     ]
     return [(name, form.format(value)) for name, value, form in rows if value is not None]
+
+
+def domain_in_words(training):
+    """Where points lie, in words; None of other data."""
+    domain = training.get("domain")
+    if isinstance(domain, list):
+        return ", ".join(f"{name} of {size}" for name, size in domain)
+    return domain or ("flat" if training.get("columns") else None)
 
 
 def sizes_in_words(training):
@@ -343,6 +357,7 @@ def write_card(folder, repo_id=None, name=None):
         num_classes=num_classes,
         conditional=conditional,
         other_conditions=others,
+        columns=str(index["columns"]).split(",") if index.get("columns") else [],
         prompts=prompts,
         named_encoder=words.get("text_encoder"),
         by_image=by_image,

@@ -1,0 +1,204 @@
+"""Training on points: angles on tori, points of spheres, numbers in boxes, measurements in flat space."""
+
+from dataclasses import dataclass
+
+import torch
+
+from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde.sharing.bundles import save_bundle
+
+from .clean_samples import CleanSamples
+from .config import LoopConfig, option
+from .diffusion_loss import DiffusionLoss
+from .networks import NetworkConfig, check_conditions, make_point_network, network_class
+from .objective_config import ObjectiveConfig
+from .options import mapping
+from .point_data import PointData, PointDataConfig
+from .point_likelihood import likelihood_metrics, point_nats
+from .provenance import provenance
+from .publishing import PublishConfig, PublishedTask
+from .samples import labels_of
+from .sources import table_on_hub
+from .tasks import loss_by_time
+
+
+# of the likelihood while training goes on; `score-sde evaluate` is exacter
+TOLERANCE = 1e-3
+
+
+@dataclass
+class PointTrainConfig(ObjectiveConfig, LoopConfig, PointDataConfig, NetworkConfig, PublishConfig):
+    """Train a score-based diffusion model on points: angles, points of a sphere, numbers in a box or of any size."""
+
+    configs = "diffusion"
+
+    data_kind: str = option("points", "points, or another kind, which has other options.", "data", common=True)
+    sde_type: str | None = option(
+        None, "Noise path: ve on a domain, whose path it is; in flat space vp unless given.", "path and objective", True
+    )
+    prediction_type: str | None = option(
+        None,
+        "What the network predicts: on a domain score or epsilon, in flat space v_prediction unless given.",
+        "path and objective",
+        common=True,
+    )
+    sample_num_images: int = option(2000, "Points in a picture of samples.", "samples and logs")
+    evaluation_steps: int = option(
+        0,
+        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl): the negative log-likelihood "
+        "of held-out points in nats; 0 for none.",
+        "samples and logs",
+        common=True,
+    )
+    evaluation_points: int = option(1000, "Points of an evaluation, the first ones.", "samples and logs")
+    evaluation_split: str = option("validation", "Split that the held-out points are from.", "samples and logs")
+
+    def problems(self):
+        found = list(PointDataConfig.problems(self))
+        yield from found
+        if found:
+            return
+        on_domain = self.domain_of_scheduler is not None
+        self.sde_type = self.sde_type or ("ve" if on_domain else "vp")
+        self.prediction_type = self.prediction_type or ("epsilon" if on_domain else "v_prediction")
+        yield from LoopConfig.problems(self)
+        yield from self.objective_problems()
+        yield from self.publish_problems()
+        if self.vlb_weight:
+            yield f"vlb_weight {self.vlb_weight} is of images: points have no learned variance, leave it out"
+        if self.evaluation_steps < 0:
+            yield f"evaluation_steps {self.evaluation_steps} must be at least 0"
+        if self.evaluation_points < 2:
+            yield f"evaluation_points {self.evaluation_points} must be at least 2"
+        labelled = self.class_conditional and self.label_column is not None
+        if not labelled and self.sample_guidance_scale != 1:
+            yield f"sample_guidance_scale {self.sample_guidance_scale:g} needs classes: pass label_column, or 1"
+        # every argument of scheduler, objective and network is checked here, before any data is opened
+        try:
+            self.make_objective(self.make_scheduler())
+            with torch.device("meta"):  # without memory or time
+                make_point_network(self, sum(self.domains.values()), num_classes=2 if labelled else None)
+        except (TypeError, ValueError, RuntimeError) as error:
+            yield str(error)
+
+    def make_scheduler(self):
+        domain = self.domain_of_scheduler
+        return ScoreSDEScheduler(
+            sde_type=self.sde_type,
+            prediction_type=self.prediction_type,
+            **({} if domain is None else {"domain": domain}),
+            **mapping("scheduler_kwargs", self.scheduler_kwargs),
+        )
+
+
+class PointTask(PublishedTask):
+    """A score-based diffusion model on the points, scheduler and network of a `PointTrainConfig`."""
+
+    unit = "points"
+
+    def __init__(self, config, accelerator):
+        self.accelerator, self.scheduler = accelerator, config.make_scheduler()
+        self.data = PointData(config, accelerator)
+        dataset = self.data.dataset
+        self.id2label = dataset.id2label if config.class_conditional else None
+        network = make_point_network(config, dataset.shape[0], self.id2label and len(self.id2label))
+        super().__init__(config, network, dataset, dataset.fingerprint())
+        self.component, _ = network_class(config.network)
+        self.conditions = ["class_labels"] if self.id2label else []
+        check_conditions(network, self.conditions)
+        points = CleanSamples(num_classes=dataset.num_classes)
+        self.loss = DiffusionLoss(config.make_objective(self.scheduler), points, network, self.conditions)
+        self.dropout_prob = network.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
+        self.evaluation_steps, self.held_out, self.measured = config.evaluation_steps, None, {}
+        if config.evaluation_steps:
+            with accelerator.main_process_first():
+                self.held_out = self.data.split(config.evaluation_split)
+
+    def compute_loss(self, state, batch, draws):
+        losses = self.loss(state.model, batch, draws, self.dropout_prob)
+        return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
+
+    def after_step(self, state):
+        self.step = state.progress["step"]
+
+    def make_pipeline(self, network):
+        coordinates = self.data.coordinates
+        return ScoreSDEPipeline(
+            scheduler=self.scheduler,
+            id2label=self.id2label,
+            data_mean=list(coordinates.mean),
+            data_std=list(coordinates.std),
+            columns=",".join(coordinates.columns),
+            coordinates=coordinates.on_sphere,
+            **{self.component: network},
+        )
+
+    @torch.compiler.set_stance("force_eager")
+    def sampled(self, pipeline, path):
+        config, count = self.config, self.config.sample_num_images
+        labels = labels_of(range(count), pipeline)
+        pipeline.set_progress_bar_config(desc="sampling", leave=False)
+        output = pipeline(
+            batch_size=count,
+            class_labels=labels,
+            guidance_scale=config.sample_guidance_scale if labels else 1.0,
+            num_inference_steps=config.sample_num_inference_steps,
+            generator=[torch.Generator("cpu").manual_seed(i) for i in range(count)],
+        )
+        beside, names = self.shown()
+        asked = labels and [self.id2label[label] for label in labels]
+        pipeline.kind.save_grid(output.images, path, captions=asked, data=beside, data_captions=names)
+        return {
+            "guidance_scale": config.sample_guidance_scale,
+            "num_inference_steps": config.sample_num_inference_steps,
+            "network_evaluations": output.nfe,
+        }
+
+    def shown(self):
+        """(values of the data that samples are shown beside, their classes' names or None): as many of each class as of
+        samples, the first ones."""
+        dataset, count = self.data.dataset, self.config.sample_num_images
+        if not self.id2label:
+            return dataset.values()[:count].numpy(), None
+        of_class = count // len(self.id2label)
+        rows = torch.cat([torch.nonzero(dataset.labels == label)[:of_class, 0] for label in self.id2label])
+        return dataset.values()[rows].numpy(), [self.id2label[label] for label in dataset.labels[rows].tolist()]
+
+    @torch.compiler.set_stance("force_eager")
+    def evaluate(self, network):
+        pipeline = self.make_pipeline(network).to(self.accelerator.device)
+        pipeline.set_progress_bar_config(disable=True)
+        settings = LikelihoodSettings(self.config.batch_size, self.config.seed, num_workers=self.config.num_workers)
+        nats, labels, _ = point_nats(pipeline, self.held_out, self.config.evaluation_points, settings, self.accelerator)
+        self.measured = {"step": self.step, "nats": nats, "labels": labels}
+        of_classes = {
+            f"held_out_nats_{self.id2label[label]}": float(nats[labels == label].mean())
+            for label in sorted(set([] if labels is None else labels.tolist()))
+        }
+        return {"held_out_loss": float(nats.mean())} | of_classes
+
+    def facts(self):
+        config, coordinates = self.config, self.data.coordinates
+        facts = {"dataset": config.dataset, "dataset_on_hub": table_on_hub(config.dataset), "split": config.split}
+        facts |= {"columns": list(coordinates.columns), "domain": self.scheduler.config.get("domain")}
+        facts["units"] = config.units
+        return {"data_kind": "points", "conditions": self.conditions} | facts | self.data.dataset.row_facts()
+
+    def save(self, pipeline, folder, facts, samples):
+        metrics = []
+        if self.measured.get("step") == facts["steps"]:  # of these weights
+            own = {"dataset": self.config.dataset, "dataset_on_hub": table_on_hub(self.config.dataset)}
+            shared = own | {"split": self.config.evaluation_split, "seed": self.config.seed, "tolerance": TOLERANCE}
+            found = self.measured["nats"], self.measured["labels"], self.id2label, self.data.coordinates
+            metrics = likelihood_metrics(*found, shared | provenance(self.accelerator.device))
+        return save_bundle(pipeline, folder, facts=facts, metrics=metrics, sample_grid=samples)
+
+
+@dataclass
+class LikelihoodSettings:
+    """What `point_nats` is told beside its points."""
+
+    batch_size: int
+    seed: int
+    tolerance: float = TOLERANCE
+    num_workers: int | None = None
