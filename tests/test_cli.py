@@ -29,7 +29,7 @@ from score_sde.training.parts.options import WORK_BEGUN, installed_configs
 
 
 COMMANDS = [
-    *("quick-start", "train", "train-autoencoder", "train-classifier", "encode-latents", "evaluate"),
+    *("quick-start", "train", "distill", "train-autoencoder", "train-classifier", "encode-latents", "evaluate"),
     *("reconstruct-ema", "share-latents", "tokenizer", "sample", "info", "calibrate", "plot"),
     *("push", "verify", "card", "convert", "space", "env", "merge"),
 ]
@@ -231,7 +231,7 @@ def test_the_report_of_the_environment_names_versions_and_no_place(capsys):
             "score-sde sample: error: class '10' is unknown; this",
         ),
         (["sample", "PIPELINE", "--output", "no/such/x.png"], "--output 'no/such/x.png': there is no such folder"),
-        (["sample", "PIPELINE", "--output", "x.jpg"], "--output 'x.jpg' must be a .png, .npy, .wav or .gif file"),
+        (["sample", "PIPELINE", "--output", "x.jpg"], "--output 'x.jpg' must be a .png, .npy, .wav, .gif or .csv file"),
         (["plot", "nowhere"], "score-sde plot: error: 'nowhere' is no folder"),
         (["sample", "PIPELINE", "--device", "gpu"], "--device gpu: "),
         (["sample", "PIPELINE", "--dtype", "int8"], "--dtype 'int8' is unknown; choose one of float32, "),
@@ -482,7 +482,7 @@ def test_a_text_has_nothing_that_a_terminal_obeys(monkeypatch, capsys):
         ("pipeline", ("--length", 4), "--length means nothing for this model, which makes no texts"),
         ("pipeline", ("--temperature", 1), "--temperature means nothing for this model"),
         ("pipeline", ("--stream",), "--stream means nothing for this model"),
-        ("pipeline", ("--output", "x.txt"), "--output 'x.txt' must be a .png, .npy, .wav or .gif file"),
+        ("pipeline", ("--output", "x.txt"), "--output 'x.txt' must be a .png, .npy, .wav, .gif or .csv file"),
     ],
     ids=str,
 )
