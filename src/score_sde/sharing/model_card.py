@@ -68,6 +68,7 @@ def training_rows(training, kind="image", unit="px"):
         ("domain", domain_in_words(training), "{}"),
         ("columns", ", ".join(training.get("columns") or []) or None, "{}"),
         ("resolution", training.get("resolution"), f"{{}} {unit}"),
+        (f"shape of a {kind}", " x ".join(map(str, training.get("data_shape") or [])) or None, "{}"),
         (f"{kind}s by height x width in {unit}", sizes_in_words(training), "{}"),
         ("optimizer steps", training.get("steps"), "{:,}"),
         ("sequences seen" if is_text else f"{kind}s seen", training.get("images_seen"), "{:,}"),
@@ -305,7 +306,8 @@ def write_card(folder, repo_id=None, name=None):
     vae_class = component_class(index, "vae", path)
     with naming(os.path.join(folder, network, "config.json")):
         # a network that doesn't say its size can be saved all the same
-        kind = kind_of(network_config | {"sample_size": network_config.get("sample_size") or 1}, **rates_of(index))
+        sized = network_config | {"sample_size": network_config.get("sample_size") or 1}
+        kind = kind_of(sized, **rates_of(index), data_std=index.get("data_std"))
     picture = os.path.join(folder, "samples.png")
     has_samples = os.path.isfile(picture)
     recordings = [f"samples{end}" for end in recordings_of(picture)] if has_samples else []
