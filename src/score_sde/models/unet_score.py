@@ -651,7 +651,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         attention = partial(attention_block, style=style, num_heads=num_attention_heads, head_dim=attention_head_dim)
         to_context = None if cross_attention_dim is None else partial(attention, context_dim=cross_attention_dim)
 
-        over_frames = {}
+        over_frames: dict[str, Any] = {}
         if dimensions == 3:
             over_frames = {"over_frames": partial(FrameLayer, style=style), "halve_frames": halve_frames}
 
@@ -697,7 +697,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                 skips.append(channels)
             num_attentions = layers_per_block * attends[level]
             layers = (inputs, out, num_attentions, resnet, attention, to_context)
-            self.down_blocks.append(DownLevel(*layers, progressive=progressive, **over_frames, **resample))
+            further: dict[str, Any] = over_frames | resample
+            self.down_blocks.append(DownLevel(*layers, progressive=progressive, **further))
 
         self.mid_block = MiddleLevel([channels, channels], channels, 1, resnet, attention, to_context, **over_frames)
 
@@ -713,7 +714,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                     progressive = nn.Sequential(style.norm(out), nn.SiLU(), to_image)
             num_attentions = attends[level] * (len(inputs) if style.attends_always else 1)
             layers = (inputs, out, num_attentions, resnet, attention, to_context)
-            self.up_blocks.append(UpLevel(*layers, progressive=progressive, **over_frames, **resample))
+            further = over_frames | resample
+            self.up_blocks.append(UpLevel(*layers, progressive=progressive, **further))
             channels = out
         upsample = nn.Upsample(scale_factor=along(dimensions, 2))
         self.image_upsample = FIRResample(up=True, dimensions=dimensions) if fir else upsample
