@@ -263,7 +263,7 @@ def sample(
             guidance_scale=guidance,
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
-            output_type="np" if output.lower().endswith(".npy") else None,
+            output_type="np" if str(output).lower().endswith(".npy") else None,
             **given(height=height, width=width),
         )
         images.extend(drawn.images)  # a list, or an array

@@ -33,10 +33,10 @@ class PointTrainConfig(ObjectiveConfig, LoopConfig, PointDataConfig, NetworkConf
     configs = "diffusion"
 
     data_kind: str = option("points", "points, or another kind, which has other options.", "data", common=True)
-    sde_type: str | None = option(
+    sde_type: str | None = option(  # type: ignore[assignment]  # the domain decides
         None, "Noise path: ve on a domain, whose path it is; in flat space vp unless given.", "path and objective", True
     )
-    prediction_type: str | None = option(
+    prediction_type: str | None = option(  # type: ignore[assignment]
         None,
         "What the network predicts: on a domain score or epsilon, in flat space v_prediction unless given.",
         "path and objective",

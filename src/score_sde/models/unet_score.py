@@ -327,9 +327,9 @@ class UNetLevel(nn.Module):
         resnet,
         attention,
         to_context,
+        progressive=None,
         over_frames=None,
         halve_frames=False,
-        progressive=None,
         **resample,
     ):
         super().__init__()
@@ -651,7 +651,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         attention = partial(attention_block, style=style, num_heads=num_attention_heads, head_dim=attention_head_dim)
         to_context = None if cross_attention_dim is None else partial(attention, context_dim=cross_attention_dim)
 
-        over_frames = {}
+        over_frames: dict[str, Any] = {}
         if dimensions == 3:
             over_frames = {"over_frames": partial(FrameLayer, style=style), "halve_frames": halve_frames}
 
@@ -684,7 +684,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
         for level, out in enumerate(block_out_channels):
             inputs = [channels] + [out] * (layers_per_block - 1)
             progressive: nn.Module | None = None
-            channels, resample = out, {}
+            resample: dict[str, Any] = {}
+            channels = out
             skips += [out] * layers_per_block
             if level < levels - 1:
                 resample = {"down": True}
@@ -696,8 +697,10 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                     channels = 2 * out if progressive_combine == "cat" else out
                 skips.append(channels)
             num_attentions = layers_per_block * attends[level]
-            layers = (inputs, out, num_attentions, resnet, attention, to_context)
-            self.down_blocks.append(DownLevel(*layers, progressive=progressive, **over_frames, **resample))
+            resample |= over_frames
+            self.down_blocks.append(
+                DownLevel(inputs, out, num_attentions, resnet, attention, to_context, progressive, **resample)
+            )
 
         self.mid_block = MiddleLevel([channels, channels], channels, 1, resnet, attention, to_context, **over_frames)
 
@@ -712,8 +715,10 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
                     to_image = convolution(dimensions, out, out_channels)
                     progressive = nn.Sequential(style.norm(out), nn.SiLU(), to_image)
             num_attentions = attends[level] * (len(inputs) if style.attends_always else 1)
-            layers = (inputs, out, num_attentions, resnet, attention, to_context)
-            self.up_blocks.append(UpLevel(*layers, progressive=progressive, **over_frames, **resample))
+            resample |= over_frames
+            self.up_blocks.append(
+                UpLevel(inputs, out, num_attentions, resnet, attention, to_context, progressive, **resample)
+            )
             channels = out
         upsample = nn.Upsample(scale_factor=along(dimensions, 2))
         self.image_upsample = FIRResample(up=True, dimensions=dimensions) if fir else upsample
