@@ -70,12 +70,12 @@ def cosines():
     return found
 
 
-def measure_process(pipeline, dataset, count=4096, rows=256, steps=30):
+def measure_process(pipeline, dataset, count, rows, steps=30):
     truth, test = covariance(), np.load(dataset.replace("{split}", "test"))[:rows]
     generator = torch.Generator().manual_seed(0)
     parts = [
-        pipeline(batch_size=512, num_inference_steps=steps, generator=generator).images[:, 0]
-        for _ in range(count // 512)
+        pipeline(batch_size=min(512, count), num_inference_steps=steps, generator=generator).images[:, 0]
+        for _ in range(max(1, count // 512))
     ]
     drawn = np.concatenate(parts).astype(np.float64)
     # power of the cosine transform, by frequency
@@ -144,7 +144,7 @@ def log_spectra(sounds):
 class Ridge:
     """Ridge regression on log spectra, one column for each class."""
 
-    def __init__(self, sounds, labels, strength=100.0):
+    def __init__(self, sounds, labels, strength=1000.0):
         x = log_spectra(sounds)
         self.mean, self.std = x.mean(0), x.std(0).clamp_min(1e-3)
         x = self.features(sounds)
@@ -281,6 +281,8 @@ def main():
     parser.add_argument("--data", default="shared/data", help="folder of the spoken digits' parquet files")
     parser.add_argument("--work", default="runs/signals", help="folder of the runs")
     parser.add_argument("--part", choices=TABLES)
+    parser.add_argument("--samples", type=int, default=4096, help="of the Gaussian process")
+    parser.add_argument("--rows", type=int, default=256, help="of the Gaussian process, for their likelihood")
     parser.add_argument("--per_class", type=int, default=20, help="samples of each digit")
     parser.add_argument("--guidance_scale", type=float, default=2.0)
     parser.add_argument("--steps", type=int, default=50)
@@ -294,7 +296,7 @@ def main():
         pipeline = ScoreSDEPipeline.from_pretrained(folder)
         pipeline.set_progress_bar_config(disable=True)
         if arguments.part == "gaussian_process":
-            found = measure_process(pipeline, dataset)
+            found = measure_process(pipeline, dataset, arguments.samples, arguments.rows)
         else:
             settings = arguments.guidance_scale, arguments.per_class, arguments.steps
             found = measure_digits(pipeline, arguments.data, *settings)

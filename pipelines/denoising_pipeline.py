@@ -208,8 +208,8 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         return {name: self.config.get(name) for name in ("sampling_rate", "frame_rate")}
 
     @property
-    def image_channels(self) -> int:
-        """Number of channels of the images that the pipeline makes and takes."""
+    def image_channels(self) -> int | None:
+        """Number of channels of the data that the pipeline makes and takes; None where an autoencoder doesn't say."""
         return self.kind.data_channels
 
     def sample_shape(self, batch_size: int) -> tuple[int, ...]:

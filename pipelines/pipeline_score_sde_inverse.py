@@ -173,8 +173,8 @@ class ScoreSDEInversePipeline(TrajectoryPipeline):
         network = call.guided_network(batch_size, None, guidance_scale, conditions=conditions)
         noise = call.prepare_noise(batch_size, generator, latents)
 
-        of_samples = (operator, y) if method == "dps" else call._of_samples(operator, y)
-        problem = _Problem(call, *of_samples, noise_std, generator)
+        of_samples, y_of_samples = (operator, y) if method == "dps" else call._of_samples(operator, y)
+        problem = _Problem(call, of_samples, y_of_samples, noise_std, generator)
         after_step = entries = None
         if num_inference_steps is not None:
             told = call.told_of_guidance(guidance_scale)

@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import ClassVar
 
 import torch
 
@@ -77,7 +78,7 @@ class TrainConfig(
     """Train a score-based diffusion model, in pixels or in the latent space of an autoencoder."""
 
     configs = "diffusion"
-    other_kinds = {"text": TextTrainConfig, "points": PointTrainConfig, **SIGNAL_KINDS}
+    other_kinds: ClassVar[dict] = {"text": TextTrainConfig, "points": PointTrainConfig, **SIGNAL_KINDS}
 
     data_kind: str = option(
         "image",

@@ -209,7 +209,19 @@ def test_names_are_printed_without_what_a_terminal_obeys(bundle, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar10", "cifar10_one_gpu", "classics", "clothing128", "emoji64", "qm9", "quick_start"]
+    "name",
+    [
+        "cifar10",
+        "cifar10_one_gpu",
+        "classics",
+        "clothing128",
+        "emoji64",
+        "qm9",
+        "quick_start",
+        "torsions",
+        "sidechains",
+        "earth_events",
+    ],
 )
 def test_folders_without_code_say_what_is_missing(name):
     folder = ROOT / "model_cards" / name

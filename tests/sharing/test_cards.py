@@ -218,7 +218,19 @@ def test_limits_are_those_of_the_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["quick_start", "cifar10", "cifar10_one_gpu", "clothing128", "emoji64", "classics", "qm9"]
+    "name",
+    [
+        "quick_start",
+        "cifar10",
+        "cifar10_one_gpu",
+        "clothing128",
+        "emoji64",
+        "classics",
+        "qm9",
+        "torsions",
+        "sidechains",
+        "earth_events",
+    ],
 )
 def test_the_committed_cards_are_what_their_facts_say(name, tmp_path):
     committed = ROOT / "model_cards" / name

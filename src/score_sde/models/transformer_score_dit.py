@@ -582,7 +582,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                     f"num_frequencies {num_frequencies} must be a whole number from {least} to {MAX_FREQUENCIES}"
                 )
             angles = sum(part.stop - part.start for name, part in self.parts if name == "torus")
-            seen_channels = in_channels + 2 * num_frequencies * derived_channels - angles
+            seen_channels = in_channels + 2 * num_frequencies * (derived_channels or 0) - angles
         told = time_conditioning or num_classes is not None or pooled_projection_dim is not None
         if conditioning == "cross_attention" and not told and cross_attention_dim is None:
             raise ValueError(

@@ -35,8 +35,8 @@ FACTS: dict[str, type | UnionType] = {
     **dict.fromkeys(("characters", "tokens", "length", "long_texts"), int),
     **dict.fromkeys(("data_kind", "tokenizer"), str),
     **dict.fromkeys(("final_loss", "train_seconds"), int | float),
-    # the names of what the network was told beside time, and of the numbers of a point
-    **dict.fromkeys(("conditions", "columns"), list),
+    # the names of what the network was told beside time, and of the numbers of a point; (channels, ...) of other data
+    **dict.fromkeys(("conditions", "columns", "data_shape"), list),
     "domain": str | list,
     "missing_rows": int,
 }

@@ -21,6 +21,10 @@ from .model_card import training_rows
 from .token_facts import is_of_tokens, token_facts
 
 
+# what a pipeline's index says of its data
+SAID = ("columns", "condition_from", "sampling_rate", "frame_rate", "data_mean", "data_std")
+
+
 def describe(folder_or_repo, **download):
     """What is known of a bundle, as a JSON-able dict; what its files don't tell is left out.
 
@@ -37,6 +41,7 @@ def describe(folder_or_repo, **download):
         columns: names of the numbers of a point, with commas.
         condition_from: what the image that the network sees beside the sample is of the one to be made.
         sampling_rate, frame_rate: of sound in Hz, of videos in frames a second.
+        data_mean, data_std: of data in units of their own, numbers, or one for each channel.
         training: what training.json holds.
         metrics: measurements, as metrics.json holds them.
         code: {path: verdict} of the code that it carries, see `verify`.
@@ -73,8 +78,7 @@ def describe(folder_or_repo, **download):
         facts["components"][name] |= {"parameters": parameters} if parameters else {}
     labels = index.get("id2label") or {}
     facts["classes"] = [labels[number] for number in sorted(labels, key=int)]
-    beside = ("columns", "condition_from", "sampling_rate", "frame_rate")
-    facts |= {name: index[name] for name in beside if index.get(name)}
+    facts |= {name: index[name] for name in SAID if index.get(name) is not None}
     facts["training"] = read_facts(folder)
     facts["metrics"] = read_json(os.path.join(folder, "metrics.json")) or []
     facts["code"] = verify(folder)
@@ -139,8 +143,7 @@ def as_text(facts):
         rows.append((name, ", ".join([each["class"], count, *listed(each["arguments"]).split(", ")]).rstrip(", ")))
     if facts["classes"]:
         rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
-    beside = ("columns", "condition_from", "sampling_rate", "frame_rate")
-    rows += [(name, facts[name]) for name in beside if name in facts]
+    rows += [(name, facts[name]) for name in SAID if name in facts]
     rows += training_rows(facts["training"], *(("text", "tokens") if "tokens" in facts else ()))
     settings = ("standard_error", "n", "split", "nfe", "sampler", "guidance_scale", "dataset")
     for each in facts["metrics"]:

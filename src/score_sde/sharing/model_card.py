@@ -68,6 +68,7 @@ def training_rows(training, kind="image", unit="px"):
         ("domain", domain_in_words(training), "{}"),
         ("columns", ", ".join(training.get("columns") or []) or None, "{}"),
         ("resolution", training.get("resolution"), f"{{}} {unit}"),
+        (f"shape of a {kind}", " x ".join(map(str, training.get("data_shape") or [])) or None, "{}"),
         (f"{kind}s by height x width in {unit}", sizes_in_words(training), "{}"),
         ("optimizer steps", training.get("steps"), "{:,}"),
         ("sequences seen" if is_text else f"{kind}s seen", training.get("images_seen"), "{:,}"),
@@ -187,9 +188,9 @@ def eval_results(metrics, task):
     ]
 
 
-def call_arguments(stock, num_classes, labels, settings, prompts=(), by_image=False):
+def call_arguments(stock, num_classes, labels, settings, prompts=(), by_image=False, learned=None):
     """The arguments of a call of the pipeline, Python: of the first and last class, and the first prompt, where there
-    are some, and of a condition image."""
+    are some, and of a condition image; without guidance where a network has `learned` that of one scale."""
     arguments: dict = {"batch_size": 4}
     if num_classes:
         # a stock pipeline knows numbers alone
@@ -201,6 +202,8 @@ def call_arguments(stock, num_classes, labels, settings, prompts=(), by_image=Fa
         arguments |= {"prompt": prompts[0], "guidance_scale": settings.get("guidance_scale")}
     if by_image:
         arguments |= {"condition_image": Written("condition"), "guidance_scale": settings.get("guidance_scale")}
+    if learned is not None:
+        arguments.pop("guidance_scale", None)
     arguments |= {"num_inference_steps": settings.get("num_inference_steps")}
     written = {
         name: value if isinstance(value, Written) else as_python(value) for name, value in arguments.items() if value
@@ -303,7 +306,8 @@ def write_card(folder, repo_id=None, name=None):
     vae_class = component_class(index, "vae", path)
     with naming(os.path.join(folder, network, "config.json")):
         # a network that doesn't say its size can be saved all the same
-        kind = kind_of(network_config | {"sample_size": network_config.get("sample_size") or 1}, **rates_of(index))
+        sized = network_config | {"sample_size": network_config.get("sample_size") or 1}
+        kind = kind_of(sized, **rates_of(index), data_std=index.get("data_std"))
     picture = os.path.join(folder, "samples.png")
     has_samples = os.path.isfile(picture)
     recordings = [f"samples{end}" for end in recordings_of(picture)] if has_samples else []
@@ -360,7 +364,10 @@ def write_card(folder, repo_id=None, name=None):
         named_encoder=words.get("text_encoder"),
         by_image=by_image,
         condition_from=index.get("condition_from"),
-        arguments=call_arguments(stock, num_classes, labels, (measured or [sampled])[0], prompts, by_image),
+        arguments=call_arguments(
+            *(stock, num_classes, labels, (measured or [sampled])[0], prompts, by_image),
+            learned=network_config.get("folded_guidance"),
+        ),
         samplers=samplers,
         sampler_table=sampler_table(samplers) if samplers else None,
         has_samples=has_samples,

@@ -42,7 +42,7 @@ def guided_diffusion_table(model, new_attention_order):
         table[f"{ours}.to_out.0.bias"] = ((f"{theirs}.proj_out.bias",), same)
 
     def level(ours, blocks, numbers, theirs):
-        for i, (block, follows, _) in enumerate(blocks.blocks()):
+        for i, (block, follows, *_) in enumerate(blocks.blocks()):
             number = next(numbers)
             resnet(f"{ours}.resnets.{i}", block, f"{theirs}.{number}.0")
             if follows is not None:

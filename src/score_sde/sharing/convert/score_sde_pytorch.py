@@ -37,7 +37,7 @@ def original_unet_table(model):
             table[f"{ours}.{name}.bias"] = ((f"{theirs}.NIN_{i}.b",), same)
 
     def level(ours, blocks):
-        for i, (block, follows, _) in enumerate(blocks.blocks()):
+        for i, (block, follows, *_) in enumerate(blocks.blocks()):
             resnet(f"{ours}.resnets.{i}", block)
             if follows is not None:
                 attention(f"{ours}.attentions.{list(blocks.attentions).index(follows)}")
