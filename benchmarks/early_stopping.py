@@ -45,12 +45,14 @@ TARGETS = {
 
 
 class Network(torch.nn.Module):
-    """A perceptron of the point and waves of log sigma, divided by sigma."""
+    """A perceptron of the point, in the box its distances from the walls in units of sigma, and waves of log sigma,
+    divided by sigma."""
 
     def __init__(self, scheduler, width=128):
         super().__init__()
         self.scheduler = scheduler
-        layers = [torch.nn.Linear(2 + 16, width), torch.nn.SiLU()]
+        inputs = 2 + 16 + (4 if scheduler.domain else 0)
+        layers = [torch.nn.Linear(inputs, width), torch.nn.SiLU()]
         for _ in range(2):
             layers += [torch.nn.Linear(width, width), torch.nn.SiLU()]
         self.layers = torch.nn.Sequential(*layers, torch.nn.Linear(width, 2))
@@ -59,6 +61,8 @@ class Network(torch.nn.Module):
         sigma = self.scheduler.path.sigma(self.scheduler.path_time(timestep)).float().reshape(-1, 1)
         waves = 2.0 ** torch.arange(-3, 5) * sigma.log()
         inputs = [x / (1 + sigma**2).sqrt(), waves.sin().expand(len(x), -1), waves.cos().expand(len(x), -1)]
+        if self.scheduler.domain:
+            inputs.append((torch.cat([1 - x, 1 + x], dim=1) / sigma).clamp_max(4))
         self.sample = self.layers(torch.cat(inputs, dim=1)) / sigma
         return self
 
@@ -132,7 +136,7 @@ def draw(results, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train_steps", type=int, default=3000)
+    parser.add_argument("--train_steps", type=int, default=2000)
     parser.add_argument("--num_samples", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()

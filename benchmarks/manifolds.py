@@ -22,9 +22,11 @@ import torch
 from accelerate import Accelerator
 
 from score_sde import load_bundle
+from score_sde.pipelines.writing import write_json
+from score_sde.sharing.model_card import write_card
 from score_sde.training import train
 from score_sde.training.parts.point_data import PointDataset, Table
-from score_sde.training.parts.point_likelihood import point_nats
+from score_sde.training.parts.point_likelihood import nats_in_words, point_nats
 from score_sde.training.parts.provenance import provenance
 
 
@@ -41,15 +43,10 @@ RUNS = {
     "earth_events_flat": ("earth_events/diffusion", "earth_events", FLAT),
     "sidechains": ("sidechains/diffusion", "sidechain_torsions", []),
 }
-# of shared/data/README.md, test: von Mises (-Fisher) kernel densities, and the Riemannian score-based model of De
-# Bortoli et al. 2022
-KERNELS = {
-    "torsions": {"general": 1.260, "glycine": 2.074, "proline": 0.648, "pre-proline": 1.484},
-    "earth_events": {"earthquake": -0.274, "fire": -1.580, "volcano": -4.453},
-    "earth_events, new places": {"earthquake": -0.073, "fire": -1.578, "volcano": 6.76},
-}
+# of shared/data/README.md: kernel densities on test places that are not in train
+NEW_PLACES = {"earthquake": -0.073, "fire": -1.578, "volcano": 6.76}
+# the Riemannian score-based model of De Bortoli et al. 2022
 PUBLISHED = {"earthquake": -0.19, "fire": -1.33, "volcano": -4.92}
-UNIFORM = {"torsions": 2 * math.log(2 * math.pi), "earth_events": math.log(4 * math.pi)}
 
 
 def read(path):
@@ -145,67 +142,68 @@ def pictures(name, folder, data):
     return {"outside": round(float(outside), 4), "network_evaluations": output.nfe}
 
 
-def kernel_density(folder, data, kind, seed=0):
-    """Test nats of a von Mises kernel density on train, with its concentration chosen on a tenth of train and 0.1 % of
-    the uniform density mixed in, as shared/data/README.md has them."""
+def kernel_density(name, folder, data, kind, seed=0):
+    """Nats of the same test points by a von Mises (-Fisher) kernel density on train, its concentration chosen on a
+    tenth of train, with 0.1 % of the uniform density mixed in, as shared/data/README.md has them."""
 
-    def angles(split):
-        table = table_of("sidechains", folder, data, split)
-        return torch.from_numpy(np.radians(table.values[np.array(table.labels) == kind])).float()
+    def points(split):
+        table = table_of(name, folder, data, split)
+        rows = torch.from_numpy(np.radians(table.values[np.array(table.labels) == kind]))
+        if name == "earth_events":
+            (latitude, longitude), across = rows.unbind(1), rows[:, 0].cos()
+            return torch.stack([across * longitude.cos(), across * longitude.sin(), latitude.sin()], dim=1)
+        # cos(a - b) = cos a cos b + sin a sin b
+        return torch.cat([rows.cos(), rows.sin()], dim=1)
 
-    whole, test = angles("train"), angles("test")
-    columns = whole.shape[1]
+    whole, test = points("train"), points("test")[: MOST_OF_SIX if name == "sidechains" else MOST]
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
     held_out, train_ = whole[order[: len(whole) // 10]], whole[order[len(whole) // 10 :]]
-    uniform = columns * math.log(2 * math.pi)
+    angles = 0 if name == "earth_events" else whole.shape[1] // 2
+    uniform = angles * math.log(2 * math.pi) if angles else math.log(4 * math.pi)
 
     def nats(points, centres, kappa):
-        # log sum over centres of exp(kappa sum cos(difference)), by cos(a - b) = cos a cos b + sin a sin b
-        log_norm = columns * (math.log(2 * math.pi) + math.log(float(torch.special.i0e(torch.tensor(kappa)))) + kappa)
-        there = torch.cat([centres.cos(), centres.sin()], dim=1)
-        found = []
-        for part in points.split(500):
-            here = torch.cat([part.cos(), part.sin()], dim=1)
-            found.append(torch.logsumexp(kappa * (here @ there.T), 1) - math.log(len(centres)) - log_norm)
-        mixed = torch.logaddexp(torch.cat(found) + math.log(0.999), torch.tensor(math.log(0.001) - uniform))
-        return -mixed.double().numpy()
+        # of exp(kappa (cosines - their largest sum))
+        log_norm = math.log(2 * math.pi / kappa) + math.log(-math.expm1(-2 * kappa))
+        if angles:
+            log_norm = angles * math.log(2 * math.pi * float(torch.special.i0e(torch.tensor(float(kappa)))))
+        there, largest, found = kappa * centres.float().T, kappa * (angles or 1), []
+        for part in points.float().split(500):
+            found.append(torch.logsumexp(part @ there - largest, 1).double())
+        log_density = torch.cat(found) - math.log(len(centres)) - log_norm
+        floor = torch.tensor(math.log(0.001) - uniform, dtype=torch.float64)
+        return -torch.logaddexp(log_density + math.log(0.999), floor).numpy()
 
-    kappas = [10, 20, 40, 60, 80, 120, 160]
-    best = min(kappas, key=lambda kappa: nats(held_out, train_, kappa).mean())
+    kappas = [20, 40, 60, 80, 120, 160, 320, 640, 1280, 2560, 10_000, 40_000]
+    best = min(kappas, key=lambda kappa: nats(held_out[:2000], train_, kappa).mean())
     return summary(nats(test, whole, best)) | {"concentration": best, "uniform": round(uniform, 4)}
 
 
 def report():
+    """The tables of manifolds.json."""
     results = read(RESULTS)
     lines = [
-        "| test points, nats | n | uniform | kernel density | published | on the domain | flat |",
+        "| test points, nats | n | uniform | kernel density | published | on the domain | flat, ignoring it |",
         "|" + "---|" * 7,
     ]
 
-    def cell(found, *keys):
-        for key in keys:
-            found = (found or {}).get(key)
+    def cell(found):
         return f"{found['nats']:.3f} ± {found['standard_error']:.3f}" if found else ""
 
-    for name in ("torsions", "earth_events"):
-        own, flat = results.get(name, {}).get("nats"), results.get(f"{name}_flat", {}).get("nats")
-        for title, keys in ((name, ()), (f"{name}, new places", ("new places",))):
-            for kind, density in KERNELS.get(title, {}).items():
-                where = own or {}
-                for key in keys:
-                    where = where.get(key, {})
-                published = f"{PUBLISHED[kind]:.2f}" if title == "earth_events" else ""
-                lines.append(
-                    f"| {kind}{', new places' if keys else ''} | {where.get(kind, {}).get('n', '')} | "
-                    f"{UNIFORM[name]:.3f} | {density:.3f} | {published} | {cell(own, *keys, kind)} | "
-                    f"{cell(flat, *keys, kind)} |"
-                )
-    side = results.get("sidechains", {})
-    for kind, density in side.get("kernel_density", {}).items():
-        lines.append(
-            f"| {kind}, 6 angles | {density['n']} | {density['uniform']:.3f} | {density['nats']:.3f} | | "
-            f"{cell(side.get('nats'), kind)} | |"
-        )
+    for name in ("torsions", "sidechains", "earth_events"):
+        own, flat = results.get(name, {}), results.get(f"{name}_flat", {}).get("nats", {})
+        for kind, density in own.get("kernel_density", {}).items():
+            published = f"{PUBLISHED[kind]:.2f}" if name == "earth_events" else ""
+            title = f"{kind}, 6 angles" if name == "sidechains" else kind
+            lines.append(
+                f"| {title} | {own['nats'][kind]['n']} | {density['uniform']:.3f} | "
+                f"{cell(density)} | {published} | {cell(own['nats'][kind])} | {cell(flat.get(kind))} |"
+            )
+        for kind, found in own.get("nats", {}).get("new places", {}).items():
+            theirs = flat.get("new places", {}).get(kind)
+            lines.append(
+                f"| {kind}, new places | {found['n']} | 2.531 | {NEW_PLACES[kind]:.3f} (of all) | | {cell(found)} | "
+                f"{cell(theirs)} |"
+            )
     print("\n".join(lines))
     for name, each in results.items():
         print(
@@ -215,17 +213,38 @@ def report():
 
 
 def cards(runs):
-    """The small files of the runs on domains as model_cards/."""
+    """The small files of the runs on domains as model_cards/, with the figures of manifolds.json."""
     for name in ("torsions", "earth_events", "sidechains"):
-        folder, target = runs / name / "pipeline", HERE.parent / "model_cards" / name
-        for path in ("README.md", "model_index.json", "training.json", "metrics.json", "samples.png"):
-            if (folder / path).is_file():
-                target.mkdir(exist_ok=True)
-                shutil.copy(folder / path, target / path)
-        for path in ("transformer/config.json", "scheduler/scheduler_config.json"):
-            if (folder / path).is_file():
-                (target / path).parent.mkdir(exist_ok=True)
-                shutil.copy(folder / path, target / path)
+        folder, target, found = runs / name / "pipeline", HERE.parent / "model_cards" / name, read(RESULTS)[name]
+        for path in [
+            "model_index.json",
+            "training.json",
+            "samples.png",
+            "transformer/config.json",
+            "scheduler/scheduler_config.json",
+        ]:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / path, target / path)
+        space = load_bundle(str(folder)).kind.coordinates
+        shared = {key: found[key] for key in ("command", "commit", "machine")}
+        shared |= {"dataset": f"{RUNS[name][1]}_{{split}}.parquet", "split": "test", "type": "nats", "seed": 0}
+        what = f"exact likelihood given the class of {nats_in_words(space)} by the probability-flow ODE"
+        groups = [(kind, each) for kind, each in found["nats"].items() if isinstance(each, dict) and "nats" in each]
+        groups += [(f"{kind} on new places", each) for kind, each in found["nats"].get("new places", {}).items()]
+        metrics = [
+            {
+                "name": f"negative log-likelihood of {kind}, nats",
+                "value": each["nats"],
+                "standard_error": each["standard_error"],
+                "n": each["n"],
+                "nfe": found["nats"]["nfe"],
+                "explanation": f"{what}, standard error {each['standard_error']:.4f} over points.",
+            }
+            | shared
+            for kind, each in groups
+        ]
+        write_json(str(target / "metrics.json"), metrics)
+        write_card(str(target))
 
 
 def main():
@@ -247,8 +266,9 @@ def main():
             continue
         folder, began = train_run(name, options.data, options.runs), time.monotonic()
         found = {"nats": measure(name, folder, options.data)} | pictures(name, folder, options.data)
-        if name == "sidechains":
-            found["kernel_density"] = {kind: kernel_density(folder, options.data, kind) for kind in ("ARG", "LYS")}
+        if not name.endswith("_flat"):
+            kinds = load_bundle(str(folder)).config.id2label.values()
+            found["kernel_density"] = {kind: kernel_density(name, folder, options.data, kind) for kind in kinds}
         facts = read(folder / "training.json")
         found |= {key: facts[key] for key in ("steps", "train_seconds", "parameters", "final_loss")}
         keep(name, found | {"measured_seconds": round(time.monotonic() - began)} | provenance(torch.device("cpu")))

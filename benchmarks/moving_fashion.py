@@ -190,8 +190,6 @@ def measure(options):
     results = json.loads(path.read_text()) if path.exists() else {}
     model = VideoClassifier()
     model.load_state_dict(load_file(options.work / "classifier.safetensors"))
-    pipeline = load_bundle(options.work / "run" / "pipeline")
-    pipeline.set_progress_bar_config(disable=True)
     videos, labels = read_videos(options, "train")
     real = moments(measured(model, videos, labels)[0])
 
@@ -211,7 +209,8 @@ def measure(options):
         order = torch.argsort(torch.rand(len(test), FRAMES, generator=mixed), dim=1)
         shuffled = torch.stack([video[:, frames] for video, frames in zip(test, order, strict=True)])
         add("real test videos, frames in any order", shuffled, asked)
-    wanted = torch.arange(options.count) % 10
+    wanted, pipeline = torch.arange(options.count) % 10, load_bundle(options.work / "run" / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
     for scale in (1.0, 1.5):
         name = f"samples, guidance {scale:g}"
         if name not in results:

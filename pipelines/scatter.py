@@ -61,7 +61,10 @@ def panel(values, pair, limits, names, title, colour, aspect=1.0):
             draw.rectangle([x - radius, y - radius, x + radius, y + radius], fill=colour)
         for value, y in ((bottom, ABOVE + HEIGHT - 12), (upper, ABOVE)):
             draw.text((2, y), f"{value:.4g}", fill="black", font=font)
-        draw.text((2, ABOVE + HEIGHT // 2 - 6), str(names[up])[:6], fill="black", font=font)
+        name = Image.new("RGB", (HEIGHT, 14), "white")
+        middle = (HEIGHT - font.getlength(str(names[up]))) / 2
+        ImageDraw.Draw(name).text((middle, 0), str(names[up]), fill="black", font=font)
+        picture.paste(name.transpose(Image.Transpose.ROTATE_90).crop((0, 16, 14, HEIGHT - 16)), (14, ABOVE + 16))
     draw.rectangle([LEFT, ABOVE, LEFT + width, ABOVE + HEIGHT], outline="grey")
     beneath = ABOVE + HEIGHT + 4
     draw.text((LEFT, beneath), f"{low:.4g}", fill="black", font=font)

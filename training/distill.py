@@ -44,7 +44,7 @@ class DistillConfig(TrainConfig):
             yield "teacher: say which model is distilled, a folder or a repo on the Hub"
             return
         if self.data_kind != "image":
-            yield f"data_kind {self.data_kind!r}: samples of numbers alone have an ODE to follow: image"
+            yield f"data_kind {self.data_kind!r} is not distilled, images are: `score-sde train --method`"
             return
         if given := sorted({"init_from", "init_revision"} & self.given):
             yield f"{', '.join(given)}: a student begins with the weights of its teacher: leave it out"

@@ -527,6 +527,25 @@ def convert_guided_diffusion(
     write_converted("guided-diffusion", source, output, network_kwargs, **options)
 
 
+@convert.command("consistency-models")
+def convert_consistency_models(
+    source: Checkpoint,
+    output: Converted,
+    network: Annotated[str, typer.Option(help="The published network: imagenet64 or lsun256.")],
+    network_kwargs: NetworkArguments = "{}",
+    num_train_timesteps: Annotated[
+        int, typer.Option("--num_train_timesteps", help="40 of cd, 201 of ct_imagenet64, 151 of ct on LSUN.")
+    ] = 40,
+    license: License = None,
+):
+    """A checkpoint of openai/consistency_models.
+
+    score-sde convert consistency-models cd_imagenet64_lpips.pt converted --network imagenet64
+    """
+    options = {"network": network, "num_train_timesteps": num_train_timesteps, "license": license}
+    write_converted("consistency-models", source, output, network_kwargs, **options)
+
+
 @convert.command("from-diffusers")
 def convert_from_diffusers(
     source: Pipeline,

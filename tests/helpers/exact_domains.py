@@ -36,12 +36,10 @@ class KernelMixture:
 
     def score(self, x, sigma):
         """Its gradient, (B, C, ...), of the dtype of x."""
-        fine = x.double()
-        logs = torch.stack([self.domain.log_kernel(fine, *each) for each in self._each(x, sigma)], dim=1)
+        each = [self.domain.kernel(x.double(), *component) for component in self._each(x, sigma)]
+        logs, scores = (torch.stack(part, dim=1) for part in zip(*each, strict=True))
         shares = (logs + self.weights.log()).softmax(1)
-        scores = [self.domain.score(fine, *each) for each in self._each(x, sigma)]
-        total = sum(share.reshape(-1, *[1] * (x.ndim - 1)) * s for share, s in zip(shares.T, scores, strict=True))
-        return total.to(x.dtype)
+        return (shares.reshape(*shares.shape, *[1] * (x.ndim - 1)) * scores).sum(1).to(x.dtype)
 
     def network(self, scheduler):
         """What a perfectly trained network returns: f(x, timestep) -> score."""

@@ -1,4 +1,5 @@
-"""Networks that are told a second time: what they give before they have learned it, and that they can."""
+"""Networks that are told a second time, or a guidance scale: what they give before they have learned it, and that they
+can."""
 
 import pytest
 import torch
@@ -76,3 +77,41 @@ def test_weights_keep_their_dtype():
         name: value.dtype for name, value in new.state_dict().items()
     }.items()
     assert new.time_to_embed[0].weight.dtype == torch.bfloat16
+
+
+# --- guidance -----------------------------------------------------------------------------------------------------
+
+SCALES = torch.tensor([1.5, 7.0])
+
+
+@pytest.mark.parametrize(("build", "options"), MODELS)
+def test_any_checkpoint_opens_with_guidance_and_learns_it(build, options, tmp_path):
+    build(**options).save_pretrained(tmp_path)
+    old = build(**options)
+    model = type(old).from_pretrained(tmp_path).eval().with_two_times().with_guidance_embeds()
+    for told in ({}, {"guidance": SCALES}, {"guidance": 3.0, "timestep_to": TO}):
+        assert torch.equal(call(model, **told), call(old))
+    call(model, guidance=SCALES).square().sum().backward()
+    assert all(parameter.grad.any() for parameter in model.guidance_embed[2].parameters())
+    awake(model)
+    told = call(model, guidance=SCALES)
+    assert (told - call(model, guidance=SCALES.flip(0))).abs().amax(dim=(1, 2, 3)).min() > 1e-4
+    assert torch.equal(call(model), call(model, guidance=1.0))
+
+
+@pytest.mark.parametrize("build", [tiny_dit, tiny_unet])
+def test_learned_guidance_that_contradicts_is_refused(build):
+    with pytest.raises(ValueError, match="guidance was given to a model without guidance_embeds"):
+        call(build(), guidance=SCALES)
+    with pytest.raises(ValueError, match="folded_guidance 2.0 contradicts guidance_embeds"):
+        build(folded_guidance=2.0, guidance_embeds=True)
+    for value in (float("nan"), "2", True):
+        with pytest.raises(ValueError, match="folded_guidance .* must be a finite number"):
+            build(folded_guidance=value)
+    # it changes nothing in the network
+    assert torch.equal(call(build(folded_guidance=2.0)), call(build()))
+
+
+def test_tokens_have_no_learned_guidance():
+    with pytest.raises(ValueError, match="guidance_embeds needs time_conditioning and no vocab_size"):
+        DiTModel(hidden_size=32, num_layers=1, num_attention_heads=2, guidance_embeds=True, vocab_size=7, sample_size=4)

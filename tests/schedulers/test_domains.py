@@ -166,6 +166,11 @@ def test_spheres_of_too_many_dimensions_are_refused():
         Sphere().perturb(torch.eye(17), 0.1)
 
 
+def test_training_scripts_can_not_set_another_prediction():
+    with pytest.raises(ValueError, match="prediction_type 'epsilon' is unknown; choose one of score"):
+        scheduler_on("torus").register_to_config(prediction_type="epsilon")
+
+
 def test_products_are_listed_in_their_order():
     assert listed({"torus": 2, "flat": 1}) == listed([("torus", 2), ("flat", 1)]) == [["torus", 2], ["flat", 1]]
     assert build_domain(listed({"sphere": 3, "box": 2})).counts == [3, 2]

@@ -23,7 +23,7 @@ from words import prompt_pipeline, worded_network
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, save_bundle
 from score_sde.sharing import space
-from score_sde.sharing.space_app import PREDICTORS, draw
+from score_sde.sharing.space_app import PREDICTORS, draw, predictors_of
 
 
 FILES = {"app.py", "space_app.py", "space_text_app.py", "requirements.txt", "README.md"}
@@ -140,6 +140,17 @@ def test_every_sampler_of_the_page_draws(sde_type):
         assert (grid.size, way.size) == ((2 * 96, 96), (10 * 96, 2 * 96)), predictor
     unconditional = tiny_pipeline(network=random_dit(num_classes=None), sde_type=sde_type)
     assert draw(unconditional, None, "auto", 1, 1.0, seed=0, num_images=1)[2] == 1
+
+
+def test_the_page_offers_the_samplers_of_a_map():
+    model = tiny_pipeline(network_map="consistency", map_steps=2)
+    assert predictors_of(model) == ("auto",) and draw(model, 1, "auto", 2, 1.0, seed=0, num_images=1)[2] == 2
+    with pytest.raises(ValueError, match="sampler 'ddim' is unknown; choose one of auto"):
+        draw(model, 1, "ddim", 2, 1.0, seed=0, num_images=1)
+    flow = tiny_pipeline(network=random_dit().with_two_times(), network_map="flow_map")
+    assert predictors_of(flow) == PREDICTORS
+    for predictor in ("auto", "ddim"):
+        assert draw(flow, 1, predictor, 2, 1.0, seed=0, num_images=1)[2] == 2
 
 
 def test_the_folder_is_a_space(tmp_path):

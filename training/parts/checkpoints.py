@@ -44,7 +44,7 @@ FIXED = {
     *("max_caption_tokens", "caption_layers", "pooled_captions", "condition_from", "condition_channels"),
     *("teacher", "teacher_revision", "method", "method_kwargs", "map_steps", "folded_guidance", "guidance_range"),
     *("data_kind", "length", "packing", "long_texts", "process", "noise", "loss"),
-    *("domain", "columns", "units", "box_ranges", "missing"),
+    *("domain", "units", "box_ranges", "missing"),
     *("audio_channels", "sampling_rate", "frames", "frame_rate", "channel_axis", "short_clips", "normalize_data"),
 }
 # where the data are: free as long as they are the same data

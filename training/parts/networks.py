@@ -113,13 +113,16 @@ def make_network(config, shape, num_classes, told=None):
     """
     told = told or {}
     _, found = network_class(config.network)
-    size = shape[1] if len(set(shape[1:])) == 1 else tuple(shape[1:])
+    # of squares one number, which stock networks take alone
+    size = shape[1] if len(shape) == 3 and shape[1] == shape[2] else tuple(shape[1:])
     channels = shape[0] + told.get("condition_channels", 0)
     from_data = {"sample_size": size, "in_channels": channels, "num_classes": num_classes} | told
     if config.vlb_weight > 0 or config.network_name:
         from_data["learn_sigma"] = config.vlb_weight > 0
+    taken = inspect.signature(found).parameters
+    if "dimensions" in taken:
+        from_data["dimensions"] = len(shape) - 1
     if config.network not in NETWORKS:
-        taken = inspect.signature(found).parameters
         if "condition_channels" in told and "condition_channels" not in taken:
             raise ValueError(
                 f"network {config.network!r}: its constructor takes no condition_channels, those of in_channels that "

@@ -156,12 +156,13 @@ class PointTask(PublishedTask):
 
     def shown(self):
         """(values of the data that samples are shown beside, their classes' names or None): as many of each class as of
-        samples, the first ones."""
+        samples, from the whole of the file, which may be sorted."""
         dataset, count = self.data.dataset, self.config.sample_num_images
         if not self.id2label:
-            return dataset.values()[:count].numpy(), None
+            return dataset.values()[spread(torch.arange(len(dataset)), count)].numpy(), None
         of_class = count // len(self.id2label)
-        rows = torch.cat([torch.nonzero(dataset.labels == label)[:of_class, 0] for label in self.id2label])
+        found = [torch.nonzero(dataset.labels == label)[:, 0] for label in self.id2label]
+        rows = torch.cat([spread(each, of_class) for each in found])
         return dataset.values()[rows].numpy(), [self.id2label[label] for label in dataset.labels[rows].tolist()]
 
     @torch.compiler.set_stance("force_eager")
@@ -192,6 +193,11 @@ class PointTask(PublishedTask):
             found = self.measured["nats"], self.measured["labels"], self.id2label, self.data.coordinates
             metrics = likelihood_metrics(*found, shared | provenance(self.accelerator.device))
         return save_bundle(pipeline, folder, facts=facts, metrics=metrics, sample_grid=samples)
+
+
+def spread(rows, count):
+    """At most so many of the numbers of rows, as far from each other as can be."""
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).long()]
 
 
 @dataclass

@@ -27,12 +27,12 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .checks import check_choice, check_number
 from .paths import as_time, expand_to, finest
-from .sphere_kernel import LARGEST_N, kernel, log_volume, radius
+from .sphere_kernel import LARGEST_N, heat_kernel, log_volume, radius
 
 
 class Domain:
-    """A region or manifold. Subclasses state `wrap`, `from_normal`, `perturb`, `score`, `log_kernel`, `log_volume` and
-    `check`; a manifold that is not the line rolled or folded up also the rest.
+    """A region or manifold. Subclasses state `wrap`, `check`, `from_normal`, `kernel` and `log_volume`; one that is
+    not the line rolled or folded up also the rest.
 
     Attributes:
         sigma_min, sigma_max: noise levels of the path unless told otherwise. At sigma_max the kernel is uniform to a
@@ -56,13 +56,20 @@ class Domain:
         """Uniform points for standard normal noise (B, C, ...), each a function of its own noise."""
         raise NotImplementedError
 
-    def log_kernel(self, x, x0, sigma):
-        """log K(x | x0, sigma), (B,) float64, for points x, x0 (B, C, ...) and sigma () or (B,)."""
+    def kernel(self, x, x0, sigma):
+        """log K(x | x0, sigma), (B,), and its gradient by x, tangent vectors (B, C, ...), both float64.
+
+        Args: x, x0: points of the domain, (B, C, ...). sigma: () or (B,).
+        """
         raise NotImplementedError
 
+    def log_kernel(self, x, x0, sigma):
+        """log K(x | x0, sigma), (B,) float64."""
+        return self.kernel(x, x0, sigma)[0]
+
     def score(self, x, x0, sigma):
-        """grad log K(x | x0, sigma) by x, a tangent vector (B, C, ...) in the dtype of x; sigma () or (B,)."""
-        raise NotImplementedError
+        """grad log K(x | x0, sigma) by x, tangent vectors (B, C, ...) in the dtype of x."""
+        return self.kernel(x, x0, sigma)[1].to(x.dtype)
 
     def log_volume(self, shape):
         """Logarithm of the volume of the domain of samples of a shape (B, C, ...)."""
@@ -168,16 +175,11 @@ class _Interval(Domain):
         """The differences to x0 and, where there are walls, to its mirror image."""
         raise NotImplementedError
 
-    def _elementwise(self, x, x0, sigma):
+    def kernel(self, x, x0, sigma):
         x, x0 = _fine(x), _fine(x0)
         around = [(delta + self.period / 2) % self.period - self.period / 2 for delta in self.deltas(x, x0)]
-        return _wrapped_normals(around, expand_to(as_time(sigma), x), self.period)
-
-    def log_kernel(self, x, x0, sigma):
-        return self._elementwise(x, x0, sigma)[0].flatten(1).sum(1)
-
-    def score(self, x, x0, sigma):
-        return self._elementwise(x, x0, sigma)[1].to(x.dtype)
+        log_density, slope = _wrapped_normals(around, expand_to(as_time(sigma), x), self.period)
+        return log_density.flatten(1).sum(1), slope
 
 
 class Torus(_Interval):
@@ -313,21 +315,14 @@ class Sphere(Domain):
         direction = normal / r.clamp_min(torch.finfo(normal.dtype).tiny).unsqueeze(1)
         return self.step(fine, theta.unsqueeze(1) * direction).to(x0.dtype)
 
-    def _kernel(self, x, x0, sigma):
-        """(log K, grad log K) at every point, (B, ...) and (B, C, ...)."""
+    def kernel(self, x, x0, sigma):
         x, x0 = _fine(x), _fine(x0)
         cosine = (x * x0).sum(1, keepdim=True)
         # away from x0, of length sin(theta)
         away = cosine * x - x0
         sine = away.norm(dim=1, keepdim=True)
-        log_density, slope = kernel(torch.atan2(sine, cosine), expand_to(as_time(sigma), x), self._n(x))
-        return log_density.squeeze(1), slope / sine.clamp_min(torch.finfo(x.dtype).tiny) * away
-
-    def log_kernel(self, x, x0, sigma):
-        return self._kernel(x, x0, sigma)[0].reshape(len(x), -1).sum(1)
-
-    def score(self, x, x0, sigma):
-        return self._kernel(x, x0, sigma)[1].to(x.dtype)
+        log_density, slope = heat_kernel(torch.atan2(sine, cosine), expand_to(as_time(sigma), x), self._n(x))
+        return log_density.reshape(len(x), -1).sum(1), slope / sine.clamp_min(torch.finfo(x.dtype).tiny) * away
 
     def log_volume(self, shape):
         return math.prod(shape[2:]) * log_volume(shape[1] - 1)
@@ -354,14 +349,11 @@ class Flat(Domain):
     def from_normal(self, noise):
         return self.sigma_max * noise
 
-    def log_kernel(self, x, x0, sigma):
-        difference = _fine(x) - _fine(x0)
-        sigma = expand_to(as_time(sigma), difference)
-        return (-((difference / sigma) ** 2) / 2 - sigma.log() - math.log(2 * math.pi) / 2).flatten(1).sum(1)
-
-    def score(self, x, x0, sigma):
+    def kernel(self, x, x0, sigma):
         difference = _fine(x0) - _fine(x)
-        return (difference / expand_to(as_time(sigma), difference) ** 2).to(x.dtype)
+        sigma = expand_to(as_time(sigma), difference)
+        log_density = -((difference / sigma) ** 2) / 2 - sigma.log() - math.log(2 * math.pi) / 2
+        return log_density.flatten(1).sum(1), difference / sigma**2
 
     def log_prior(self, x):
         return self.log_kernel(x, torch.zeros_like(x), self.sigma_max)
@@ -408,11 +400,10 @@ class Product(Domain):
         parts = self._parts(x0, _noise_like(x0, noise, generator))
         return torch.cat([domain.perturb(part, sigma, its) for domain, part, its in parts], dim=1)
 
-    def score(self, x, x0, sigma):
-        return torch.cat([domain.score(*points, sigma) for domain, *points in self._parts(x, x0)], dim=1)
-
-    def log_kernel(self, x, x0, sigma):
-        return sum(domain.log_kernel(*points, sigma) for domain, *points in self._parts(x, x0))
+    def kernel(self, x, x0, sigma):
+        each = [domain.kernel(*points, sigma) for domain, *points in self._parts(x, x0)]
+        log_densities, scores = zip(*each, strict=True)
+        return sum(log_densities), torch.cat(scores, dim=1)
 
     def log_prior(self, x):
         return sum(domain.log_prior(part) for domain, part in self._parts(x))

@@ -63,7 +63,8 @@ class SavedConfig(SchedulerMixin, ConfigMixin):
         """As of every scheduler of diffusers. A `prediction_type`, which training scripts set so, is then the
         network's."""
         if "prediction_type" in kwargs and "parameterization" in vars(self):
-            check_choice("prediction_type", kwargs["prediction_type"], PREDICTIONS)
+            allowed = PREDICTIONS if self.parameterization.domain is None else ("score",)
+            check_choice("prediction_type", kwargs["prediction_type"], allowed)
             self.parameterization = replace(self.parameterization, prediction_type=kwargs["prediction_type"])
         super().register_to_config(**kwargs)
 

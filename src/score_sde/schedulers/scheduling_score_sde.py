@@ -32,7 +32,7 @@ from .parameterization import Parameterization, per_sample, threshold
 from .paths import DiscreteVPSDE, LinearSDE, build_path, expand_all, moved, shifted
 from .saved_config import SavedConfig
 from .solvers import ON_GIVEN_TIMES, PREDICTORS
-from .sphere_kernel import kernel  # noqa: F401 (diffusers copies the files that this one names, and no further)
+from .sphere_kernel import heat_kernel  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .stock_attributes import TABLES, stock_tables, why_not
 from .stock_configs import not_of_the_path, of_network
 from .timetables import (

@@ -34,14 +34,14 @@ def log_volume(n):
     return math.log(2) + (n + 1) / 2 * math.log(math.pi) - math.lgamma((n + 1) / 2)
 
 
-def kernel(theta, sigma, n):
+def heat_kernel(theta, sigma, n):
     """(log p, d log p / d theta) at angles theta in [0, pi] for sigma > 0, float64 tensors that broadcast."""
     near, far = _expansion(theta, sigma.clamp_max(SWITCH), n), _series(theta, sigma.clamp_min(SWITCH), n)
     return tuple(torch.where(sigma < SWITCH, *each) for each in zip(near, far, strict=True))
 
 
 def _series(theta, sigma, n):
-    """`kernel` by (1)."""
+    """`heat_kernel` by (1)."""
     cosine, tau = theta.cos(), sigma**2
     before, here = torch.ones_like(theta), cosine
     slope_before, slope_here = torch.zeros_like(theta), torch.ones_like(theta)
@@ -60,7 +60,7 @@ def _series(theta, sigma, n):
 
 
 def _expansion(theta, sigma, n):
-    """`kernel` by (2)."""
+    """`heat_kernel` by (2)."""
     theta, sigma = torch.broadcast_tensors(theta, sigma)
     tau, m = sigma**2, (n - 1) / 2
     inner = theta.clamp(1e-6, FARTHEST)

@@ -188,9 +188,9 @@ def eval_results(metrics, task):
     ]
 
 
-def call_arguments(stock, num_classes, labels, settings, prompts=(), by_image=False):
+def call_arguments(stock, num_classes, labels, settings, prompts=(), by_image=False, learned=None):
     """The arguments of a call of the pipeline, Python: of the first and last class, and the first prompt, where there
-    are some, and of a condition image."""
+    are some, and of a condition image; without guidance where a network has `learned` that of one scale."""
     arguments: dict = {"batch_size": 4}
     if num_classes:
         # a stock pipeline knows numbers alone
@@ -202,6 +202,8 @@ def call_arguments(stock, num_classes, labels, settings, prompts=(), by_image=Fa
         arguments |= {"prompt": prompts[0], "guidance_scale": settings.get("guidance_scale")}
     if by_image:
         arguments |= {"condition_image": Written("condition"), "guidance_scale": settings.get("guidance_scale")}
+    if learned is not None:
+        arguments.pop("guidance_scale", None)
     arguments |= {"num_inference_steps": settings.get("num_inference_steps")}
     written = {
         name: value if isinstance(value, Written) else as_python(value) for name, value in arguments.items() if value
@@ -362,7 +364,10 @@ def write_card(folder, repo_id=None, name=None):
         named_encoder=words.get("text_encoder"),
         by_image=by_image,
         condition_from=index.get("condition_from"),
-        arguments=call_arguments(stock, num_classes, labels, (measured or [sampled])[0], prompts, by_image),
+        arguments=call_arguments(
+            *(stock, num_classes, labels, (measured or [sampled])[0], prompts, by_image),
+            learned=network_config.get("folded_guidance"),
+        ),
         samplers=samplers,
         sampler_table=sampler_table(samplers) if samplers else None,
         has_samples=has_samples,

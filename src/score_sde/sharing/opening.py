@@ -32,7 +32,10 @@ from .downloading import DOWNLOAD_ARGUMENTS, download, fetch
 
 
 # the stock pipelines that can be converted
-STOCK_PIPELINES = ("DiTPipeline", "DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline", "LDMPipeline")
+STOCK_PIPELINES = (
+    *("DiTPipeline", "DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline", "LDMPipeline"),
+    "ConsistencyModelPipeline",
+)
 
 # of `DiffusionPipeline.from_pretrained`, beside those of the download and the components
 LOADING_ARGUMENTS = {"dtype", "torch_dtype", "variant", "device_map", "max_memory", "offload_folder"}

@@ -61,6 +61,15 @@ def whole_number(name, value, least, most):
     return int(value)
 
 
+def predictors_of(pipeline):
+    """The samplers that the page offers: of a consistency model its own alone, of a flow map that beside the others."""
+    config = pipeline.scheduler.config
+    own = config.get("predictor", "auto")
+    if config.get("network_map") == "consistency":
+        return (own,)
+    return PREDICTORS if own in PREDICTORS or config.get("network_map") is None else (own, *PREDICTORS)
+
+
 def lines_of(name, text):
     """The lines of a text that hold something, at least one, which may be empty. Raises ValueError for what is no text,
     or too long."""
@@ -96,7 +105,7 @@ def draw(
     Args:
         pipeline: a `ScoreSDEPipeline`.
         label: a class name or number; None for every class in turn, or of a model without classes; "" for no class.
-        predictor: one of `PREDICTORS`.
+        predictor: one of `predictors_of` the pipeline.
         num_inference_steps: of the pipeline, 1 to `MOST_STEPS`.
         guidance_scale: of the pipeline, 0 to `MOST_GUIDANCE`.
         seed: image i is drawn from seed + i; 0 to `LARGEST_SEED`.
@@ -111,8 +120,9 @@ def draw(
         it for, at times from the beginning to the end; the number of network evaluations; HTML that plays sounds and
         videos). Raises ValueError for what is out of bounds, and for what the pipeline can't do.
     """
-    if predictor not in PREDICTORS:
-        raise ValueError(f"sampler {str(predictor)[:50]!r} is unknown; choose one of {', '.join(PREDICTORS)}")
+    offered = predictors_of(pipeline)
+    if predictor not in offered:
+        raise ValueError(f"sampler {str(predictor)[:50]!r} is unknown; choose one of {', '.join(offered)}")
     num_inference_steps = whole_number("time steps", num_inference_steps, 1, MOST_STEPS)
     num_images = whole_number("images", num_images, 1, MOST_IMAGES)
     seed = whole_number("seed", seed, 0, LARGEST_SEED)
@@ -196,6 +206,10 @@ def page(pipeline, title):
     seeing = getattr(pipeline, "takes_condition_image", False)
     made = f"{getattr(getattr(pipeline, 'kind', None), 'name', 'image')}s".capitalize()
     guided = pipeline.null_label is not None or worded or seeing
+    # a network that has learned guidance with one scale takes no other
+    folded = pipeline.denoiser.config.get("folded_guidance")
+    guided, samplers = guided and folded is None, predictors_of(pipeline)
+    map_steps = pipeline.scheduler.config.get("map_steps")
     beside = "Image that the model sees"
     if seeing:
         beside += " (height {1} x width {2} pixels; others are cut and resized)".format(*pipeline.condition_shape())
@@ -227,8 +241,8 @@ def page(pipeline, title):
                     label="Class",
                     visible=bool(classes),
                 )
-                predictor = gradio.Dropdown(list(PREDICTORS), value="auto", label="Sampler")
-                steps = gradio.Slider(1, MOST_STEPS, value=20, step=1, label="Time steps")
+                predictor = gradio.Dropdown(list(samplers), value=samplers[0], label="Sampler")
+                steps = gradio.Slider(1, MOST_STEPS, value=map_steps or 20, step=1, label="Time steps")
                 guidance = gradio.Slider(
                     1,
                     6,

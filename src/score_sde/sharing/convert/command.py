@@ -6,8 +6,9 @@ from ...pipelines.wording import check_choice
 from ..bundles import save_bundle
 from ..facts import check_license
 from ..opening import open_autoencoder
-from . import guided_diffusion, original_dit, score_sde_pytorch
+from . import consistency_models, guided_diffusion, original_dit, score_sde_pytorch
 from .checkpoints import check_output
+from .consistency_models import pipeline_from_consistency_models
 from .from_diffusers import pipeline_from_diffusers, published_license
 from .guided_diffusion import pipeline_from_guided_diffusion
 from .original_dit import pipeline_from_original_dit
@@ -20,6 +21,7 @@ KINDS = {
     "dit": pipeline_from_original_dit,
     "score-sde": pipeline_from_score_sde,
     "guided-diffusion": pipeline_from_guided_diffusion,
+    "consistency-models": pipeline_from_consistency_models,
     "from-diffusers": pipeline_from_diffusers,
 }
 # of the weights that the originals' authors released
@@ -27,6 +29,7 @@ LICENSES = {
     "dit": original_dit.LICENSE,
     "score-sde": score_sde_pytorch.LICENSE,
     "guided-diffusion": guided_diffusion.LICENSE,
+    "consistency-models": consistency_models.LICENSE,
 }
 
 

@@ -83,7 +83,8 @@ def dit_from_diffusers(model, frequency_shift=None):
 
 def pipeline_from_diffusers(folder_or_repo, frequency_shift=None, **kwargs):
     """A `ScoreSDEPipeline` from a stock pipeline: a DiTPipeline, or one around a UNet2DModel (DDPMPipeline,
-    DDIMPipeline, PNDMPipeline, ScoreSdeVePipeline), on its noise path. A UNet2DModel stays what it is.
+    DDIMPipeline, PNDMPipeline, ScoreSdeVePipeline, ConsistencyModelPipeline), on its noise path. A UNet2DModel stays
+    what it is.
 
     Args:
         folder_or_repo: a folder, or a repo on the Hub; nothing but models and schedulers of diffusers is opened, their

@@ -37,6 +37,9 @@ def dit_to_diffusers(model, num_classes=None):
         "swiglu": False,
         "cross_attention_dim": None,
         "condition_channels": None,
+        "two_times": False,
+        "guidance_embeds": False,
+        "folded_guidance": None,
     }
     reasons = [f"{key} is {config[key]!r}, not {value!r}" for key, value in needed.items() if config[key] != value]
     if len(model.patch) != 2 or len(set(model.patch)) > 1 or len(set(model.trained_grid)) > 1:
@@ -94,6 +97,8 @@ def pipeline_to_diffusers(pipeline):
         reasons.append(f"its {type(vae).__name__} shifts or scales latents for each channel, which DiTPipeline doesn't")
     if config.sde_type != "discrete_vp":
         reasons.append(f"its noise path {config.sde_type} is not the discrete_vp of diffusers' schedulers")
+    if config.network_map is not None:
+        reasons.append(f"its network is a {config.network_map} model, which DDIMScheduler cannot sample")
     if config.prediction_type not in ("epsilon", "sample", "v_prediction"):
         reasons.append(f"diffusers has no prediction type {config.prediction_type}")
     if reasons:

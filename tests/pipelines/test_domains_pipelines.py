@@ -30,8 +30,8 @@ def measure(scheduler, network, x, **arguments):
 @pytest.mark.parametrize("data", [TORUS, BOX, SPHERE, PRODUCT], ids=lambda data: type(data.domain).__name__)
 def test_the_likelihood_of_the_exact_score_is_the_exact_density(data):
     scheduler = scheduler_on(data.name, sigma_min=0.05)
-    x = data.sample(12, seeded())
-    found = measure(scheduler, data.network(scheduler), x, steps=48)
+    x = data.sample(6, seeded())
+    found = measure(scheduler, data.network(scheduler), x, steps=48 if data is PRODUCT else 24)
     exact = data.log_density(x, 0.05)
     # flat parts begin with N(0, sigma_max^2), which is not quite what the data become
     assert (found.log_prob - exact).abs().max() < 5e-3
@@ -55,7 +55,7 @@ def test_the_density_of_any_network_integrates_to_one(name):
         matrix = torch.tensor([[0.3, 1, 0], [0, -0.5, 0.4], [0.7, 0, 0.2]]).double()
 
         def score(x, sigma):
-            field = (x @ matrix + torch.tensor([0.5, 0, -0.8]).double()) * torch.exp(-sigma)
+            field = 0.4 * (x @ matrix + torch.tensor([0.5, 0, -0.8]).double()) * torch.exp(-sigma)
             return field - (field * x).sum(1, keepdim=True) * x
     else:
         low, width = (-math.pi, 2 * math.pi) if name == "torus" else (-1.0, 2.0)
@@ -64,14 +64,14 @@ def test_the_density_of_any_network_integrates_to_one(name):
 
         def score(x, sigma):
             wave = (x + 1).sin() + (2 * x).cos() if name == "torus" else (math.pi * x).sin() + (2 * math.pi * x).sin()
-            return wave * torch.exp(-sigma)
+            return 0.25 * wave * torch.exp(-sigma)
 
     scheduler = scheduler_on(name, sigma_min=0.1)
     network = lambda x, timestep: score(x, scheduler.path.sigma(scheduler.path_time(timestep))[:, None])  # noqa: E731
     found = measure(scheduler, network, x, steps=16)
     assert (found.log_prob.exp() * mass).sum() == pytest.approx(1, abs=1e-4)
     # and is not uniform
-    assert found.log_prob.std() > 0.1
+    assert found.log_prob.std() > 0.05
     probed = measure(scheduler, network, x, steps=16, trace="gaussian", num_probes=64, generator=seeded())
     offs = (probed.log_prob - found.log_prob) / probed.probe_error
     assert offs.square().mean() < 3
@@ -92,7 +92,7 @@ def test_the_pipeline_samples_on_the_domain_and_returns(pipe):
     # codes are points, and lead back
     codes = pipe.encode(samples=made, rtol=1e-4, atol=1e-4)
     pipe.scheduler.domain.check(codes)
-    back = pipe(latents=codes, num_inference_steps=200, output_type="latent").images
+    back = pipe(latents=codes, num_inference_steps=100, output_type="latent").images
     # the last step denoises
     assert (back - made).norm(dim=1).max() < 0.25
     from_made = pipe(image=made, strength=0.3, num_inference_steps=10, generator=seeded(), output_type="latent").images
@@ -103,7 +103,7 @@ def test_the_pipeline_samples_on_the_domain_and_returns(pipe):
 
 def test_its_likelihood_is_the_exact_density(pipe):
     x = SPHERE.sample(6, seeded())[..., None].float()
-    found = pipe.log_likelihood(samples=x, trace="exact", steps=32)
+    found = pipe.log_likelihood(samples=x, trace="exact", steps=16)
     assert (found.log_prob - SPHERE.log_density(x.double(), 0.05)).abs().max() < 0.02
 
 
