@@ -226,8 +226,8 @@ def report(options):
     results = json.loads(options.output.with_suffix(".json").read_text())
     names, folder = json.loads((options.work / "names.json").read_text()), options.work / "run" / "pipeline"
     pipeline, facts = load_bundle(folder), read_facts(folder)
-    # arrays have no names of classes
-    if pipeline.config.id2label is None:
+    # arrays have no names of classes, but numbers
+    if names != list(pipeline.config.id2label.values()):
         pipeline.register_to_config(id2label={str(label): name for label, name in enumerate(names)})
         pictures = options.work / "shown"
         pictures.mkdir(exist_ok=True)
@@ -251,12 +251,10 @@ def report(options):
                         "explanation": explanation} | asked | common)  # fmt: skip
     add_metrics(folder, metrics)
 
-    # five real videos of five classes above samples of these
-    kind, (test, _) = pipeline.kind, read_videos(options, "test")
+    # a column for each class: a real test video above a sample
     samples = torch.from_numpy(np.load(options.work / "samples_1.5.npy"))
-    shown = torch.cat([test[:10], samples[:10]])
-    words = [f"{names[i % 10]}, {'real' if i < 10 else 'sample'}" for i in range(20)]
-    kind.save_grid(kind.output(scaled(shown)), options.output.with_suffix(".png"), 2, words)
+    shown = torch.cat([read_videos(options, "test")[0][:10], samples[:10]])
+    pipeline.kind.save_grid(pipeline.kind.output(scaled(shown)), options.output.with_suffix(".png"), 10)
     rows = [
         ("| | n | Fréchet distance | accuracy | next frame | last frame | light kept |"),
         "|---|---|---|---|---|---|---|",
