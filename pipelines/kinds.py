@@ -397,7 +397,7 @@ class Image(Kind):
         """Write PIL images as a PNG grid, small ones enlarged, all by the same factor; with `captions`, one text for
         each, these beneath."""
         side = 64 if captions is None else 128
-        save_grid([enlarged(image, side) for image in outputs], path, columns, captions)
+        save_grid(enlarged(outputs, side), path, columns, captions)
 
 
 @dataclass
@@ -460,5 +460,5 @@ class Video(Kind):
     def save_moving(self, outputs, path, columns: int | None = None, captions=None) -> None:
         """Write videos, lists of PIL images, as a GIF in which they play together."""
         side = 64 if captions is None else 128
-        videos = [[enlarged(frame, side) for frame in frames] for frames in outputs]
+        videos = [enlarged(frames, side) for frames in outputs]
         save_moving_grid(videos, path, self.frame_rate, columns, captions)

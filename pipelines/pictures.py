@@ -16,11 +16,12 @@ from .writing import whole_file
 LEAST_MILLISECONDS = 20
 
 
-def enlarged(image, side):
-    """A PIL image as RGB, enlarged by a whole number to about `side` pixels of width."""
-    zoom = max(1, side // image.width)
-    size = (zoom * image.width, zoom * image.height)
-    return image.resize(size, Image.Resampling.NEAREST).convert("RGB")
+def enlarged(images, side):
+    """PIL images as RGB, all enlarged by one whole number, the first to about `side` pixels of width."""
+    zoom = max(1, side // images[0].width)
+    sizes = [(zoom * each.width, zoom * each.height) for each in images]
+    nearest = Image.Resampling.NEAREST
+    return [each.resize(size, nearest).convert("RGB") for each, size in zip(images, sizes, strict=True)]
 
 
 def curves(signal, largest, size=(256, 96)):
@@ -45,7 +46,7 @@ def contact_sheet(frames, most=8, side=48):
     """Up to `most` of the frames of a video, PIL images, from the first to the last, side by side."""
     count = min(most, len(frames))
     chosen = [frames[round(i * (len(frames) - 1) / max(1, count - 1))] for i in range(count)]
-    return tiled([enlarged(frame, side) for frame in chosen], count)
+    return tiled(enlarged(chosen, side), count)
 
 
 def with_text(picture, text, lines=3, size=11):

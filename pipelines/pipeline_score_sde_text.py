@@ -423,7 +423,7 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
             told = {name: value[numbers] for name, value in conditions.items()}
 
             def network(x_t, timesteps):
-                return run("with a class", call.transformer, told, x_t, timesteps)
+                return run("with a class", call.transformer, told, x_t, timesteps, call)
 
             return call.scheduler.likelihood_bound(network, tokens.to(device), u, generators, given.to(device))
 

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from runs import TINY_DIT, TINY_RUN, equal, train_tiny
+from score_sde.losses import Objective
 from score_sde.training import train
 from score_sde.training.parts import averages, checkpoints, loop, run_folder
 
@@ -413,7 +414,7 @@ def test_a_data_worker_that_dies_is_named_and_nothing_is_lost(tmp_path):
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, where, capsys):
     """Weights, moments and averages of step 2 are those of step 1, and the run goes on."""
-    original, calls = train.Objective.__call__, []
+    original, calls = Objective.__call__, []
 
     def poisoned(self, *arguments):
         losses = original(self, *arguments)
@@ -422,7 +423,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, where,
             losses = losses * float("nan") if where == "loss" else losses + (losses - losses.detach()) * float("inf")
         return losses
 
-    monkeypatch.setattr(train.Objective, "__call__", poisoned)
+    monkeypatch.setattr(Objective, "__call__", poisoned)
     arguments = [
         "--max_train_steps",
         4,
@@ -506,13 +507,13 @@ def test_the_network_has_its_weights_again_whatever_happens_while_it_has_the_ave
 
 def do_in_loss(monkeypatch, actions):
     """Training calls actions[n] with the losses of its n-th micro-batch, and trains on what it returns."""
-    original, calls = train.Objective.__call__, []
+    original, calls = Objective.__call__, []
 
     def losses(self, *arguments):
         calls.append(original(self, *arguments))
         return actions.get(len(calls), lambda losses: losses)(calls[-1])
 
-    monkeypatch.setattr(train.Objective, "__call__", losses)
+    monkeypatch.setattr(Objective, "__call__", losses)
 
 
 def test_a_last_step_that_is_not_finite_costs_itself_alone(tmp_path, monkeypatch, capsys):

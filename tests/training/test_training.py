@@ -120,6 +120,14 @@ def target_by_hand(prediction_type, path, t, x0, noise, sigma_data=0.5):
             ratio * sigma_data / (ratio**2 + sigma_data**2) ** 0.5,
         )
         return (x0 - c_skip * scaled) / c_out
+    if prediction_type == "edm_consistency":  # Song et al. 2023, appendix C, for x_t / alpha
+        scaled, ratio = x0 + sigma / alpha * noise, sigma / alpha
+        least = path.sigma(torch.tensor(path.t_min)) / path.alpha(torch.tensor(path.t_min))
+        c_skip = sigma_data**2 / ((ratio - least) ** 2 + sigma_data**2)
+        c_out = sigma_data * (ratio - least) / (ratio**2 + sigma_data**2) ** 0.5
+        # the end of the map at the least level, on the line through x0
+        end = x0 + least * (scaled - x0) / ratio
+        return (end - c_skip * scaled) / c_out
     return {
         "epsilon": noise,
         "sample": x0,

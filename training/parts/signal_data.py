@@ -73,6 +73,10 @@ class AudioDataConfig(SignalDataConfig):
         None, "Sampling rate in Hz, to which all are resampled; None keeps theirs, which must be one.", "data", True
     )
 
+    @property
+    def data_column(self):
+        return self.audio_column
+
     def data_problems(self):
         yield from super().data_problems()
         if not getattr(self, "latents", None) and (self.length < 1 or self.audio_channels < 1):
@@ -99,6 +103,10 @@ class VideoDataConfig(SignalDataConfig):
         "data",
         common=True,
     )
+
+    @property
+    def data_column(self):
+        return self.video_column
 
     def data_problems(self):
         yield from super().data_problems()
@@ -128,6 +136,10 @@ class ArrayDataConfig(SignalDataConfig):
     length: int = option(
         0, "Values of a sample, in each channel, of signals; 0 takes arrays as they are.", "data", True
     )
+
+    @property
+    def data_column(self):
+        return self.array_column
 
     def data_problems(self):
         yield from super().data_problems()

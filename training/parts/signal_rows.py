@@ -47,7 +47,7 @@ class SignalRows(LabelledRows, torch.utils.data.Dataset):
 
     def __init__(self, config, split=None, crop_seed=None):
         self.name, self.split, self.crop_seed = config.dataset, split or config.split, crop_seed
-        self.column, self.label_column = getattr(config, f"{self.files.what}_column"), config.label_column
+        self.column, self.label_column = config.data_column, config.label_column
         self.table, self.left_out_rows = None, 0
         self.open(config)
         if self.label_column == "label" and "label" not in self.data.features and not self.origin_has_labels():

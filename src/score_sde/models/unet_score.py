@@ -879,7 +879,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             timestep_to = self.checked_time("timestep_to", timestep_to, sample)
         if guidance is not None and self.guidance_embed is None:
             raise ValueError("guidance was given to a model without guidance_embeds")
-        guidance = self.checked_time("guidance", 1.0 if guidance is None else guidance, sample)
+        if self.guidance_embed is not None:
+            guidance = self.checked_time("guidance", 1.0 if guidance is None else guidance, sample)
         time = self.embed_conditioning(timestep, timestep_to, guidance, class_labels, sample)  # (B, 4 model_channels)
         pooled = self.given_or_none(
             "pooled_projections", pooled_projections, (len(sample),), "pooled_projection_dim", sample
