@@ -236,7 +236,8 @@ def report(options):
         save_bundle(pipeline, folder, facts=facts, sample_grid=pictures / "samples.png")
     common = {"dataset": "moving Fashion-MNIST", "split": "train", "sampler": "auto"} | results["provenance"]
     metrics, floor = [], results["real test videos, as many as samples"]
-    for name in ("samples, guidance 1", "samples, guidance 1.5"):
+    drawn_ones = [name for name in results if name.startswith("samples")]
+    for name in drawn_ones:
         found = results[name]
         asked = {key: found[key] for key in ("n", "seed", "nfe", "num_inference_steps", "guidance_scale")}
         features = "a small video classifier trained on the real ones"
@@ -252,7 +253,7 @@ def report(options):
     add_metrics(folder, metrics)
 
     # a column for each class: a real test video above a sample
-    samples = torch.from_numpy(np.load(options.work / "samples_1.5.npy"))
+    samples = torch.from_numpy(np.load(options.work / f"samples_{results[drawn_ones[-1]]['guidance_scale']:g}.npy"))
     shown = torch.cat([read_videos(options, "test")[0][:10], samples[:10]])
     pipeline.kind.save_grid(pipeline.kind.output(scaled(shown)), options.output.with_suffix(".png"), 10)
     rows = [
