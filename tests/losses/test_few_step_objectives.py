@@ -172,6 +172,19 @@ def test_a_scale_that_is_drawn_is_told():
     assert own.guidance[0] is None and torch.equal(own.guidance[-1], drawn.scale.float())
 
 
+def test_a_scale_that_is_drawn_is_told_where_the_network_guides_itself():
+    """At a scale that is none of the range, such as 1, which none that is told means, it was never trained; and what
+    kappa mixes in is guided by the same scale."""
+    scheduler, _ = case()
+    own = Labelled(scheduler)
+    options = {"null_of": lambda conditions: {"class_labels": torch.zeros_like(conditions["class_labels"])}}
+    flow = FEW_STEP_METHODS["mean_flow"](scheduler, guidance=(2.0, 4.0), options={"kappa": 0.5}, **options)
+    drawn = flow.draw(*numbers(4, seeded(0)))
+    y, v = torch.randn(2, 4, 3, generator=seeded(1), dtype=torch.float64)
+    flow.of_data(own, y, v, drawn, {"class_labels": torch.ones(4, dtype=torch.long)}, None, own=0.5)
+    assert len(own.guidance) == 2 and all(torch.equal(each, drawn.scale.float()) for each in own.guidance)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

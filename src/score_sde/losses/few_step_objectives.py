@@ -140,10 +140,12 @@ class FewStepObjective:
         """
         u, conditions = place(self.scheduler, drawn.t), conditions or {}
         y, v = torch.lerp(x0, noise, expand_to(u, x0)), noise - x0
-        told = conditions
-        if isinstance(self.guidance, tuple):
-            told = conditions | {"guidance": drawn.scale.to(y.device, torch.float32)}
+        told = conditions | self.told_guidance(drawn, y)
         return self.loss(network, y, v, drawn, conditions, told, dropped, progress)
+
+    def told_guidance(self, drawn, y):
+        """The keyword that tells the network its guidance scale, where that is drawn."""
+        return {"guidance": drawn.scale.to(y.device, torch.float32)} if isinstance(self.guidance, tuple) else {}
 
     def loss(self, network, y, v, drawn, conditions, told, dropped, progress):
         """The loss of samples y in straight coordinates, whose data have the velocity v; `told` are the conditions of
@@ -168,6 +170,10 @@ class FewStepObjective:
         if drawn.scale is None:
             return v
         null = conditions | self.null_of(conditions)
+        if self.teacher is None:
+            # its scale is told to the network without conditions, too: 1, if it is told none, need not be in the range
+            scale = self.told_guidance(drawn, y)
+            null, conditions = null | scale, conditions | scale
         without = mean_velocity(self.teacher or network, self.scheduler, y, drawn.t, None, null)
         found = guided(v, without, drawn.scale)
         if own > 0:
