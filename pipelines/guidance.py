@@ -10,7 +10,9 @@ def told_beside(call, network, model_input):
     """What a network is told beside its conditions: the time to which its map leads, and the guidance scale whose
     effect it has learned, (B,) each."""
     told, n = {}, len(model_input)
-    if network.config.get("two_times") and call._timestep_to is not None:
+    # a consistency model is trained without: it always leads to the same time
+    leads = call._timestep_to is not None and call.scheduler.config.get("network_map") == "flow_map"
+    if leads and network.config.get("two_times"):
         told["timestep_to"] = call._timestep_to.expand(n)
     if network.config.get("guidance_embeds"):
         told["guidance"] = torch.full((n,), float(call._guidance_scale), device=model_input.device)

@@ -198,7 +198,9 @@ class EvaluateConfig(LoaderConfig):
     repeats: int = option(
         1, "Measure distances of this many sets of images, from further seeds: mean and spread.", "distances"
     )
-    num_inference_steps: int = option(50, "Time steps of the sampler.", "sampling", common=True)
+    num_inference_steps: int = option(
+        50, "Time steps of the sampler; a few-step model takes its own unless given.", "sampling", common=True
+    )
     guidance_scale: float = option(1.0, "Classifier-free guidance: 1 is none.", "sampling", common=True)
     batch_size: int = option(100, "Images generated at once.", "sampling", common=True)
     classifier_epochs: int = option(EPOCHS, "Epochs for which the classifier is trained.", "classes")
@@ -280,6 +282,9 @@ def open_pipeline(config, device):
     pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
     if not hasattr(pipeline, "log_likelihood"):
         raise ValueError(f"pipeline {config.pipeline!r} is a {type(pipeline).__name__}, which draws no images")
+    if "num_inference_steps" not in config.given:
+        # those that a few-step model was made for
+        config.num_inference_steps = pipeline.default_steps()
     beside = pipeline.takes_condition_image
     if pipeline.takes_prompts and (config.num_images or config.loss or (beside and config.likelihood)):
         pipeline.encode_prompt("")  # which opens an encoder that is named alone

@@ -161,7 +161,9 @@ def sample(
             show_default="one per class, prompt or condition image, or 16 images, 1 text",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Time steps.")] = 50,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Time steps.", show_default="50, or what a few-step model was made for")
+    ] = None,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance: 1 is none.")] = 1.0,
     height: Annotated[int | None, typer.Option(help="In pixels.", show_default="the network's")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.", show_default="the network's")] = None,
@@ -226,7 +228,7 @@ def sample(
             prompt,
             stream,
             **given(length=length, block_length=block_length, temperature=temperature, top_p=top_p, top_k=top_k),
-            num_inference_steps=steps,
+            num_inference_steps=steps or 50,
             guidance_scale=guidance,
         )
         if output is None:

@@ -172,6 +172,19 @@ def test_a_scale_that_is_drawn_is_told():
     assert own.guidance[0] is None and torch.equal(own.guidance[-1], drawn.scale.float())
 
 
+def test_a_scale_that_is_drawn_is_told_where_the_network_guides_itself():
+    """At a scale that is none of the range, such as 1, which none that is told means, it was never trained; and what
+    kappa mixes in is guided by the same scale."""
+    scheduler, _ = case()
+    own = Labelled(scheduler)
+    options = {"null_of": lambda conditions: {"class_labels": torch.zeros_like(conditions["class_labels"])}}
+    flow = FEW_STEP_METHODS["mean_flow"](scheduler, guidance=(2.0, 4.0), options={"kappa": 0.5}, **options)
+    drawn = flow.draw(*numbers(4, seeded(0)))
+    y, v = torch.randn(2, 4, 3, generator=seeded(1), dtype=torch.float64)
+    flow.of_data(own, y, v, drawn, {"class_labels": torch.ones(4, dtype=torch.long)}, None, own=0.5)
+    assert len(own.guidance) == 2 and all(torch.equal(each, drawn.scale.float()) for each in own.guidance)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -189,3 +202,28 @@ def test_guidance_without_a_teacher_needs_a_network_that_is_a_flow_map():
     with pytest.raises(ValueError, match="guidance 2.0 needs the ODE's velocity without conditions: a teacher"):
         FEW_STEP_METHODS["scm"](ScoreSDEScheduler(), guidance=2.0)
     assert math.isclose(FEW_STEP_METHODS["mean_flow"](ScoreSDEScheduler(), guidance=2.0).guidance, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "values"),
+    [
+        ("mean_flow", "moving", [-1, 1.5, "all"]),
+        ("mean_flow", "power", [-1]),
+        ("flow_map", "levels", [0, 2.5]),
+        ("scm", "warmup", [-0.1, "abc", math.nan]),
+        ("ect", "stages", [0, 1.5]),
+        ("consistency", "first_levels", [1, 10.5]),
+    ],
+)
+def test_numbers_out_of_range_are_refused(method, name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} of {method} {value!r} must be a"):
+            FEW_STEP_METHODS[method](ScoreSDEScheduler(), options={name: value})
+    with pytest.raises(ValueError, match="first_levels 20 must be at most last_levels 10"):
+        FEW_STEP_METHODS["consistency"](ScoreSDEScheduler(), options={"first_levels": 20, "last_levels": 10})
+
+
+@pytest.mark.parametrize("given", [{}, {"teacher": object(), "guidance": 2.0}])
+def test_kappa_without_effect_is_refused(given):
+    with pytest.raises(ValueError, match=r"kappa 0.5 is the share of the network's own velocity in a guided one"):
+        FEW_STEP_METHODS["mean_flow"](ScoreSDEScheduler(), options={"kappa": 0.5}, **given)

@@ -51,6 +51,14 @@ def test_a_flow_map_is_told_where_to_lead(guidance_scale):
     assert (output.images - x).abs().max() < 1e-5
 
 
+def test_a_consistency_model_is_not_told_where_to_lead():
+    """As in its training, also where it began as a flow map and could be told."""
+    pipe = tiny_pipeline(network=network(two_times=True), network_map="consistency")
+    ends = told(pipe.transformer, "timestep_to")
+    pipe(class_labels=[0], output_type="latent")
+    assert ends == [None, None]
+
+
 def test_times_are_told_in_float32():
     pipe = flow_pipeline()
     pipe.transformer.to(torch.bfloat16)

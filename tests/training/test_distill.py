@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -24,7 +25,7 @@ from places import TRAINING
 from safetensors.torch import load_file
 
 from runs import TINY_DIT, TINY_RUN, equal, forget_runs, run
-from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
+from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, cli, load_bundle, save_bundle
 from score_sde.losses import FEW_STEP_METHODS
 from score_sde.training import distill, evaluate, train
 from score_sde.training.parts.options import parse
@@ -260,3 +261,17 @@ def test_a_map_goes_on_as_a_map_and_its_loss_is_not_of_denoising(teacher, photog
     forget_runs()
     with pytest.raises(ValueError, match="was trained by flow_map"):
         run(evaluate.main, "--pipeline", student, "--num_images", 0, "--loss", 4)
+
+
+def test_commands_take_the_steps_that_a_student_was_made_for(teacher, photographs, tmp_path):
+    arguments = ["--dataset", photographs, "--method", "flow_map", "--map_steps", 3]
+    student = distilled(teacher, tmp_path / "run", *arguments)
+    for given, steps in (([], 3), (["--num_inference_steps", "5"], 5)):
+        config = parse(evaluate.EvaluateConfig, ["--pipeline", str(student), *given])
+        evaluate.open_pipeline(config, "cpu")
+        assert config.num_inference_steps == steps
+    with pytest.raises(SystemExit):
+        cli.main(["sample", str(student), "--num_images", "1", "--output", str(tmp_path / "x.npy")])
+    pipeline = load_bundle(student)
+    wanted = pipeline(class_labels=[0], generator=[torch.Generator().manual_seed(0)], output_type="np").images
+    assert abs(np.load(tmp_path / "x.npy") - wanted).max() < 1e-4

@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from ..schedulers.checks import check_number
 from ..schedulers.paths import expand_to, time_grid
 from .denoising import TIME_DENSITIES, check_row
 from .few_step import (
@@ -20,6 +21,22 @@ from .few_step import (
     weighted,
     working_derivative,
 )
+
+
+# {number of a method: (least, largest, whole)}
+RANGES = {
+    "first_levels": (2, 10**6, True),
+    "last_levels": (2, 10**6, True),
+    "stages": (1, 10**4, True),
+    "q": (1, 1e6, False),
+    "k": (0, 1e6, False),
+    "b": (0, 1e6, False),
+    "warmup": (0, 1, False),
+    "moving": (0, 1, False),
+    "kappa": (0, 0.99, False),
+    "power": (0, 10, False),
+    "levels": (1, 50, True),
+}
 
 
 class Drawn(NamedTuple):
@@ -46,7 +63,8 @@ class FewStepObjective:
         options: the method's own numbers, {name: value}, see its `numbers`.
         derivative: a name of `DERIVATIVES`; None for the one that the network has (`working_derivative`).
 
-    Raises ValueError for unknown names and numbers, and for a method that needs a teacher.
+    Raises ValueError for unknown names and numbers, numbers out of their range (`RANGES`) or without effect, and for a
+    method that needs a teacher.
     """
 
     # what the network then is (`ScoreSDEScheduler`), and whether it is told where a map leads to
@@ -88,6 +106,7 @@ class FewStepObjective:
         check_row("time_density", self.time_density, TIME_DENSITIES, self.density_options)
         own = self.numbers | (self.numbers_with_teacher if teacher else {})
         for name, value in (own | (options or {})).items():
+            check_number(f"{name} of {self.name}", value, *RANGES[name])
             setattr(self, name, value)
 
     @property
@@ -140,10 +159,12 @@ class FewStepObjective:
         """
         u, conditions = place(self.scheduler, drawn.t), conditions or {}
         y, v = torch.lerp(x0, noise, expand_to(u, x0)), noise - x0
-        told = conditions
-        if isinstance(self.guidance, tuple):
-            told = conditions | {"guidance": drawn.scale.to(y.device, torch.float32)}
+        told = conditions | self.told_guidance(drawn, y)
         return self.loss(network, y, v, drawn, conditions, told, dropped, progress)
+
+    def told_guidance(self, drawn, y):
+        """The keyword that tells the network its guidance scale, where that is drawn."""
+        return {"guidance": drawn.scale.to(y.device, torch.float32)} if isinstance(self.guidance, tuple) else {}
 
     def loss(self, network, y, v, drawn, conditions, told, dropped, progress):
         """The loss of samples y in straight coordinates, whose data have the velocity v; `told` are the conditions of
@@ -168,6 +189,10 @@ class FewStepObjective:
         if drawn.scale is None:
             return v
         null = conditions | self.null_of(conditions)
+        if self.teacher is None:
+            # its scale is told to the network without conditions, too: 1, if it is told none, need not be in the range
+            scale = self.told_guidance(drawn, y)
+            null, conditions = null | scale, conditions | scale
         without = mean_velocity(self.teacher or network, self.scheduler, y, drawn.t, None, null)
         found = guided(v, without, drawn.scale)
         if own > 0:
@@ -203,10 +228,8 @@ class Consistency(FewStepObjective):
 
     def __init__(self, *arguments, **more):
         super().__init__(*arguments, **more)
-        if not 2 <= self.first_levels <= self.last_levels:
-            raise ValueError(
-                f"2 <= first_levels <= last_levels is needed; got {self.first_levels:g} and {self.last_levels:g}"
-            )
+        if self.first_levels > self.last_levels:
+            raise ValueError(f"first_levels {self.first_levels} must be at most last_levels {self.last_levels}")
         self.grids = {}
 
     def levels(self, progress):
@@ -308,6 +331,14 @@ class MeanFlow(FewStepObjective):
     density_options: ClassVar[dict[str, float]] = {"mean": -0.4, "std": 1.0}
     numbers: ClassVar[dict[str, float]] = {"moving": 0.25, "kappa": 0.0, "power": 1.0}
     numbers_with_teacher: ClassVar[dict[str, float]] = {"moving": 0.5}
+
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        if self.kappa and (self.teacher is not None or not self.is_guided):
+            raise ValueError(
+                f"kappa {self.kappa} is the share of the network's own velocity in a guided one without a teacher: "
+                + ("leave it out" if self.is_guided else "give a guidance scale, or leave it out")
+            )
 
     def times(self, u, v, progress):
         # of one number, two: whether the map leads elsewhere, and where
