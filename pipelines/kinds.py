@@ -4,7 +4,6 @@ A network's axes and the rates of a pipeline say which: one axis, `Signal`, or w
 length 1 `Points`; two, `Image`; three, `Kind`, or with a frame_rate `Video`.
 """
 
-import math
 import os
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -23,6 +22,7 @@ from .latents import data_channels as channels_of_data
 from .pictures import contact_sheet, curves, enlarged, save_grid, save_moving_grid, tiled
 from .scatter import DATA, SAMPLES, pairs_of, save_scatter
 from .sounds import save_wav, spectrogram
+from .wording import quoted
 
 
 def axes_of(network_config):
@@ -89,11 +89,18 @@ def kind_of(
     return {1: Signal, 2: Image if data_std is None else Kind}.get(axes, Kind)(*told)
 
 
+# in Hz, what a WAV file says; of slow films less than one frame a second
+LARGEST_RATE = 10**8
+
+
 def check_rate(name, rate):
-    """Raise ValueError for a rate that is no positive, finite number."""
+    """Raise ValueError for a rate that is no positive number, or one that files of sound and video don't have."""
     number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
-    if not number or not 0 < rate < math.inf:
-        raise ValueError(f"{name} {rate!r} must be a positive number, of Hz or of frames a second")
+    if not number or not 0 < rate <= LARGEST_RATE or (name == "sampling_rate" and rate < 1):
+        raise ValueError(
+            f"{name} {quoted(rate)} must be a positive number of Hz, from 1 on, or of frames a second, up to "
+            f"{LARGEST_RATE:,}"
+        )
 
 
 # networks of diffusers whose forward takes any number of tokens for that of a square

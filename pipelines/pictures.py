@@ -12,8 +12,8 @@ from .wording import one_line
 from .writing import whole_file
 
 
-# what a browser shows no faster
-LEAST_MILLISECONDS = 20
+# what a browser shows no faster, and a GIF no slower
+LEAST_MILLISECONDS, MOST_MILLISECONDS = 20, 655_350
 
 
 def enlarged(images, side):
@@ -105,7 +105,7 @@ def save_moving_grid(videos, path, frame_rate, columns=None, captions=None):
         videos = [[with_text(frame, text) for frame in video] for video, text in zip(videos, captions, strict=True)]
     columns = grid_columns(len(videos), columns)
     first, *others = [tiled(frames, columns) for frames in zip(*videos, strict=True)]
-    duration = max(LEAST_MILLISECONDS, round(1000 / frame_rate))
+    duration = round(min(max(LEAST_MILLISECONDS, 1000 / frame_rate), MOST_MILLISECONDS))
     with whole_file(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=duration, loop=0)
 

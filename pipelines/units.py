@@ -9,6 +9,8 @@ from .wording import quoted
 
 # the keys of a pipeline's config that are units
 UNITS = ("data_mean", "data_std")
+# of float32, in which data are divided by them
+LEAST, LARGEST = 1e-30, 1e30
 
 
 def check_units(data_mean, data_std, channels):
@@ -17,9 +19,11 @@ def check_units(data_mean, data_std, channels):
     if (data_mean is None) != (data_std is None):
         raise ValueError("data_mean and data_std belong together: pass both or neither")
     for name, values in (("data_mean", data_mean), ("data_std", data_std)):
+        if isinstance(values, dict) and set(map(str, values)) != {str(i) for i in range(len(values))}:
+            raise ValueError(f"{name} {quoted(values)} must be a number for each channel, by its number, from 0 on")
         for value in _listed(values):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if values is not None and not (number and (name == "data_mean" or value > 0)):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+            if values is not None and not (number and (name == "data_mean" or value >= LEAST)):
                 what = "positive numbers: data are divided by them" if name == "data_std" else "finite numbers"
                 raise ValueError(f"{name} {quoted(values)} must be {what}, one or one for each channel")
     for name, values in (("data_mean", data_mean), ("data_std", data_std)):

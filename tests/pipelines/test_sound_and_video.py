@@ -132,7 +132,10 @@ def test_the_rates_say_what_axes_are(config, rates, name):
     [
         ("sound", {"frame_rate": 10}, "frame_rate 10 is of samples with 3 axes; this network's have 1"),
         ("video", {"sampling_rate": 8000}, "sampling_rate 8000 is of samples with 1 axes; this network's have 3"),
-        *(("sound", {"sampling_rate": rate}, "must be a positive number") for rate in (0, -1, "8000", True, np.inf)),
+        *(
+            ("sound", {"sampling_rate": rate}, "must be a positive number")
+            for rate in (0, -1, 0.3, "8000", True, np.inf, 1e300, 10**400)
+        ),
     ],
 )
 def test_rates_that_do_not_fit(name, rates, message):
@@ -172,6 +175,12 @@ def test_a_grid_of_videos_moves(tmp_path):
     kind.save_grid(videos, tmp_path / "step-2.png", columns=2, captions=["a", "b"])
     assert Image.open(tmp_path / "step-2.png").height > 48
     assert Image.open(recordings_of(tmp_path / "step-2.png")[".gif"]).height > 128
+
+
+def test_a_grid_of_a_frame_a_day_moves_as_slowly_as_a_gif_may(tmp_path):
+    kind = kind_of({"sample_size": [2, 4, 4], "in_channels": 3}, frame_rate=1 / 86400)
+    kind.save_grid([[Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]], tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.gif").info["duration"] == 655_350
 
 
 def test_sounds_are_heard_as_they_are(tmp_path):

@@ -76,6 +76,10 @@ def test_measurements_are_in_the_units_of_the_data(method):
         ({"data_mean": math.nan, "data_std": 1.0}, "data_mean nan must be finite numbers"),
         ({"data_mean": [0.0, 1.0, 2.0], "data_std": 1.0}, "data_mean is of 3 channels, the network's samples have 2"),
         ({"data_mean": [0.0, "1"], "data_std": 1.0}, "must be finite numbers"),
+        ({"data_mean": 10**400, "data_std": 1.0}, "must be finite numbers"),
+        ({"data_mean": 0.0, "data_std": 1e-320}, "must be positive numbers"),
+        ({"data_mean": {"a": 0.0}, "data_std": 1.0}, "data_mean {'a': 0.0} must be a number for each channel"),
+        ({"data_mean": 0.0, "data_std": {"1": 1.0}}, "must be a number for each channel, by its number, from 0 on"),
     ],
 )
 def test_impossible_units_are_refused(units, message):

@@ -268,6 +268,10 @@ def test_classes_without_rows_are_none_of_the_model(tmp_path):
         (["--vlb_weight", "0.1"], "vlb_weight 0.1"),
         (["--sample_guidance_scale", "2"], "sample_guidance_scale 2 needs classes"),
         (
+            ["--domain", "sphere", "--columns", "longitude,latitude", "--units", "latitude_longitude"],
+            "columns longitude, latitude: latitude comes first, then longitude",
+        ),
+        (
             ["--resolution", "32"],
             "resolution is an option for data of the kind image, .*and these are of the kind points",
         ),
@@ -295,4 +299,5 @@ def test_the_command_line_draws_a_table_and_says_what_a_pipeline_is_of(rows, tmp
     commanded("info", folder)
     described = capsys.readouterr().out
     assert re.search(r"columns +x,share", described) and re.search(r"domain +flat", described)
+    assert re.search(r"training points +60", described) and re.search(r"points seen +32", described)
     commanded("verify", folder)

@@ -186,6 +186,8 @@ def test_columns_are_cut_into_windows(tmp_path):
     rows = rows_of("array", tmp_path / "train.csv", "--columns", "y", "x", "--length", 5)
     assert len(rows) == 8 and rows.shape == (2, 5)
     assert all(np.allclose(rows[i]["images"], values[::-1, i : i + 5]) for i in range(8))
+    with_commas = rows_of("array", tmp_path / "train.csv", "--columns", "y,x", "--length", 5)
+    assert torch.equal(with_commas[0]["images"], rows[0]["images"])
 
 
 class Stop:

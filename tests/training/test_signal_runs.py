@@ -99,6 +99,18 @@ def test_from_the_command_to_a_bundle(data, tmp_path):
         assert pipeline.rates["frame_rate"] == 5 and pipeline.kind.name == "video"
 
 
+def test_a_run_begins_with_the_weights_of_another(data, tmp_path):
+    """Whose network it takes; the statistics are those of its own data."""
+    kind, options, folder = data
+    options = options[: options.index("--network_kwargs")] + options[options.index("--network_kwargs") + 2 :]
+    begun = ["--init_from", folder / "pipeline", "--learning_rate", 1e-12, "--output_dir", tmp_path / "begun"]
+    run(train.main, *options, *STEPS, *begun)
+    old, new = weights(folder), weights(tmp_path / "begun")
+    assert old.keys() == new.keys() and all(torch.allclose(old[name], new[name], atol=1e-9) for name in old)
+    first, second = (ScoreSDEPipeline.from_pretrained(each / "pipeline") for each in (folder, tmp_path / "begun"))
+    assert first.units == second.units and first.rates == second.rates
+
+
 def test_figures_of_held_out_data(tmp_path):
     options = ["--data_kind", "array", *array(tmp_path), *STEPS, "--evaluation_steps", 2, "--evaluation_images", 4]
     run(train.main, *options, "--output_dir", tmp_path / "run")

@@ -143,6 +143,10 @@ class PointDataConfig(LoaderConfig):
             raise ValueError(f"units {on_sphere} needs a domain sphere of 3 channels, and two columns of it")
         ranges = mapping("box_ranges", self.box_ranges)
         bare = Coordinates(domains, channels, tuple(self.columns), on_sphere=on_sphere)
+        for part, columns, _ in bare.parts:
+            # where all longitudes are within 90 degrees the numbers don't tell
+            if on_sphere and part == "sphere" and self.columns[columns][0].lower().startswith("lon"):
+                raise ValueError(f"columns {few(self.columns[columns])}: latitude comes first, then longitude")
         boxed = [name for part, columns, _ in bare.parts if part == "box" for name in self.columns[columns]]
         if other := [name for name in ranges if name not in boxed]:
             raise ValueError(f"box_ranges: {other[0]} is no column of a box; those are {few(boxed) or 'none'}")

@@ -143,6 +143,7 @@ class ArrayDataConfig(SignalDataConfig):
 
     def data_problems(self):
         yield from super().data_problems()
+        self.columns = [name.strip() for each in self.columns for name in each.split(",") if name.strip()]
         if self.channel_axis not in CHANNEL_AXES:
             yield unknown("channel_axis", self.channel_axis, CHANNEL_AXES)
         if self.length < 0 or (self.columns and self.length < 2):

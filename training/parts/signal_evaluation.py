@@ -98,8 +98,9 @@ def open_rows(config, pipeline, facts):
     kind = SIGNAL_KINDS[trained["data_kind"]]
     known = kind(**{each.name: trained[each.name] for each in fields(kind) if each.name in trained})
     known.dataset, known.crop = config.dataset or known.dataset, "start"
-    if pipeline.rates["sampling_rate"] is not None:
-        known.sampling_rate = pipeline.rates["sampling_rate"]
+    for name in ("sampling_rate", "frame_rate"):
+        if pipeline.rates[name] is not None:
+            setattr(known, name, pipeline.rates[name])
     rows = known.open_rows(config.test_split)
     labelled = pipeline.num_classes is not None and rows.label_column is not None
     own = pipeline.config.id2label or {}

@@ -24,6 +24,9 @@ from .token_facts import is_of_tokens, token_facts
 # what a pipeline's index says of its data
 SAID = ("columns", "condition_from", "sampling_rate", "frame_rate", "data_mean", "data_std")
 
+# what a sample is, by the kind of data that training.json says
+SAMPLES = {"image": "image", "audio": "sound", "video": "video", "points": "point"}
+
 
 def describe(folder_or_repo, **download):
     """What is known of a bundle, as a JSON-able dict; what its files don't tell is left out.
@@ -144,7 +147,9 @@ def as_text(facts):
     if facts["classes"]:
         rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
     rows += [(name, facts[name]) for name in SAID if name in facts]
-    rows += training_rows(facts["training"], *(("text", "tokens") if "tokens" in facts else ()))
+    data_kind = facts["training"].get("data_kind", "image")
+    kind, unit = ("text", "tokens") if "tokens" in facts else (SAMPLES.get(str(data_kind), "sample"), "px")
+    rows += training_rows(facts["training"], kind, unit)
     settings = ("standard_error", "n", "split", "nfe", "sampler", "guidance_scale", "dataset")
     for each in facts["metrics"]:
         how = listed({name: each[name] for name in settings if name in each})
