@@ -88,7 +88,13 @@ def draws(folder, **arguments):
     return pipeline
 
 
-@pytest.mark.parametrize("method", FEW_STEP_METHODS)
+# one of each kind of map always
+SLOW_METHODS = {"consistency", "ect", "mean_flow"}
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(each, marks=[pytest.mark.slow] * (each in SLOW_METHODS)) for each in FEW_STEP_METHODS]
+)
 def test_each_method_distils_resumes_and_samples(method, teacher, photographs, tmp_path, capsys):
     arguments = ["--dataset", photographs, "--method", method, "--folded_guidance", 2, "--map_steps", 3]
     whole = distilled(teacher, tmp_path / "whole", *arguments)
