@@ -218,22 +218,40 @@ def test_a_teacher_is_needed(capsys):
     assert "say which model is distilled" in refused(capsys)
 
 
+GUIDED = ["--folded_guidance", 2]
+
+
 @pytest.mark.parametrize(
-    ("network", "scheduler", "message"),
+    ("network", "scheduler", "arguments", "message"),
     [
-        ({}, {"network_map": "consistency"}, "it is a consistency model, which has no ODE to follow"),
-        ({"guidance_embeds": True}, {}, "it is guidance-distilled, told a scale"),
-        ({"folded_guidance": 3.0}, {}, "it has guidance 3.0 folded in"),
-        ({"class_dropout_prob": 0.0}, {}, "folded_guidance .* needs a teacher that was trained without its conditions"),
+        ({}, {"network_map": "consistency"}, GUIDED, "it is a consistency model, which has no ODE to follow"),
+        ({"guidance_embeds": True}, {}, GUIDED, "it is guidance-distilled, told a scale"),
+        ({"folded_guidance": 3.0}, {}, GUIDED, "it has guidance 3.0 folded in"),
+        ({"folded_guidance": 3.0}, {}, ["--method", "ect"], "method ect follows the data, which have none"),
+        (
+            {"class_dropout_prob": 0.0},
+            {},
+            GUIDED,
+            "needs a teacher that was trained without its conditions",
+        ),
     ],
 )
-def test_teachers_that_cannot_teach(network, scheduler, message, photographs, tmp_path, capsys):
+def test_teachers_that_cannot_teach(network, scheduler, arguments, message, photographs, tmp_path, capsys):
     scheduler = ScoreSDEScheduler(**scheduler)
     pipeline = ScoreSDEPipeline(scheduler, transformer=randomized(DiTModel(**DIT, num_classes=2, **network)))
     pipeline.register_to_config(id2label={"0": "cat", "1": "dog"})
     source = save_bundle(pipeline, tmp_path / "teacher")
     where = ["--teacher", source, "--dataset", photographs, "--output_dir", tmp_path / "run"]
-    assert re.search(message, refused(capsys, *where, "--folded_guidance", 2))
+    assert re.search(message, refused(capsys, *where, *arguments))
+
+
+def test_weights_with_guidance_folded_in_lose_it_by_the_data(photographs, tmp_path):
+    network = randomized(DiTModel(**DIT, num_classes=2, folded_guidance=3.0))
+    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=network, id2label={0: "cat", 1: "dog"})
+    source = save_bundle(pipeline, tmp_path / "source")
+    forget_runs()
+    run(train.main, "--init_from", source, "--dataset", photographs, "--output_dir", tmp_path / "run", *SHORT)
+    assert load_bundle(tmp_path / "run" / "pipeline").transformer.config.folded_guidance is None
 
 
 def test_data_that_the_teacher_does_not_know(teacher, photographs, tmp_path, capsys):

@@ -62,6 +62,10 @@ class FewStepConfig(ObjectiveConfig):
     def few_step_problems(self, stated):
         """What is wrong; fills in what the method decides, once all that comes with weights is there. `stated` are the
         scheduler's arguments that were given."""
+        options = mapping("network_kwargs", self.network_kwargs)
+        if self.teaching is None and "network_kwargs" not in self.given and options.pop("folded_guidance", None):
+            # the data don't have the guidance that the weights to start from had folded in
+            self.network_kwargs = json.dumps(options)
         if self.method == DENOISING:
             unused = sorted({"method_kwargs", "map_steps", "folded_guidance", "guidance_range"} & self.given)
             if unused:
@@ -145,6 +149,11 @@ class FewStepConfig(ObjectiveConfig):
             yield (
                 f"it has guidance {network['folded_guidance']} folded in: leave folded_guidance and guidance_range "
                 f"out, or take the model that it was distilled from"
+            )
+        elif network.get("folded_guidance") is not None and self.method == "ect":
+            yield (
+                f"it has guidance {network['folded_guidance']} folded in, and method ect follows the data, which have "
+                f"none: choose {one_of([name for name in FEW_STEP_METHODS if name != 'ect'])}"
             )
 
     def make_scheduler(self):
