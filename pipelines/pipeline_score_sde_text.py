@@ -366,7 +366,7 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         conditions = self._conditions
         if rows is not None:
             tokens, conditions = tokens[rows], {name: value[:, rows] for name, value in conditions.items()}
-        told = SimpleNamespace(_guidance_scale=self._guidance_scale, _conditions=conditions)
+        told = SimpleNamespace(_guidance_scale=self._guidance_scale, _conditions=conditions, _timestep_to=None)
         return guided(told, (self.transformer, self.transformer))(tokens, timestep.expand(len(tokens)))
 
     @torch.no_grad()
