@@ -7,7 +7,14 @@ from mkdocs.structure.files import File
 
 
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/*.png", "model_cards/space.png")
+SHOWN = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "benchmarks/*.png",
+    "benchmarks/*.gif",
+    "model_cards/space.png",
+)
 CARDS = ("model_cards/*/README.md", "model_cards/*/samples.png")
 
 

@@ -62,7 +62,11 @@ class FewStepConfig(ObjectiveConfig):
     def few_step_problems(self, stated):
         """What is wrong; fills in what the method decides, once all that comes with weights is there. `stated` are the
         scheduler's arguments that were given."""
-        options = mapping("network_kwargs", self.network_kwargs)
+        try:
+            options = mapping("network_kwargs", self.network_kwargs)
+        except ValueError as error:
+            yield str(error)
+            return
         if self.teaching is None and "network_kwargs" not in self.given and options.pop("folded_guidance", None):
             # the data don't have the guidance that the weights to start from had folded in
             self.network_kwargs = json.dumps(options)
