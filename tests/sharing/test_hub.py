@@ -246,7 +246,7 @@ def test_loading_from_the_hub_and_offline(local_hub, tmp_path):
     cache = {"cache_dir": str(tmp_path / "cache")}
     loads = [[["me/model"], cache], [["me/model"], cache | {"revision": "a/branch"}], [[str(tmp_path / "bundle")], {}]]
     arguments = (tmp_path / "image.safetensors", json.dumps(loads))
-    assert max(run(local_hub, LOAD, *arguments, token="hf_reader")) == 0
+    assert max(run(local_hub, LOAD, *arguments, token="hf_reader")) < 1e-5
     assert not trace.exists()
     assert not any(request.path.endswith(".py") for request in local_hub.requests)
 
@@ -258,8 +258,7 @@ def test_loading_from_the_hub_and_offline(local_hub, tmp_path):
     difference, package = run(
         local_hub, LOAD_BY_REMOTE_CODE, arguments[0], "me/model", '{"class_labels": [1]}', token="hf_reader"
     )
-    assert difference == 0
-    assert package == "diffusers_modules"
+    assert difference < 1e-5 and package == "diffusers_modules"
 
     # offline, in a process that was told so
     local_hub.requests.clear()
@@ -267,7 +266,7 @@ def test_loading_from_the_hub_and_offline(local_hub, tmp_path):
     command = [sys.executable, "-c", LOAD, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    assert max(json.loads(result.stdout)) == 0
+    assert max(json.loads(result.stdout)) < 1e-5
     assert local_hub.requests == []
 
 
