@@ -105,13 +105,7 @@ class TrainConfig(
         return stated("data_kind") or ("points" if stated("domain") else TrainConfig.data_kind)
 
     def problems(self):
-        try:
-            stated = mapping("scheduler_kwargs", self.scheduler_kwargs)
-        except ValueError as error:
-            yield str(error)
-            return
-        # first: it fills in the options that come with the weights
-        started = list(StartConfig.problems(self)) or list(self.few_step_problems(stated))
+        started = list(self.start_problems())
         yield from started
         if started:
             return

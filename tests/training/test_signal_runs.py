@@ -190,7 +190,7 @@ def test_training_in_the_latents_of_an_autoencoder(kind, tmp_path):
     shape = drawn(pipeline).shape
     assert shape == ((2, 1, 16) if kind == "audio" else (2, 5, 8, 8, 3))
     assert pipeline.rates == {"sampling_rate": None, "frame_rate": None} | facts["units"]
-    with pytest.raises(ValueError, match=f"are of {kind}, not of images: pass --data_kind {kind}"):
+    with pytest.raises(ValueError, match=f"are of the kind {kind}: pass --data_kind {kind}"):
         run(train.main, "--latents", tmp_path / "latents", *STEPS, "--output_dir", tmp_path / "other")
 
 

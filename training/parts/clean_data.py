@@ -76,6 +76,31 @@ def normalize_by(vae, statistics, folder):
     )
 
 
+def open_latents(config, kind, accelerator, **options):
+    """The latents that a configuration names, and the autoencoder that they are from: (`LatentDataset`, vae).
+
+    Raises ValueError for latents of another kind of data than `kind`, or of another autoencoder.
+    """
+    with accelerator.main_process_first():
+        folder = fetch_latents(config.latents)
+    dataset = LatentDataset(folder, **options)
+    found = dataset.facts.get("data_kind", "image")
+    if found != kind:
+        raise ValueError(f"latents {config.latents!r} are of the kind {found}: pass --data_kind {found}")
+    named = config.vae or dataset.facts["vae"]
+    # of latents from the Hub, it may be in their own folder
+    named = folder if named == "vae" else named
+    vae = load_vae(named)
+    if fingerprint(vae) != dataset.facts["vae_fingerprint"]:
+        raise ValueError(
+            f"the latents in {config.latents!r} were encoded by another autoencoder than the one that is now in "
+            f"{named!r}: encode them anew, or pass --vae with the one they are from"
+        )
+    if config.normalize_latents:
+        normalize_by(vae, dataset.facts.get("statistics"), config.latents)
+    return dataset, vae.to(accelerator.device)
+
+
 class CleanData(CleanSamples):
     """The clean samples of a `CleanDataConfig`; with `captions`, a `CaptionConfig`, also what they are told in words;
     with `conditions`, an `ImageConditionConfig`, also the images that they are seen beside.
@@ -90,25 +115,9 @@ class CleanData(CleanSamples):
         super().__init__(random_flip=config.random_flip)
         self.caption_column, self.caption_facts, self.examples = None, {}, []
         if config.latents:
-            with accelerator.main_process_first():
-                folder = fetch_latents(config.latents)
-            self.dataset = LatentDataset(folder, flips=config.random_flip)
-            if kind := self.dataset.facts.get("data_kind"):
-                raise ValueError(f"latents {config.latents!r} are of {kind}, not of images: pass --data_kind {kind}")
+            self.dataset, self.vae = open_latents(config, "image", accelerator, flips=config.random_flip)
             if captions is not None:
                 self.find_captions(config.latents, captions)
-            vae = config.vae or self.dataset.facts["vae"]
-            # of latents from the Hub, it may be in their own folder
-            vae = folder if vae == "vae" else vae
-            self.vae = load_vae(vae)
-            if fingerprint(self.vae) != self.dataset.facts["vae_fingerprint"]:
-                raise ValueError(
-                    f"the latents in {config.latents!r} were encoded by another autoencoder than the one that is now "
-                    f"in {vae!r}: encode them anew, or pass --vae with the one they are from"
-                )
-            if config.normalize_latents:
-                normalize_by(self.vae, self.dataset.facts.get("statistics"), config.latents)
-            self.vae.to(accelerator.device)
             self.shape, self.sizes = self.dataset.shape, self.dataset.sizes
             beside = conditions and condition_of_latents(self.dataset.facts, conditions, config.latents)
             if beside is not None:

@@ -20,7 +20,7 @@ from .diffusion_loss import DiffusionLoss
 from .networks import network_class
 from .objective_config import ObjectiveConfig
 from .options import mapping
-from .starting import TRAINED_ON, kept_classes, names_of_classes
+from .starting import TRAINED_ON, StartConfig, kept_classes, names_of_classes
 
 
 # the method of networks that are none of these
@@ -58,6 +58,16 @@ class FewStepConfig(ObjectiveConfig):
     @property
     def guidance(self):
         return tuple(self.guidance_range) or self.folded_guidance
+
+    def start_problems(self):
+        """What is wrong with the weights to start from and with the method; first, for it fills in the options that
+        come with them."""
+        try:
+            stated = mapping("scheduler_kwargs", self.scheduler_kwargs)
+        except ValueError as error:
+            yield str(error)
+            return
+        yield from list(StartConfig.problems(self)) or self.few_step_problems(stated)
 
     def few_step_problems(self, stated):
         """What is wrong; fills in what the method decides, once all that comes with weights is there. `stated` are the

@@ -1,14 +1,14 @@
 """Measure a pipeline of points: the exact likelihood of held-out ones, of all and of each class."""
 
-import os
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from score_sde.sharing.bundles import add_metrics, load_bundle
 from score_sde.sharing.facts import dataset_name
 
-from .config import LoaderConfig, option
+from .config import option
 from .figures import averaging_facts
+from .measured import MeasuredConfig
 from .networks import outside_classes
 from .options import WORK_BEGUN
 from .point_data import MISSING, PointDataConfig, PointDataset, Table
@@ -20,18 +20,12 @@ from .text_data import TextClasses
 
 
 @dataclass
-class PointEvaluateConfig(LoaderConfig):
+class PointEvaluateConfig(MeasuredConfig):
     """Measure a pipeline of points: the exact likelihood of held-out points, in nats."""
 
     configs = "evaluation"
     data_kind: ClassVar[str] = "points"
 
-    pipeline: str = option("", "The pipeline to measure: a folder.", "what is measured", common=True)
-    network: str | None = option(
-        None,
-        "Class of its network, where it was trained as one from outside: package.module:Class, which is imported.",
-        "what is measured",
-    )
     dataset: str | None = option(
         None, "Rows, as for training; by default those that the pipeline was trained on.", "data", common=True
     )
@@ -52,19 +46,13 @@ class PointEvaluateConfig(LoaderConfig):
     seed: int = option(0, "Seed of the probes, where there are more than 8 coordinates.", "likelihood")
 
     def problems(self):
-        yield from LoaderConfig.problems(self)
-        if not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
-            yield f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json)"
+        yield from MeasuredConfig.problems(self)
         if self.missing not in (None, *MISSING):
             yield f"missing {self.missing!r} is unknown; choose one of {', '.join(MISSING)}"
         if self.likelihood < 0 or self.likelihood == 1 or self.seed < 0:
             yield f"likelihood {self.likelihood} must be 0 for all or at least 2, seed {self.seed} at least 0"
         if self.batch_size < 1 or not self.tolerance > 0:
             yield f"batch_size {self.batch_size} and tolerance {self.tolerance} must be positive"
-        try:
-            outside_classes(self.network)
-        except ValueError as error:
-            yield str(error)
 
 
 def held_out_points(config, pipeline):

@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass
 from score_sde.pipelines.units import to_unit_scale
 from score_sde.pipelines.wording import unknown
 
-from .clean_data import normalize_by
+from .clean_data import open_latents
 from .clean_samples import CleanSamples
 from .config import LoaderConfig, option
-from .latent_shards import LatentDataset
-from .latents import fetch_latents, fingerprint, latent_shape, load_vae
+from .latents import fingerprint, latent_shape, load_vae
 from .signal_rows import ARRAY_FILES, SOUNDS, VIDEOS, ArrayRows, SoundRows, VideoRows
 from .sources import on_hub
 
@@ -193,23 +192,7 @@ class SignalData(CleanSamples):
         super().__init__()
         self.statistics = {"data_mean": None, "data_std": None}
         if config.latents:
-            with accelerator.main_process_first():
-                folder = fetch_latents(config.latents)
-            self.dataset = LatentDataset(folder)
-            kind = self.dataset.facts.get("data_kind", "image")
-            if kind != config.data_kind:
-                raise ValueError(f"latents {config.latents!r} are of the kind {kind}: pass --data_kind {kind}")
-            vae = config.vae or self.dataset.facts["vae"]
-            vae = folder if vae == "vae" else vae
-            self.vae = load_vae(vae)
-            if fingerprint(self.vae) != self.dataset.facts["vae_fingerprint"]:
-                raise ValueError(
-                    f"the latents in {config.latents!r} were encoded by another autoencoder than the one that is now "
-                    f"in {vae!r}: encode them anew, or pass --vae with the one they are from"
-                )
-            if config.normalize_latents:
-                normalize_by(self.vae, self.dataset.facts.get("statistics"), config.latents)
-            self.vae.to(accelerator.device)
+            self.dataset, self.vae = open_latents(config, config.data_kind, accelerator)
             self.shape, self.units = self.dataset.shape, dict(self.dataset.facts.get("units", {}))
         else:
             with accelerator.main_process_first():

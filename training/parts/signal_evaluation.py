@@ -1,7 +1,6 @@
 """Measure a pipeline of sound, videos or arrays: the loss by time, and the exact likelihood, of held-out data."""
 
 import math
-import os
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -12,9 +11,10 @@ from score_sde.sharing.bundles import add_metrics, load_bundle
 from score_sde.sharing.facts import dataset_name
 
 from .clean_samples import CleanSamples
-from .config import LoaderConfig, option
+from .config import option
 from .diffusion_loss import DiffusionLoss
 from .figures import averaging_facts
+from .measured import MeasuredConfig
 from .networks import outside_classes
 from .options import WORK_BEGUN, mapping
 from .provenance import provenance
@@ -29,18 +29,12 @@ PARTS = 4
 
 
 @dataclass
-class SignalEvaluateConfig(LoaderConfig):
+class SignalEvaluateConfig(MeasuredConfig):
     """Measure a pipeline of sound, videos or arrays: the loss by time, and the likelihood, of held-out data."""
 
     configs = "evaluation"
     data_kind: ClassVar[str] = "signal"
 
-    pipeline: str = option("", "The pipeline to measure: a folder.", "what is measured", common=True)
-    network: str | None = option(
-        None,
-        "Class of its network, where it was trained as one from outside: package.module:Class, which is imported.",
-        "what is measured",
-    )
     dataset: str | None = option(
         None, "Data, as for training; by default those that the pipeline was trained on.", "data", common=True
     )
@@ -57,9 +51,7 @@ class SignalEvaluateConfig(LoaderConfig):
     seed: int = option(0, "Seed of times, noise and probes.", "what is measured", common=True)
 
     def problems(self):
-        yield from LoaderConfig.problems(self)
-        if not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
-            yield f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json)"
+        yield from MeasuredConfig.problems(self)
         for name, least in (("batch_size", 1), ("num_probes", 1), ("seed", 0), ("loss", 0), ("likelihood", 0)):
             if getattr(self, name) < least:
                 yield f"{name} {getattr(self, name)} must be at least {least}"
@@ -67,10 +59,6 @@ class SignalEvaluateConfig(LoaderConfig):
             yield f"loss {self.loss}, likelihood {self.likelihood}: one must be positive, and an error needs at least 2"
         if not self.tolerance > 0:
             yield f"tolerance {self.tolerance} must be positive"
-        try:
-            outside_classes(self.network)
-        except ValueError as error:
-            yield str(error)
 
 
 class SignalSamples(CleanSamples):

@@ -44,6 +44,8 @@ class SignalRows(LabelledRows, torch.utils.data.Dataset):
 
     knows_epochs = True
     files: FilesOf
+    # words for what is too short
+    fewer, filled = "values, fewer than length", "fill it up by zeros"
 
     def __init__(self, config, split=None, crop_seed=None):
         self.name, self.split, self.crop_seed = config.dataset, split or config.split, crop_seed
@@ -171,9 +173,25 @@ class SignalRows(LabelledRows, torch.utils.data.Dataset):
         """Raise ValueError for what is too short and is neither filled up nor left out."""
         if found < length and self.config.short_clips != "pad":
             raise ValueError(
-                f"it has {found} values, fewer than length {length}: pass --short_clips pad, to fill it up by zeros, "
-                f"or leave_out"
+                f"it has {found} {self.fewer} {length}: pass --short_clips pad, to {self.filled}, or leave_out"
             )
+
+    def rates_of(self, what, measure, length):
+        """{rate: the first row that has it} of all rows; those that are too short are taken out, or refused.
+        `measure`(value) is (rate, length) of a value."""
+        rates, short = {}, []
+        for number, value in self.each_value(what):
+            try:
+                rate, found = measure(value)
+                rates.setdefault(rate, number)
+                if found < length and self.config.short_clips == "leave_out":
+                    short.append(number)
+                else:
+                    self.check_length(found, length)
+            except Exception as error:  # whatever a decoder raises
+                raise self.naming(number, error) from error
+        self.leave_out(short)
+        return rates
 
     def statistics(self):
         """(means, standard deviations) of the channels, of up to `STATISTICS_ROWS` rows, spread evenly. Raises
@@ -218,23 +236,8 @@ class SoundRows(SignalRows):
     files = SOUNDS
 
     def look(self, config):
-        self.shape, rates, short = (config.audio_channels, config.length), {}, []
-        for number, value in self.each_value("sounds"):
-            try:
-                with self.file_of({"bytes": value, "path": None} if isinstance(value, bytes) else value) as file:
-                    samples, rate = read_sound(file)
-                rates.setdefault(rate, number)
-                length = (
-                    samples.shape[1]
-                    if not config.sampling_rate
-                    else -(-samples.shape[1] * config.sampling_rate // rate)
-                )
-                if length < config.length and config.short_clips == "leave_out":
-                    short.append(number)
-                else:
-                    self.check_length(length, config.length)
-            except Exception as error:  # whatever a decoder raises
-                raise self.naming(number, error) from error
+        self.shape = config.audio_channels, config.length
+        rates = self.rates_of("sounds", self.measure, config.length)
         if len(rates) > 1 and config.sampling_rate is None:
             found = ", ".join(f"{rate} Hz (row {number})" for rate, number in rates.items())
             raise ValueError(
@@ -243,11 +246,19 @@ class SoundRows(SignalRows):
             )
         self.sampling_rate = config.sampling_rate or next(iter(rates))
         self.units = {"sampling_rate": self.sampling_rate}
-        self.leave_out(short)
+
+    def read(self, value):
+        """(samples (channels, length), rate) of a sound."""
+        with self.file_of({"bytes": value, "path": None} if isinstance(value, bytes) else value) as file:
+            return read_sound(file)
+
+    def measure(self, value):
+        samples, rate = self.read(value)
+        length, resampled = samples.shape[1], self.config.sampling_rate
+        return rate, -(-length * resampled // rate) if resampled else length
 
     def decode(self, value, rng):
-        with self.file_of({"bytes": value, "path": None} if isinstance(value, bytes) else value) as file:
-            samples, rate = read_sound(file)
+        samples, rate = self.read(value)
         channels = self.shape[0]
         if channels == 1:
             samples = samples.mean(0, keepdim=True)
@@ -262,27 +273,12 @@ class VideoRows(SignalRows):
     Attributes: `frame_rate`, in 1/s.
     """
 
-    files = VIDEOS
+    files, fewer, filled = VIDEOS, "frames, fewer than frames", "repeat the last one"
 
     def look(self, config):
         self.shape = config.image_channels, config.frames, config.resolution, config.resolution
-        self.mode, rates, short = ("L" if config.image_channels == 1 else "RGB"), {}, []
-        for number, value in self.each_value("videos"):
-            try:
-                frames, rate = self.frames_of(value)
-                rates.setdefault(rate and round(rate, 3), number)
-                if rate is None and config.frame_rate is None:
-                    raise ValueError("it doesn't say how many frames it has in a second: pass --frame_rate")
-                count = len(self.at_rate(frames, rate))
-                if count < config.frames and config.short_clips == "leave_out":
-                    short.append(number)
-                elif count < config.frames and config.short_clips != "pad":
-                    raise ValueError(
-                        f"it has {count} frames, fewer than frames {config.frames}: pass --short_clips pad, to repeat "
-                        f"the last one, or leave_out"
-                    )
-            except Exception as error:  # whatever a decoder raises
-                raise self.naming(number, error) from error
+        self.mode = "L" if config.image_channels == 1 else "RGB"
+        rates = self.rates_of("videos", self.measure, config.frames)
         if len(rates) > 1 and config.frame_rate is None:
             found = ", ".join(f"{rate} (row {number})" for rate, number in rates.items())
             raise ValueError(
@@ -291,7 +287,12 @@ class VideoRows(SignalRows):
             )
         self.frame_rate = config.frame_rate or next(iter(rates))
         self.units = {"frame_rate": self.frame_rate}
-        self.leave_out(short)
+
+    def measure(self, value):
+        frames, rate = self.frames_of(value)
+        if rate is None and self.config.frame_rate is None:
+            raise ValueError("it doesn't say how many frames it has in a second: pass --frame_rate")
+        return rate and round(rate, 3), len(self.at_rate(frames, rate))
 
     def frames_of(self, value):
         return read_frames(self.bytes_of(value)) if self.table is None else (frames_of(value), None)

@@ -16,8 +16,9 @@ from score_sde.sharing.bundles import add_metrics, load_bundle
 from score_sde.sharing.facts import dataset_name
 
 from .bound import bound_metrics, measure_bound, nats
-from .config import LoaderConfig, option
+from .config import option
 from .figures import averaging_facts, sampling_facts
+from .measured import MeasuredConfig
 from .molecules import open_rdkit
 from .networks import outside_classes
 from .options import WORK_BEGUN
@@ -31,18 +32,12 @@ from .text_figures import FIGURES
 
 
 @dataclass
-class TextEvaluateConfig(LoaderConfig):
+class TextEvaluateConfig(MeasuredConfig):
     """Measure a pipeline of texts: the bound on the likelihood of held-out texts, and how generated ones are."""
 
     configs = "evaluation"
     data_kind: ClassVar[str] = "text"
 
-    pipeline: str = option("", "The pipeline to measure: a folder.", "what is measured", common=True)
-    network: str | None = option(
-        None,
-        "Class of its network, where it was trained as one from outside: package.module:Class, which is imported.",
-        "what is measured",
-    )
     dataset: str | None = option(
         None, "Texts, as for training; by default those that the pipeline was trained on.", "data", common=True
     )
@@ -74,9 +69,7 @@ class TextEvaluateConfig(LoaderConfig):
     seed: int = option(0, "Seed of the times and the noise; text i is drawn from seed + i.", "sampling", common=True)
 
     def problems(self):
-        yield from LoaderConfig.problems(self)
-        if not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
-            yield f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json)"
+        yield from MeasuredConfig.problems(self)
         for name in ("num_times", "num_inference_steps", "batch_size"):
             if getattr(self, name) < 1:
                 yield f"{name} {getattr(self, name)} must be at least 1"
@@ -97,10 +90,6 @@ class TextEvaluateConfig(LoaderConfig):
             yield f"temperature {self.temperature} must be positive"
         if self.save_samples and not os.path.isdir(os.path.dirname(os.path.abspath(self.save_samples))):
             yield f"save_samples {self.save_samples!r}: there is no such folder"
-        try:
-            outside_classes(self.network)
-        except ValueError as error:
-            yield str(error)
 
 
 class HeldOutTexts:

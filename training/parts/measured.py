@@ -1,0 +1,26 @@
+"""The options of measuring a pipeline that all kinds of data have."""
+
+import os
+from dataclasses import dataclass
+
+from .config import LoaderConfig, option
+from .networks import outside_classes
+
+
+@dataclass
+class MeasuredConfig(LoaderConfig):
+    pipeline: str = option("", "The pipeline to measure: a folder.", "what is measured", common=True)
+    network: str | None = option(
+        None,
+        "Class of its network, where it was trained as one from outside: package.module:Class, which is imported.",
+        "what is measured",
+    )
+
+    def problems(self):
+        yield from LoaderConfig.problems(self)
+        if not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
+            yield f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json)"
+        try:
+            outside_classes(self.network)
+        except ValueError as error:
+            yield str(error)
