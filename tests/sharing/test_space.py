@@ -153,6 +153,28 @@ def test_the_page_offers_the_samplers_of_a_map():
         assert draw(flow, 1, predictor, 2, 1.0, seed=0, num_images=1)[2] == 2
 
 
+@pytest.mark.parametrize("domain", ["torus", None])
+def test_the_page_draws_points(domain):
+    """Every sampler that it offers draws them, all on their way, a plot for each class."""
+    torch.manual_seed(0)
+    network = DiTModel((1,), (1,), 2, 16, 1, 2, num_classes=2)
+    torch.nn.init.normal_(network.proj_out.weight, std=0.1)
+    stated = {"sde_type": "ve", "domain": "torus", "prediction_type": "score"} if domain else {}
+    pipeline = ScoreSDEPipeline(
+        ScoreSDEScheduler(**stated), transformer=network.eval(), columns="phi,psi", id2label={"0": "alpha", "1": "beta"}
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    one, *_ = draw(pipeline, "beta", "ddim", 4, 1.0, seed=5, num_images=70)
+    for predictor in predictors_of(pipeline):
+        grid, way, nfe, players = draw(pipeline, None, predictor, 4, 1.5, seed=5, num_images=70)
+        assert (grid.size, way.size) == ((2 * one.width, one.height), (4 * one.width, one.height)) and players == ""
+    with pytest.raises(ValueError, match="points '2001' must be a whole number from 1 to 2000"):
+        draw(pipeline, None, "auto", 4, 1.0, seed=5, num_images=2001)
+    if domain:
+        with pytest.raises(ValueError, match="sampler 'dpmpp_2m' is unknown; choose one of auto, ddim, heun, deis_2"):
+            draw(pipeline, None, "dpmpp_2m", 4, 1.0, seed=5, num_images=2)
+
+
 def test_the_folder_is_a_space(tmp_path):
     folder = Path(space.write_space(tmp_path / "space", "me/model"))
     assert {path.name for path in folder.iterdir()} == FILES

@@ -1,4 +1,5 @@
-"""The page of a Space: a model draws, and one of its images, sounds or videos is shown on the way from noise.
+"""The page of a Space: a model draws, and one of its images, sounds or videos, or all points, are shown on the way from
+noise.
 
 `score-sde space` opens it on this machine. A Space carries this file; it needs torch, diffusers and
 gradio.
@@ -17,10 +18,12 @@ from PIL import Image, ImageOps
 
 
 PREDICTORS = ("auto", "ddim", "dpmpp_2m", "unipc_2", "deis_3", "adams_4", "heun", "ancestral", "euler_maruyama")
+# those that have a meaning for points of a domain
+PREDICTORS_OF_DOMAINS = ("auto", "ddim", "heun", "deis_2", "euler_maruyama")
 EVERY_CLASS, NO_CLASS = "every class in turn", "no class"
-FRAMES = 10
+FRAMES, FRAMES_OF_POINTS = 10, 4
 # what one click may ask for
-MOST_STEPS, MOST_IMAGES, MOST_GUIDANCE, LARGEST_SEED, LONGEST_PROMPT = 100, 64, 20, 2**53, 2000
+MOST_STEPS, MOST_IMAGES, MOST_POINTS, MOST_GUIDANCE, LARGEST_SEED, LONGEST_PROMPT = 100, 64, 2000, 20, 2**53, 2000
 
 
 def tiles(images, columns, side):
@@ -32,14 +35,21 @@ def tiles(images, columns, side):
     return make_image_grid(images + [Image.new("RGB", size, "white")] * (rows * columns - len(images)), rows, columns)
 
 
-def shown(kind, outputs, columns):
-    """A picture of outputs of a pipeline, in so many columns, and HTML that plays them: of images none, of videos a
-    GIF, of sounds the first ones."""
+def kind_of(pipeline):
+    """The name of what a pipeline draws, and how many a click may ask for."""
     # the code of older bundles says nothing of kinds
-    if kind is None or kind.name == "image":
+    name = getattr(getattr(pipeline, "kind", None), "name", "image")
+    return name, MOST_POINTS if name == "point" else MOST_IMAGES
+
+
+def shown(pipeline, outputs, columns, captions=None):
+    """A picture of outputs of a pipeline, in so many columns, of points a plot for each of `captions`, one text for
+    each point; and HTML that plays them: of images none, of videos a GIF, of sounds the first ones."""
+    name, _ = kind_of(pipeline)
+    if name == "image":
         return tiles(outputs, columns, 96), ""
     with tempfile.TemporaryDirectory() as folder:
-        kind.save_grid(outputs, f"{folder}/samples.png", columns)
+        pipeline.kind.save_grid(outputs, f"{folder}/samples.png", columns, captions if name == "point" else None)
         with Image.open(f"{folder}/samples.png") as picture:
             picture.load()
         data = {path: base64.b64encode(path.read_bytes()).decode() for path in sorted(Path(folder).iterdir())}
@@ -67,6 +77,8 @@ def predictors_of(pipeline):
     own = config.get("predictor", "auto")
     if config.get("network_map") == "consistency":
         return (own,)
+    if config.get("domain") is not None:
+        return PREDICTORS_OF_DOMAINS
     return PREDICTORS if own in PREDICTORS or config.get("network_map") is None else (own, *PREDICTORS)
 
 
@@ -100,7 +112,7 @@ def draw(
     negative_prompt="",
     condition_image=None,
 ):
-    """Draw images, and follow the first of them. The pipeline stays as it is: calls may overlap.
+    """Draw images, and follow the first of them, or of points all. The pipeline stays as it is: calls may overlap.
 
     Args:
         pipeline: a `ScoreSDEPipeline`.
@@ -109,7 +121,7 @@ def draw(
         num_inference_steps: of the pipeline, 1 to `MOST_STEPS`.
         guidance_scale: of the pipeline, 0 to `MOST_GUIDANCE`.
         seed: image i is drawn from seed + i; 0 to `LARGEST_SEED`.
-        num_images: how many, 1 to `MOST_IMAGES`.
+        num_images: how many, 1 to `MOST_IMAGES`, of points to `MOST_POINTS`.
         prompt: what a model that follows words is to draw, each line of it in turn; an empty one is none. None for a
             model that follows no words.
         negative_prompt: what guidance leads away from, one text; an empty one is none.
@@ -117,14 +129,16 @@ def draw(
 
     Returns:
         (a grid of the images; two rows of pictures, the first image's noisy sample and below it what the network takes
-        it for, at times from the beginning to the end; the number of network evaluations; HTML that plays sounds and
-        videos). Raises ValueError for what is out of bounds, and for what the pipeline can't do.
+        it for, at times from the beginning to the end, of points a row of plots of all of them; the number of network
+        evaluations; HTML that plays sounds and videos). Raises ValueError for what is out of bounds, and for what the
+        pipeline can't do.
     """
     offered = predictors_of(pipeline)
     if predictor not in offered:
         raise ValueError(f"sampler {str(predictor)[:50]!r} is unknown; choose one of {', '.join(offered)}")
     num_inference_steps = whole_number("time steps", num_inference_steps, 1, MOST_STEPS)
-    num_images = whole_number("images", num_images, 1, MOST_IMAGES)
+    kind, most = kind_of(pipeline)
+    num_images = whole_number(f"{kind}s", num_images, 1, most)
     seed = whole_number("seed", seed, 0, LARGEST_SEED)
     number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
     if not (number and 0 <= guidance_scale <= MOST_GUIDANCE):
@@ -153,7 +167,7 @@ def draw(
         labels = [i % pipeline.num_classes for i in range(num_images)] if label is None else [label] * num_images
     generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(num_images)]
     noise = pipeline.prepare_noise(num_images, generators, None)
-    samples = []
+    samples, followed = [], num_images if kind == "point" else 1
     output = pipeline(
         class_labels=labels,
         **words,
@@ -161,32 +175,43 @@ def draw(
         num_inference_steps=num_inference_steps,
         latents=noise,
         generator=generators,
-        callback_on_step_end=lambda pipe, step, timestep, tensors: samples.append(tensors["latents"][:1]),
+        callback_on_step_end=lambda pipe, step, timestep, tensors: samples.append(tensors["latents"][:followed]),
     )
 
     # the plan that the pipeline followed
     # the code of older bundles tells nothing of guidance
     told = pipeline.told_of_guidance(guidance_scale) if hasattr(pipeline, "told_of_guidance") else {}
     scheduler.set_timesteps(num_inference_steps, device=noise.device, **told)
-    samples = [noise[:1] * scheduler.init_noise_sigma, *samples]
+    samples = [noise[:followed] * scheduler.init_noise_sigma, *samples]
     # where time steps begin: the entries between are stages of one
     begins = range(0, output.nfe, scheduler.order)
-    entries = [begins[i] for i in sorted({round(i * (len(begins) - 1) / (FRAMES - 1)) for i in range(FRAMES)})]
+    frames = FRAMES_OF_POINTS if kind == "point" else FRAMES
+    entries = [begins[i] for i in sorted({round(i * (len(begins) - 1) / (frames - 1)) for i in range(frames)})]
+    times = [scheduler.path_time(scheduler.timesteps[entry]) for entry in entries]
+    if kind == "point":
+        names = pipeline.config.id2label or {}
+        classes = labels and [names.get(str(each), str(each)) for each in labels]
+        way = [points_at(scheduler, samples[entry], t) for entry, t in zip(entries, times, strict=True)]
+        captions = [f"t = {float(t):.2g}" for t in times for _ in range(num_images)]
+        way, _ = shown(pipeline, pipeline.finish(torch.cat(way)), len(entries), captions)
+        grid, _ = shown(pipeline, output.images, 1, classes)
+        return grid, way, output.nfe, ""
     # the code of older bundles knows no words or images
     told = {"conditions": conditions, "negative_conditions": negative} if words else {}
     denoise = scheduler.denoiser(pipeline.guided_network(1, labels and labels[:1], guidance_scale, **told))
-    noisy, denoised = [], []
-    for entry in entries:
-        t = scheduler.path_time(scheduler.timesteps[entry])
-        noisy.append(scheduler.path.unit_variance(samples[entry], t))
-        denoised.append(denoise(samples[entry], t))
+    noisy = [scheduler.path.unit_variance(samples[entry], t) for entry, t in zip(entries, times, strict=True)]
+    denoised = [denoise(samples[entry], t) for entry, t in zip(entries, times, strict=True)]
     pictures = pipeline.finish(torch.cat([*noisy, *denoised]))
     # a column for every class, or prompt, as long as that fits
     in_turn = len(prompts) if prompt is not None else pipeline.num_classes if labels and label is None else 1
     columns = in_turn if 1 < in_turn <= 10 else 8
-    kind = getattr(pipeline, "kind", None)
-    grid, players = shown(kind, output.images, min(num_images, columns))
-    return grid, shown(kind, pictures, len(entries))[0], output.nfe, players
+    grid, players = shown(pipeline, output.images, min(num_images, columns))
+    return grid, shown(pipeline, pictures, len(entries))[0], output.nfe, players
+
+
+def points_at(scheduler, points, t):
+    """Points on their way, as they lie on their domain, or in flat space with the variance of data."""
+    return points if scheduler.config.get("domain") is not None else scheduler.path.unit_variance(points, t)
 
 
 def as_title(text):
@@ -204,7 +229,11 @@ def page(pipeline, title):
     # the code of older bundles doesn't say
     worded = getattr(pipeline, "takes_prompts", False)
     seeing = getattr(pipeline, "takes_condition_image", False)
-    made = f"{getattr(getattr(pipeline, 'kind', None), 'name', 'image')}s".capitalize()
+    kind, most = kind_of(pipeline)
+    made, several = f"{kind}s".capitalize(), 2 * len(classes) if 0 < len(classes) <= 10 else 8
+    way_of = "The first one's way: the noisy sample, and below it what the network takes it for"
+    if kind == "point":
+        several, way_of = 1000, "Their way from noise"
     guided = pipeline.null_label is not None or worded or seeing
     # a network that has learned guidance with one scale takes no other
     folded = pipeline.denoiser.config.get("folded_guidance")
@@ -252,15 +281,13 @@ def page(pipeline, title):
                     visible=guided,
                 )
                 seed = gradio.Number(0, precision=0, label="Seed")
-                num_images = gradio.Slider(
-                    1, MOST_IMAGES, value=2 * len(classes) if 0 < len(classes) <= 10 else 8, step=1, label=made
-                )
+                num_images = gradio.Slider(1, most, value=several, step=1, label=made)
                 button = gradio.Button("Draw", variant="primary")
             with gradio.Column(scale=3):
                 caption = gradio.Markdown(f"### {made}")
                 grid = gradio.Image(show_label=False, format="png", interactive=False, buttons=[])
                 players = gradio.HTML(visible=made in ("Sounds", "Videos"))
-                gradio.Markdown("### The first one's way: the noisy sample, and below it what the network takes it for")
+                gradio.Markdown(f"### {way_of}")
                 way = gradio.Image(show_label=False, format="png", interactive=False, buttons=[])
         inputs = [label, predictor, steps, guidance, seed, num_images, prompt, negative, image]
         button.click(on_click, inputs, [caption, grid, way, players], api_name="draw")
