@@ -5,8 +5,9 @@ teacher itself.
     python benchmarks/few_steps.py --run runs/quick_start --output benchmarks/few_steps.json
     python benchmarks/few_steps.py --report --output benchmarks/few_steps.json
 
-Students are kept in --students; what is done is not done again, and a training that was stopped goes on. Distances are
-Fréchet distances in the features of the classifier that `score-sde evaluate` trains, of images of the same seeds.
+Students are kept in --students, those of another time than the usual under a name of their own; what is done is not
+done again, and a training that was stopped goes on. Distances are Fréchet distances in the features of the classifier
+that `score-sde evaluate` trains, of images of the same seeds.
 """
 
 import argparse
@@ -37,6 +38,7 @@ STEPS = (1, 2, 4)
 TEACHER_STEPS = (1, 2, 4, 10, 20, 50)
 CALIBRATED = (2, 4, 10)
 GUIDANCE = 1.5
+SECONDS = 240  # of processor time, of each method
 COMMON = {"learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 20, "adam_beta2": 0.99, "ema_decay": 0.99}
 COMMON |= {"folded_guidance": GUIDANCE, "checkpointing_steps": 50, "checkpoints_total_limit": 1, "batch_size": 64}
 COMMON |= {"sample_num_images": 100, "num_workers": 0, "logging_steps": 10, "mixed_precision": "bf16"}
@@ -122,8 +124,9 @@ def measure_all(arguments):
             results = json.load(file)
     judge, pipeline = Judge(arguments.students), opened(teacher)
     for method in arguments.method:
-        own = results["students"].setdefault(method, {"options": METHODS[method]})
-        folder = os.path.join(arguments.students, method)
+        name = method if arguments.seconds == SECONDS else f"{method}, {arguments.seconds:g} s"
+        own = results["students"].setdefault(name, {"options": METHODS[method]})
+        folder = os.path.join(arguments.students, name)
         if "seconds_per_step" not in own:
             took = [
                 processor_seconds(command(teacher, arguments, method, f"{folder}_{steps}", steps)) for steps in (1, 7)
@@ -138,7 +141,7 @@ def measure_all(arguments):
         student = opened(os.path.join(folder, "pipeline"))
         own["figures"] = [judge.measure(student, steps, GUIDANCE, arguments.count) for steps in STEPS]
         write_json(arguments.output, results)
-        print(method, json.dumps(own), flush=True)
+        print(name, json.dumps(own), flush=True)
     for steps in TEACHER_STEPS if arguments.teacher else ():
         if f"auto {steps}" not in results["teacher"]:
             results["teacher"][f"auto {steps}"] = judge.measure(pipeline, steps, GUIDANCE, arguments.count)
@@ -195,7 +198,7 @@ def main():
     parser.add_argument("--run", default="runs/quick_start", help="output_dir of score-sde quick-start")
     parser.add_argument("--students", default="runs/few_steps")
     parser.add_argument("--output", default="benchmarks/few_steps.json")
-    parser.add_argument("--seconds", type=float, default=480, help="processor time of each training")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="processor time of each training")
     parser.add_argument("--count", type=int, default=1000, help="images of a measurement")
     parser.add_argument("--method", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--teacher", action="store_true", help="measure the teacher, too")

@@ -1,6 +1,6 @@
 """Distil a diffusion model: a student that needs one to four network evaluations for what its teacher does in twenty.
 
-    score-sde distill --teacher runs/dit/pipeline --latents runs/latents --method mean_flow --output_dir runs/student
+    score-sde distill --teacher runs/dit/pipeline --latents runs/latents --method flow_map --output_dir runs/student
 
 The student begins with the teacher's weights, on its path and in its latents. Training, checkpoints, and what is
 written are those of `score-sde train`, whose --method learns the same from the data alone.
@@ -36,7 +36,7 @@ class DistillConfig(TrainConfig):
     )
     teacher_revision: str | None = option(None, "Branch, tag or commit of that repo.", GROUP)
     method: str = option(
-        "mean_flow", f"How: {one_of(FEW_STEP_METHODS)}; score_sde.losses says what they are.", GROUP, common=True
+        "flow_map", f"How: {one_of(FEW_STEP_METHODS)}; score_sde.losses says what they are.", GROUP, common=True
     )
 
     def problems(self):
