@@ -20,7 +20,7 @@ from .coordinates import Coordinates
 from .images import to_mode
 from .latents import data_channels as channels_of_data
 from .pictures import contact_sheet, curves, enlarged, save_grid, save_moving_grid, tiled
-from .scatter import DATA, SAMPLES, pairs_of, save_scatter
+from .scatter import DATA, MOST_PLOTS, SAMPLES, pairs_of, save_scatter
 from .sounds import save_wav, spectrogram
 from .wording import quoted
 
@@ -299,7 +299,10 @@ class Points(Kind):
     ) -> None:
         """Write points, an array or tensor (B, columns), as a PNG of scatter plots of pairs of columns, of latitude and
         longitude a map; with `captions`, one text for each, such as its class, a plot for each text in one row, however
-        many `columns` are asked for. Above them `data` (N, columns), with texts of their own."""
+        many `columns` are asked for, and one plot of all where there are more than `MOST_PLOTS`. Above them `data`
+        (N, columns), with texts of their own."""
+        if len(set(captions or ())) > MOST_PLOTS:
+            captions = data_captions = None
         sets = [(outputs, captions, SAMPLES, "" if data is None else "samples")]
         if data is not None:
             sets = [(data, data_captions, DATA, "data"), *sets]

@@ -11,6 +11,8 @@ HEIGHT, LEFT, BELOW, ABOVE, RIGHT = 220, 34, 28, 18, 10
 SAMPLES, DATA = (200, 60, 30), (40, 90, 170)
 # more points are a patch of colour
 MOST_POINTS = 20_000
+# more plots in a row than this can't be read
+MOST_PLOTS = 12
 
 
 def pairs_of(count):

@@ -146,6 +146,10 @@ def test_pictures_show_samples_beside_data_by_class(tmp_path, channels):
     assert len(pairs_of(channels)) == (1 if channels < 3 else 2)
     assert [shows(tmp_path / "alone.png", colour) for colour in (SAMPLES, DATA)] == [True, False]
     assert all(shows(tmp_path / "by_class.png", colour) for colour in (SAMPLES, DATA))
+    # so many classes have no room
+    many = [str(number % 13) for number in range(30)]
+    kind.save_grid(values, tmp_path / "many.png", captions=many, data=values, data_captions=many)
+    assert Image.open(tmp_path / "many.png").size == (alone[0], 2 * alone[1])
 
 
 def test_a_map_is_wide_and_has_longitude_across(tmp_path):
