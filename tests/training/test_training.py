@@ -884,7 +884,8 @@ def test_labels_are_dropped_for_the_whole_step(tmp_path, network):
         max(float((found["one"][name] - found[other][name]).detach().abs().max()) for name in found["one"])
         for other in ("two", "never")
     ]
-    assert differences[0] < 1e-5 < 1e-3 < differences[1]
+    # Adam's first steps hardly know how large a gradient is, only how it is rounded where it is small
+    assert differences[0] < 1e-4 < 1e-3 < differences[1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path):
