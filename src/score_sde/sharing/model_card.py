@@ -161,11 +161,15 @@ def token_rows(training):
 
 
 def sampler_table(samplers):
-    """What benchmarks/samplers_network.py measured: numbers of evaluations, and rows (sampler, median errors)."""
+    """What benchmarks/samplers_network.py measured: numbers of evaluations, and rows (sampler, median errors to four
+    digits)."""
     try:
         found = samplers["median error, rms error, accuracy"]
         columns = sorted({int(n) for figures in found.values() for n in figures})
-        return columns, [(name, [figures.get(str(n), [""])[0] for n in columns]) for name, figures in found.items()]
+        return columns, [
+            (name, [f"{figures[str(n)][0]:.4g}" if str(n) in figures else "" for n in columns])
+            for name, figures in found.items()
+        ]
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         raise ValueError(f"samplers.json {quoted(samplers)} is none of benchmarks/samplers_network.py") from None
 
