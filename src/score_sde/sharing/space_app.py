@@ -49,7 +49,7 @@ def shown(pipeline, outputs, columns, captions=None):
     if name == "image":
         return tiles(outputs, columns, 96), ""
     with tempfile.TemporaryDirectory() as folder:
-        pipeline.kind.save_grid(outputs, f"{folder}/samples.png", columns, captions if name == "point" else None)
+        pipeline.kind.save_grid(outputs, f"{folder}/samples.png", columns, captions)
         with Image.open(f"{folder}/samples.png") as picture:
             picture.load()
         data = {path: base64.b64encode(path.read_bytes()).decode() for path in sorted(Path(folder).iterdir())}
