@@ -99,9 +99,7 @@ def report(arguments):
         print(f"\n| {table} | steps | Fréchet distance, three seeds | mean | over the first's | class accuracy |")
         print("|---|---|---|---|---|---|")
         choices = {name: own for name, own in choices.items() if own["runs"]}
-        distances = {
-            name: [run["frechet_distance"] for run in own["runs"].values()] for name, own in choices.items()
-        }
+        distances = {name: [run["frechet_distance"] for run in own["runs"].values()] for name, own in choices.items()}
         first = statistics.mean(next(iter(distances.values())))
         for name, own in choices.items():
             mean = statistics.mean(distances[name])
