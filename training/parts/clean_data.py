@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from score_sde.pipelines.latents import spatial_factor
+from score_sde.pipelines.latents import data_channels, normalises_itself, spatial_factor
 
 from .buckets import BucketConfig
 from .captions import CaptionEncoder, encoder_of_latents
@@ -66,7 +66,13 @@ class CleanDataConfig(DataConfig, BucketConfig):
 
 def normalize_by(vae, statistics, folder):
     """Let the config of an autoencoder give its latents mean 0 and standard deviation 1, by the statistics of latents
-    in a folder. Raises ValueError where there are none, or of channels that are constant."""
+    in a folder. Raises ValueError where there are none, or of channels that are constant, and for an autoencoder that
+    has them inside."""
+    if normalises_itself(vae.config):
+        raise ValueError(
+            f"normalize_latents: a {type(vae).__name__} normalises its latents itself, by the latents_mean and "
+            f"latents_std that it was saved with: leave it out"
+        )
     if statistics is None:
         raise ValueError(f"latents.json of {folder!r} has no statistics: run `score-sde encode-latents` to its end")
     if not min(statistics["std"]) > 0:
@@ -122,7 +128,7 @@ class CleanData(CleanSamples):
             beside = conditions and condition_of_latents(self.dataset.facts, conditions, config.latents)
             if beside is not None:
                 size = tuple(side * spatial_factor(self.vae) for side in self.shape[1:])
-                images_of = self.vae.config.in_channels, self.sizes or [size]
+                images_of = data_channels(self.vae.config), self.sizes or [size]
                 self.condition = ImageCondition(*beside, None, *images_of, self.vae, self.shape[0])
         else:
             images, reader = ImageStream if config.streaming else ImageDataset, None
