@@ -40,6 +40,7 @@ def dit_to_diffusers(model, num_classes=None):
         "two_times": False,
         "guidance_embeds": False,
         "folded_guidance": None,
+        "head_hidden_size": None,
     }
     reasons = [f"{key} is {config[key]!r}, not {value!r}" for key, value in needed.items() if config[key] != value]
     if len(model.patch) != 2 or len(set(model.patch)) > 1 or len(set(model.trained_grid)) > 1:
