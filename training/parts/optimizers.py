@@ -6,7 +6,7 @@ from torch import nn
 
 
 # layers that meet the data, as this package and diffusers name them
-OUTERMOST = ("patch_embed", "pos_embed", "token_embed", "conv_in", "proj_out", "conv_out")
+OUTERMOST = ("patch_embed", "head_patch_embed", "pos_embed", "token_embed", "conv_in", "proj_out", "conv_out")
 # momentum of Muon, and the quintic whose five iterates take singular values in (0, 1] near 1 (Jordan et al. 2024)
 MOMENTUM = 0.95
 NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
