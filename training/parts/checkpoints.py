@@ -39,19 +39,20 @@ FIXED = {
     ),
     *("class_conditional", "network", "network_name", "network_kwargs", "latent_channels", "block_out_channels"),
     *("layers_per_block", "norm_num_groups", "sde_type", "prediction_type", "scheduler_kwargs", "time_density"),
-    *("time_density_kwargs", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
+    *("time_density_kwargs", "time_shift", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
     *("init_from", "init_revision", "freeze", "lora_rank", "lora_alpha", "lora_targets"),
     *("max_caption_tokens", "caption_layers", "pooled_captions", "condition_from", "condition_channels"),
     *("teacher", "teacher_revision", "method", "method_kwargs", "map_steps", "folded_guidance", "guidance_range"),
     *("data_kind", "length", "packing", "long_texts", "process", "noise", "loss"),
     *("domain", "units", "box_ranges", "missing"),
+    *("align_block", "align_weight", "align_projection", "align_gamma"),
     *("audio_channels", "sampling_rate", "frames", "frame_rate", "channel_axis", "short_clips", "normalize_data"),
 }
 # where the data are: free as long as they are the same data
 PLACES = {
     *("dataset", "split", "image_column", "label_column", "num_classes", "caption_column"),
     "condition_column",
-    *("latents", "vae", "text_encoder", "pipeline"),
+    *("latents", "vae", "text_encoder", "pipeline", "align_to"),
     *("text_column", "label_bins", "tokenizer", "vocab_size"),
     *("audio_column", "video_column", "array_column", "columns"),
 }
