@@ -45,7 +45,7 @@ COMMON |= {"sample_num_images": 100, "num_workers": 0, "logging_steps": 10, "mix
 # what was best of the few that were tried for each, in runs of a minute; of ect nothing else was
 METHODS = {
     "flow_map": {},
-    "mean_flow": {"time_density": "uniform"},
+    "mean_flow": {"time_density": "uniform", "method_kwargs": "{moving: 0.75, power: 0.5}"},
     "consistency": {"method_kwargs": "{first_levels: 16, last_levels: 16}"},
     "scm": {},
     "ect": {"learning_rate": 5e-4},

@@ -457,6 +457,21 @@ def test_states_of_any_shape(shape):
     assert run(scheduler, 3, noise(*shape), function=lambda x, timestep: 0.1 * x)[-1].shape == shape
 
 
+@pytest.mark.parametrize("predictor", ["adams_3", "rising_2", "heun", "unipc_3"])
+def test_a_sample_may_be_overwritten_by_what_comes_next(predictor):
+    """As Kandinsky 5's pipeline does: what later steps need of it stays."""
+    scheduler = ScoreSDEScheduler(sde_type="linear", prediction_type="flow_prediction", predictor=predictor)
+    ends = []
+    for in_place in (False, True):
+        x = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+        scheduler.set_timesteps(6)
+        for t in scheduler.timesteps:
+            after = scheduler.step(torch.sin(3 * x), t, x).prev_sample
+            x = x.copy_(after) if in_place else after
+        ends.append(x)
+    assert torch.equal(*ends)
+
+
 def test_gradients_flow_through_step():
     scheduler = ScoreSDEScheduler(predictor="heun")
     x = noise(1, 3, 4, 4).requires_grad_()

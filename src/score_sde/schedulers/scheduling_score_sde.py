@@ -836,7 +836,8 @@ class ScoreSDEScheduler(SavedConfig):
                 f"model_output has shape {tuple(model_output.shape)}, which does not fit sample {tuple(sample.shape)}"
             )
         dtype = torch.promote_types(sample.dtype, torch.float32)
-        x = sample.to(dtype)
+        # a copy: pipelines may write what comes next into the sample itself, which later steps still need
+        x = sample.to(dtype, copy=True)
 
         def draw_noise():
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=dtype)
