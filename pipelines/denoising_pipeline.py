@@ -22,7 +22,9 @@ from .image_conditions import Measurement, at_size
 from .kinds import SQUARES_ALONE, Kind, Points, check_rate, divisors_of_sides, kind_of
 from .latents import (
     AUTOENCODERS,
+    check_only_size,
     data_axes,
+    data_channels,
     decode_latents,
     denormalize_latents,
     encode_moments,
@@ -233,6 +235,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
                 f"a {type(network).__name__} makes squares alone, not height {size[0] * factor} and width "
                 f"{size[1] * factor}: convert it by score_sde.sharing.convert into a DiTModel"
             )
+        check_only_size(plain_component(self.vae), [side * factor for side in size])
         self._size = size
 
     def set_size_of(self, images, samples):
@@ -360,7 +363,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         factor, source = spatial_factor(self.vae), self.config["condition_from"]
         size = tuple(side * factor for side in kind.size)
         if self.vae is not None:
-            channels = self.vae.config.in_channels
+            channels = data_channels(self.vae.config)
         if source is not None:
             measurement = Measurement(source)
             channels, size = measurement.channels(channels), tuple(side // measurement.factor for side in size)
@@ -399,7 +402,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         factor = spatial_factor(self.vae)
         images = at_size(images, [side * factor for side in kind.size])
         if self.vae is not None:
-            images = images.expand(-1, self.vae.config.in_channels, -1, -1)
+            images = images.expand(-1, data_channels(self.vae.config), -1, -1)
         return {"condition_sample": self.to_sample_space(images)}
 
     def add_condition_image(self, conditions, condition_image) -> Conditions:

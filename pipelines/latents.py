@@ -1,7 +1,8 @@
 """Between an autoencoder's latents and the unit-variance latents that a diffusion model sees.
 
 Training and sampling both go through here, by the statistics in the autoencoder's own config: `latents_mean` and
-`latents_std` per channel, `shift_factor` and `scaling_factor`, each where present.
+`latents_std` per channel, `shift_factor` and `scaling_factor`, each where present. An autoencoder that applies them
+itself (`normalises_itself`) gives unit-variance latents already.
 """
 
 import inspect
@@ -23,7 +24,7 @@ class Autoencoder(NamedTuple):
     axes: int = 2
 
 
-# those of data in [-1, 1], here and back, whose latents are scaled outside of them
+# those of data in [-1, 1], here and back, whose latents are scaled outside of them; but for AutoencoderRAE
 AUTOENCODERS = {
     "AutoencoderKL": Autoencoder(
         "latent_dist", ("latents_mean", "latents_std", "shift_factor", "scaling_factor"), "block_out_channels"
@@ -35,6 +36,8 @@ AUTOENCODERS = {
     "AutoencoderKLFlux2": Autoencoder("latent_dist", (), "block_out_channels"),
     "AutoencoderKLHunyuanImage": Autoencoder("latent_dist", ("scaling_factor",), "spatial_compression_ratio"),
     "AutoencoderKLKVAE": Autoencoder("latent_dist", (), "ch_mult"),
+    # which `normalises_itself`
+    "AutoencoderRAE": Autoencoder("latent", ("latents_mean", "latents_std", "scaling_factor"), "patch_size"),
     # before the quantisation, which is a part of its `decode`
     "VQModel": Autoencoder("latents", ("scaling_factor",), "block_out_channels"),
     "AutoencoderOobleck": Autoencoder("latent_dist", (), "downsampling_ratios", 1),
@@ -53,7 +56,6 @@ AUTOENCODERS = {
 
 _VIDEO, _OTHER = "its latents are scaled by what is not in its config", "it is one of neither waveforms nor images"
 REFUSED = {
-    "AutoencoderRAE": "it takes images in [0, 1], and normalises images and latents itself",
     "ConsistencyDecoderVAE": "its decoder draws noise of its own",
     "AutoencoderKLAllegro": "it encodes and decodes in tiles alone",
     "AutoencoderKLCosmos": "its statistics are of each frame",
@@ -110,8 +112,30 @@ def data_channels(vae_config):
     """Number of channels of an autoencoder's data by its config, None where it doesn't say."""
     if "audio_channels" in vae_config:
         return vae_config["audio_channels"]
+    if normalises_itself(vae_config):
+        return vae_config["num_channels"]
     # what Mochi's calls in_channels are features that it makes of the data
     return vae_config.get("out_channels" if "temporal_expansions" in vae_config else "in_channels")
+
+
+def normalises_itself(vae_config):
+    """Whether an autoencoder is one of images in [0, 1] whose `encode` and `decode` apply the statistics in its config:
+    AutoencoderRAE."""
+    return "encoder_norm_mean" in vae_config
+
+
+def check_only_size(vae, size):
+    """Raise ValueError for images of a height and width that an autoencoder would resize: AutoencoderRAE knows one
+    size alone. Raises ValueError, too, for one whose latents are sequences."""
+    if vae is None or not normalises_itself(vae.config):
+        return
+    if not vae.config.reshape_to_2d:
+        raise ValueError(f"a {type(vae).__name__} with reshape_to_2d false makes sequences: set it true in its config")
+    side = spatial_factor(vae) * (vae.config.encoder_input_size // vae.config.encoder_patch_size)
+    if tuple(size) != (side, side):
+        raise ValueError(
+            f"a {type(vae).__name__} is one of images of {side} x {side} pixels, not of {size[0]} x {size[1]}"
+        )
 
 
 def _by_frame(vae):
@@ -123,9 +147,12 @@ def encode_moments(vae, data):
     """Mean and standard deviation of the latents of data (B, C, ...) in [-1, 1], in the autoencoder's own units.
 
     The standard deviation is zero for a deterministic autoencoder (AutoencoderTiny, AutoencoderDC). Raises ValueError
-    for an autoencoder that isn't one of `AUTOENCODERS`.
+    for an autoencoder that isn't one of `AUTOENCODERS`, and for images of a size that it doesn't take.
     """
     output, batch = autoencoder_of(type(vae).__name__).output, len(data)
+    if normalises_itself(vae.config):
+        check_only_size(vae, data.shape[2:])
+        data = (data + 1) / 2
     by_frame = data.ndim == 5 and _by_frame(vae)
     latents = getattr(vae.encode(data.transpose(1, 2).flatten(0, 1) if by_frame else data), output)
     moments = (latents.mean, latents.std) if output == "latent_dist" else (latents, torch.zeros_like(latents))
@@ -134,6 +161,9 @@ def encode_moments(vae, data):
 
 def decode_latents(vae, latents):
     """Data (B, C, ...) of latents in the autoencoder's own units, the inverse of `encode_moments`."""
+    if normalises_itself(vae.config):
+        check_only_size(vae, [side * spatial_factor(vae) for side in latents.shape[2:]])
+        return 2 * vae.decode(latents).sample - 1
     if latents.ndim < 5 or not _by_frame(vae):
         return vae.decode(latents).sample
     batch, _, frames = latents.shape[:3]
@@ -143,10 +173,10 @@ def decode_latents(vae, latents):
 
 def shift_and_scale(vae_config, like):
     """(shift, scale) of z' = (z - shift) scale, each broadcasting against latents (B, C, ...) such as `like`, on its
-    device, to which they are sent once."""
-    given = []
+    device, to which they are sent once; (0, 1) of an autoencoder that `normalises_itself`."""
+    given, config = [], {} if normalises_itself(vae_config) else vae_config
     for name, default in (("latents_mean", 0), ("shift_factor", 0), ("scaling_factor", 1), ("latents_std", 1)):
-        values = vae_config.get(name)
+        values = config.get(name)
         values = default if values is None else values
         given.append(tuple(map(float, values)) if isinstance(values, (list, tuple)) else float(values))
     shift, scale = _statistics(*given, like.device, like.dtype)

@@ -5,10 +5,11 @@
 Writes moments-00000.safetensors, ... with tensors mean and std (rows, channels, height, width), in the autoencoder's
 own units, and labels (rows,), with --both_flips also mean_flipped and std_flipped, of the mirror images; with captions
 caption_embeds (rows, captions, tokens, width), caption_mask (rows, captions, tokens) and caption_count (rows,); with
-condition images condition_mean, and condition_mean_flipped, as of the images; and latents.json, which says what they
-are and, in the end, has their statistics per channel: the mean, and the standard deviations of the posteriors' means
-(std_of_means) and of samples from the posteriors (std). Several processes share the shards. When it was stopped, run
-the same command again: whole shards stay. `LatentDataset` in data.py reads the folder.
+condition images condition_mean, and condition_mean_flipped, as of the images; with --align_to features, and
+features_flipped, (rows, channels, height, width) in bfloat16; and latents.json, which says what they are and, in the
+end, has their statistics per channel: the mean, and the standard deviations of the posteriors' means (std_of_means) and
+of samples from the posteriors (std). Several processes share the shards. When it was stopped, run the same command
+again: whole shards stay. `LatentDataset` in data.py reads the folder.
 
 With --aspect_ratio_buckets the rows are put in order by size, and every shard is of one: latents.json lists them as
 buckets, with height, width, shape and rows of each.
@@ -28,6 +29,7 @@ from tqdm.auto import tqdm
 
 from score_sde.pipelines.latents import encode_moments
 from score_sde.pipelines.writing import whole_file, write_json
+from score_sde.training.parts.alignment import AlignToConfig, VisionModel
 from score_sde.training.parts.buckets import BucketConfig
 from score_sde.training.parts.captions import CaptionConfig, CaptionEncoder
 from score_sde.training.parts.config import DataConfig, PrecisionConfig, option
@@ -105,7 +107,7 @@ class NumberedVideos(NumberedSignals, VideoRows):
 @dataclass
 class SignalEncodeConfig(EncodeOptions):
     # what only images have
-    sizes = first_size = None
+    sizes = first_size = align_to = None
     reads_captions = both_flips = False
 
     def problems(self):
@@ -142,7 +144,7 @@ class VideoEncodeConfig(SignalEncodeConfig, VideoDataConfig):
 
 
 @dataclass
-class EncodeConfig(EncodeOptions, DataConfig, CaptionConfig, ImageConditionConfig, BucketConfig):
+class EncodeConfig(EncodeOptions, DataConfig, CaptionConfig, ImageConditionConfig, AlignToConfig, BucketConfig):
     """Encode a dataset into moments of latents, in shards, once before training."""
 
     other_kinds = {"audio": AudioEncodeConfig, "video": VideoEncodeConfig}
@@ -233,6 +235,9 @@ def main(argv=None):
         facts["captions"] = words | {"width": captions.width, "examples": reader.examples}
     if condition is not None:
         facts["condition"] = condition.facts()
+    vision = VisionModel(config.align_to).to(accelerator.device) if config.align_to else None
+    if vision is not None:
+        facts["features"] = vision.facts()
     index = os.path.join(config.output_dir, "latents.json")
     before = read_latents_json(config.output_dir) if os.path.isfile(index) else None
     changed = [
@@ -241,6 +246,7 @@ def main(argv=None):
         if before and before.get(key, facts[key]) != facts[key]
     ]
     optional = {"captions": "captions", "condition": "condition images", "buckets": "aspect_ratio_buckets"}
+    optional |= {"features": "features to align to"}
     for name, what in optional.items():
         if before and (name in before) != (name in facts):
             changed.append(f"{what} were {'there' if name in before else 'not there'}")
@@ -270,9 +276,8 @@ def main(argv=None):
     for shard in tqdm(missing, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
         rows = rows_of_shards[shard]
         path = shard_path(config.output_dir, shard)
-        encode_shard(
-            vae, islice(loader, len(batches[shard])), rows, path, config, dataset.source_of(rows), captions, condition
-        )
+        source = dataset.source_of(rows)
+        encode_shard(vae, islice(loader, len(batches[shard])), rows, path, config, source, captions, condition, vision)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         paths = [shard_path(config.output_dir, shard) for shard in range(num_shards)]
@@ -314,9 +319,9 @@ def in_batches(rows, batch_size):
 
 
 @torch.no_grad()
-def encode_shard(vae, batches, rows, path, config, source, captions=None, condition=None):
-    """Write the moments of some batches of images, which are to be of these rows, and their captions and condition
-    images, encoded."""
+def encode_shard(vae, batches, rows, path, config, source, captions=None, condition=None, vision=None):
+    """Write the moments of some batches of images, which are to be of these rows, their captions and condition images,
+    encoded, and their features."""
     parts, taken = {}, []
     for batch in batches:
         taken += batch["row"].tolist()
@@ -332,6 +337,10 @@ def encode_shard(vae, batches, rows, path, config, source, captions=None, condit
             found["condition_mean"] = condition.encoded(shown)
             if config.both_flips:
                 found["condition_mean_flipped"] = condition.encoded(shown.flip(-1))
+        if vision is not None:
+            found["features"] = vision.features(images).bfloat16()
+            if config.both_flips:
+                found["features_flipped"] = vision.features(images.flip(-1)).bfloat16()
         if captions is not None:
             found |= captions.encoded(*(batch[name].to(vae.device) for name in ("caption_ids", "caption_mask")))
             found["caption_count"] = batch["caption_count"]

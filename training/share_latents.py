@@ -87,6 +87,8 @@ def push_latents(folder, repo_id, private=None, license=None, token=None):
     if os.path.isabs((facts.get("captions") or {}).get("text_encoder") or ""):
         # a folder of this machine: who trains on the latents says where it is
         facts["captions"] = facts["captions"] | {"text_encoder": None}
+    if os.path.isabs((facts.get("features") or {}).get("model") or ""):
+        facts["features"] = facts["features"] | {"model": os.path.basename(facts["features"]["model"])}
     texts = {
         "latents.json": json.dumps(facts, indent=2) + "\n",
         "README.md": str(latents_card(facts, repo_id, license)),

@@ -20,6 +20,7 @@ from score_sde.pipelines.conditions import null_conditions
 from score_sde.pipelines.prompts import fingerprint
 from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
+from score_sde.training.parts.alignment import AlignConfig, Alignment, Listening, check_align_block
 from score_sde.training.parts.captions import CaptionConfig
 from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
 from score_sde.training.parts.config import ImageLoopConfig, option
@@ -71,6 +72,7 @@ class TrainConfig(
     CleanDataConfig,
     CaptionConfig,
     ImageConditionConfig,
+    AlignConfig,
     ValidationConfig,
     NetworkConfig,
     PublishConfig,
@@ -114,6 +116,9 @@ class TrainConfig(
         yield from ValidationConfig.problems(self)
         yield from self.caption_problems()
         yield from self.condition_problems()
+        yield from self.align_problems()
+        if self.align_to and self.method != DENOISING:
+            yield f"align_to is of {DENOISING}, and not of method {self.method}: leave it out"
         if not self.latents and self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
         if not self.latents and not self.reads_captions:
@@ -156,11 +161,13 @@ class TrainConfig(
                 with torch.device("meta"):  # without memory or time
                     network = make_network(self, shape, num_classes=1, told=beside and beside.arguments())
                 check_sizes(network, self.sizes or [])
+                if self.align_to:
+                    check_align_block(network, self.align_block)
         except (TypeError, ValueError, RuntimeError) as error:
             yield str(error)
 
     def open_data(self, accelerator):
-        return CleanData(self, accelerator, captions=self, conditions=self)
+        return CleanData(self, accelerator, captions=self, conditions=self, align=self)
 
     def open_validation(self, accelerator, task):
         return Validation(self, accelerator, task)
@@ -231,6 +238,8 @@ class DiffusionTask(PublishedTask):
         loss, weight = (DiffusionLoss, config.vlb_weight) if config.method == DENOISING else (FewStepLoss, 0.0)
         self.loss = loss(objective, self.data, network, self.conditions, labels, weight)
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
+        vision = getattr(self.data, "vision", None)
+        self.alignment = vision and Alignment(config, network, vision)
         self.evaluation_steps, self.validation = config.evaluation_steps, None
         if config.evaluation_steps:
             self.validation = config.open_validation(accelerator, self)
@@ -251,13 +260,23 @@ class DiffusionTask(PublishedTask):
             seen.append((size, numbers, conditions))
         return {"prompts": self.prompts, "conditions": seen}
 
+    def modules_to_save(self):
+        return {} if self.alignment is None else {"align_projection": self.alignment.projection}
+
     def compute_loss(self, state, batch, draws):
         config, done = self.config, state.progress
         share = done["step"] / config.max_train_steps
         if config.max_train_seconds:
             share = min(1.0, max(share, done["seconds"] / config.max_train_seconds))
-        losses = self.loss(state.model, batch, draws, self.dropout_prob, share)
-        return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
+        if self.alignment is None:
+            losses = self.loss(state.model, batch, draws, self.dropout_prob, share)
+            return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
+        # the features are to be those of the mirrored images
+        batch, heard = self.data.mirrored(batch, draws), Listening(state.model, config.align_block)
+        losses = self.loss.of_mirrored(heard, batch, draws, self.dropout_prob, share)
+        aligned = self.alignment(state.modules["align_projection"], heard, batch).mean()
+        details = loss_by_time(losses.detach(), draws.times, self.scheduler) | {"alignment_loss": aligned}
+        return losses.mean() + config.align_weight * aligned, details
 
     def make_pipeline(self, network):
         captions, words = self.data.captions, {}
@@ -294,7 +313,8 @@ class DiffusionTask(PublishedTask):
         } | ({"prompts": self.prompts[: self.config.sample_num_images]} if self.prompts else {})
 
     def facts(self):
-        return self.data.facts(self.config) | {"conditions": self.conditions} | self.config.few_step_facts()
+        facts = self.data.facts(self.config) | {"conditions": self.conditions} | self.config.few_step_facts()
+        return facts | ({} if self.alignment is None else {"alignment": self.alignment.facts()})
 
     def save(self, pipeline, folder, facts, samples):
         save = save_adapter if self.config.lora_rank else save_bundle

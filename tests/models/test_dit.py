@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import FirstBlockCacheConfig
 from dit_gflops import PUBLISHED, count
 from networks import DIT_OPTIONS, call, parameters, randn, small_dit
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from score_sde import DiTModel
 from score_sde.models import transformer_score_dit
@@ -20,6 +22,8 @@ from score_sde.models.transformer_score_dit import (
     MAX_TABLES,
     Linear,
     convolution_pays,
+    explicit_attention,
+    explicit_attention_pays,
     rotary_position_embedding,
     sincos_position_embedding,
 )
@@ -55,6 +59,49 @@ def test_swiglu_has_two_thirds_of_the_width(mlp_ratio, width):
     # a gate and a value for each channel
     assert feed_forward.net[0].proj.out_features == 2 * width
     assert feed_forward.net[2].in_features == width
+
+
+WIDE = {"sample_size": 16, "patch_size": 1, "in_channels": 768, "hidden_size": 1152, "num_layers": 28}
+WIDE |= {"num_attention_heads": 16, "swiglu": True, "position_embedding": "rotary", "head_hidden_size": 2048}
+
+
+def test_the_published_wide_head_has_its_parameters():
+    """DiT^DH-XL has 839 million (Zheng et al. 2025, Table 8)."""
+    with torch.device("meta"):
+        assert parameters(DiTModel(**WIDE)) == pytest.approx(839e6, rel=0.002)
+
+
+def test_the_wide_head_costs_what_its_matrices_do():
+    model = small_dit(head_hidden_size=64, head_num_layers=3)
+    tokens, per_sample, per_token = 16, 0, 0
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call(model.to("meta"), batch=1)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and name.startswith(("time_", "adaln.")):
+            per_sample += weight.numel()
+        elif weight.ndim == 2 and name != "class_embed.weight":
+            per_token += weight.numel()
+    attention = 2 * tokens**2 * (2 * 48 + 3 * 64)
+    assert counter.get_total_flops() == 2 * (tokens * per_token + per_sample + attention)
+
+
+def test_the_wide_head_by_hand():
+    """Its last norm and its only block, as Wang et al. 2025 write them: each token has a modulation of its own."""
+    model = small_dit(head_hidden_size=64, head_num_layers=1, num_classes=None)
+    seen = {}
+    model.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.update(tokens=output))
+    with torch.no_grad():
+        output = call(model)
+        time = model.time_embed(model.frequencies(torch.linspace(30.5, 900.25, 8)[:2], seen["tokens"]))
+        s = F.silu(model.head_condition(F.silu(seen["tokens"] + time[:, None])))
+        patches = model.patchify(randn(8, 3, 8, 8)[:2])
+        x, block = model.head_patch_embed(patches), model.head_blocks[0]
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = block.adaln(s).chunk(6, dim=2)
+        x = x + gate * block.attn(F.layer_norm(x, (64,), eps=1e-6) * (1 + scale) + shift)
+        x = x + gate_ff * block.ff(F.layer_norm(x, (64,), eps=1e-6) * (1 + scale_ff) + shift_ff)
+        shift, scale = model.head_adaln(s).chunk(2, dim=2)
+        wanted = model.proj_out(F.layer_norm(x, (64,), eps=1e-6) * (1 + scale) + shift)
+    assert (model.unpatchify(wanted, (4, 4)) - output).abs().max() < 1e-5 * output.abs().max()
 
 
 # --- every option -------------------------------------------------------------------------------------------------
@@ -382,6 +429,46 @@ def test_whether_convolving_pays_is_measured_once():
     assert convolution_pays.cache_info().misses == 1
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_explicit_attention_is_attention(masked):
+    query, key, value = randn(2, 5, 3, 8), randn(2, 7, 3, 8), randn(2, 7, 3, 8)
+    mask = (torch.arange(7) < 4).expand(2, 1, 1, 7) if masked else None
+    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), attn_mask=mask)
+    assert torch.allclose(explicit_attention(query, key, value, mask), expected.transpose(1, 2), atol=1e-6)
+
+
+def test_attention_is_explicit_in_bfloat16_training_on_a_cpu_where_that_pays(monkeypatch):
+    """Elsewhere, and where a backend was chosen, it is diffusers' dispatch that is called."""
+    called = []
+    for function in (explicit_attention, transformer_score_dit.dispatch_attention_fn):
+
+        def noted(*args, name=function.__name__, function=function, **kwargs):
+            called.append(name)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(transformer_score_dit, function.__name__, noted)
+    monkeypatch.setattr(transformer_score_dit, "explicit_attention_pays", lambda: True)
+    model = small_dit(num_layers=1)
+    call(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        call(model)
+        with torch.no_grad():
+            call(model)
+        monkeypatch.setattr(transformer_score_dit, "MAX_EXPLICIT_KEYS", 8)
+        call(model)
+        monkeypatch.setattr(transformer_score_dit, "MAX_EXPLICIT_KEYS", 512)
+        model.set_attention_backend("native")
+        call(model)
+    dispatched = "dispatch_attention_fn"
+    assert called == [dispatched, "explicit_attention", dispatched, dispatched, dispatched]
+
+
+def test_whether_explicit_attention_pays_is_measured_once():
+    explicit_attention_pays.cache_clear()
+    assert explicit_attention_pays() is explicit_attention_pays()
+    assert explicit_attention_pays.cache_info().misses == 1
+
+
 def test_the_gradient_of_the_modulation_is_put_together_at_once():
     """Nothing as large as all modulations is made for a single block."""
     model = small_dit(num_layers=4)
@@ -473,6 +560,18 @@ def test_sizes_are_whole_numbers(name, value):
         ({"sample_size": 2**13, "patch_size": 2}, "sample_size 8192 with patch_size 2 makes 16,777,216 tokens, more"),
         ({"sample_size": (8.0, 8)}, r"sample_size \(8.0, 8\) must be a positive number, or 2 of them"),
         ({"patch_size": True}, "patch_size True must be a positive number"),
+        *(
+            ({"head_hidden_size": 64} | options, "head_hidden_size needs conditioning 'adaln_zero' or 'adaln', no")
+            for options in (
+                {"conditioning": "in_context"},
+                {"sample_size": (2, 8, 8), "factorized_attention": True},
+                {"vocab_size": 7, "sample_size": (8,), "in_channels": None},
+            )
+        ),
+        ({"head_hidden_size": 50}, "head_hidden_size 50 must be a multiple of head_num_attention_heads 4$"),
+        ({"head_hidden_size": 56, "position_embedding": "rotary"}, "4, and with rotary positions each head of 4"),
+        ({"head_hidden_size": 0}, "head_hidden_size 0 must be a whole number"),
+        ({"head_num_layers": 3}, "head_num_layers and head_num_attention_heads need head_hidden_size"),
         *(({"mlp_ratio": value}, f"mlp_ratio {value} of hidden_size 48") for value in (0.0, -4.0, math.nan, math.inf)),
         *(({"frequency_shift": value}, f"frequency_shift {value} must") for value in (-1.0, 128.0, math.nan)),
         *(({"class_dropout_prob": value}, f"class_dropout_prob {value} must lie") for value in (-0.1, math.nan)),
@@ -519,6 +618,6 @@ def test_bad_inputs_are_refused(options, arguments, message):
 
 def test_group_names_of_blocks_exist():
     options = [{"conditioning": conditioning} for conditioning in CONDITIONINGS]
-    options.append({"sample_size": (2, 8, 8), "factorized_attention": True})
+    options += [{"sample_size": (2, 8, 8), "factorized_attention": True}, {"head_hidden_size": 64}]
     there = {type(module).__name__ for each in options for module in small_dit(**each).modules()}
     assert {*DiTModel._repeated_blocks, *DiTModel._no_split_modules} <= there

@@ -13,20 +13,24 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
 from tiny import tiny_vae as random_vae
 
-from runs import TINY_DATA, encode, run
+from runs import TINY_DATA, encode, run, train_tiny
+from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler
 from score_sde.pipelines.latents import (
     AUTOENCODERS,
     REFUSED,
     autoencoder_of,
     decode_latents,
+    denormalize_latents,
     encode_moments,
+    normalize_latents,
     spatial_factor,
 )
+from score_sde.sharing.convert.to_diffusers import pipeline_to_diffusers
 from score_sde.training import encode_latents
-from score_sde.training.parts.clean_data import CleanData, CleanDataConfig
+from score_sde.training.parts.clean_data import CleanData, CleanDataConfig, normalize_by
 from score_sde.training.parts.config import ImageLoopConfig
 from score_sde.training.parts.latent_shards import LatentDataset
-from score_sde.training.parts.latents import latent_shape, latent_statistics, load_vae
+from score_sde.training.parts.latents import fingerprint, latent_shape, latent_statistics, load_vae
 from score_sde.training.parts.loop import make_accelerator
 
 
@@ -47,6 +51,14 @@ TINY = {
     | {"block_out_channels": (32, 32, 32), "layers_per_block": 1, "spatial_compression_ratio": 4},
     "AutoencoderKLKVAE": {"channels": 32, "num_enc_blocks": 1, "num_dec_blocks": 1, "ch_mult": (1, 2), "z_channels": 4},
     "VQModel": KL,
+    "AutoencoderRAE": {"encoder_hidden_size": 64, "encoder_num_hidden_layers": 1, "encoder_input_size": 56}
+    | {"patch_size": 4, "decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    | {
+        "decoder_intermediate_size": 8,
+        "latents_mean": [[[0.5]]] * 64,
+        "latents_std": [[[2.0]]] * 64,
+        "scaling_factor": 0.5,
+    },
 }
 COGVIDEOX = {"in_channels": 3, "out_channels": 3, "latent_channels": 2, "layers_per_block": 1, "norm_num_groups": 2}
 COGVIDEOX |= {"block_out_channels": (4,) * 4, "down_block_types": ("CogVideoXDownBlock3D",) * 4}
@@ -138,9 +150,9 @@ def test_an_autoencoder_does_what_its_row_says(name):
     with torch.no_grad():
         mean, std = encode_moments(vae, images)
         assert mean.shape == std.shape and mean.shape[2:] == (16 // factor, 16 // factor) and factor in (2, 4)
-        assert vae.decode(mean).sample.shape == images.shape
+        assert decode_latents(vae, mean).shape == images.shape
         # its own way, with the parts taken out of the tuple
-        (encoded,) = vae.encode(images, return_dict=False)
+        (encoded,) = vae.encode((images + 1) / 2 if name == "AutoencoderRAE" else images, return_dict=False)
         if row.output == "latent_dist":
             assert torch.equal(encoded.mean, mean) and torch.equal(encoded.std, std) and std.min() > 0
         else:
@@ -167,14 +179,90 @@ def test_the_nearest_good_sizes():
             latent_shape(vae, (3, size, size))
 
 
+# --- an autoencoder that normalises itself ------------------------------------------------------------------------
+
+
+def tiny_rae(**changes):
+    torch.manual_seed(0)
+    return diffusers.AutoencoderRAE(**TINY["AutoencoderRAE"] | changes).eval()
+
+
+# published ones have those of every place
+STATISTICS = {
+    "none": {"latents_mean": None, "latents_std": None},
+    "of channels": {"latents_mean": [[[0.3]]] * 64, "latents_std": [[[1.5]]] * 64},
+    "of places": {"latents_mean": torch.randn(64, 2, 2), "latents_std": torch.rand(64, 2, 2) + 0.5},
+}
+
+
+@pytest.mark.parametrize("statistics", STATISTICS.values(), ids=STATISTICS)
+# siglip2 cannot be built by diffusers 0.42 with this transformers
+@pytest.mark.parametrize("kind", ["dinov2", "mae"])
+def test_a_representation_autoencoder_normalises_once_and_takes_0_to_1(kind, statistics, tmp_path):
+    rae = tiny_rae(encoder_type=kind, encoder_input_size=28, **statistics)
+    rae.save_pretrained(tmp_path / "rae")
+    vae = load_vae(str(tmp_path / "rae"))
+    assert fingerprint(vae) == fingerprint(rae) and latent_shape(vae, (3, 8, 8)) == (64, 2, 2)
+    zero_to_one = torch.rand(2, 3, 8, 8)
+    transformer = DiTModel(
+        sample_size=2, patch_size=1, in_channels=64, hidden_size=8, num_layers=1, num_attention_heads=2
+    )
+    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=transformer, vae=vae)
+    with torch.no_grad():
+        latents = rae.encode(zero_to_one).latent
+        assert (pipeline.to_latents(2 * zero_to_one - 1) - latents).abs().max() < 1e-5
+        assert torch.equal(pipeline.decode(latents), 2 * rae.decode(latents).sample - 1)
+        assert torch.equal(normalize_latents(latents, vae.config), latents)
+        assert torch.equal(denormalize_latents(latents, vae.config), latents)
+    assert fingerprint(tiny_rae(encoder_type=kind, encoder_input_size=28, **statistics, scaling_factor=1.0)) != (
+        fingerprint(rae)
+    )
+
+
+def test_what_a_representation_autoencoder_has_not_is_refused():
+    vae = tiny_rae()
+    with pytest.raises(ValueError, match="is one of images of 16 x 16 pixels, not of 32 x 32"):
+        latent_shape(vae, (3, 32, 32))
+    with pytest.raises(ValueError, match="is one of images of 16 x 16 pixels, not of 8 x 8"):
+        decode_latents(vae, torch.zeros(1, 64, 2, 2))
+    transformer = DiTModel(
+        sample_size=4, patch_size=1, in_channels=64, hidden_size=8, num_layers=1, num_attention_heads=2
+    )
+    pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=transformer, vae=vae)
+    with pytest.raises(ValueError, match="is one of images of 16 x 16 pixels, not of 32 x 16"):
+        pipeline(height=32)
+    with pytest.raises(ValueError, match=r"gives images in \[0, 1\], and DiTPipeline takes them"):
+        pipeline_to_diffusers(pipeline)
+    with pytest.raises(ValueError, match="a AutoencoderRAE with reshape_to_2d false makes sequences"):
+        latent_shape(tiny_rae(reshape_to_2d=False), (3, 16, 16))
+    with pytest.raises(ValueError, match="normalize_latents: a AutoencoderRAE normalises its latents itself"):
+        normalize_by(vae, {"mean": [0.0] * 64, "std": [1.0] * 64}, "latents")
+
+
+def test_latents_of_a_representation_autoencoder_train_a_bundle(tmp_path):
+    tiny_rae().save_pretrained(tmp_path / "rae")
+    photos(tmp_path / "photos")
+    options = "--resolution", 16, "--image_channels", 3
+    encode(tmp_path / "photos", tmp_path / "rae", tmp_path / "latents", *options)
+    moments = load_file(tmp_path / "latents" / "moments-00000.safetensors")
+    run_options = "--latents", tmp_path / "latents", "--max_train_steps", 1, "--batch_size", 2
+    train_tiny(tmp_path / "run", *run_options, "--sample_num_images", 1)
+    pipeline = ScoreSDEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    paths = sorted((tmp_path / "photos").rglob("*.png"))
+    shown = pipeline.prepare_image([Image.open(path).convert("RGB").resize((16, 16)) for path in paths])
+    assert (pipeline.to_latents(shown) - moments["mean"]).abs().max() < 1e-4 and not moments["std"].any()
+    with pytest.raises(ValueError, match="normalises its latents itself"):
+        train_tiny(tmp_path / "other", *run_options, "--normalize_latents")
+
+
 def save_transformer(folder):
     tiny_pipeline().transformer.save_pretrained(folder)
     return folder
 
 
-def save_rae(folder):
+def save_cosmos(folder):
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderRAE"}))
+    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLCosmos"}))
     return folder
 
 
@@ -205,7 +293,7 @@ def a_file(folder):
     ("make", "message"),
     [
         (save_transformer, "DiTModel cannot be used: it is no autoencoder that is known"),
-        (save_rae, r"AutoencoderRAE cannot be used: it takes images in \[0, 1\], and normalises"),
+        (save_cosmos, "AutoencoderKLCosmos cannot be used: its statistics are of each frame"),
         (save_pickle, "cannot be opened: .*safetensors"),
         (save_half, "missing: decoder"),
         (save_broken, "cannot be opened"),

@@ -45,13 +45,14 @@ FIXED = {
     *("teacher", "teacher_revision", "method", "method_kwargs", "map_steps", "folded_guidance", "guidance_range"),
     *("data_kind", "length", "packing", "long_texts", "process", "noise", "loss"),
     *("domain", "units", "box_ranges", "missing"),
+    *("align_block", "align_weight", "align_projection", "align_gamma"),
     *("audio_channels", "sampling_rate", "frames", "frame_rate", "channel_axis", "short_clips", "normalize_data"),
 }
 # where the data are: free as long as they are the same data
 PLACES = {
     *("dataset", "split", "image_column", "label_column", "num_classes", "caption_column"),
     "condition_column",
-    *("latents", "vae", "text_encoder", "pipeline"),
+    *("latents", "vae", "text_encoder", "pipeline", "align_to"),
     *("text_column", "label_bins", "tokenizer", "vocab_size"),
     *("audio_column", "video_column", "array_column", "columns"),
 }

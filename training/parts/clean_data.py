@@ -2,8 +2,9 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from score_sde.pipelines.latents import spatial_factor
+from score_sde.pipelines.latents import data_channels, normalises_itself, spatial_factor
 
+from .alignment import VisionModel, vision_model_of_latents
 from .buckets import BucketConfig
 from .captions import CaptionEncoder, encoder_of_latents
 from .clean_samples import CleanSamples
@@ -66,7 +67,13 @@ class CleanDataConfig(DataConfig, BucketConfig):
 
 def normalize_by(vae, statistics, folder):
     """Let the config of an autoencoder give its latents mean 0 and standard deviation 1, by the statistics of latents
-    in a folder. Raises ValueError where there are none, or of channels that are constant."""
+    in a folder. Raises ValueError where there are none, or of channels that are constant, and for an autoencoder that
+    has them inside."""
+    if normalises_itself(vae.config):
+        raise ValueError(
+            f"normalize_latents: a {type(vae).__name__} normalises its latents itself, by the latents_mean and "
+            f"latents_std that it was saved with: leave it out"
+        )
     if statistics is None:
         raise ValueError(f"latents.json of {folder!r} has no statistics: run `score-sde encode-latents` to its end")
     if not min(statistics["std"]) > 0:
@@ -103,26 +110,33 @@ def open_latents(config, kind, accelerator, **options):
 
 class CleanData(CleanSamples):
     """The clean samples of a `CleanDataConfig`; with `captions`, a `CaptionConfig`, also what they are told in words;
-    with `conditions`, an `ImageConditionConfig`, also the images that they are seen beside.
+    with `conditions`, an `ImageConditionConfig`, also the images that they are seen beside; with `align`, an
+    `AlignConfig`, also their features.
 
     Attributes: `dataset`, its rows; `vae`, None for pixels; `shape` (channels, height, width) of a sample, where there
     are several of the first size; `sizes`, [(height, width), ...] of images in pixels, None for squares;
     `num_classes` and `id2label`, None without labels; `captions`, a `CaptionEncoder`, None without captions, with the
-    `caption_column` that they are read from and `examples` of them; `condition`, an `ImageCondition`, None without.
+    `caption_column` that they are read from and `examples` of them; `condition`, an `ImageCondition`, None without;
+    `vision`, the `VisionModel` whose features of the images they come with, None without.
     """
 
-    def __init__(self, config, accelerator, captions=None, conditions=None):
+    def __init__(self, config, accelerator, captions=None, conditions=None, align=None):
         super().__init__(random_flip=config.random_flip)
+        self.vision = None
+        align_to = align and align.align_to
         self.caption_column, self.caption_facts, self.examples = None, {}, []
         if config.latents:
-            self.dataset, self.vae = open_latents(config, "image", accelerator, flips=config.random_flip)
+            options = {"flips": config.random_flip, "features": align_to is not None}
+            self.dataset, self.vae = open_latents(config, "image", accelerator, **options)
+            if align_to is not None:
+                self.vision = vision_model_of_latents(self.dataset.facts, align_to, config.latents)
             if captions is not None:
                 self.find_captions(config.latents, captions)
             self.shape, self.sizes = self.dataset.shape, self.dataset.sizes
             beside = conditions and condition_of_latents(self.dataset.facts, conditions, config.latents)
             if beside is not None:
                 size = tuple(side * spatial_factor(self.vae) for side in self.shape[1:])
-                images_of = self.vae.config.in_channels, self.sizes or [size]
+                images_of = data_channels(self.vae.config), self.sizes or [size]
                 self.condition = ImageCondition(*beside, None, *images_of, self.vae, self.shape[0])
         else:
             images, reader = ImageStream if config.streaming else ImageDataset, None
@@ -144,6 +158,8 @@ class CleanData(CleanSamples):
             if config.vae:
                 self.vae = load_vae(config.vae).to(accelerator.device)
                 [self.shape, *_] = [latent_shape(self.vae, (self.shape[0], *size)) for size in self.dataset.sizes]
+            if align_to is not None:
+                self.vision = VisionModel(align_to).to(accelerator.device)
             if conditions is not None:
                 images_of = self.dataset.shape[0], self.dataset.sizes
                 self.condition = conditions.make_condition(*images_of, self.vae, self.shape[0])
@@ -174,6 +190,7 @@ class CleanData(CleanSamples):
         found = self.dataset.fingerprint() | {"autoencoder": autoencoder}
         if self.captions is not None:
             found |= {"text_encoder": self.captions.fingerprint, "caption_settings": self.captions.settings}
+        found |= {} if self.vision is None else {"aligned_to": self.vision.fingerprint}
         return found if self.condition is None else found | {"condition": self.condition.facts()}
 
     def facts(self, config):

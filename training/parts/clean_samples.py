@@ -55,7 +55,7 @@ class CleanSamples:
         for name in ("images", "condition_images"):
             if name in batch:
                 changed[name] = batch[name].flip(-1)
-        for name in ("mean", "std", "condition_mean"):
+        for name in ("mean", "std", "condition_mean", "features"):
             if name in batch:
                 changed[name] = batch[f"{name}_flipped"]
         return batch | {name: torch.where(flipped, x, batch[name]) for name, x in changed.items()}

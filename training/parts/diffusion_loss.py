@@ -27,7 +27,10 @@ class DiffusionLoss:
         """The loss of each sample of a batch (B,), whose times are then draws.times. `network` is the one to call,
         which may be wrapped; `dropout_prob` is the chance that a sample's conditions are left out; `progress` is the
         share of the training that is done, for losses that change with it."""
-        batch = self.data.mirrored(batch, draws)
+        return self.of_mirrored(network, self.data.mirrored(batch, draws), draws, dropout_prob, progress)
+
+    def of_mirrored(self, network, batch, draws, dropout_prob=0.0, progress=1.0):
+        """The same of a batch that is mirrored already."""
         x0 = self.data.draw(batch, draws)
         t = draws.times = self.objective.times(draws.stratified())
         noise, conditions = draws.normal(x0.shape[1:]), self.conditions_of(batch, draws)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from score_sde.pipelines.image_conditions import Measurement
-from score_sde.pipelines.latents import encode_moments, normalize_latents
+from score_sde.pipelines.latents import data_channels, encode_moments, normalize_latents
 
 from .config import option
 
@@ -95,10 +95,10 @@ class ImageCondition:
             for size in sizes:
                 self.measurement.check(image_channels, size)
             self.channels = self.measurement.channels(image_channels)
-        elif vae is not None and self.channels != vae.config.in_channels:
+        elif vae is not None and self.channels != data_channels(vae.config):
             raise ValueError(
                 f"condition_channels {self.channels}: the autoencoder, which encodes the condition, too, is one of "
-                f"{vae.config.in_channels} channels"
+                f"{data_channels(vae.config)} channels"
             )
         self.width = self.channels if vae is None else latent_channels
 
@@ -117,7 +117,7 @@ class ImageCondition:
     @torch.no_grad()
     def encoded(self, images):
         """The mean latents (B, C, h, w) of condition images, in the autoencoder's own units, as sampling takes them."""
-        return encode_moments(self.vae, images.expand(-1, self.vae.config.in_channels, -1, -1))[0]
+        return encode_moments(self.vae, images.expand(-1, data_channels(self.vae.config), -1, -1))[0]
 
     def conditions(self, batch):
         """What a network is told of a batch of images or latents, {keyword of its forward: tensor (B, ...)}."""

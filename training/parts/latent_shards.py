@@ -85,9 +85,9 @@ def read_latents_json(folder):
 
 class LatentDataset(torch.utils.data.Dataset):
     """Moments of latents, written by `encode_latents.py`: {"mean": ..., "std": ..., "labels": ...}; with `flips` also
-    those of the mirror images, "mean_flipped" and "std_flipped". Latents of several sizes lie in their order, the rows
-    of each size together; `sizes` are those of their images in pixels, None for squares, and `buckets` the numbers of
-    the rows of each size, None where there is one.
+    those of the mirror images, "mean_flipped" and "std_flipped", and with `features` those of a vision model. Latents
+    of several sizes lie in their order, the rows of each size together; `sizes` are those of their images in pixels,
+    None for squares, and `buckets` the numbers of the rows of each size, None where there is one.
 
     What each shard holds is checked against its hash where it is first read in a process.
     """
@@ -95,7 +95,7 @@ class LatentDataset(torch.utils.data.Dataset):
     knows_epochs = True
     most_workers = 2  # rows are copied, no more, and each process checks the shards
 
-    def __init__(self, folder, flips=False):
+    def __init__(self, folder, flips=False, features=False):
         self.facts = read_latents_json(folder)
         if flips and not self.facts.get("both_flips"):
             raise ValueError(
@@ -104,7 +104,9 @@ class LatentDataset(torch.utils.data.Dataset):
             )
         for shard in range(self.facts["num_shards"]):
             check_shard(folder, shard, self.facts, content=False)
-        self.folder, self.flips, self.shards = folder, flips, {}
+        self.folder, self.shards = folder, {}
+        # parts of the names of tensors that are not read
+        self.left_out = ("_flipped",) * (not flips) + ("features",) * (not features)
         buckets, self.sizes, self.buckets = self.facts.get("buckets"), None, None
         self.first_rows = [first for first, _, _ in shard_layout(self.facts)]
         if buckets:
@@ -130,7 +132,9 @@ class LatentDataset(torch.utils.data.Dataset):
         if shard not in self.shards:  # opened once in each process
             check_shard(self.folder, shard, self.facts)
             tensors = open_shard(self.folder, shard)
-            self.shards[shard] = {name: x for name, x in tensors.items() if self.flips or not name.endswith("_flipped")}
+            self.shards[shard] = {
+                name: x for name, x in tensors.items() if not any(part in name for part in self.left_out)
+            }
         return {name: values[row] for name, values in self.shards[shard].items()}
 
     def row_facts(self):

@@ -6,7 +6,14 @@ import os
 import torch
 from huggingface_hub import snapshot_download
 
-from score_sde.pipelines.latents import data_axes, data_channels, decode_latents, encode_moments, spatial_factor
+from score_sde.pipelines.latents import (
+    data_axes,
+    data_channels,
+    decode_latents,
+    encode_moments,
+    normalises_itself,
+    spatial_factor,
+)
 from score_sde.pipelines.wording import one_line
 from score_sde.sharing.downloading import hub_errors
 from score_sde.sharing.opening import open_autoencoder
@@ -30,8 +37,11 @@ def load_vae(path):
 
 
 def fingerprint(vae):
-    """A hash of the autoencoder's weights, to tell one from another under the same path."""
+    """A hash of the autoencoder's weights, to tell one from another under the same path; and of the factor by which its
+    latents are scaled, where it does that itself."""
     digest = hashlib.sha256()
+    if normalises_itself(vae.config):
+        digest.update(str(vae.config.scaling_factor).encode())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,7 @@ from torch import nn
 
 
 # layers that meet the data, as this package and diffusers name them
-OUTERMOST = ("patch_embed", "pos_embed", "token_embed", "conv_in", "proj_out", "conv_out")
+OUTERMOST = ("patch_embed", "head_patch_embed", "pos_embed", "token_embed", "conv_in", "proj_out", "conv_out")
 # momentum of Muon, and the quintic whose five iterates take singular values in (0, 1] near 1 (Jordan et al. 2024)
 MOMENTUM = 0.95
 NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
@@ -113,5 +113,10 @@ def orthogonalized(matrices):
     x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        # b + c gram and its like, on the diagonal alone: `baddbmm` would copy what it adds
+        polynomial = gram * c
+        polynomial.diagonal(dim1=1, dim2=2).add_(b)
+        polynomial = gram @ polynomial
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        x = polynomial @ x
     return x.mT if tall else x

@@ -31,6 +31,7 @@ GROUPS = (
     "captions",
     "network",
     "path and objective",
+    "alignment",
     "optimisation",
     "run",
     "samples and logs",

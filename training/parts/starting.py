@@ -19,7 +19,7 @@ from diffusers.loaders import PeftAdapterMixin
 from score_sde import ScoreSDEScheduler
 from score_sde.pipelines.conditions import number_of_classes, sample_channels
 from score_sde.pipelines.kinds import axes_of
-from score_sde.pipelines.latents import spatial_factor
+from score_sde.pipelines.latents import data_channels, spatial_factor
 from score_sde.pipelines.wording import few, one_line
 from score_sde.pipelines.writing import whole_folder
 from score_sde.sharing.convert.starting_point import StartingPoint, starting_point, weights_hash
@@ -268,7 +268,7 @@ def sizes_of(start):
     config, vae = start.network.config, start.vae
     size = config.get("sample_size")
     sizes = {size} if isinstance(size, int) else set(size or ())
-    factor, channels = spatial_factor(vae), sample_channels(config) if vae is None else vae.config.in_channels
+    factor, channels = spatial_factor(vae), sample_channels(config) if vae is None else data_channels(vae.config)
     found = {"resolution": sizes.pop() * factor} if len(sizes) == 1 else {}
     return found | ({"image_channels": channels} if channels in (1, 3) else {})
 

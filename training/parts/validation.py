@@ -5,6 +5,8 @@ from itertools import islice
 
 import torch
 
+from score_sde.pipelines.latents import data_channels
+
 from .buckets import counts_of_sizes, shares_of_sizes
 from .classifier import EPOCHS, trained_classifier
 from .config import DataConfig, option
@@ -138,7 +140,7 @@ class Validation(HeldOutLoss):
         if config.latents:  # which images they are of is not for the config to say
             for name in ("dataset", "split", "resolution", "background"):
                 setattr(images, name, data.dataset.facts.get(name, getattr(images, name)))
-            images.image_channels = data.vae.config.in_channels
+            images.image_channels = data_channels(data.vae.config)
         return images
 
     def measure_real(self, real):

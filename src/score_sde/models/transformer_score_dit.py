@@ -8,6 +8,7 @@ a meaning; preconditioning, such as EDM's, belongs to the scheduler's prediction
 
 import math
 import time
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import apply_rotary_emb, get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 from torch import nn
 from torch._subclasses import FakeTensor
 
@@ -53,12 +55,20 @@ MAX_TOKENS = 2**20
 MAX_FREQUENCIES = 16
 # tables of positions that a model keeps, beside that of its training size
 MAX_TABLES = 16
+# explicit attention keeps its weights for the gradient: for more keys than this they would be most of what is kept
+MAX_EXPLICIT_KEYS = 512
+
+
+def over_tokens(vectors):
+    """Vectors of samples (B, D), or of each token (B, T, D), as they join tokens (B, T, D)."""
+    return vectors if vectors.ndim == 3 else vectors.unsqueeze(1)
 
 
 def modulate(x, shift, scale):
-    """Layer norm without parameters, then the shift and scale of adaLN: (B, T, D), (B, D), (B, D) -> (B, T, D)."""
+    """Layer norm without parameters, then the shift and scale of adaLN, (B, D) or of each token: (B, T, D) -> the same
+    shape."""
     normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
-    return torch.addcmul(shift.unsqueeze(1), normed, 1 + scale.unsqueeze(1))
+    return torch.addcmul(over_tokens(shift), normed, 1 + over_tokens(scale))
 
 
 def position_angles(grid, trained_grid, scaling, frequencies_per_axis, device=None):
@@ -162,8 +172,34 @@ class ConstantModulation(nn.Module):
         return self.bias.expand(len(conditioning), -1)
 
 
+def explicit_attention(query, key, value, mask=None):
+    """Attention of queries (B, T, heads, d) to keys and values (B, S, heads, d), with mask (B, 1, 1, S), True where a
+    key counts, by two matrix products and a softmax; (B, T, heads, d)."""
+    query, key, value = (x.transpose(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
+    logits = query @ key.mT
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf)
+    return (logits.softmax(dim=-1) @ value).transpose(1, 2)
+
+
+@cache
+def explicit_attention_pays():
+    """Whether this CPU differentiates explicit attention in bfloat16 clearly faster than torch's fused one: measured,
+    once in a process, in a few hundredths of a second."""
+    tokens = torch.ones(8, 64, 4, 64, dtype=torch.bfloat16, device="cpu").requires_grad_()
+    best = dict.fromkeys((dispatch_attention_fn, explicit_attention), math.inf)
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        for _ in range(3):
+            for function in best:
+                start = time.perf_counter()
+                function(tokens, tokens, tokens).backward(tokens.detach())
+                best[function] = min(best[function], time.perf_counter() - start)
+    return 1.2 * best[explicit_attention] < best[dispatch_attention_fn]
+
+
 class DiTAttnProcessor:
-    """Calls diffusers' attention dispatch, so `set_attention_backend` works."""
+    """Calls diffusers' attention dispatch, so `set_attention_backend` works. Where no backend is chosen, training in
+    bfloat16 on a CPU is explicit for short sequences, if `explicit_attention_pays`."""
 
     _attention_backend = None
     _parallel_config = None
@@ -182,15 +218,25 @@ class DiTAttnProcessor:
             query, key = attn.norm_q(query), attn.norm_k(key)
         if rotary is not None:
             query, key = (apply_rotary_emb(x, rotary, sequence_dim=1) for x in (query, key))
-        out = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
+        if self.is_explicit(query, key):
+            out = explicit_attention(query, key, value, mask)
+        else:
+            out = dispatch_attention_fn(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
+            )
         return attn.to_out[0](out.flatten(2))  # (B, T, D)
+
+    def is_explicit(self, query, key):
+        chosen = self._attention_backend or self._parallel_config or DIFFUSERS_ATTN_BACKEND != "native"
+        if chosen or query.device.type != "cpu" or query.dtype != torch.bfloat16 or key.shape[1] > MAX_EXPLICIT_KEYS:
+            return False
+        trained = query.requires_grad and not torch.compiler.is_compiling()
+        return trained and explicit_attention_pays()
 
 
 class DiTAttention(nn.Module, AttentionModuleMixin):
@@ -248,16 +294,16 @@ class DiTBlock(nn.Module):
         self.ff = feed_forward(hidden_size, mlp_ratio, swiglu)
 
     def forward(self, hidden_states, modulation, rotary=None, context=None, mask=None, span=None):
-        """hidden_states (B, T, D); modulation (B, 6, D): shift, scale, gate of attention, then of the MLP; for adaLN
-        (B, 4, D), without the gates; rotary, context and its mask, and the span of self-attention, as `DiTAttention`
-        takes them."""
+        """hidden_states (B, T, D); modulation (B, 6, D): shift, scale, gate of attention, then of the MLP, or of each
+        token (B, 6, T, D); for adaLN without the gates; rotary, context and its mask, and the span of self-attention,
+        as `DiTAttention` takes them."""
         if modulation.shape[1] == 6:
             shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.unbind(1)
             attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary, span=span)
-            hidden_states = torch.addcmul(hidden_states, gate_attn.unsqueeze(1), attended)
+            hidden_states = torch.addcmul(hidden_states, over_tokens(gate_attn), attended)
             hidden_states = self.attend_to(context, mask, hidden_states)
             changed = self.ff(modulate(hidden_states, shift_ff, scale_ff))
-            return torch.addcmul(hidden_states, gate_ff.unsqueeze(1), changed)
+            return torch.addcmul(hidden_states, over_tokens(gate_ff), changed)
         shift_attn, scale_attn, shift_ff, scale_ff = modulation.unbind(1)
         attended = self.attn(modulate(hidden_states, shift_attn, scale_attn), rotary=rotary, span=span)
         hidden_states = hidden_states + attended
@@ -281,6 +327,19 @@ class DiTTemporalBlock(DiTBlock):
         tokens = hidden_states.unflatten(1, (frames, -1)).transpose(1, 2).flatten(1, 2)  # place by place
         tokens = super().forward(tokens, modulation, rotary, span=frames)
         return tokens.unflatten(1, (-1, frames)).transpose(1, 2).flatten(1, 2)
+
+
+class DiTHeadBlock(DiTBlock):
+    """An adaLN-Zero block of the wide head, whose every token is modulated by a vector of its own."""
+
+    def __init__(self, hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu):
+        super().__init__(hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu)
+        self.adaln = Linear(hidden_size, 6 * hidden_size)
+
+    def forward(self, hidden_states, condition, rotary):
+        """hidden_states and condition (B, T, D); rotary as `DiTAttention` takes it."""
+        modulation = self.adaln(condition).unflatten(-1, (6, -1)).movedim(2, 1)  # (B, 6, T, D)
+        return super().forward(hidden_states, modulation, rotary)
 
 
 class DiTTokenBlock(nn.Module):
@@ -350,6 +409,13 @@ def parts_of(domain, channels):
     if start != channels:
         raise ValueError(f"domain {domain!r} has {start} channels, the samples have {channels}")
     return found
+
+
+@dataclass
+class DiTModelOutput(Transformer2DModelOutput):
+    """Also the tokens (B, T, D) after the block that was asked for."""
+
+    hidden_states: torch.Tensor | None = None
 
 
 # diffusers' mixins contradict each other in `config_name`, and declare as None what is to be set
@@ -422,13 +488,18 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             with the cosines and sines of their 1-, 2-, 4-, ... fold, angles by these alone, so that the network is
             periodic in them; and what it returns on a sphere is tangent.
         num_frequencies: how many such multiples, at least 1 on a torus; only with a domain.
+        head_hidden_size: width of a shallow head behind the blocks, DiT^DH (Zheng et al. 2025, after DDT, Wang et al.
+            2025), for patches of more numbers than hidden_size, as of a representation autoencoder: it sees the patches
+            again at this width, and what comes from the blocks, with time and label, modulates each of its tokens. None
+            for none. Needs conditioning adaln_zero or adaln, and samples of numbers.
+        head_num_layers, head_num_attention_heads: of the head; heads as many as num_attention_heads unless given.
     """
 
     # whose entries are attributes, other than diffusers says
     config: Any
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock", "DiTTemporalBlock", "DiTTokenBlock"]  # type: ignore[assignment]
-    _repeated_blocks = ["DiTBlock", "DiTTemporalBlock", "DiTTokenBlock"]
+    _no_split_modules = ["DiTBlock", "DiTTemporalBlock", "DiTHeadBlock", "DiTTokenBlock"]  # type: ignore[assignment]
+    _repeated_blocks = ["DiTBlock", "DiTTemporalBlock", "DiTHeadBlock", "DiTTokenBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "token_embed", "adaln", "norm", "proj_out"]  # type: ignore[assignment]
 
     @register_to_config
@@ -464,6 +535,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         factorized_attention: bool = False,
         domain: str | dict | list | None = None,
         num_frequencies: int = 4,
+        head_hidden_size: int | None = None,
+        head_num_layers: int = 2,
+        head_num_attention_heads: int | None = None,
     ):
         super().__init__()
         if two_times and (vocab_size is not None or not time_conditioning):
@@ -548,6 +622,24 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             raise ValueError(f"factorized_attention needs conditioning 'adaln_zero' or 'adaln', not {conditioning!r}")
         if shared_adaln and vectors is None:
             raise ValueError(f"shared_adaln needs conditioning 'adaln_zero' or 'adaln', not {conditioning!r}")
+        head_heads = head_num_attention_heads or num_attention_heads
+        if head_hidden_size is not None:
+            check_counts(
+                head_hidden_size=head_hidden_size, head_num_layers=head_num_layers, head_num_attention_heads=head_heads
+            )
+            if vectors is None or vocab_size is not None or factorized_attention:
+                raise ValueError(
+                    "head_hidden_size needs conditioning 'adaln_zero' or 'adaln', no vocab_size and no "
+                    "factorized_attention: leave it out"
+                )
+            turned = 2 * dimensions if position_embedding == "rotary" else 1
+            if head_hidden_size % (head_heads * turned):
+                raise ValueError(
+                    f"head_hidden_size {head_hidden_size} must be a multiple of head_num_attention_heads {head_heads}"
+                    + (f", and with rotary positions each head of {turned}" if turned > 1 else "")
+                )
+        elif head_num_attention_heads is not None or head_num_layers != 2:
+            raise ValueError("head_num_layers and head_num_attention_heads need head_hidden_size: leave them out")
         if num_classes is not None:
             check_counts(num_classes=num_classes)
         if not 0 <= class_dropout_prob <= 1:
@@ -611,7 +703,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         self.register_buffer("positions", self.position_table(own), persistent=False)
         if factorized_attention:
             self.register_buffer("frame_positions", self.position_table(self.trained_grid[:1]), persistent=False)
-        # of other sizes: {(grid, device, dtype): table}
+        # of other sizes: {(grid, device, dtype), of the head also "head": table}
         self.other_positions: dict[tuple, torch.Tensor] = {}
         self.time_embed = None
         if time_conditioning:
@@ -638,8 +730,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
 
         self.adaln = self.block_offsets = self.norm_out = None
         if vectors is not None:
-            # the modulation of every block and of the output layer (2 D), in one matrix product a forward
-            width = (vectors * (1 if shared_adaln else num_layers) + 2) * hidden_size
+            # the modulation of every block and, without a head, of the output layer (2 D), in one matrix product a
+            # forward
+            of_output = 2 if head_hidden_size is None else 0
+            width = (vectors * (1 if shared_adaln else num_layers) + of_output) * hidden_size
             self.adaln = ModulationLinear(hidden_size, width) if told else ConstantModulation(width)
             if shared_adaln:
                 self.block_offsets = nn.Parameter(torch.zeros(num_layers, vectors, hidden_size))
@@ -666,8 +760,18 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 DiTTemporalBlock(hidden_size, num_attention_heads, mlp_ratio, qk_norm, swiglu)
                 for _ in range(num_layers)
             )
+        self.head_blocks = None
+        if head_hidden_size is not None:
+            self.head_patch_embed = Linear(seen_channels * math.prod(self.patch), head_hidden_size)
+            self.head_condition = Linear(hidden_size, head_hidden_size)
+            self.head_blocks = nn.ModuleList(
+                DiTHeadBlock(head_hidden_size, head_heads, mlp_ratio, qk_norm, swiglu) for _ in range(head_num_layers)
+            )
+            self.head_adaln = Linear(head_hidden_size, 2 * head_hidden_size)
+            if position_embedding == "rotary":
+                self.register_buffer("head_positions", self.position_table(own, of_head=True), persistent=False)
         outputs = math.prod(self.patch) * derived_channels if vocab_size is None else vocab_size
-        self.proj_out = Linear(hidden_size, hidden_size if tied_head else outputs)
+        self.proj_out = Linear(head_hidden_size or hidden_size, hidden_size if tied_head else outputs)
         self.gradient_checkpointing = False
         self.initialize_weights()
 
@@ -717,7 +821,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for block in (*self.blocks, *(self.temporal_transformer_blocks or ())):
+        for block in (*self.blocks, *(self.temporal_transformer_blocks or ()), *(self.head_blocks or ())):
             for projection in (block.attn.to_q, block.attn.to_k, block.attn.to_v):
                 # the original initialises one fused (3 D, D) matrix, whose Xavier bound is smaller by sqrt(2)
                 nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
@@ -734,6 +838,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             zeroed += [self.adaln, *(block.cross_attn.to_out[0] for block in self.blocks if block.cross_attn)]
         if self.temporal_adaln is not None:
             zeroed.append(self.temporal_adaln)
+        if self.head_blocks is not None:
+            zeroed += [self.head_adaln, *(block.adaln for block in self.head_blocks)]
         for layer in zeroed:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
@@ -771,7 +877,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         """As diffusers' `CacheMixin.enable_cache`, whose hooks are told of our blocks here."""
         from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 
-        for block_class in (DiTBlock, DiTTemporalBlock, DiTTokenBlock):
+        for block_class in (DiTBlock, DiTTemporalBlock, DiTHeadBlock, DiTTokenBlock):
             TransformerBlockRegistry.register(block_class, TransformerBlockMetadata(return_hidden_states_index=0))
         super().enable_cache(config)
 
@@ -812,6 +918,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         condition_sample=None,
         timestep_to=None,
         guidance=None,
+        hidden_states_of: int | None = None,
     ):
         """Run the network. What is on another device than `hidden_states` is sent to it.
 
@@ -833,14 +940,23 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             timestep_to: the time that the map leads to, in the same numbers as `timestep`, for a model with two_times;
                 None means `timestep` itself, so that such a model is an ordinary one, too.
             guidance: the guidance scale(s), a number or (B,), for a model with guidance_embeds; None means 1.
+            hidden_states_of: a number of blocks, from 1 to num_layers, whose outcome is returned, too.
 
         Returns:
-            `.sample` of shape (B, out_channels, *size), with a vocab_size (B, L, vocab_size).
+            `.sample` of shape (B, out_channels, *size), with a vocab_size (B, L, vocab_size); with
+            hidden_states_of also `.hidden_states`, the tokens (B, T, D) after so many blocks, row by row.
 
         Raises ValueError for an input of the wrong shape, for labels or another condition that the model doesn't
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         self.check_shape(hidden_states)
+        seen: list | None = None
+        if hidden_states_of is not None:
+            if hidden_states_of not in range(1, self.config.num_layers + 1):
+                raise ValueError(
+                    f"hidden_states_of {hidden_states_of}: this model has blocks 1 to {self.config.num_layers}"
+                )
+            seen = []
         points = hidden_states
         if self.parts:
             hidden_states = self.with_waves(points)
@@ -871,26 +987,31 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             if conditioning is None:
                 # a constant modulation asks only for how many
                 conditioning = tokens.new_zeros(len(tokens), 1)
-            tokens = self.run_modulated(tokens, conditioning, grid, context, mask)
+            tokens = self.run_modulated(tokens, conditioning, grid, context, mask, seen)
+            if self.head_blocks is not None:
+                tokens = self.run_head(tokens, conditioning, self.patchify(hidden_states), grid)
         else:
             condition = [part.unsqueeze(1) for part in (time, label) if part is not None]
-            tokens = self.run_with_tokens(tokens, condition, context, encoder_attention_mask, grid)
+            tokens = self.run_with_tokens(tokens, condition, context, encoder_attention_mask, grid, seen)
         sample = self.proj_out(tokens)
         if self.token_embed is None:
             sample = self.unpatchify(sample, grid)  # (B, out_channels, *size)
             sample = self.tangent(sample, points) if self.parts else sample
         elif self.config.tied_head:
             sample = F.linear(sample, self.token_embed.weight[:-1])  # (B, L, vocab_size)
+        if seen is not None:
+            chosen = seen[hidden_states_of - 1]
+            return DiTModelOutput(sample=sample, hidden_states=chosen) if return_dict else (sample, chosen)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def run_modulated(self, tokens, conditioning, grid, context=None, mask=None):
-        """The blocks of adaln_zero and adaln and the last norm: (B, T, D), (B, D), a context (B, S, D) with its mask
-        (B, 1, 1, S) -> (B, T, D)."""
+    def run_modulated(self, tokens, conditioning, grid, context=None, mask=None, seen=None):
+        """The blocks of adaln_zero and adaln and, without a head, the last norm: (B, T, D), (B, D), a context
+        (B, S, D) with its mask (B, 1, 1, S) -> (B, T, D). A list `seen` gets the tokens after each block."""
         modulation = self.adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
         # the gradient of a split is one concatenation; that of slices would sum as many whole matrices
         vectors = CONDITIONINGS[self.config.conditioning]
-        *of_blocks, of_output = modulation.split([vectors] * (modulation.shape[1] // vectors) + [2], dim=1)
-        shift, scale = of_output.unbind(1)
+        count, rest = divmod(modulation.shape[1], vectors)
+        of_blocks = modulation.split([vectors] * count + [rest], dim=1)
         rotary = self.rotary_positions(self.grid_of_attention(grid))
         frames, span, of_frames = None, None, ()
         if self.temporal_adaln is not None:
@@ -906,11 +1027,24 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 own = of_frames[0] + self.temporal_offsets[index] if shared else of_frames[index]
                 temporal_block = self.temporal_transformer_blocks[index]
                 tokens = self.run(temporal_block, tokens, own, rotary_of_frames, frames)
-        return modulate(tokens, shift, scale)
+            if seen is not None:
+                seen.append(tokens)
+        return tokens if self.head_blocks is not None else modulate(tokens, *of_blocks[-1].unbind(1))
 
-    def run_with_tokens(self, tokens, condition, context, mask, grid):
+    def run_head(self, tokens, conditioning, patches, grid):
+        """The wide head and its last norm: tokens (B, T, D) from the blocks, (B, D), patches (B, T, C * patch) ->
+        (B, T, head_hidden_size)."""
+        condition = F.silu(self.head_condition(F.silu(tokens + conditioning.unsqueeze(1))))
+        hidden_states, rotary = self.head_patch_embed(patches), None
+        if self.config.position_embedding == "rotary":
+            rotary = tuple(self.embed_positions(grid, of_head=True))
+        for block in self.head_blocks:
+            hidden_states = self.run(block, hidden_states, condition, rotary)
+        return modulate(hidden_states, *self.head_adaln(condition).chunk(2, dim=-1))
+
+    def run_with_tokens(self, tokens, condition, context, mask, grid, seen=None):
         """The blocks of cross_attention and in_context and the last norm; `condition` are the tokens of time and label,
-        (B, 1, D) each, as far as there are any."""
+        (B, 1, D) each, as far as there are any; `seen` as of `run_modulated`."""
         parts = [*condition, *([] if context is None else [context])]
         sequence = torch.cat(parts, dim=1) if parts else tokens[:, :0]  # (B, S, D)
         if mask is not None:
@@ -920,6 +1054,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             rotary = self.rotary_positions(grid)
             for block in self.blocks:
                 tokens = self.run(block, tokens, sequence, mask, rotary)
+                if seen is not None:
+                    seen.append(tokens)
             return self.norm_out(tokens)
         count = tokens.shape[1]
         if mask is not None:
@@ -928,6 +1064,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         tokens = torch.cat([tokens, sequence], dim=1)
         for block in self.blocks:
             tokens = self.run(block, tokens, None, mask, rotary)
+            if seen is not None:
+                seen.append(tokens[:, :count])
         return self.norm_out(tokens[:, :count])
 
     def run(self, block, *inputs):
@@ -995,34 +1133,36 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         """Of a grid of patches that within which the blocks attend: all of it, or a frame."""
         return grid[1:] if self.config.factorized_attention else grid
 
-    def position_table(self, grid, device=None):
+    def position_table(self, grid, device=None, of_head=False):
         """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads). With
-        factorized_attention the grid is that of a frame, or (frames,), which are rotary."""
+        factorized_attention the grid is that of a frame, or (frames,), which are rotary; so are those of the head."""
         config, trained = self.config, self.grid_of_attention(self.trained_grid)
         of_frames = config.factorized_attention and len(grid) == 1
         build, width = sincos_position_embedding, config.hidden_size
         if config.position_embedding == "rotary" or of_frames:
             build, width = rotary_position_embedding, config.hidden_size // config.num_attention_heads
+        if of_head:
+            width = config.head_hidden_size // (config.head_num_attention_heads or config.num_attention_heads)
         return build(grid, self.trained_grid[:1] if of_frames else trained, config.position_scaling, width, device)
 
-    def embed_positions(self, grid):
+    def embed_positions(self, grid, of_head=False):
         """`position_table` on the model's device and in its dtype, worked out once for every grid; in a compiled model
         as a part of its graph, where it is small."""
         if grid == self.grid_of_attention(self.trained_grid):
-            return self.positions
+            return self.head_positions if of_head else self.positions
         if self.config.factorized_attention and grid == self.trained_grid[:1]:
             return self.frame_positions
         if torch.compiler.is_compiling():
             # Apple's GPUs have no float64
             device = None if self.positions.device.type == "mps" else self.positions.device
-            return self.position_table(grid, device).to(self.positions)
-        key = (grid, self.positions.device, self.positions.dtype)
+            return self.position_table(grid, device, of_head).to(self.positions)
+        key = (grid, self.positions.device, self.positions.dtype, *("head",) * of_head)
         table = self.other_positions.get(key)
         # FakeTensors have no values to keep
         if table is None or isinstance(self.positions, FakeTensor):
             # that training can use, too
             with torch.inference_mode(False):
-                table = self.position_table(grid).to(self.positions)
+                table = self.position_table(grid, None, of_head).to(self.positions)
             if not isinstance(table, FakeTensor):
                 for oldest in list(self.other_positions)[: 1 - MAX_TABLES]:
                     self.other_positions.pop(oldest, None)

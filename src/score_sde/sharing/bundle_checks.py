@@ -12,6 +12,7 @@ import os
 import diffusers
 import torch
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
+from torch.utils._pytree import tree_leaves
 
 from ..pipelines.bundle_files import read_config, read_index
 from ..pipelines.bundling import FORMAT, NETWORK_ROLES, any_component
@@ -248,6 +249,7 @@ def check_statistics(config, path):
     """Raise ValueError for statistics of latents that nothing can be scaled by and back."""
     for name in ("scaling_factor", "latents_std"):
         values = config.get(name)
-        for value in values if isinstance(values, list) else [values]:
+        # one number for all, one for each channel, or, of AutoencoderRAE, for each place of each
+        for value in tree_leaves(values):
             if value is not None and not (fits(value, float) and value > 0):
                 raise ValueError(f"{path}: {name} {quoted(values)} must be positive: latents are divided by it")

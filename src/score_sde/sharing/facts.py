@@ -27,7 +27,7 @@ deepfloyd-if-license llama2 gemma unknown other
 # what training.json may say, where a card needs it to be of a kind
 FACTS: dict[str, type | UnionType] = {
     **dict.fromkeys(("config", "samples", "captions", "class_counts", "sizes", "id2label", "condition"), dict),
-    "started_from": dict,
+    **dict.fromkeys(("started_from", "alignment"), dict),
     **dict.fromkeys(("dataset", "split", "model_name", "base_model", "command", "run_id", "converted_from"), str),
     **dict.fromkeys(("rows", "skipped_files", "steps", "images_seen", "parameters", "resolution"), int),
     "trained_parameters": int,

@@ -75,6 +75,7 @@ def training_rows(training, kind="image", unit="px"):
         ("conditions", ", ".join(training.get("conditions") or []) or None, "{}"),
         *caption_rows(training.get("captions") or {}),
         ("image that it sees beside the sample", condition_in_words(training.get("condition") or {}), "{}"),
+        ("aligned to", alignment_in_words(training.get("alignment") or {}), "{}"),
         ("final training loss", training.get("final_loss"), "{:.4f}"),
         ("time", training.get("train_seconds"), "{} s"),
         ("processes", training.get("processes"), "{}"),
@@ -116,6 +117,18 @@ def condition_in_words(condition):
     if condition.get("from"):
         return f"made from the image itself, {condition['from']}"
     return f"of the column {condition['column']}" if condition.get("column") else None
+
+
+def alignment_in_words(alignment):
+    """Whose features a network was aligned to, and how, in words; None where it wasn't."""
+    model = alignment.get("model")
+    if not model:
+        return None
+    model = last_part(str(model)) if os.path.isabs(str(model)) else model
+    words = f"{model} ({alignment.get('class')}) after block {alignment.get('block')}, weight {alignment.get('weight')}"
+    words += f", projection {alignment.get('projection')}"
+    gamma = alignment.get("gamma")
+    return words if gamma is None else f"{words}, features normalised over space, gamma {gamma}"
 
 
 def classes_in_words(begun, new):

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from ...models.transformer_score_dit import DiTModel
 from ...pipelines.bundling import plain_component
-from ...pipelines.latents import shift_and_scale
+from ...pipelines.latents import normalises_itself, shift_and_scale
 from ...pipelines.writing import whole_folder, write_json
 from ..bundles import load_bundle
 from ..downloading import fetch
@@ -40,6 +40,7 @@ def dit_to_diffusers(model, num_classes=None):
         "two_times": False,
         "guidance_embeds": False,
         "folded_guidance": None,
+        "head_hidden_size": None,
     }
     reasons = [f"{key} is {config[key]!r}, not {value!r}" for key, value in needed.items() if config[key] != value]
     if len(model.patch) != 2 or len(set(model.patch)) > 1 or len(set(model.trained_grid)) > 1:
@@ -93,6 +94,8 @@ def pipeline_to_diffusers(pipeline):
         reasons.append(f"its network is a {type(network).__name__}, not a DiTModel")
     if vae is None:
         reasons.append("it has no autoencoder")
+    elif normalises_itself(vae.config):
+        reasons.append(f"its {type(vae).__name__} gives images in [0, 1], and DiTPipeline takes them for [-1, 1]")
     elif not plain_statistics(vae) and None in (getattr(vae, name, None) for name in ("quant_conv", "post_quant_conv")):
         reasons.append(f"its {type(vae).__name__} shifts or scales latents for each channel, which DiTPipeline doesn't")
     if config.sde_type != "discrete_vp":
