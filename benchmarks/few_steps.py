@@ -69,19 +69,22 @@ def processor_seconds(words):
 
 
 class Judge:
-    """Measures images of all classes in turn, by a classifier of the training images."""
+    """Measures images of all classes in turn, by a classifier of the images of a dataset; distances are to those of one
+    of its splits."""
 
-    def __init__(self, folder):
-        real, path = ImageDataset(DataConfig(image_channels=1), "train"), os.path.join(folder, "judge.pt")
+    def __init__(self, folder, dataset="fashion_mnist_10k", split="train"):
+        config, path = DataConfig(dataset=dataset, image_channels=1), os.path.join(folder, "judge.pt")
         if not os.path.exists(path):
-            network = train_classifier(real, EPOCHS, 0, torch.device("cpu"))
+            learned = ImageDataset(config, "train")
+            learned.keep_images()
+            network, real = train_classifier(learned, EPOCHS, 0, torch.device("cpu")), ImageDataset(config, split)
             features = ClassifierFeatures(network)
             with torch.no_grad():
                 parts = [range(first, first + 500) for first in range(0, len(real), 500)]
                 found = [features(torch.stack([real[i]["images"] for i in part]))[0] for part in parts]
             torch.save((network.state_dict(), torch.cat(found)), path)
         weights, self.real = torch.load(path)
-        network = make_classifier(1, real.num_classes)
+        network = make_classifier(1, 10)
         network.load_state_dict(weights)
         self.features, self.moments = ClassifierFeatures(network.eval()), moments(self.real)
 

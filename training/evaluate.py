@@ -337,7 +337,9 @@ def loss_on(test, pipeline, config):
     if trained.get("vlb_weight"):
         named["time_density"] = "levels"  # and the variance is left out
     kwargs = [mapping(f"{name}_kwargs", trained.get(f"{name}_kwargs") or "{}") for name in names]
-    objective = Objective(pipeline.scheduler, **named, density_options=kwargs[0], weighting_options=kwargs[1])
+    options = {"density_options": kwargs[0], "weighting_options": kwargs[1]}
+    options["shift_times"] = trained.get("time_shift") is not None
+    objective = Objective(pipeline.scheduler, **named, **options)
     return DiffusionLoss(objective, data, pipeline.denoiser, data.told)
 
 

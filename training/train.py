@@ -178,8 +178,9 @@ class DiffusionTask(PublishedTask):
 
     def __init__(self, config, accelerator):
         config.keep_autoencoder(accelerator)
-        self.config, self.scheduler, self.device = config, config.make_scheduler(), accelerator.device
+        self.config, self.device = config, accelerator.device
         self.data = config.open_data(accelerator)
+        self.scheduler = config.make_scheduler(self.data.shape)
         id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None
         self.id2label, labels, origin = id2label, None, config.origin

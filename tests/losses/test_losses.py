@@ -197,6 +197,57 @@ def test_times_stay_within_their_bounds(time_density, sde_type):
     assert (t >= scheduler.t_min - 1e-12).all() and (t <= scheduler.t_max + 1e-12).all()
 
 
+LINEAR = {"sde_type": "linear", "prediction_type": "flow_prediction"}
+
+
+@pytest.mark.parametrize("shift", [0.25, 3.0])
+@pytest.mark.parametrize("sde_type", ["linear", "cosine_vp"])
+def test_shifted_times_have_the_distribution_of_the_closed_form(sde_type, shift):
+    """P(t) is that of the time whose sigma / alpha is lower by the shift."""
+    scheduler = ScoreSDEScheduler(sde_type=sde_type, prediction_type="v_prediction", shift=shift)
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    path, t = scheduler.path, Objective(scheduler, shift_times=True).times(u)
+    inside = (t > scheduler.t_min) & (t < scheduler.t_max)
+    assert inside.sum() > 990
+    ratio = (path.sigma(t) / path.alpha(t) / shift)[inside]
+    if sde_type == "linear":
+        before = ratio / (1 + ratio)
+        sd3 = shift * before / (1 + (shift - 1) * before)  # Esser et al. 2024, Eq. 23
+        assert (t[inside] - sd3).abs().max() < 1e-12
+    else:
+        before = path.t_from_half_log_snr(-ratio.log())
+    probability = (before - scheduler.t_min) / (scheduler.t_max - scheduler.t_min)
+    assert (probability - u[inside]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(("time_density", "name"), [("logit_normal", "mean"), ("log_normal", "mean")])
+def test_a_shift_of_normal_times_moves_their_mean(time_density, name):
+    u = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    shifted = Objective(ScoreSDEScheduler(**LINEAR, shift=3.0), time_density, shift_times=True)
+    plain = Objective(ScoreSDEScheduler(**LINEAR), time_density)
+    mean = {"logit_normal": 0.0, "log_normal": -1.2}[time_density] + math.log(3)
+    moved = Objective(ScoreSDEScheduler(**LINEAR), time_density, density_options={"mean": mean})
+    assert (shifted.times(u) - moved.times(u)).abs().max() < 1e-12
+    # the scheduler's shift alone is that of its grids
+    assert torch.equal(Objective(ScoreSDEScheduler(**LINEAR, shift=3.0), time_density).times(u), plain.times(u))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "arguments", "message"),
+    [
+        ({"sde_type": "vp"}, {}, "a path that ends in noise alone, such as linear or cosine_vp: on sde_type 'vp'"),
+        ({"sde_type": "ve", "prediction_type": "score", "domain": "torus"}, {}, "a path that ends in noise alone"),
+        (LINEAR | {"use_dynamic_shifting": True}, {}, "need one shift, and with use_dynamic_shifting each trajectory"),
+        (LINEAR, {"time_density": "importance"}, "need time_density uniform, log_normal, logit_normal"),
+        (LINEAR, {"time_density": "levels"}, "not 'levels' and 'output'"),
+        (LINEAR, {"weighting": "likelihood"}, "another weighting than likelihood, not 'uniform' and 'likelihood'"),
+    ],
+)
+def test_shifts_without_a_meaning_are_refused(scheduler, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(ScoreSDEScheduler(**scheduler), **arguments, shift_times=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -22,6 +22,8 @@ from score_sde.models.transformer_score_dit import (
     MAX_TABLES,
     Linear,
     convolution_pays,
+    explicit_attention,
+    explicit_attention_pays,
     rotary_position_embedding,
     sincos_position_embedding,
 )
@@ -425,6 +427,46 @@ def test_whether_convolving_pays_is_measured_once():
     convolution_pays.cache_clear()
     assert convolution_pays(torch.float32) is convolution_pays(torch.float32)
     assert convolution_pays.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_explicit_attention_is_attention(masked):
+    query, key, value = randn(2, 5, 3, 8), randn(2, 7, 3, 8), randn(2, 7, 3, 8)
+    mask = (torch.arange(7) < 4).expand(2, 1, 1, 7) if masked else None
+    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), attn_mask=mask)
+    assert torch.allclose(explicit_attention(query, key, value, mask), expected.transpose(1, 2), atol=1e-6)
+
+
+def test_attention_is_explicit_in_bfloat16_training_on_a_cpu_where_that_pays(monkeypatch):
+    """Elsewhere, and where a backend was chosen, it is diffusers' dispatch that is called."""
+    called = []
+    for function in (explicit_attention, transformer_score_dit.dispatch_attention_fn):
+
+        def noted(*args, name=function.__name__, function=function, **kwargs):
+            called.append(name)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(transformer_score_dit, function.__name__, noted)
+    monkeypatch.setattr(transformer_score_dit, "explicit_attention_pays", lambda: True)
+    model = small_dit(num_layers=1)
+    call(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        call(model)
+        with torch.no_grad():
+            call(model)
+        monkeypatch.setattr(transformer_score_dit, "MAX_EXPLICIT_KEYS", 8)
+        call(model)
+        monkeypatch.setattr(transformer_score_dit, "MAX_EXPLICIT_KEYS", 512)
+        model.set_attention_backend("native")
+        call(model)
+    dispatched = "dispatch_attention_fn"
+    assert called == [dispatched, "explicit_attention", dispatched, dispatched, dispatched]
+
+
+def test_whether_explicit_attention_pays_is_measured_once():
+    explicit_attention_pays.cache_clear()
+    assert explicit_attention_pays() is explicit_attention_pays()
+    assert explicit_attention_pays.cache_info().misses == 1
 
 
 def test_the_gradient_of_the_modulation_is_put_together_at_once():

@@ -30,7 +30,7 @@ def test_the_step_of_a_matrix_is_that_of_torch():
             optimizer.step()
         for mine, other in zip(ours, theirs, strict=True):
             # of another order of sums in bfloat16
-            assert torch.allclose(mine, other, atol=0.02 * 0.2 * 24**0.5 * 0.05)
+            assert torch.allclose(mine, other, atol=0.02 * 0.2 * 24**0.5 * 0.1)
 
 
 def test_singular_values_come_near_one_in_each_part_of_a_stack():

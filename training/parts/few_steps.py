@@ -96,6 +96,8 @@ class FewStepConfig(ObjectiveConfig):
             return
         for name in {"weighting", "weighting_kwargs", "vlb_weight"} & self.given:
             yield f"{name} is of {DENOISING}; method {self.method} has its own weights: leave it out"
+        if self.time_shift is not None:
+            yield f"time_shift is of {DENOISING}; method {self.method} draws times in its own way: leave it out"
         if self.lora_rank:
             yield f"lora_rank trains adapters of a denoiser; method {self.method} trains the network: leave it out"
         if self.map_steps < 1:
@@ -170,9 +172,9 @@ class FewStepConfig(ObjectiveConfig):
                 f"none: choose {one_of([name for name in FEW_STEP_METHODS if name != 'ect'])}"
             )
 
-    def make_scheduler(self):
+    def make_scheduler(self, shape=None):
         if self.method == DENOISING:
-            return super().make_scheduler()
+            return super().make_scheduler(shape)
         return super().make_scheduler(network_map=FEW_STEP_METHODS[self.method].network_map, map_steps=self.map_steps)
 
     def make_objective(self, scheduler, teacher=None, null_of=None):

@@ -1,6 +1,7 @@
 """What a diffusion model of numbers is trained by, whatever its data are: path, prediction, density of times and
 weighting; and how its samples are drawn."""
 
+import math
 from dataclasses import dataclass
 
 from score_sde import ScoreSDEScheduler
@@ -9,6 +10,10 @@ from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 
 from .config import one_of, option
 from .options import mapping
+
+
+# of Zheng et al. 2025: the dimension whose times are as they are
+DIMENSION_UNSHIFTED = 4096
 
 
 @dataclass
@@ -24,6 +29,13 @@ class ObjectiveConfig:
         "uniform", f"Density of the training times: {one_of(TIME_DENSITIES)}.", "path and objective"
     )
     time_density_kwargs: str = option("{}", "Its numbers, as YAML: {mean: -1.2, std: 1.2}.", "path and objective")
+    time_shift: str | None = option(
+        None,
+        "Shift of the times, in training and, as the shift of the saved scheduler, in sampling: a positive number s, "
+        "which lowers log(alpha / sigma) by log(s) (SD3: 3), or dimension, the root of a sample's dimension / 4096 "
+        "(RAE). Needs sde_type linear or cosine_vp.",
+        "path and objective",
+    )
     weighting: str = option(
         "output",
         f"Weight of the squared error of x0: {one_of(WEIGHTINGS)}; score_sde.losses has the published combinations.",
@@ -46,15 +58,42 @@ class ObjectiveConfig:
             yield f"vlb_weight {self.vlb_weight} must be at least 0"
         if self.vlb_weight > 0 and (self.sde_type != "discrete_vp" or self.weighting not in ("output", "simple")):
             yield f"vlb_weight {self.vlb_weight} needs sde_type discrete_vp and weighting output"
+        yield from self.time_shift_problems()
         if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
             yield "sample_num_images and sample_num_inference_steps must be at least 1"
 
-    def make_scheduler(self, **more):
+    def time_shift_problems(self):
+        if self.time_shift in (None, "dimension"):
+            return
+        try:
+            positive = 0 < float(self.time_shift) < math.inf
+        except ValueError:
+            positive = False
+        if not positive:
+            yield f"time_shift {self.time_shift!r} must be a positive number, or dimension"
+            self.time_shift = None
+
+    def shift_of(self, shape):
+        """The `shift` of the scheduler for samples of this shape (channels, *size), {} without time_shift; before the
+        shape is known (None), that of a dimension is 1."""
+        if self.time_shift is None:
+            return {}
+        if "shift" in mapping("scheduler_kwargs", self.scheduler_kwargs):
+            raise ValueError(
+                f"shift in scheduler_kwargs is that of sampling alone, and time_shift {self.time_shift} that of "
+                f"training and sampling: leave one of them out"
+            )
+        if self.time_shift != "dimension":
+            return {"shift": float(self.time_shift)}
+        return {"shift": 1.0 if shape is None else math.sqrt(math.prod(shape) / DIMENSION_UNSHIFTED)}
+
+    def make_scheduler(self, shape=None, **more):
+        """The scheduler of samples of this shape (channels, *size), where it is known."""
         learned = {"variance_type": "learned_range"} if self.vlb_weight > 0 else {}
         return ScoreSDEScheduler(
             sde_type=self.sde_type,
             prediction_type=self.prediction_type,
-            **learned | mapping("scheduler_kwargs", self.scheduler_kwargs) | more,
+            **learned | mapping("scheduler_kwargs", self.scheduler_kwargs) | self.shift_of(shape) | more,
         )
 
     def make_objective(self, scheduler):
@@ -64,4 +103,5 @@ class ObjectiveConfig:
             self.weighting,
             mapping("time_density_kwargs", self.time_density_kwargs),
             mapping("weighting_kwargs", self.weighting_kwargs),
+            shift_times=self.time_shift is not None,
         )

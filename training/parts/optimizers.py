@@ -113,5 +113,10 @@ def orthogonalized(matrices):
     x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        # b + c gram and its like, on the diagonal alone: `baddbmm` would copy what it adds
+        polynomial = gram * c
+        polynomial.diagonal(dim1=1, dim2=2).add_(b)
+        polynomial = gram @ polynomial
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        x = polynomial @ x
     return x.mT if tall else x

@@ -66,6 +66,8 @@ class PointTrainConfig(ObjectiveConfig, LoopConfig, PointDataConfig, NetworkConf
         yield from self.publish_problems()
         if self.vlb_weight:
             yield f"vlb_weight {self.vlb_weight} is of images: points have no learned variance, leave it out"
+        if self.time_shift is not None:
+            yield f"time_shift {self.time_shift} is of images and signals, whose dimension is large: leave it out"
         if self.evaluation_steps < 0:
             yield f"evaluation_steps {self.evaluation_steps} must be at least 0"
         if self.evaluation_points < 2:

@@ -102,7 +102,9 @@ def measure_loss(pipeline, rows, labelled, facts, config, accelerator):
     trained = facts["config"]
     named = {name: trained[name] for name in ("time_density", "weighting")}
     kwargs = [mapping(f"{name}_kwargs", trained.get(f"{name}_kwargs") or "{}") for name in named]
-    objective = Objective(pipeline.scheduler, **named, density_options=kwargs[0], weighting_options=kwargs[1])
+    options = {"density_options": kwargs[0], "weighting_options": kwargs[1]}
+    options["shift_times"] = trained.get("time_shift") is not None
+    objective = Objective(pipeline.scheduler, **named, **options)
     data = SignalSamples(pipeline, pipeline.num_classes if labelled else None)
     loss, count = DiffusionLoss(objective, data, pipeline.denoiser, data.told), min(config.loss, len(rows))
     losses, times, scheduler = [], [], pipeline.scheduler

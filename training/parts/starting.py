@@ -145,6 +145,8 @@ class StartConfig:
             own = getattr(self, name)
             if name.endswith("_kwargs"):
                 own, theirs = mapping(name, own) if name in self.given else {}, mapping(name, theirs)
+                if name == "scheduler_kwargs" and self.time_shift is not None:
+                    theirs.pop("shift", None)
                 if name == "scheduler_kwargs":
                     known = inspect.signature(ScoreSDEScheduler).parameters
                     fixed = {key: theirs.get(key, known[key].default) for key in TRAINED_ON}

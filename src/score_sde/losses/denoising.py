@@ -6,7 +6,7 @@ import math
 import torch
 
 from ..schedulers.checks import check_choice
-from ..schedulers.paths import expand_all, expand_to, prediction, sent, target_coefficients
+from ..schedulers.paths import expand_all, expand_to, prediction, sent, shifted, target_coefficients
 
 
 # --- densities over times -----------------------------------------------------------------------------------------
@@ -75,6 +75,9 @@ def inverse_importance(scheduler, t):
 
 # 1 / p(t), for the weighting that needs it
 INVERSE_DENSITIES = {"uniform": inverse_uniform, "importance": inverse_importance}
+
+# those that a time shift moves: importance is uniform in lambda already, and levels are where they are
+SHIFTED_DENSITIES = ("uniform", "log_normal", "logit_normal")
 
 
 # --- weightings: w(t) of |x0 - x0_hat|^2, float64 -----------------------------------------------------------------
@@ -156,12 +159,21 @@ class Objective:
         time_density, weighting: names of `TIME_DENSITIES` and `WEIGHTINGS`.
         density_options, weighting_options: their numbers, {name: value}: mean and std of log_normal and logit_normal,
             gamma of min_snr, gamma and k of p2.
+        shift_times: move the drawn times, too, by the `shift` that the scheduler's config has for its grids: lambda is
+            lower by its logarithm (Esser et al. 2024, Eq. 23). What leaves [t_min, t_max] is cut to it.
 
-    Raises ValueError for unknown names and options, and for a likelihood of times that are not continuous.
+    Raises ValueError for unknown names and options, for a likelihood of times that are not continuous, and for shifted
+    times of a density, path or weighting that has none.
     """
 
     def __init__(
-        self, scheduler, time_density="uniform", weighting="output", density_options=None, weighting_options=None
+        self,
+        scheduler,
+        time_density="uniform",
+        weighting="output",
+        density_options=None,
+        weighting_options=None,
+        shift_times=False,
     ):
         self.scheduler = scheduler
         check_row("time_density", time_density, TIME_DENSITIES, density_options or {})
@@ -172,10 +184,31 @@ class Objective:
             )
         self.time_density, self.density_options = time_density, density_options or {}
         self.weighting, self.weighting_options = weighting, weighting_options or {}
+        self.shift = float(scheduler.config.shift) if shift_times else 1.0
+        if shift_times:
+            self.check_shift()
+
+    def check_shift(self):
+        path, config = self.scheduler.path, self.scheduler.config
+        if float(path.alpha(1.0)) > 0:
+            raise ValueError(
+                f"shifted times need a path that ends in noise alone, such as linear or cosine_vp: on sde_type "
+                f"{config.sde_type!r} there is no time of a lower signal-to-noise ratio than the last one's"
+            )
+        if config.use_dynamic_shifting:
+            raise ValueError("shifted times need one shift, and with use_dynamic_shifting each trajectory has its own")
+        if self.time_density not in SHIFTED_DENSITIES or self.weighting == "likelihood":
+            raise ValueError(
+                f"shifted times need time_density {', '.join(SHIFTED_DENSITIES)} and another weighting than "
+                f"likelihood, not {self.time_density!r} and {self.weighting!r}"
+            )
 
     def times(self, u):
         """Times (B,) from uniform numbers in (0, 1), float64 (B,)."""
-        return TIME_DENSITIES[self.time_density](self.scheduler, u, **self.density_options)
+        times = TIME_DENSITIES[self.time_density](self.scheduler, u, **self.density_options)
+        if self.shift == 1:
+            return times
+        return shifted(self.scheduler.path, times, self.shift).clamp(self.scheduler.t_min, self.scheduler.t_max)
 
     def weight(self, t):
         """w(t) of the squared error of the denoised sample, float64, the shape of t."""

@@ -84,6 +84,7 @@ def training_rows(training, kind="image", unit="px"):
         ("distilled from", few_step.get("teacher"), "{}"),
         ("guidance that was learned", few_step.get("guidance"), "{}"),
         ("density of times", config.get("time_density"), "{}"),
+        ("shift of times", config.get("time_shift"), "{}"),
         ("weighting of the loss", None if few_step else config.get("weighting"), "{}"),
         ("learning rate", config.get("learning_rate"), "{}"),
         ("EMA decay", config.get("ema_decay"), "{}"),
