@@ -67,7 +67,7 @@ def main():
     converted({name: value for name, value in weights.items() if not name.startswith("fc.")}).save_pretrained(
         arguments.folder
     )
-    shown = {"image_processor_type": "EfficientNetImageProcessor", "do_normalize": True}
+    shown = {"image_processor_type": "ViTImageProcessor", "do_normalize": True}
     shown |= {
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
