@@ -238,8 +238,7 @@ class DiffusionTask(PublishedTask):
         loss, weight = (DiffusionLoss, config.vlb_weight) if config.method == DENOISING else (FewStepLoss, 0.0)
         self.loss = loss(objective, self.data, network, self.conditions, labels, weight)
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
-        vision = getattr(self.data, "vision", None)
-        self.alignment = vision and Alignment(config, network, vision)
+        self.alignment = self.data.vision and Alignment(config, network, self.data.vision)
         self.evaluation_steps, self.validation = config.evaluation_steps, None
         if config.evaluation_steps:
             self.validation = config.open_validation(accelerator, self)

@@ -950,7 +950,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         self.check_shape(hidden_states)
-        seen: list | None = None
+        seen: Any = None
         if hidden_states_of is not None:
             if hidden_states_of not in range(1, self.config.num_layers + 1):
                 raise ValueError(
@@ -999,7 +999,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             sample = self.tangent(sample, points) if self.parts else sample
         elif self.config.tied_head:
             sample = F.linear(sample, self.token_embed.weight[:-1])  # (B, L, vocab_size)
-        if seen is not None:
+        if hidden_states_of is not None:
             chosen = seen[hidden_states_of - 1]
             return DiTModelOutput(sample=sample, hidden_states=chosen) if return_dict else (sample, chosen)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
