@@ -42,12 +42,12 @@ SECONDS = 240  # of processor time, of each method
 COMMON = {"learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 20, "adam_beta2": 0.99, "ema_decay": 0.99}
 COMMON |= {"folded_guidance": GUIDANCE, "checkpointing_steps": 50, "checkpoints_total_limit": 1, "batch_size": 64}
 COMMON |= {"sample_num_images": 100, "num_workers": 0, "logging_steps": 10, "mixed_precision": "bf16"}
-# what was best of the few that were tried for each, in runs of a minute; of ect and scm nothing else was
+# what was best of the few that were tried for each, in runs of a minute; of ect nothing else was
 METHODS = {
     "flow_map": {},
     "mean_flow": {"time_density": "uniform"},
     "consistency": {"method_kwargs": "{first_levels: 16, last_levels: 16}"},
-    "scm": {"learning_rate": 5e-4},
+    "scm": {},
     "ect": {"learning_rate": 5e-4},
 }
 

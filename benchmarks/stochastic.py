@@ -17,7 +17,7 @@ from stock_samplers import Stock, run_stock, stock_samplers
 
 
 EVALUATIONS = (20, 30, 50, 100)
-SCALES = (1.0, 7.5)
+SCALES = (1.0, 4.0, 7.5)
 OURS = {
     **{
         f"{predictor}, eta 1, {grid}": {"predictor": predictor, "eta": 1.0, "timestep_spacing": grid}

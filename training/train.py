@@ -211,8 +211,15 @@ class DiffusionTask(PublishedTask):
                     f"{config.init_from!r} follows words, of which this run has none: it goes on as without a prompt, "
                     f"and its pipeline takes none; --caption_column and --text_encoder keep them"
                 )
+            if captions and config.teaching and not config.teaching.network.config.get("cross_attention_dim"):
+                raise ValueError("the teacher follows no words: leave caption_column and text_encoder out")
             before = config.start.opened and config.start.opened.text_encoder
             if captions and before and fingerprint(before, config.start.opened.tokenizer) != captions.fingerprint:
+                if config.teaching:
+                    raise ValueError(
+                        f"text_encoder {captions.source!r} is another one than that of the teacher, to which its "
+                        f"vectors mean nothing: pass the teacher's"
+                    )
                 accelerator.print(
                     f"text_encoder {captions.source!r} is another one than that of {config.init_from!r}: what its "
                     f"vectors mean is learned anew"
@@ -245,8 +252,7 @@ class DiffusionTask(PublishedTask):
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
         if config.token_routing:
             check_routing(network)
-        vision = getattr(self.data, "vision", None)
-        self.alignment = vision and Alignment(config, network, vision)
+        self.alignment = self.data.vision and Alignment(config, network, self.data.vision)
         self.evaluation_steps, self.validation = config.evaluation_steps, None
         if config.evaluation_steps:
             self.validation = config.open_validation(accelerator, self)

@@ -18,6 +18,7 @@ from score_sde.losses import (
     guided,
     mean_velocity,
     mean_velocity_and_slope,
+    mean_velocity_and_wide_slope,
     tuning_times,
     working_derivative,
 )
@@ -140,6 +141,41 @@ def test_derivatives_agree_and_what_has_none_is_said(caplog):
     assert (value - again).abs().max() < 1e-4
     assert (exact - difference).abs().max() < 0.02 * exact.abs().max()
     assert value.requires_grad and not exact.requires_grad and not difference.requires_grad
+
+
+@every_kind
+def test_wide_differences_are_of_second_order(sde_type, prediction_type):
+    scheduler, _, _, x, y, t, s = case(sde_type, prediction_type)
+    exact, v = exact_map(scheduler), velocity(scheduler.path, x, t.unsqueeze(1))
+    arguments = exact, scheduler, y, t, torch.full_like(t, 0.05), v
+    _, slope = mean_velocity_and_slope(*arguments)
+    wide = [mean_velocity_and_wide_slope(*arguments, step=step)[1] for step in (0.6, 0.3)]
+    coarse, fine = ((each - slope).abs().max() for each in wide)
+    assert fine < 0.05 * slope.abs().max() and coarse > 3 * fine
+
+
+def test_wide_differences_average_what_an_embedding_makes_between_times():
+    """Of a map whose velocity has ripples of 1 % along the time steps the derivative is theirs, a wide difference the
+    map's; both end at the times that are sampled, and at a map's own end, where no time is left, are finite."""
+    scheduler, _, _, x, y, t, s = case("vp")
+    exact, v = exact_map(scheduler), velocity(scheduler.path, x, t.unsqueeze(1))
+    asked = []
+
+    def rippled(scaled, timestep, timestep_to=None):
+        asked.append(scheduler.path_time(timestep))
+        # of the exact map the mean velocity of no way is 0 / 0
+        end = timestep_to if timestep_to[0] < timestep[0] else None
+        return Output(exact(scaled, timestep, end).sample + 0.01 * torch.sin(timestep)[:, None])
+
+    arguments = scheduler, y, t, s - 0.1, v
+    _, slope = mean_velocity_and_slope(exact, *arguments)
+    far, near = (
+        each(rippled, *arguments)[1] - slope for each in (mean_velocity_and_slope, mean_velocity_and_wide_slope)
+    )
+    assert far.square().mean() > 20 * near.square().mean()
+    t, s = (torch.full_like(t, each) for each in (scheduler.t_max, scheduler.t_max))
+    _, none = mean_velocity_and_wide_slope(rippled, scheduler, y, t, s, v)
+    assert torch.isfinite(none).all() and max(each.max() for each in asked) <= scheduler.t_max
 
 
 def test_guidance_of_velocities_leaves_those_of_scale_one():

@@ -1,5 +1,8 @@
 """Objectives of few steps lead a small network to the exact map of a mixture, which is not linear: in one
-dimension what turns one distribution function into the other. From a teacher, on two paths."""
+dimension what turns one distribution function into the other. From a teacher and from the data, on four paths.
+
+The networks see many such numbers at once, each of its own: errors whose weight is by their size, pseudo-Huber and
+normalised ones, lead to the mean only where the size is that of many; of one number the first lead to the median."""
 
 import pytest
 import torch
@@ -11,12 +14,29 @@ from score_sde import ScoreSDEScheduler
 from score_sde.losses import FEW_STEP_METHODS
 
 
-# method, path, prediction, and whether a teacher is followed
+# method, its numbers, path, prediction, whether a teacher is followed, training steps, the error that is reached
 KINDS = [
-    ("flow_map", "vp", "v_prediction", True),
-    ("consistency", "edm", "edm", True),
+    ("flow_map", {}, "vp", "v_prediction", True, 500, 0.2),
+    ("consistency", {}, "edm", "edm", True, 500, 0.15),
+    ("ect", {}, "edm", "edm", False, 1000, 0.15),
+    ("scm", {}, "linear", "flow_prediction", True, 1000, 0.15),
+    ("scm", {"step": 0.0}, "linear", "flow_prediction", True, 500, 0.2),
+    ("mean_flow", {"moving": 0.75, "power": 0.5}, "linear", "flow_prediction", True, 1000, 0.2),
 ]
-STEPS, SAMPLES = 500, 256
+SAMPLES, NUMBERS = 16, 32
+
+
+class Each(torch.nn.Module):
+    """A network of one number, of each one of a sample (B, N)."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, timestep, timestep_to=None):
+        of_each = {"timestep": timestep} | ({} if timestep_to is None else {"timestep_to": timestep_to})
+        of_each = {name: times.repeat_interleave(x.shape[1]) for name, times in of_each.items()}
+        return Output(self.network(x.reshape(-1, 1), **of_each).sample.reshape(x.shape))
 
 
 class Map(torch.nn.Module):
@@ -81,23 +101,25 @@ def errors(network, scheduler, network_map):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "sde_type", "prediction_type", "taught"), KINDS)
-def test_methods_reach_the_map_of_a_mixture(method, sde_type, prediction_type, taught):
+@pytest.mark.parametrize(("method", "options", "sde_type", "prediction_type", "taught", "steps", "bound"), KINDS)
+def test_methods_reach_the_map_of_a_mixture(method, options, sde_type, prediction_type, taught, steps, bound):
     scheduler, teacher = case(sde_type, prediction_type)
-    objective = FEW_STEP_METHODS[method](scheduler, teacher if taught else None, time_density="uniform")
-    network, generator = Map(teacher, scheduler), seeded(1)
+    kind = FEW_STEP_METHODS[method]
+    objective = kind(scheduler, Each(teacher) if taught else None, time_density="uniform", options=options)
+    network, generator = Each(Map(teacher, scheduler)), seeded(1)
     before = errors(network, scheduler, objective.network_map)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for step in range(STEPS):
-        x0 = TWO_PEAKS.sample(SAMPLES, generator).float()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        x0 = TWO_PEAKS.sample(SAMPLES * NUMBERS, generator).float().reshape(SAMPLES, NUMBERS)
         noise = torch.randn(x0.shape, generator=generator)
         numbers = torch.rand(3, SAMPLES, generator=generator, dtype=torch.float64).clamp_min(2**-53)
-        drawn = objective.draw(*numbers, step / STEPS)
-        objective(network, x0, noise, drawn, progress=step / STEPS).mean().backward()
+        drawn = objective.draw(*numbers, step / steps)
+        objective(network, x0, noise, drawn, progress=step / steps).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
     after = errors(network, scheduler, objective.network_map)
-    # from 0.95 and 0.46, and from 0.33
-    assert before[0] > 0.3 and max(after) < 0.2
+    # from 0.95 and 0.46 on the paths of which the last time is noise, and from 0.33
+    print(method, options, before, after)
+    assert before[0] > 0.3 and max(after) < bound

@@ -14,10 +14,10 @@ from transformers import BertConfig, BertModel
 from words import WIDTH, save_encoder, tiny_tokenizer
 
 from runs import EMBEDDED_TRAIN, encode, equal, forget_runs, run, train_tiny
-from score_sde import load_bundle
+from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
 from score_sde.pipelines.prompts import PROMPT_SETTINGS, open_text_encoder
 from score_sde.pipelines.prompts import encode as encode_words
-from score_sde.training import encode_latents, evaluate, train
+from score_sde.training import distill, encode_latents, evaluate, train
 from score_sde.training.parts.captions import CaptionReader
 from score_sde.training.parts.clean_data import CleanData
 from score_sde.training.parts.loop import Draws
@@ -236,6 +236,41 @@ def trained(captioned, encoder, tmp_path_factory):
     arguments = ["--evaluation_steps", 3, "--evaluation_images", 12, "--max_train_steps", 3]
     train_tiny(folder, *options(captioned, encoder), *arguments, "--time_density", "logit_normal")
     return folder
+
+
+@pytest.mark.parametrize("method", ["flow_map", "consistency"])
+def test_a_model_of_words_is_distilled_with_its_words(trained, captioned, encoder, method, tmp_path):
+    """The student has the teacher's encoder, and with nothing learned and no guidance its velocity for a prompt; with
+    guidance it samples in one evaluation a step."""
+    forget_runs()
+    short = ["--max_train_steps", 1, "--batch_size", 4, "--sample_num_images", 4, "--learning_rate", "1e-30"]
+    arguments = ["--teacher", trained / "pipeline", *options(captioned, encoder), *short, "--method", method]
+    run(distill.main, *arguments, "--folded_guidance", 2, "--output_dir", tmp_path / "run")
+    student, teacher = load_bundle(tmp_path / "run" / "pipeline"), load_bundle(trained / "pipeline")
+    assert student.prompt_settings == teacher.prompt_settings
+    told, theirs = (each.encode_prompt(["a bag", "a coat"]) for each in (student, teacher))
+    assert all(torch.equal(told[name], theirs[name]) for name in theirs)
+    x, labels = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    values = (each.transformer(x, 500.0, class_labels=labels, **told).sample for each in (student, teacher))
+    assert torch.allclose(*values, atol=1e-6)
+    found = student(prompt=["a bag", "a coat"], class_labels=[8, 4], output_type="pt")
+    assert found.nfe == 2 and torch.isfinite(found.images).all()
+    facts = json.loads((tmp_path / "run" / "pipeline" / "training.json").read_text())
+    assert facts["few_step"]["guidance"] == 2 and facts["captions"]["captions"] == 59
+
+
+def test_a_teacher_knows_the_words_of_its_encoder_alone(trained, captioned, encoder, tmp_path, capsys):
+    forget_runs()
+    short = ["--max_train_steps", 1, "--batch_size", 4, "--sample_num_images", 4]
+    arguments = ["--teacher", trained / "pipeline", *short, "--output_dir", tmp_path / "run"]
+    other = save_encoder(tmp_path / "other", "qwen")
+    with pytest.raises(ValueError, match="is another one than that of the teacher, to which its vectors mean nothing"):
+        run(distill.main, *arguments, *options(captioned, other))
+    wordless = DiTModel(8, 4, 1, hidden_size=32, num_layers=1, num_attention_heads=2, num_classes=None)
+    save_bundle(ScoreSDEPipeline(ScoreSDEScheduler(), transformer=wordless), tmp_path / "wordless")
+    arguments = ["--teacher", tmp_path / "wordless", *arguments[2:], "--class_conditional", "false"]
+    with pytest.raises(ValueError, match="the teacher follows no words: leave caption_column and text_encoder out"):
+        run(distill.main, *arguments, *options(captioned, encoder))
 
 
 def test_a_model_is_evaluated_by_the_captions_of_test_images(trained, captioned, tmp_path):

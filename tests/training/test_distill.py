@@ -97,6 +97,7 @@ SLOW_METHODS = {"consistency", "ect", "mean_flow"}
 )
 def test_each_method_distils_resumes_and_samples(method, teacher, photographs, tmp_path, capsys):
     arguments = ["--dataset", photographs, "--method", method, "--folded_guidance", 2, "--map_steps", 3]
+    arguments += ["--method_kwargs", "{step: 0}"] if method == "scm" else []
     whole = distilled(teacher, tmp_path / "whole", *arguments)
     distilled(teacher, tmp_path / "parts", *arguments, "--max_train_steps", 1)
     shutil.rmtree(tmp_path / "parts" / "pipeline")
@@ -113,7 +114,7 @@ def test_each_method_distils_resumes_and_samples(method, teacher, photographs, t
     assert facts["few_step"] == {"method": method, "teacher": "Cats and dogs", "map_steps": 3, "guidance": 2.0}
     card = (whole / "README.md").read_text()
     assert f"| objective | {method} |" in card and "| distilled from | Cats and dogs |" in card
-    assert ("derivatives along the ODE: jvp" in capsys.readouterr().out) == kind.needs_derivative
+    assert ("derivatives along the ODE: jvp" in capsys.readouterr().out) == (method == "scm")
     assert all(torch.isfinite(value).all() for value in weights(whole).values())
 
 
@@ -158,6 +159,15 @@ def test_a_stock_unet_becomes_a_consistency_model(photographs, tmp_path, capsys)
     assert isinstance(pipeline.unet, UNet2DModel) and pipeline.scheduler.config.network_map == "consistency"
     found = refused(capsys, "--teacher", tmp_path / "ddpm", *arguments, "--method", "mean_flow")
     assert "a UNet2DModel cannot be told the second time of method mean_flow" in found
+
+
+def test_a_derivative_by_a_difference_needs_float32(photographs, tmp_path, capsys):
+    DDPMPipeline(randomized(UNet2DModel(**STOCK_UNET)), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    arguments = ["--dataset", photographs, "--label_column", "none", "--method", "scm"]
+    arguments += ["--mixed_precision", "bf16", "--method_kwargs"]
+    draws(distilled(tmp_path / "ddpm", tmp_path / "run", *arguments, "{step: 0.5}"))
+    with pytest.raises(ValueError, match="step 0 of method_kwargs: this network has no torch.func.jvp"):
+        distilled(tmp_path / "ddpm", tmp_path / "other", *arguments, "{step: 0}")
 
 
 def test_a_converted_dit_becomes_a_flow_map(tmp_path):

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import convert_outputs_to_fp32
 
 from score_sde.losses import FEW_STEP_METHODS, drop_conditions
@@ -259,5 +260,10 @@ class FewStepLoss(DiffusionLoss):
         before = self.objective.derivative
         losses = self.objective(network, x0, noise, drawn, conditions, dropped, progress)
         if self.objective.derivative != before:
+            if self.objective.derivative == "finite_difference" and AcceleratorState().mixed_precision != "no":
+                raise ValueError(
+                    "step 0 of method_kwargs: this network has no torch.func.jvp, and the difference that stands for "
+                    "it needs float32: leave step out, or pass --mixed_precision no"
+                )
             PartialState().print(f"derivatives along the ODE: {self.objective.derivative}")
         return losses

@@ -181,6 +181,34 @@ def mean_velocity_and_slope(network, scheduler, y, t, s, direction, conditions=N
     return of_y * y + of_output * output, slope.detach()
 
 
+def mean_velocity_and_wide_slope(network, scheduler, y, t, s, direction, conditions=None, step=0.5):
+    """(U, dU/du) as of `mean_velocity_and_slope`, the derivative by a central difference along that path, of times at
+    which log(sigma / alpha) is larger and smaller by `step`, but at most t_max and at least s (None: t_min).
+
+    Its error is of second order in `step`. What a network does between the times that it has seen, which its embedding
+    of 1000 t lets it, is averaged away, where the derivative itself is hardly anything else; and a network may compute
+    in bfloat16.
+    """
+    path, u = scheduler.path, place(scheduler, t)
+    last, first = (place(scheduler, each) for each in (scheduler.t_max, scheduler.t_min if s is None else s))
+    log_level = torch.logit(u, 1e-4)
+    later, earlier = torch.sigmoid(log_level + step).minimum(last), torch.sigmoid(log_level - step).maximum(first)
+    # the same dropout in all three
+    again = _dropout_of_now(y.device)
+
+    @torch.no_grad()
+    def moved(place_there):
+        there = path.t_from_straight(place_there, 1.0).clamp(scheduler.t_min, scheduler.t_max)
+        with again():
+            y_there = y + expand_to(place_there - u, y) * direction
+            return mean_velocity(network, scheduler, y_there, there, s, conditions).float()
+
+    slope = moved(later) - moved(earlier)
+    # both are t_max where s is
+    slope = slope / expand_to((later - earlier).clamp_min(1e-12), y)
+    return mean_velocity(network, scheduler, y, t, s, conditions), slope
+
+
 def working_derivative(network, *arguments, **options):
     """The name of the derivative that a network has: "jvp", or, where a kernel or layer has no forward derivative,
     "finite_difference"; says in the log which, and why. The arguments are those of `mean_velocity_and_slope`, which is
@@ -250,6 +278,7 @@ def continuous_loss(
     warmup=1.0,
     error_weight="none",
     derivative="jvp",
+    step=0.0,
 ):
     """The squared error of Eq. (2), whose right side takes no gradient.
 
@@ -266,14 +295,18 @@ def continuous_loss(
         warmup: share of the derivative in Eq. (2), which grows from 0 to 1 in the first steps (Lu & Song 2025).
         error_weight: a name of `ERROR_WEIGHTS`: a sample's loss by its mean squared error.
         derivative: see `mean_velocity_and_slope`.
+        step: instead of the derivative, a difference over so much of log(sigma / alpha) to either side: see
+            `mean_velocity_and_wide_slope`; 0 for the derivative.
 
     Returns (B,) float32. Raises ValueError for unknown names.
     """
     check_choice("error_weight", error_weight, ERROR_WEIGHTS)
     velocity = velocity.detach()
-    value, slope = mean_velocity_and_slope(
-        network, scheduler, y, t, s if told else None, velocity, conditions, derivative
-    )
+    arguments = network, scheduler, y, t, s if told else None, velocity, conditions
+    if step:
+        value, slope = mean_velocity_and_wide_slope(*arguments, step)
+    else:
+        value, slope = mean_velocity_and_slope(*arguments, derivative)
     way = expand_to(warmup * (place(scheduler, t) - place(scheduler, s)), y)
     return weighted(value - (velocity - way * slope), error_weight)
 

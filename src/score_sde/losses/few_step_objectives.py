@@ -32,6 +32,7 @@ RANGES = {
     "k": (0, 1e6, False),
     "b": (0, 1e6, False),
     "warmup": (0, 1, False),
+    "step": (0, 2, False),
     "moving": (0, 1, False),
     "kappa": (0, 0.99, False),
     "power": (0, 10, False),
@@ -61,7 +62,8 @@ class FewStepObjective:
             in, or (lowest, highest), between which it is drawn, and told to the network as `guidance`.
         time_density, density_options: of `TIME_DENSITIES`; None for the method's own.
         options: the method's own numbers, {name: value}, see its `numbers`.
-        derivative: a name of `DERIVATIVES`; None for the one that the network has (`working_derivative`).
+        derivative: where `step` is 0, a name of `DERIVATIVES`; None for the one that the network has
+            (`working_derivative`).
 
     Raises ValueError for unknown names and numbers, numbers out of their range (`RANGES`) or without effect, and for a
     method that needs a teacher.
@@ -70,7 +72,7 @@ class FewStepObjective:
     # what the network then is (`ScoreSDEScheduler`), and whether it is told where a map leads to
     network_map = "consistency"
     told = False
-    needs_teacher = needs_derivative = False
+    needs_teacher = False
     time_density = "log_normal"
     density_options: ClassVar[dict[str, float]] = {"mean": -1.1, "std": 2.0}
     numbers: ClassVar[dict[str, float]] = {}
@@ -204,9 +206,15 @@ class FewStepObjective:
             return self.of_teacher(y, drawn.t, conditions, drawn.scale)
         return self.of_data(network, y, v, drawn, conditions, dropped, own)
 
-    def chosen_derivative(self, *arguments):
-        self.derivative = self.derivative or working_derivative(*arguments)
-        return self.derivative
+    def continuous(self, network, y, v, drawn, told, **options):
+        """`continuous_loss`, by a difference over the method's `step`, or, of 0, by the derivative that works."""
+        arguments = network, self.scheduler, y, v, drawn.t, drawn.s, told
+        if self.step:
+            return continuous_loss(*arguments, told=self.told, step=self.step, **options)
+        if self.derivative is None:
+            end = drawn.s if self.told else None
+            self.derivative = working_derivative(network, self.scheduler, y, drawn.t, end, v, told)
+        return continuous_loss(*arguments, told=self.told, derivative=self.derivative, **options)
 
     def gap(self, drawn):
         """Difference of the noise levels sigma / alpha at t and middle (B,)."""
@@ -295,12 +303,13 @@ class EasyConsistencyTuning(FewStepObjective):
 class ContinuousConsistency(FewStepObjective):
     """Continuous-time consistency, sCT and with a teacher sCD (Lu & Song 2025).
 
-    warmup: share of the training in which the derivative grows to its whole.
+    warmup: share of the training in which the derivative grows to its whole. step: of the difference that stands for
+        it, see `mean_velocity_and_wide_slope`; 0 for the derivative itself, as published, with networks whose embedding
+        of time is smooth.
     """
 
-    needs_derivative = True
     density_options: ClassVar[dict[str, float]] = {"mean": -1.0, "std": 1.4}
-    numbers: ClassVar[dict[str, float]] = {"warmup": 0.1}
+    numbers: ClassVar[dict[str, float]] = {"warmup": 0.1, "step": 0.5}
 
     def times(self, u, v, progress):
         t = self.density(u)
@@ -308,14 +317,8 @@ class ContinuousConsistency(FewStepObjective):
 
     def loss(self, network, y, v, drawn, conditions, told, dropped, progress):
         v = self.velocity(network, y, v, drawn, conditions, dropped)
-        derivative = self.chosen_derivative(network, self.scheduler, y, drawn.t, None, v, told)
-        return continuous_loss(
-            *(network, self.scheduler, y, v, drawn.t, drawn.s, told),
-            told=False,
-            warmup=min(1.0, progress / self.warmup) if self.warmup else 1.0,
-            error_weight="normalized",
-            derivative=derivative,
-        )
+        warmup = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        return self.continuous(network, y, v, drawn, told, warmup=warmup, error_weight="normalized")
 
 
 class MeanFlow(FewStepObjective):
@@ -323,13 +326,13 @@ class MeanFlow(FewStepObjective):
 
     moving: share of the samples whose map leads elsewhere (s < t); the others learn the velocity. kappa: share of the
         network's own velocity in a guided one (without a teacher). power: of the error by which a sample's loss is
-        divided, their p.
+        divided, their p. step: see `ContinuousConsistency`.
     """
 
-    network_map, told, needs_derivative = "flow_map", True, True
+    network_map, told = "flow_map", True
     # their logit-normal u is a log-normal u / (1 - u) = sigma / alpha
     density_options: ClassVar[dict[str, float]] = {"mean": -0.4, "std": 1.0}
-    numbers: ClassVar[dict[str, float]] = {"moving": 0.25, "kappa": 0.0, "power": 1.0}
+    numbers: ClassVar[dict[str, float]] = {"moving": 0.25, "kappa": 0.0, "power": 1.0, "step": 0.5}
     numbers_with_teacher: ClassVar[dict[str, float]] = {"moving": 0.5}
 
     def __init__(self, *arguments, **more):
@@ -348,10 +351,7 @@ class MeanFlow(FewStepObjective):
 
     def loss(self, network, y, v, drawn, conditions, told, dropped, progress):
         v = self.velocity(network, y, v, drawn, conditions, dropped, self.kappa)
-        derivative = self.chosen_derivative(network, self.scheduler, y, drawn.t, drawn.s, v, told)
-        losses = continuous_loss(
-            *(network, self.scheduler, y, v, drawn.t, drawn.s, told), error_weight="none", derivative=derivative
-        )
+        losses = self.continuous(network, y, v, drawn, told)
         # Eq. 22
         return losses / (losses.detach() + 1e-3) ** self.power
 

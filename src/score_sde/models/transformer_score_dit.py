@@ -715,9 +715,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         self.patch_embed = self.token_embed = None
         if vocab_size is None:
             numbers = seen_channels * math.prod(self.patch)
-            self.patch_embed = Linear(patch_bottleneck or numbers, hidden_size)
-            if patch_bottleneck is not None:
-                self.patch_embed = nn.Sequential(Linear(numbers, patch_bottleneck, bias=False), self.patch_embed)
+            embed = Linear(patch_bottleneck or numbers, hidden_size)
+            first = [] if patch_bottleneck is None else [Linear(numbers, patch_bottleneck, bias=False)]
+            self.patch_embed = nn.Sequential(*first, embed) if first else embed
         else:
             # the last row is that of the mask
             self.token_embed = nn.Embedding(vocab_size + 1, hidden_size)
@@ -981,7 +981,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 "kept_tokens need a model of 3 blocks at least, with conditioning adaln_zero or adaln and without "
                 "factorized_attention"
             )
-        seen: list | None = None
+        seen: Any = None
         if hidden_states_of is not None:
             if hidden_states_of not in range(1, self.config.num_layers + 1):
                 raise ValueError(
@@ -1030,7 +1030,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             sample = self.tangent(sample, points) if self.parts else sample
         elif self.config.tied_head:
             sample = F.linear(sample, self.token_embed.weight[:-1])  # (B, L, vocab_size)
-        if seen is not None:
+        if hidden_states_of is not None:
             chosen = seen[hidden_states_of - 1]
             return DiTModelOutput(sample=sample, hidden_states=chosen) if return_dict else (sample, chosen)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
