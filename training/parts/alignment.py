@@ -246,7 +246,7 @@ class Listening:
 
 def alignment_loss(projected, features, gamma=None):
     """The negative cosine similarity, (B,), of projected tokens (B, C, h, w) and features (B, C, h', w'), which are
-    interpolated to their grid, averaged over it (Yu et al. 2025, Eq. 8). With a `gamma` the features are normalised
+    interpolated to their grid, averaged over it (Yu et al. 2025). With a `gamma` the features are normalised
     over their grid first (Singh et al. 2025)."""
     if gamma is not None:
         mean, std = features.mean((2, 3), keepdim=True), features.std((2, 3), correction=0, keepdim=True)
