@@ -11,6 +11,9 @@ from .wording import check_choice
 
 
 TRACES = ("rademacher", "gaussian", "exact")
+DEQUANTIZATIONS = ("uniform", "truncated_normal")
+# half the distance of neighbouring pixels n / 127.5 - 1
+HALF_BIN = 1 / 255
 
 
 @dataclass
@@ -23,6 +26,8 @@ class Likelihood:
     noise: what the samples are encoded as: the ODE's solution at the largest time, in units of the prior's standard
         deviation, (B, ...); on a domain, points of it.
     nfe: number of network evaluations.
+    entropy: of the noise that made samples of whole numbers, in nats per dimension; None where they were given as they
+        are.
     """
 
     log_prob: torch.Tensor
@@ -30,6 +35,7 @@ class Likelihood:
     dimensions: int
     noise: torch.Tensor
     nfe: int
+    entropy: float | None = None
 
     def nats_per_dim(self):
         """Negative log-likelihood per dimension in nats, (B,)."""
@@ -38,8 +44,10 @@ class Likelihood:
     def bits_per_dim(self, levels=256, width=2.0):
         """Negative log-likelihood of the whole numbers 0 to levels - 1 from which the samples were made, in bits per
         dimension, (B,): samples are (number + a uniform draw from [0, 1)) width / levels, up to a shift, such as 256
-        levels over [-1, 1]. By Jensen's inequality it is an upper bound (Theis et al. 2016)."""
-        return self.nats_per_dim() / math.log(2) + math.log2(levels / width)
+        levels over [-1, 1], or made by noise of another known `entropy`. By Jensen's inequality it is an upper bound
+        (Theis et al. 2016)."""
+        entropy = math.log(width / levels) if self.entropy is None else self.entropy
+        return (self.nats_per_dim() - entropy) / math.log(2)
 
 
 def dequantize(images, generator=None):
@@ -48,6 +56,47 @@ def dequantize(images, generator=None):
     device = images.device if generator is None else generator.device
     noise = torch.rand(images.shape, generator=generator, device=device).to(images.device)
     return (images + noise) / 128 - 1
+
+
+def truncated_normal(images, alpha, sigma, generator=None):
+    """Pixels n / 127.5 - 1 (B, ...) as samples alpha x0 + sigma z of the time of this alpha and sigma, as the network
+    knows them, but with z cut to what stays in the bin of its n, alpha (x0 - HALF_BIN) to alpha (x0 + HALF_BIN) (Zheng
+    et al. 2023, section 3); of their dtype, on their device, from a generator of any device."""
+    tau, device = alpha * HALF_BIN / sigma, images.device if generator is None else generator.device
+    u = torch.rand(images.shape, generator=generator, device=device, dtype=torch.float64)
+    # the inverse of the distribution function; of a wide bin it is rounded to infinity
+    z = math.sqrt(2) * torch.erfinv((2 * u - 1) * math.erf(tau / math.sqrt(2)))
+    return alpha * images + (sigma * z.clamp(-tau, tau)).to(images)
+
+
+def truncated_normal_entropy(alpha, sigma):
+    """That of the noise of `truncated_normal`, in nats per dimension."""
+    tau = alpha * HALF_BIN / sigma
+    mass = math.erf(tau / math.sqrt(2))
+    lost = tau * math.exp(-(tau**2) / 2) / math.sqrt(2 * math.pi) / mass
+    return math.log(math.sqrt(2 * math.pi * math.e) * sigma * mass) - lost
+
+
+def dequantized(images, dequantization, path, t_min, generator=None):
+    """(samples of t_min, entropy of their noise in nats per dimension) of pixels n / 127.5 - 1 (B, ...), by
+    `dequantize` or `truncated_normal`; with a list of generators, each draws its sample's. Raises ValueError for an
+    unknown name and for images that hold other numbers."""
+    check_choice("dequantization", dequantization, DEQUANTIZATIONS)
+    numbers = ((images + 1) * 127.5).round()
+    if not (images - (numbers / 127.5 - 1)).abs().max() < HALF_BIN / 100:
+        raise ValueError(
+            f"dequantization {dequantization!r} is of whole numbers n from 0 to 255 as n / 127.5 - 1, and these images "
+            f"hold others: leave it out"
+        )
+    each = isinstance(generator, list)
+    rows = list(zip(numbers, generator, strict=True)) if each else [(numbers, generator)]
+    if dequantization == "uniform":
+        found, entropy = [dequantize(*row) for row in rows], -math.log(128)
+    else:
+        at = float(path.alpha(t_min)), float(path.sigma(t_min))
+        found = [truncated_normal(row / 127.5 - 1, *at, own) for row, own in rows]
+        entropy = truncated_normal_entropy(*at)
+    return torch.stack(found) if each else found[0], entropy
 
 
 def slerp(a, b, share):

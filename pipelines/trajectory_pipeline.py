@@ -10,7 +10,7 @@ import torch
 
 from .adaptive import probability_flow, reverse_sde
 from .denoising_pipeline import DenoisingPipeline
-from .likelihood import Likelihood, log_likelihood
+from .likelihood import Likelihood, dequantized, log_likelihood
 from .protocols import Denoiser, GuidedNetwork
 from .units import log_scale
 from .wording import check_choice
@@ -203,6 +203,7 @@ class TrajectoryPipeline(DenoisingPipeline):
         steps=None,
         latents=None,
         conditions=None,
+        dequantization=None,
     ) -> Likelihood:
         """The exact log-likelihood of samples under the model's probability-flow ODE (Song et al. 2021, section 4.3).
         Needs torchdiffeq.
@@ -223,12 +224,20 @@ class TrajectoryPipeline(DenoisingPipeline):
             rtol, atol: tolerances of the ODE's adaptive solution.
             steps: instead, number of RK4 steps of four evaluations each.
             latents: old name of samples.
+            dequantization: None for images that are samples of a density already; or how noise is added to images of
+                whole numbers, as n / 127.5 - 1, for a bound in `.bits_per_dim()` of the result: uniform, as
+                `likelihood.dequantize` has it, or truncated_normal, that of t_min cut to the number's bin. For models
+                of pixels.
 
         Returns a `likelihood.Likelihood`.
         """
         call, samples = self._for_one_call(), self._renamed(samples, latents)
-        scheduler = call.scheduler
+        scheduler, entropy = call.scheduler, None
+        if dequantization is not None and (call.vae or call.domain or call.units["data_std"]):
+            raise ValueError(f"dequantization {dequantization!r} is of the images of a model of pixels: leave it out")
         with call._towards_noise(images, samples, class_labels, guidance_scale, rtol, atol, conditions) as (x, denoise):
+            if dequantization is not None:
+                x, entropy = dequantized(x, dequantization, scheduler.path, scheduler.t_min, generator)
             found = log_likelihood(
                 scheduler.path,
                 denoise,
@@ -246,7 +255,7 @@ class TrajectoryPipeline(DenoisingPipeline):
             )
         # the same distribution, in other units
         change = log_scale(x.shape[1:], call.units) if samples is None else 0.0
-        return replace(found, log_prob=found.log_prob - change)
+        return replace(found, log_prob=found.log_prob - change, entropy=entropy)
 
     def prepare_trajectories(
         self, num_samples, class_labels=None, guidance_scale=1.0, generator=None, noise=None, conditions=None

@@ -43,7 +43,8 @@ from tqdm.auto import tqdm
 
 from score_sde.losses import Objective
 from score_sde.pipelines.conditions import null_conditions
-from score_sde.pipelines.likelihood import dequantize
+from score_sde.pipelines.likelihood import DEQUANTIZATIONS
+from score_sde.pipelines.wording import unknown
 from score_sde.sharing.bundles import add_metrics, load_bundle
 from score_sde.sharing.facts import dataset_name, read_json
 from score_sde.training.parts.buckets import in_words, shares_of_sizes
@@ -80,7 +81,7 @@ from score_sde.training.parts.real_images import (
     training_facts,
 )
 from score_sde.training.parts.rounds import FeatureTable, by_size, gathered, real_batches, rounds_by_size
-from score_sde.training.parts.samples import array_file, draw, labels_of, open_samples, quantized, to_bytes
+from score_sde.training.parts.samples import array_file, draw, from_bytes, labels_of, open_samples, quantized, to_bytes
 from score_sde.training.parts.signal_config import SIGNAL_KINDS
 from score_sde.training.parts.signal_evaluation import SignalEvaluateConfig, evaluate_signals
 from score_sde.training.parts.sources import on_hub
@@ -214,6 +215,12 @@ class EvaluateConfig(LoaderConfig):
         common=True,
     )
     num_probes: int = option(1, "Probes of the likelihood's trace, for every image.", "likelihood")
+    dequantization: str = option(
+        "uniform",
+        "Noise that makes a density of whole numbers, of models of pixels: uniform, or truncated_normal, that of the "
+        "path's smallest time within the number's bin.",
+        "likelihood",
+    )
     tolerance: float = option(1e-4, "Tolerance of the likelihood's ODE.", "likelihood")
     seed: int = option(
         0,
@@ -273,6 +280,8 @@ class EvaluateConfig(LoaderConfig):
             yield f"reference_images {self.reference_images}: distances need at least {LEAST_IMAGES}, or 0 for all"
         if not self.tolerance > 0:
             yield f"tolerance {self.tolerance} must be positive"
+        if self.dequantization not in DEQUANTIZATIONS:
+            yield unknown("dequantization", self.dequantization, DEQUANTIZATIONS)
         if self.save_samples and not os.path.isdir(os.path.dirname(os.path.abspath(self.save_samples))):
             yield f"save_samples {self.save_samples!r}: there is no such folder"
 
@@ -303,6 +312,8 @@ def open_pipeline(config, device):
             raise ValueError(
                 f"loss is of denoisers, and {config.pipeline!r} was trained by {few_step['method']}: leave it out"
             )
+    if pipeline.vae is not None and "dequantization" in config.given:
+        raise ValueError(f"dequantization is of models of pixels, and {config.pipeline!r} draws latents: leave it out")
     if config.likelihood:
         pipeline.check_adaptive(config.tolerance, config.tolerance, "ode")
         try:
@@ -454,16 +465,14 @@ def measure_likelihood(pipeline, test, config, accelerator):
             conditions = beside.conditions_of(batch, RowDraws(config.seed, own, count, accelerator.device))
         elif told:
             conditions["class_labels"] = batch["labels"]
-        if pipeline.vae is None:
-            rows = [dequantize(to_bytes(each), g) for each, g in zip(images.cpu(), generators, strict=True)]
-            images = torch.stack(rows).to(accelerator.device)
         found = pipeline.log_likelihood(
-            images=images,
+            images=images if pipeline.vae is not None else from_bytes(to_bytes(images)),
             conditions=conditions,
             num_probes=config.num_probes,
             generator=generators,
             rtol=config.tolerance,
             atol=config.tolerance,
+            dequantization=None if pipeline.vae is not None else config.dequantization,
         )
         value = found.bits_per_dim() if pipeline.vae is None else found.nats_per_dim()
         values.append(gathered(value.float(), size, accelerator))
@@ -471,13 +480,15 @@ def measure_likelihood(pipeline, test, config, accelerator):
     if not accelerator.is_main_process:
         return []
     values, nfe = torch.cat(values), torch.cat(nfe)
+    noise = config.dequantization.replace("_", "-")
+    by_noise = "" if config.dequantization == "uniform" else f", {noise} dequantisation"
     unit, what = ("nats/dim", "the normalised latents") if pipeline.vae is not None else ("bits/dim", "the pixels")
     error = (
         f"standard error {float(values.std() / count**0.5):.4f} over images and probes" if count > 1 else "one image"
     )
     print(f"{values.mean():.4f} {unit} of {what} on {count} test images, {error}")
     metric = {
-        "name": f"negative log-likelihood of {what}, {unit}{of_other_data(config)}",
+        "name": f"negative log-likelihood of {what}, {unit}{by_noise}{of_other_data(config)}",
         "value": round(float(values.mean()), 4),
         "n": count,
         "split": config.test_split,
@@ -488,7 +499,9 @@ def measure_likelihood(pipeline, test, config, accelerator):
         "explanation": f"exact likelihood of {what} {f'given {given}' if given else 'without the class'} by the "
         f"probability-flow ODE, {error} ({config.num_probes} probes per image), "
         f"tolerance {config.tolerance:g}"
-        + (", uniform dequantisation." if pipeline.vae is None else "; the likelihood of the images is not known."),
+        + (
+            "; the likelihood of the images is not known." if pipeline.vae is not None else f", {noise} dequantisation."
+        ),
     }
     return [metric | averaging_facts(config)]
 

@@ -46,6 +46,7 @@ from score_sde.training.parts.options import arguments_of, mapping, one_line_err
 from score_sde.training.parts.point_task import PointTask, PointTrainConfig
 from score_sde.training.parts.publishing import PublishConfig, PublishedTask
 from score_sde.training.parts.rounds import by_size
+from score_sde.training.parts.routing import Routed, RoutingConfig, check_routing
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
 from score_sde.training.parts.signal_config import SIGNAL_KINDS
@@ -73,6 +74,7 @@ class TrainConfig(
     CaptionConfig,
     ImageConditionConfig,
     AlignConfig,
+    RoutingConfig,
     ValidationConfig,
     NetworkConfig,
     PublishConfig,
@@ -117,6 +119,7 @@ class TrainConfig(
         yield from self.caption_problems()
         yield from self.condition_problems()
         yield from self.align_problems()
+        yield from self.routing_problems()
         if self.align_to and self.method != DENOISING:
             yield f"align_to is of {DENOISING}, and not of method {self.method}: leave it out"
         if not self.latents and self.reads_captions != (self.text_encoder is not None):
@@ -163,6 +166,8 @@ class TrainConfig(
                 check_sizes(network, self.sizes or [])
                 if self.align_to:
                     check_align_block(network, self.align_block)
+                if self.token_routing:
+                    check_routing(network)
         except (TypeError, ValueError, RuntimeError) as error:
             yield str(error)
 
@@ -245,8 +250,9 @@ class DiffusionTask(PublishedTask):
         loss, weight = (DiffusionLoss, config.vlb_weight) if config.method == DENOISING else (FewStepLoss, 0.0)
         self.loss = loss(objective, self.data, network, self.conditions, labels, weight)
         self.dropout_prob = self.model.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
-        vision = getattr(self.data, "vision", None)
-        self.alignment = vision and Alignment(config, network, vision)
+        if config.token_routing:
+            check_routing(network)
+        self.alignment = self.data.vision and Alignment(config, network, self.data.vision)
         self.evaluation_steps, self.validation = config.evaluation_steps, None
         if config.evaluation_steps:
             self.validation = config.open_validation(accelerator, self)
@@ -275,11 +281,14 @@ class DiffusionTask(PublishedTask):
         share = done["step"] / config.max_train_steps
         if config.max_train_seconds:
             share = min(1.0, max(share, done["seconds"] / config.max_train_seconds))
+        network = state.model
+        if config.token_routing:
+            network = Routed(network, self.model.patch, config.token_routing, draws)
         if self.alignment is None:
-            losses = self.loss(state.model, batch, draws, self.dropout_prob, share)
+            losses = self.loss(network, batch, draws, self.dropout_prob, share)
             return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
         # the features are to be those of the mirrored images
-        batch, heard = self.data.mirrored(batch, draws), Listening(state.model, config.align_block)
+        batch, heard = self.data.mirrored(batch, draws), Listening(network, config.align_block)
         losses = self.loss.of_mirrored(heard, batch, draws, self.dropout_prob, share)
         aligned = self.alignment(state.modules["align_projection"], heard, batch).mean()
         details = loss_by_time(losses.detach(), draws.times, self.scheduler) | {"alignment_loss": aligned}

@@ -115,6 +115,7 @@ DIT_OPTIONS = [
     {"sample_size": 32, "patch_size": (4,), "position_embedding": "rotary"},
     {"sample_size": (4, 8, 8), "patch_size": (2, 2, 4)},
     {"sample_size": (4, 8, 8), "hidden_size": 48, "position_embedding": "rotary"},
+    {"patch_bottleneck": 5, "swiglu": True, "qk_norm": True, "position_embedding": "rotary"},
     {"head_hidden_size": 64},
     {"head_hidden_size": 96, "head_num_layers": 1, "head_num_attention_heads": 6, "position_embedding": "rotary"}
     | {"shared_adaln": True, "cross_attention_dim": 7, "swiglu": True, "qk_norm": True},

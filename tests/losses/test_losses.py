@@ -78,6 +78,24 @@ def test_weights_are_those_of_the_papers(sde_type):
     assert torch.allclose(weight, snr / (2 + snr) ** 0.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("least_time", [0.0, 0.05])
+def test_the_clean_sample_with_the_weight_of_velocity_has_the_loss_of_its_velocity(least_time):
+    """JiT's (Li & He 2025): x is predicted, v = (x_t - x) / max(t, 0.05) is what the error is of."""
+    scheduler = ScoreSDEScheduler(sde_type="linear", prediction_type="sample")
+    x0, noise, u = draw()
+    options = {"density_options": {"mean": 0.8, "std": 0.8}, "weighting_options": {"least_time": least_time}}
+    objective = Objective(scheduler, "logit_normal", "velocity", **options)
+    t = torch.cat([objective.times(u[:-2]), torch.tensor([1e-3, 0.01], dtype=torch.float64)])
+    x_t, predicted = scheduler.path.sample(x0, noise, t), draw(seed=1)[0]
+    found = objective(lambda x, timestep: Output(predicted), x0, noise, t)
+    divisor = expand_to(t.clamp_min(least_time), x0)
+    velocities = (x_t - predicted) / divisor, (x_t - x0) / divisor
+    expected = (velocities[0] - velocities[1]).square().flatten(1).mean(1)
+    assert (found / expected - 1).abs().max() < 1e-5
+    if least_time == 0:
+        assert ((noise - x0) - velocities[1]).abs().max() < 1e-9
+
+
 @pytest.mark.parametrize("weighting", [name for name in WEIGHTINGS if name != "output"])
 @pytest.mark.parametrize("sde_type", ["vp", "edm", "linear"])
 def test_equivalent_choices_give_equal_gradients(weighting, sde_type):

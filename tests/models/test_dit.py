@@ -104,6 +104,102 @@ def test_the_wide_head_by_hand():
     assert (model.unpatchify(wanted, (4, 4)) - output).abs().max() < 1e-5 * output.abs().max()
 
 
+def test_a_bottleneck_is_an_embedding_of_limited_rank():
+    model, plain = small_dit(patch_bottleneck=4), small_dit()
+    first, second = model.patch_embed
+    assert model.state_dict().keys() - plain.state_dict().keys() == {
+        *("patch_embed.0.weight", "patch_embed.1.weight", "patch_embed.1.bias"),
+    }
+    weights = model.state_dict() | {"patch_embed.weight": second.weight @ first.weight, "patch_embed.bias": second.bias}
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    assert torch.linalg.matrix_rank(plain.patch_embed.weight) == 4
+    assert (call(model) - call(plain)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch_bottleneck": 0}, "patch_bottleneck 0 must be a whole number, at least 1"),
+        ({"patch_bottleneck": 4, "vocab_size": 9, "sample_size": 8}, "patch_bottleneck 4 is of patches, which tokens"),
+    ],
+)
+def test_no_bottleneck_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DiTModel(**options)
+
+
+# --- token routing ------------------------------------------------------------------------------------------------
+
+
+ROUTED = [
+    {},
+    {"position_embedding": "rotary", "cross_attention_dim": 7},
+    {"shared_adaln": True, "conditioning": "adaln", "head_hidden_size": 64},
+]
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(28, range(2, 24)), (12, range(2, 8)), (6, range(1, 4)), (3, range(1, 2))]
+)
+def test_the_routed_blocks_are_those_of_the_paper_or_a_share_of_them(depth, blocks):
+    """DiT-XL and DiT-B of Krause et al. 2025: from the second block to the fourth from the end."""
+    with torch.device("meta"):
+        assert small_dit(num_layers=depth).routed_blocks == blocks
+        assert not small_dit(num_layers=2).routed_blocks
+
+
+@pytest.mark.parametrize("options", ROUTED, ids=str)
+def test_all_tokens_in_any_order_are_the_plain_forward(options):
+    model = small_dit(num_layers=6, **options).train()
+    kept = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(i)) for i in range(2)])
+    plain = call(model)
+    assert (call(model, kept_tokens=kept) - plain).abs().max() < 1e-4 * plain.abs().max()
+
+
+@pytest.mark.parametrize("options", ROUTED, ids=str)
+def test_tokens_that_are_not_kept_go_around_the_blocks_unchanged(options):
+    model, found = small_dit(num_layers=6, **options).train(), {}
+    kept, rows = torch.tensor([[1, 4, 5, 10], [0, 2, 3, 15]]), torch.arange(2)[:, None]
+
+    def tokens_after(block, seen):
+        forward = model.forward
+        conditions = {"class_labels": torch.tensor([0, 1]), "hidden_states_of": block, "kept_tokens": seen}
+        if model.config.cross_attention_dim:
+            conditions["encoder_hidden_states"] = randn(2, 6, 7)
+        return forward(randn(2, 3, 8, 8), torch.tensor([30.0, 900.0]), **conditions).hidden_states
+
+    first, last = model.routed_blocks.start, model.routed_blocks.stop
+    for block in range(first, last + 1):
+        found[block] = tokens_after(block, kept)
+    assert torch.equal(found[first], tokens_after(first, None))
+    others = torch.ones(2, 16, dtype=torch.bool).scatter(1, kept, False)
+    for block in range(first + 1, last + 1):
+        assert torch.equal(found[block][others], found[first][others])
+        assert (found[block] - found[block - 1])[rows, kept].abs().max() > 1e-3
+    # the kept ones see each other alone: with one, its attention is its own value, whoever the others are
+    after = tokens_after(last + 1, kept)
+    assert ((after - found[last])[others].abs().amax(-1) > 0).all()
+    with pytest.raises(ValueError, match="kept_tokens need a model of 3 blocks at least"):
+        call(small_dit(), kept_tokens=kept)
+
+
+@pytest.mark.parametrize("position_embedding", ["sincos", "rotary"])
+def test_kept_tokens_keep_their_places_and_see_each_other_alone(position_embedding):
+    """Beside the same blocks run by hand on each sample's tokens, with the rows of the tables that are theirs."""
+    model, calls = small_dit(num_layers=3, position_embedding=position_embedding, conditioning="adaln"), []
+    kept = torch.tensor([[1, 4, 5, 10], [0, 2, 3, 15]])
+    run = model.run
+    model.run = lambda block, *inputs: calls.append((block, inputs, run(block, *inputs))) or calls[-1][2]
+    call(model, kept_tokens=kept)
+    (_, _, before), (block, (tokens, modulation, *_), found), _ = calls
+    table = model.positions if position_embedding == "rotary" else None
+    for i in range(2):
+        assert torch.equal(tokens[i], before[i, kept[i]])
+        rotary = None if table is None else (table[0, kept[i]], table[1, kept[i]])
+        alone = block(before[i : i + 1, kept[i]], modulation[i : i + 1], rotary)
+        assert (alone[0] - found[i]).abs().max() < 1e-5
+
+
 # --- every option -------------------------------------------------------------------------------------------------
 
 

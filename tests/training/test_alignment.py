@@ -112,6 +112,11 @@ def save_with_code(folder):
         (lambda folder: save_vision(folder, "Swin"), "which are not the tokens of its patches: choose a model"),
         (lambda folder: (save_vision(folder) / "preprocessor_config.json").unlink(), "cannot be opened: .*processor"),
         (lambda folder: folder.mkdir(), "cannot be opened"),
+        (
+            lambda folder: save_vision(folder, image_processor_type="EfficientNetImageProcessor", include_top=True),
+            "EfficientNetImageProcessor.* does more with images than to resize and to normalise them",
+        ),
+        (lambda folder: save_vision(folder, rescale_factor=1.0), "does more with images than to resize"),
         (save_pickled, "cannot be opened: .*safetensors"),
         (save_with_code, "cannot be opened"),
     ],

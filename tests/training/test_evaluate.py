@@ -213,6 +213,7 @@ def named(label, data, tmp_path, names):
         (["--features", "classifier", "--reference_images", 3], "reference_images 3: distances need at least 10"),
         (["--likelihood", 1], "likelihoods need torchdiffeq: pip install torchdiffeq"),
         (["--tolerance", "nan"], "tolerance nan must be positive"),
+        (["--dequantization", "normal"], "dequantization 'normal' is unknown; choose one of uniform, truncated_normal"),
         (["--save_samples", "nowhere/x.npz"], "save_samples 'nowhere/x.npz': there is no such folder"),
     ],
 )
@@ -395,7 +396,13 @@ def test_few_images_have_accuracies_and_likelihoods(bundle, tmp_path):
     run(evaluate.main, *QUICK, folder, "--num_images", 1, "--likelihood", 1, "--tolerance", 0.1)
     found = figures(folder)
     assert found["classifier accuracy on samples"]["n"] == 1
-    assert "one image (1 probes per image)" in found["negative log-likelihood of the pixels, bits/dim"]["explanation"]
+    name = "negative log-likelihood of the pixels, bits/dim"
+    assert "one image (1 probes per image)" in found[name]["explanation"]
+    assert found[name]["explanation"].endswith("uniform dequantisation.")
+    more = ["--num_images", 0, "--likelihood", 1, "--tolerance", 0.1, "--dequantization", "truncated_normal"]
+    run(evaluate.main, *QUICK, folder, *more)
+    other = figures(folder)[f"{name}, truncated-normal dequantisation"]
+    assert other["value"] != found[name]["value"] and name in figures(folder)
 
 
 def test_the_likelihood_is_that_of_every_image_alone(small_data, tmp_path):

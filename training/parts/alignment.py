@@ -112,6 +112,15 @@ class VisionModel:
             torch.tensor(getattr(processor, name) if normal else default, dtype=torch.float32).reshape(-1, 1, 1)
             for name, default in (("image_mean", [0.0]), ("image_std", [1.0]))
         )
+        pixels = torch.arange(3 * self.size[0] * self.size[1]).reshape(3, *self.size).remainder(256).to(torch.uint8)
+        whole = {name: False for name in ("do_resize", "do_center_crop") if hasattr(processor, name)}
+        shown = processor(pixels, return_tensors="pt", **whole).pixel_values
+        ours = self.shown(pixels[None] / 127.5 - 1)
+        if shown.shape != ours.shape or (shown - ours).abs().max() > 1e-3:
+            raise ValueError(
+                f"align_to {source!r}: its {type(processor).__name__} does more with images than to resize and to "
+                f"normalise them by its image_mean and image_std: choose another model"
+            )
         self.shape = tuple(self.features(torch.zeros(1, 3, *self.size)).shape[1:])
 
     def to(self, device):
@@ -137,13 +146,16 @@ class VisionModel:
             "shape": list(self.shape),
         }
 
+    def shown(self, images):
+        """What the model is shown of images (B, 1 or 3, height, width) in [-1, 1]."""
+        if tuple(images.shape[2:]) != self.size:
+            images = F.interpolate(images.float(), self.size, mode="bicubic", align_corners=False, antialias=True)
+        return (((images + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1) - self.mean) / self.std
+
     @torch.no_grad()
     def features(self, images):
         """Features (B, C, h, w), float32, of images (B, 1 or 3, height, width) in [-1, 1]."""
-        if tuple(images.shape[2:]) != self.size:
-            images = F.interpolate(images.float(), self.size, mode="bicubic", align_corners=False, antialias=True)
-        images = ((images + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
-        found = self.model(pixel_values=(images - self.mean) / self.std).last_hidden_state
+        found = self.model(pixel_values=self.shown(images)).last_hidden_state
         if found.ndim == 4:
             return found.float()
         patch = getattr(self.model.config, "patch_size", None)
@@ -234,7 +246,7 @@ class Listening:
 
 def alignment_loss(projected, features, gamma=None):
     """The negative cosine similarity, (B,), of projected tokens (B, C, h, w) and features (B, C, h', w'), which are
-    interpolated to their grid, averaged over it (Yu et al. 2025, Eq. 8). With a `gamma` the features are normalised
+    interpolated to their grid, averaged over it (Yu et al. 2025). With a `gamma` the features are normalised
     over their grid first (Singh et al. 2025)."""
     if gamma is not None:
         mean, std = features.mean((2, 3), keepdim=True), features.std((2, 3), correction=0, keepdim=True)

@@ -39,7 +39,7 @@ FIXED = {
     ),
     *("class_conditional", "network", "network_name", "network_kwargs", "latent_channels", "block_out_channels"),
     *("layers_per_block", "norm_num_groups", "sde_type", "prediction_type", "scheduler_kwargs", "time_density"),
-    *("time_density_kwargs", "time_shift", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
+    *("time_density_kwargs", "time_shift", "token_routing", "weighting", "weighting_kwargs", "vlb_weight", "kl_weight"),
     *("init_from", "init_revision", "freeze", "lora_rank", "lora_alpha", "lora_targets"),
     *("max_caption_tokens", "caption_layers", "pooled_captions", "condition_from", "condition_channels"),
     *("teacher", "teacher_revision", "method", "method_kwargs", "map_steps", "folded_guidance", "guidance_range"),

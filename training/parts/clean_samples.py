@@ -16,10 +16,12 @@ class CleanSamples:
         condition: an `ImageCondition`, None without images that are seen beside the samples.
         random_flip: mirror half of the images.
 
-    Attributes: `units`, of the data, arguments of a pipeline, see `pipelines.units`; none of images.
+    Attributes: `units`, of the data, arguments of a pipeline, see `pipelines.units`; none of images. `vision`, an
+    `alignment.VisionModel` whose features of the images a batch has or gets; None without.
     """
 
     units: dict = {}
+    vision = None
 
     def __init__(self, vae=None, num_classes=None, captions=None, condition=None, random_flip=False):
         self.vae, self.num_classes, self.captions, self.condition = vae, num_classes, captions, condition

@@ -9,6 +9,7 @@ from .few_steps import DENOISING, FewStepConfig
 from .networks import NetworkConfig, make_network
 from .options import mapping
 from .publishing import PublishConfig
+from .routing import RoutingConfig, check_routing
 from .signal_data import ArrayDataConfig, AudioDataConfig, SignalData, SignalSourceConfig, VideoDataConfig
 from .starting import StartConfig
 from .validation import HeldOutConfig, HeldOutLoss
@@ -16,7 +17,14 @@ from .validation import HeldOutConfig, HeldOutLoss
 
 @dataclass
 class SignalTrainConfig(
-    StartConfig, FewStepConfig, LoopConfig, SignalSourceConfig, HeldOutConfig, NetworkConfig, PublishConfig
+    StartConfig,
+    FewStepConfig,
+    LoopConfig,
+    SignalSourceConfig,
+    RoutingConfig,
+    HeldOutConfig,
+    NetworkConfig,
+    PublishConfig,
 ):
     configs = "diffusion"
 
@@ -29,6 +37,7 @@ class SignalTrainConfig(
         yield from self.source_problems()
         yield from LoopConfig.problems(self)
         yield from self.held_out_problems()
+        yield from self.routing_problems()
         yield from self.objective_problems()
         yield from self.publish_problems()
         labelled = self.class_conditional and self.label_column is not None
@@ -44,7 +53,9 @@ class SignalTrainConfig(
             shape = self.known_shape()
             if shape is not None and not (self.latents or self.vae):
                 with torch.device("meta"):  # without memory or time
-                    make_network(self, shape, num_classes=1)
+                    network = make_network(self, shape, num_classes=1)
+                if self.token_routing:
+                    check_routing(network)
         except (TypeError, ValueError, RuntimeError) as error:
             yield str(error)
 

@@ -14,6 +14,7 @@ The published ones, by the names that `score-sde train` takes:
 | P2 (Choi et al. 2022) | uniform | p2 | any |
 | flow matching, SiT (Ma et al. 2024) | uniform | velocity | flow_prediction |
 | SD3 (Esser et al. 2024) | logit_normal | velocity | flow_prediction |
+| JiT (Li & He 2025), in pixels: mean 0.8, std 0.8, least_time 0.05 | logit_normal | velocity | sample |
 
 On a variance-preserving or linear path with the prediction of the last column, the weighting "output" is the same as
 simple, edm and velocity: the plain mean squared error of the network's output; "sample" is that of the denoised sample.

@@ -98,9 +98,10 @@ def simple_weight(scheduler, t):
     return _of_prediction(scheduler, "epsilon", t)
 
 
-def velocity_weight(scheduler, t):
-    """The squared error of the path's velocity."""
-    return _of_prediction(scheduler, "flow_prediction", t)
+def velocity_weight(scheduler, t, least_time=0.0):
+    """The squared error of the path's velocity; at times below least_time as much as there (JiT: 0.05), since an error
+    of x0 becomes an unbounded one of the velocity."""
+    return _of_prediction(scheduler, "flow_prediction", t.clamp_min(least_time))
 
 
 def edm_weight(scheduler, t):
@@ -158,7 +159,7 @@ class Objective:
         scheduler: a `ScoreSDEScheduler`; it owns the path and what the network's output means.
         time_density, weighting: names of `TIME_DENSITIES` and `WEIGHTINGS`.
         density_options, weighting_options: their numbers, {name: value}: mean and std of log_normal and logit_normal,
-            gamma of min_snr, gamma and k of p2.
+            gamma of min_snr, gamma and k of p2, least_time of velocity.
         shift_times: move the drawn times, too, by the `shift` that the scheduler's config has for its grids: lambda is
             lower by its logarithm (Esser et al. 2024, Eq. 23). What leaves [t_min, t_max] is cut to it.
 

@@ -188,13 +188,25 @@ def explicit_attention_pays():
     once in a process, in a few hundredths of a second."""
     tokens = torch.ones(8, 64, 4, 64, dtype=torch.bfloat16, device="cpu").requires_grad_()
     best = dict.fromkeys((dispatch_attention_fn, explicit_attention), math.inf)
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    own = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    # a block whose activations are recomputed may be what asks first: nothing of this is its own
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False), own:
         for _ in range(3):
             for function in best:
                 start = time.perf_counter()
                 function(tokens, tokens, tokens).backward(tokens.detach())
                 best[function] = min(best[function], time.perf_counter() - start)
     return 1.2 * best[explicit_attention] < best[dispatch_attention_fn]
+
+
+def rotated(x, rotary):
+    """Queries or keys (B, T, heads, D / heads) turned by (cosines, sines), each (T, D / heads), or of tokens at other
+    places in every sample (B, T, D / heads)."""
+    if rotary[0].ndim == 2:
+        return apply_rotary_emb(x, rotary, sequence_dim=1)
+    # as one sequence
+    one = tuple(table.flatten(0, 1) for table in rotary)
+    return apply_rotary_emb(x.flatten(0, 1)[None], one, sequence_dim=1).view_as(x)
 
 
 class DiTAttnProcessor:
@@ -217,7 +229,7 @@ class DiTAttnProcessor:
         if attn.norm_q is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
         if rotary is not None:
-            query, key = (apply_rotary_emb(x, rotary, sequence_dim=1) for x in (query, key))
+            query, key = rotated(query, rotary), rotated(key, rotary)
         if self.is_explicit(query, key):
             out = explicit_attention(query, key, value, mask)
         else:
@@ -493,6 +505,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             again at this width, and what comes from the blocks, with time and label, modulates each of its tokens. None
             for none. Needs conditioning adaln_zero or adaln, and samples of numbers.
         head_num_layers, head_num_attention_heads: of the head; heads as many as num_attention_heads unless given.
+        patch_bottleneck: channels that a patch is projected to before hidden_size, by two linear layers with nothing
+            between, as JiT has it (Li & He 2025) for large patches of pixels; None for one layer.
     """
 
     # whose entries are attributes, other than diffusers says
@@ -538,6 +552,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         head_hidden_size: int | None = None,
         head_num_layers: int = 2,
         head_num_attention_heads: int | None = None,
+        patch_bottleneck: int | None = None,
     ):
         super().__init__()
         if two_times and (vocab_size is not None or not time_conditioning):
@@ -575,6 +590,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             )
         if in_channels is not None:
             check_counts(in_channels=in_channels)
+        if patch_bottleneck is not None:
+            if vocab_size is not None:
+                raise ValueError(f"patch_bottleneck {patch_bottleneck} is of patches, which tokens have none of")
+            check_counts(patch_bottleneck=patch_bottleneck)
         check_counts(
             hidden_size=hidden_size,
             num_layers=num_layers,
@@ -695,7 +714,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         self.trained_grid = tuple(size // patch for size, patch in zip(sample, self.patch, strict=True))
         self.patch_embed = self.token_embed = None
         if vocab_size is None:
-            self.patch_embed = Linear(seen_channels * math.prod(self.patch), hidden_size)
+            numbers = seen_channels * math.prod(self.patch)
+            embed = Linear(patch_bottleneck or numbers, hidden_size)
+            first = [] if patch_bottleneck is None else [Linear(numbers, patch_bottleneck, bias=False)]
+            self.patch_embed = nn.Sequential(*first, embed) if first else embed
         else:
             # the last row is that of the mask
             self.token_embed = nn.Embedding(vocab_size + 1, hidden_size)
@@ -820,7 +842,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for block in (*self.blocks, *(self.temporal_transformer_blocks or ()), *(self.head_blocks or ())):
             for projection in (block.attn.to_q, block.attn.to_k, block.attn.to_v):
                 # the original initialises one fused (3 D, D) matrix, whose Xavier bound is smaller by sqrt(2)
@@ -919,6 +942,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         timestep_to=None,
         guidance=None,
         hidden_states_of: int | None = None,
+        kept_tokens=None,
     ):
         """Run the network. What is on another device than `hidden_states` is sent to it.
 
@@ -941,6 +965,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 None means `timestep` itself, so that such a model is an ordinary one, too.
             guidance: the guidance scale(s), a number or (B,), for a model with guidance_embeds; None means 1.
             hidden_states_of: a number of blocks, from 1 to num_layers, whose outcome is returned, too.
+            kept_tokens: (B, K) numbers of tokens, row by row, the only ones of each sample that `routed_blocks` see:
+                the others go around these as they are (TREAD, Krause et al. 2025). It is for training; None for all.
 
         Returns:
             `.sample` of shape (B, out_channels, *size), with a vocab_size (B, L, vocab_size); with
@@ -950,7 +976,12 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
         """
         self.check_shape(hidden_states)
-        seen: list | None = None
+        if kept_tokens is not None and not self.routed_blocks:
+            raise ValueError(
+                "kept_tokens need a model of 3 blocks at least, with conditioning adaln_zero or adaln and without "
+                "factorized_attention"
+            )
+        seen: Any = None
         if hidden_states_of is not None:
             if hidden_states_of not in range(1, self.config.num_layers + 1):
                 raise ValueError(
@@ -987,7 +1018,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             if conditioning is None:
                 # a constant modulation asks only for how many
                 conditioning = tokens.new_zeros(len(tokens), 1)
-            tokens = self.run_modulated(tokens, conditioning, grid, context, mask, seen)
+            tokens = self.run_modulated(tokens, conditioning, grid, context, mask, seen, kept_tokens)
             if self.head_blocks is not None:
                 tokens = self.run_head(tokens, conditioning, self.patchify(hidden_states), grid)
         else:
@@ -999,14 +1030,24 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             sample = self.tangent(sample, points) if self.parts else sample
         elif self.config.tied_head:
             sample = F.linear(sample, self.token_embed.weight[:-1])  # (B, L, vocab_size)
-        if seen is not None:
+        if hidden_states_of is not None:
             chosen = seen[hidden_states_of - 1]
             return DiTModelOutput(sample=sample, hidden_states=chosen) if return_dict else (sample, chosen)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def run_modulated(self, tokens, conditioning, grid, context=None, mask=None, seen=None):
+    @property
+    def routed_blocks(self):
+        """The blocks that some tokens may go around, a range: behind the second and up to the fourth from the end, as
+        Krause et al. 2025 have them, of fewer than 12 blocks a share of that; none where a model cannot."""
+        if self.adaln is None or self.config.factorized_attention:
+            return range(0)
+        depth = self.config.num_layers
+        return range(max(1, min(2, depth // 4)), depth - max(1, min(4, depth // 3)))
+
+    def run_modulated(self, tokens, conditioning, grid, context=None, mask=None, seen=None, kept=None):
         """The blocks of adaln_zero and adaln and, without a head, the last norm: (B, T, D), (B, D), a context
-        (B, S, D) with its mask (B, 1, 1, S) -> (B, T, D). A list `seen` gets the tokens after each block."""
+        (B, S, D) with its mask (B, 1, 1, S) -> (B, T, D). A list `seen` gets the tokens after each block. Of `kept`
+        tokens (B, K) alone are those in the routed blocks."""
         modulation = self.adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
         # the gradient of a split is one concatenation; that of slices would sum as many whole matrices
         vectors = CONDITIONINGS[self.config.conditioning]
@@ -1019,7 +1060,12 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             modulation = self.temporal_adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
             of_frames = modulation.split(6, dim=1)
             rotary_of_frames = tuple(self.embed_positions(grid[:1]))
+        routed = range(0) if kept is None else self.routed_blocks
         for index, block in enumerate(self.blocks):
+            if routed and index == routed.start:
+                every, rotary_of_all, place = tokens, rotary, kept.unsqueeze(2).expand(-1, -1, tokens.shape[2])
+                tokens = tokens.gather(1, place)
+                rotary = rotary and tuple(table[kept] for table in rotary)
             shared = self.block_offsets is not None
             own = of_blocks[0] + self.block_offsets[index] if shared else of_blocks[index]
             tokens = self.run(block, tokens, own, rotary, context, mask, span)
@@ -1028,7 +1074,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 temporal_block = self.temporal_transformer_blocks[index]
                 tokens = self.run(temporal_block, tokens, own, rotary_of_frames, frames)
             if seen is not None:
-                seen.append(tokens)
+                seen.append(every.scatter(1, place, tokens.to(every.dtype)) if index in routed else tokens)
+            if routed and index == routed[-1]:
+                tokens, rotary = every.scatter(1, place, tokens.to(every.dtype)), rotary_of_all
         return tokens if self.head_blocks is not None else modulate(tokens, *of_blocks[-1].unbind(1))
 
     def run_head(self, tokens, conditioning, patches, grid):

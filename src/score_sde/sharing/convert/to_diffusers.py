@@ -41,6 +41,7 @@ def dit_to_diffusers(model, num_classes=None):
         "guidance_embeds": False,
         "folded_guidance": None,
         "head_hidden_size": None,
+        "patch_bottleneck": None,
     }
     reasons = [f"{key} is {config[key]!r}, not {value!r}" for key, value in needed.items() if config[key] != value]
     if len(model.patch) != 2 or len(set(model.patch)) > 1 or len(set(model.trained_grid)) > 1:
