@@ -16,7 +16,7 @@ from score_sde.losses import FEW_STEP_METHODS
 
 # method, its numbers, path, prediction, whether a teacher is followed, training steps, the error that is reached
 KINDS = [
-    ("flow_map", {}, "vp", "v_prediction", True, 500, 0.2),
+    ("flow_map", {}, "vp", "v_prediction", True, 1000, 0.2),
     ("consistency", {}, "edm", "edm", True, 500, 0.15),
     ("ect", {}, "edm", "edm", False, 1000, 0.15),
     ("scm", {}, "linear", "flow_prediction", True, 1000, 0.15),
@@ -121,5 +121,4 @@ def test_methods_reach_the_map_of_a_mixture(method, options, sde_type, predictio
         schedule.step()
     after = errors(network, scheduler, objective.network_map)
     # from 0.95 and 0.46 on the paths of which the last time is noise, and from 0.33
-    print(method, options, before, after)
     assert before[0] > 0.3 and max(after) < bound
