@@ -34,16 +34,17 @@ import matplotlib.pyplot as plt  # noqa: E402
 SECONDS = 120
 SEEDS = (0, 1, 2)
 COMMON = {"num_workers": 0, "mixed_precision": "bf16", "sample_num_images": 10, "checkpointing_steps": 100}
-MUON = {"optimizer": "muon", "learning_rate": 4e-3}
-STRAIGHT = MUON | {"sde_type": "linear", "prediction_type": "flow_prediction"}
+FAST = {"learning_rate": 2e-3}
+STRAIGHT = FAST | {"sde_type": "linear", "prediction_type": "flow_prediction"}
 LATENTS = {
     "AdamW": {},
-    "AdamW, rate 2e-3": {"learning_rate": 2e-3},
-    "Muon": MUON,
-    "Muon, straight path": STRAIGHT,
-    "Muon, straight path, time shift of the dimension": STRAIGHT | {"time_shift": "dimension"},
-    "Muon, REPA": MUON | {"align_block": 3},
-    "Muon, half of the tokens routed past": MUON | {"token_routing": 0.5},
+    "AdamW, rate 2e-3": FAST,
+    "Muon": {"optimizer": "muon", "learning_rate": 4e-3},
+    "half of the tokens routed past": FAST | {"token_routing": 0.5},
+    "straight path": STRAIGHT,
+    "straight path, time shift of the dimension": STRAIGHT | {"time_shift": "dimension"},
+    "REPA": FAST | {"align_block": 3},
+    "iREPA": FAST | {"align_block": 3, "align_projection": "conv", "align_gamma": 0.6},
 }
 
 
