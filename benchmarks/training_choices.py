@@ -7,11 +7,13 @@
     python benchmarks/training_choices.py --latents runs/training_choices/latents --align_to runs/vision_model \
         --data "fashion_mnist_{split}.parquet"
     python benchmarks/training_choices.py --report
+    python benchmarks/training_choices.py --data "fashion_mnist_{split}.parquet" --measure runs/quick_start
 
 The DiT of the quick start on its latents by AdamW, as its first version was trained, and with each of `LATENTS`
 instead; how many steps there is time for is measured beforehand. Fréchet distances are those of 1,000 samples (20
 evaluations, guidance 1.5) to the test images of the full Fashion-MNIST, in the features of a classifier of its 60,000
 training images; those that are trained on are the 10,000 of them that the package holds. What is done isn't done again.
+--measure prints how well the autoencoder of a quick start reconstructs test images, and its samples' distance.
 """
 
 import argparse
@@ -24,7 +26,12 @@ import matplotlib
 import torch
 from few_steps import Judge, opened, processor_seconds
 
+from score_sde.pipelines.latents import encode_moments
 from score_sde.pipelines.writing import write_json
+from score_sde.training.parts.config import DataConfig
+from score_sde.training.parts.data import ImageDataset
+from score_sde.training.parts.metrics import frechet_distance, moments
+from score_sde.training.parts.samples import quantized
 
 
 matplotlib.use("Agg")
@@ -87,6 +94,22 @@ def measure_all(arguments):
             print(name, seed, json.dumps(own["runs"][str(seed)]), flush=True)
 
 
+@torch.no_grad()
+def measure_run(arguments):
+    """Print the figures of a quick start."""
+    judge = Judge(arguments.models, arguments.data, "test")
+    pipeline = opened(os.path.join(arguments.measure, "diffusion", "pipeline"))
+    test = ImageDataset(DataConfig(dataset=arguments.data, image_channels=1), "test")
+    images = torch.stack([test[i]["images"] for i in range(arguments.count)])
+    decoded = [pipeline.vae.decode(encode_moments(pipeline.vae, part)[0]).sample for part in images.split(100)]
+    decoded = torch.cat(decoded).clamp(-1, 1)
+    features = [torch.cat([judge.features(part)[0] for part in x.split(500)]) for x in (images, quantized(decoded))]
+    decibels = -10 * ((decoded - images) / 2).square().flatten(1).mean(1).log10()
+    distance = frechet_distance(*moments(features[0]), *moments(features[1]))
+    print(f"autoencoder: {decibels.mean():.2f} dB, distance {distance:.4f}")
+    print(f"samples: {json.dumps(judge.measure(pipeline, 20, 1.5, arguments.count))}")
+
+
 def report(arguments):
     with open(arguments.output, encoding="utf-8") as file:
         results = json.load(file)
@@ -119,10 +142,13 @@ def main():
     parser.add_argument("--output", default="benchmarks/training_choices.json")
     parser.add_argument("--count", type=int, default=1000, help="images of a measurement")
     parser.add_argument("--only", nargs="*", default=list(LATENTS), choices=LATENTS)
+    parser.add_argument("--measure", help="output_dir of score-sde quick-start, whose figures are printed")
     parser.add_argument("--report", action="store_true", help="print the table and draw the picture")
     arguments = parser.parse_args()
     if arguments.report:
         return report(arguments)
+    if arguments.measure and arguments.data:
+        return measure_run(arguments)
     if not (arguments.latents and arguments.align_to and arguments.data):
         parser.error("--latents, --align_to and --data are needed")
     measure_all(arguments)
