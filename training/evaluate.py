@@ -41,7 +41,6 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from score_sde.losses import Objective
 from score_sde.pipelines.conditions import null_conditions
 from score_sde.pipelines.likelihood import DEQUANTIZATIONS
 from score_sde.pipelines.wording import unknown
@@ -66,7 +65,8 @@ from score_sde.training.parts.figures import (
 from score_sde.training.parts.image_conditions import ImageCondition
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
 from score_sde.training.parts.networks import outside_classes
-from score_sde.training.parts.options import WORK_BEGUN, mapping, one_line_errors, parse
+from score_sde.training.parts.objective_config import trained_objective
+from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
 from score_sde.training.parts.point_evaluation import PointEvaluateConfig, evaluate_points
 from score_sde.training.parts.provenance import provenance
 from score_sde.training.parts.real_images import (
@@ -343,14 +343,9 @@ def loss_on(test, pipeline, config):
     labelled = pipeline.num_classes is not None and test.label_column is not None
     data = CleanSamples(pipeline.vae, pipeline.num_classes if labelled else None, captions, condition)
     trained = training_facts(config).get("config", {})
-    names = ("time_density", "weighting")
-    named = {name: trained[name] for name in names if name in trained}
-    if trained.get("vlb_weight"):
-        named["time_density"] = "levels"  # and the variance is left out
-    kwargs = [mapping(f"{name}_kwargs", trained.get(f"{name}_kwargs") or "{}") for name in names]
-    options = {"density_options": kwargs[0], "weighting_options": kwargs[1]}
-    options["shift_times"] = trained.get("time_shift") is not None
-    objective = Objective(pipeline.scheduler, **named, **options)
+    # a learned variance is left out
+    instead = {"time_density": "levels"} if trained.get("vlb_weight") else {}
+    objective = trained_objective(pipeline.scheduler, trained, **instead)
     return DiffusionLoss(objective, data, pipeline.denoiser, data.told)
 
 

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -56,8 +56,8 @@ class AlignConfig(AlignToConfig):
 
     def align_problems(self):
         if self.align_to is None:
-            defaults = {"align_block": 8, "align_weight": 0.5, "align_projection": "mlp", "align_gamma": None}
-            if given := [name for name, default in defaults.items() if getattr(self, name) != default]:
+            own = (each for each in fields(AlignConfig) if each.name != "align_to")
+            if given := [each.name for each in own if getattr(self, each.name) != each.default]:
                 yield f"{', '.join(given)} need align_to, the vision model that the network is aligned to"
             return
         if self.align_block < 1 or not self.align_weight > 0:

@@ -105,3 +105,19 @@ class ObjectiveConfig:
             mapping("weighting_kwargs", self.weighting_kwargs),
             shift_times=self.time_shift is not None,
         )
+
+
+def trained_objective(scheduler, trained, **instead):
+    """The `Objective` of a configuration that a run was trained by, a mapping as in training.json; `instead` are names
+    that replace its own."""
+    named = {name: trained[name] for name in ("time_density", "weighting") if name in trained}
+    density, weighting = (
+        mapping(name, trained.get(name) or "{}") for name in ("time_density_kwargs", "weighting_kwargs")
+    )
+    return Objective(
+        scheduler,
+        **named | instead,
+        density_options=density,
+        weighting_options=weighting,
+        shift_times=trained.get("time_shift") is not None,
+    )

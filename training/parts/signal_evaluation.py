@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import torch
 
-from score_sde.losses import Objective
 from score_sde.sharing.bundles import add_metrics, load_bundle
 from score_sde.sharing.facts import dataset_name
 
@@ -16,7 +15,8 @@ from .diffusion_loss import DiffusionLoss
 from .figures import averaging_facts
 from .measured import MeasuredConfig
 from .networks import outside_classes
-from .options import WORK_BEGUN, mapping
+from .objective_config import trained_objective
+from .options import WORK_BEGUN
 from .provenance import provenance
 from .real_images import training_facts
 from .rounds import gathered, real_batches
@@ -99,12 +99,8 @@ def open_rows(config, pipeline, facts):
 
 def measure_loss(pipeline, rows, labelled, facts, config, accelerator):
     """The metrics of the loss that a pipeline was trained by, and of its parts by time; [] but in the main process."""
-    trained = facts["config"]
-    named = {name: trained[name] for name in ("time_density", "weighting")}
-    kwargs = [mapping(f"{name}_kwargs", trained.get(f"{name}_kwargs") or "{}") for name in named]
-    options = {"density_options": kwargs[0], "weighting_options": kwargs[1]}
-    options["shift_times"] = trained.get("time_shift") is not None
-    objective = Objective(pipeline.scheduler, **named, **options)
+    objective = trained_objective(pipeline.scheduler, facts["config"])
+    named = {"time_density": objective.time_density, "weighting": objective.weighting}
     data = SignalSamples(pipeline, pipeline.num_classes if labelled else None)
     loss, count = DiffusionLoss(objective, data, pipeline.denoiser, data.told), min(config.loss, len(rows))
     losses, times, scheduler = [], [], pipeline.scheduler

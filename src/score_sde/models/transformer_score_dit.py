@@ -1004,9 +1004,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         time = time if pooled is None else pooled if time is None else time + pooled
         context = self.embed_context(encoder_hidden_states, encoder_attention_mask, hidden_states)  # (B, S, D)
 
-        tokens = hidden_states
+        tokens = patches = hidden_states
         if self.patch_embed is not None:
-            tokens = self.patch_embed(self.patchify(hidden_states))  # (B, T, D)
+            patches = self.patchify(hidden_states)  # (B, T, C * patch)
+            tokens = self.patch_embed(patches)  # (B, T, D)
         if self.config.position_embedding == "sincos":
             positions = self.embed_positions(self.grid_of_attention(grid)).to(tokens.dtype)
             if self.config.factorized_attention:
@@ -1020,7 +1021,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 conditioning = tokens.new_zeros(len(tokens), 1)
             tokens = self.run_modulated(tokens, conditioning, grid, context, mask, seen, kept_tokens)
             if self.head_blocks is not None:
-                tokens = self.run_head(tokens, conditioning, self.patchify(hidden_states), grid)
+                tokens = self.run_head(tokens, conditioning, patches, grid)
         else:
             condition = [part.unsqueeze(1) for part in (time, label) if part is not None]
             tokens = self.run_with_tokens(tokens, condition, context, encoder_attention_mask, grid, seen)
