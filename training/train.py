@@ -50,15 +50,7 @@ from score_sde.training.parts.routing import Routed, RoutingConfig, check_routin
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
 from score_sde.training.parts.signal_config import SIGNAL_KINDS
-from score_sde.training.parts.starting import (
-    AdaptedClasses,
-    StartConfig,
-    add_adapters,
-    begin,
-    begin_adapted,
-    describe,
-    freeze,
-)
+from score_sde.training.parts.starting import StartConfig, begun
 from score_sde.training.parts.tasks import loss_by_time
 from score_sde.training.parts.text_task import TextTask, TextTrainConfig
 from score_sde.training.parts.trackers import main_process_goes_on
@@ -188,24 +180,21 @@ class DiffusionTask(PublishedTask):
         self.scheduler = config.make_scheduler(self.data.shape)
         id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None
-        self.id2label, labels, origin = id2label, None, config.origin
         if config.teaching:
             check_taught(config.teaching, id2label, self.data.shape)
-        if config.lora_rank or config.teaching:
-            adapted = AdaptedClasses(config.teaching or config.start, origin, id2label)
-            num_classes, self.id2label, new = adapted.num_classes, adapted.id2label, adapted.new
-            labels = None if adapted.labels is None else adapted.labels.to(accelerator.device)
         captions, condition = self.data.captions, self.data.condition
         told = {} if captions is None else captions.arguments()
         told |= {} if condition is None else condition.arguments()
-        network = make_network(config, self.data.shape, num_classes, told)
-        check_sizes(network, self.data.sizes or [], self.data.vae)
+
+        def make(num_classes):
+            network = make_network(config, self.data.shape, num_classes, told)
+            check_sizes(network, self.data.sizes or [], self.data.vae)
+            return network
+
+        network, self.id2label, labels, origin = begun(
+            config, accelerator, make, num_classes, id2label, config.teaching
+        )
         if config.start is not None:
-            if config.lora_rank:
-                origin = begin_adapted(config, network, adapted)
-            else:
-                origin = begin(config, network, None if config.teaching else id2label, bool(config.teaching))
-            accelerator.print("\n".join(describe(origin)))
             if captions is None and network.config.get("cross_attention_dim"):
                 accelerator.print(
                     f"{config.init_from!r} follows words, of which this run has none: it goes on as without a prompt, "
@@ -224,9 +213,6 @@ class DiffusionTask(PublishedTask):
                     f"text_encoder {captions.source!r} is another one than that of {config.init_from!r}: what its "
                     f"vectors mean is learned anew"
                 )
-        if config.lora_rank:
-            add_adapters(network, config, new)
-        freeze(network, config.freeze)
         super().__init__(config, network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
         self.conditions = [name for name in self.data.told if config.class_conditional or name != "class_labels"]

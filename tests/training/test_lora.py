@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -154,6 +155,15 @@ def test_an_adapter_brings_classes(role, tmp_path, capsys):
     assert merged.num_classes == 5
     card = (adapter / "README.md").read_text()
     assert "| new classes | emu, owl |" in card
+
+
+def test_an_adapter_of_what_is_no_square(tmp_path):
+    np.savez(tmp_path / "train.npz", array=np.random.default_rng(0).normal(size=(4, 1, 4, 8)))
+    network = randomized(DiTModel(**(DIT | {"sample_size": (4, 8), "num_classes": None})))
+    source = save_bundle(ScoreSDEPipeline(ScoreSDEScheduler(), transformer=network), tmp_path / "source")
+    data = ["--data_kind", "array", "--dataset", tmp_path / "{split}.npz", "--num_workers", 0]
+    adapter = adapt(source, tmp_path / "run", *data)
+    assert load_bundle(adapter)(num_inference_steps=2, output_type="pt").images.shape == (1, 1, 4, 8)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from .rounds import gathered, real_batches
 from .validation import RowDraws
 
 
-def nats(scheduler, network, batch, draws, told=()):
-    """A bound on -log p of each sequence of a batch, estimated at one time: nats (B,), float64; `told` are the
-    conditions that the network is told."""
-    tokens, conditions = batch["tokens"], {"class_labels": batch["labels"]} if "class_labels" in told else {}
+def nats(scheduler, network, batch, draws, told=None):
+    """A bound on -log p of each sequence of a batch, estimated at one time: nats (B,), float64; `told`(batch) are the
+    conditions that the network is told, {keyword of its forward: tensor (B, ...)}, None for none."""
+    tokens, conditions = batch["tokens"], {} if told is None else told(batch)
 
     def output(x_t, timesteps):
         return network(x_t, timesteps, **conditions).sample.float()

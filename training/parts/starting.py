@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from diffusers import UNet2DModel
@@ -32,12 +32,11 @@ from .networks import NETWORKS, outside_classes
 from .options import mapping
 
 
-# options that come with the weights
-ADOPTED = ("network", "network_kwargs", "sde_type", "prediction_type", "scheduler_kwargs", "vlb_weight")
 # arguments of networks that may be other than they were: those that no weight hangs on
 FREE_OF_NETWORK = {"class_dropout_prob", "dropout", "attention_resolutions", "position_scaling"}
 # and those that the data decide
 FROM_DATA = {"sample_size", "in_channels", "out_channels", "condition_channels", "num_classes", "num_class_embeds"}
+FROM_DATA |= {"vocab_size"}
 # arguments of the scheduler that say what the network was trained on; the others are of sampling
 TRAINED_ON = {
     *("num_train_timesteps", "variance_type", "t_min", "t_max", "beta_min", "beta_max", "sigma_min", "sigma_max"),
@@ -51,7 +50,10 @@ KEPT_VAE = os.path.join("init_from", "vae")
 
 
 @dataclass
-class StartConfig:
+class WeightsConfig:
+    """Options of training that starts from weights, whatever the data are. A subclass states what comes with them
+    (`adopted`, `scheduler_class`, `trained_on`) and how: `begin_from_start`, `go_on`."""
+
     init_from: str | None = option(
         None,
         "Weights to start from, a folder or repo on the Hub: a pipeline of this package, a DiTPipeline, a pipeline "
@@ -85,6 +87,11 @@ class StartConfig:
     given: ClassVar[frozenset[str]] = frozenset()
     # the option that names the weights
     start_option: ClassVar[str] = "init_from"
+    # the options that come with the weights; the class of the scheduler, and its arguments that say what the network
+    # was trained on: the others are of sampling
+    adopted: ClassVar[tuple[str, ...]]
+    scheduler_class: ClassVar[type]
+    trained_on: ClassVar[set[str]]
     # what to start from, None for a run that is resumed; and what is known of it, JSON-able
     start: ClassVar[StartingPoint | None] = None
     origin: ClassVar[dict | None] = None
@@ -99,26 +106,23 @@ class StartConfig:
             checkpoint, state = resumable_state(self)
             if state is not None:
                 self.origin = state["origin"]
-                yield from self.adopt({name: state["config"][name] for name in ADOPTED}, f"checkpoint {checkpoint!r}")
-                taken = {name: state["config"].get(name) for name in ("resolution", "image_channels")}
-                if self.origin["has_vae"]:
-                    # the run's folder may have moved
-                    self.vae = os.path.join(os.path.dirname(os.path.dirname(checkpoint)), KEPT_VAE)
+                options = {name: state["config"][name] for name in self.adopted}
+                yield from self.adopt(options, f"checkpoint {checkpoint!r}")
+                # the run's folder may have moved
+                self.go_on(state["config"], os.path.dirname(os.path.dirname(checkpoint)))
             else:
                 self.start = starting_point(self.init_from, self.init_revision, self.outside())
-                if hasattr(self.start.scheduler, "clean_log_probs"):
-                    raise ValueError("it is a pipeline of tokens, not of images: --data_kind text")
-                # of videos, which a network of images can become one of
-                options = options_of(self.start, self.given, getattr(self, "frames", None))
-                yield from self.adopt(options, repr(self.init_from))
-                yield from self.adopt_autoencoder()
-                taken = sizes_of(self.start)
-            for name, value in taken.items():
-                # which only images, and videos, have
-                if name not in self.given and hasattr(self, name):
-                    setattr(self, name, value)
+                yield from self.begin_from_start()
         except ValueError as error:
             yield f"{self.start_option} {self.init_from!r}: {one_line(error)}"
+
+    def begin_from_start(self):
+        """Fill in what comes with `start`, as if it had been given; yields what contradicts it."""
+        raise NotImplementedError
+
+    def go_on(self, before, folder):
+        """Fill in what else a resumed run needs of what it was started from: `before`, the options of its checkpoint,
+        {name: value}, and its folder, which holds what was kept."""
 
     def adapter_problems(self):
         if not self.lora_rank >= 0:
@@ -145,11 +149,11 @@ class StartConfig:
             own = getattr(self, name)
             if name.endswith("_kwargs"):
                 own, theirs = mapping(name, own) if name in self.given else {}, mapping(name, theirs)
-                if name == "scheduler_kwargs" and self.time_shift is not None:
+                if name == "scheduler_kwargs" and getattr(self, "time_shift", None) is not None:
                     theirs.pop("shift", None)
                 if name == "scheduler_kwargs":
-                    known = inspect.signature(ScoreSDEScheduler).parameters
-                    fixed = {key: theirs.get(key, known[key].default) for key in TRAINED_ON}
+                    known = inspect.signature(self.scheduler_class).parameters
+                    fixed = {key: theirs.get(key, known[key].default) for key in self.trained_on}
                 else:
                     # what it has not may be added
                     fixed = {k: v for k, v in theirs.items() if k not in FREE_OF_NETWORK and v is not None}
@@ -163,6 +167,35 @@ class StartConfig:
                 yield f"{name} {own!r} contradicts {theirs!r} of {whence}: leave it out"
             else:
                 setattr(self, name, theirs)
+
+
+@dataclass
+class StartConfig(WeightsConfig):
+    """Of samples of numbers: images, sound, videos, arrays."""
+
+    adopted: ClassVar = ("network", "network_kwargs", "sde_type", "prediction_type", "scheduler_kwargs", "vlb_weight")
+    scheduler_class: ClassVar = ScoreSDEScheduler
+    trained_on: ClassVar = TRAINED_ON
+
+    def begin_from_start(self):
+        if hasattr(self.start.scheduler, "clean_log_probs"):
+            raise ValueError("it is a pipeline of tokens, not of images: --data_kind text")
+        # of videos, which a network of images can become one of
+        options = options_of(self.start, self.given, getattr(self, "frames", None))
+        yield from self.adopt(options, repr(self.init_from))
+        yield from self.adopt_autoencoder()
+        self.adopt_sizes(sizes_of(self.start))
+
+    def go_on(self, before, folder):
+        self.adopt_sizes({name: before.get(name) for name in ("resolution", "image_channels")})
+        if self.origin["has_vae"]:
+            self.vae = os.path.join(folder, KEPT_VAE)
+
+    def adopt_sizes(self, sizes):
+        """Take sizes of images that aren't given, which only images, and videos, have."""
+        for name, value in sizes.items():
+            if name not in self.given and hasattr(self, name):
+                setattr(self, name, value)
 
     def adopt_autoencoder(self):
         """Take the autoencoder from what to start from; yields what contradicts it."""
@@ -207,7 +240,7 @@ def resumable_state(config):
         try:
             with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
                 state = json.load(file)
-            if state["origin"] is None or not all(name in state["config"] for name in ADOPTED):
+            if state["origin"] is None or not all(name in state["config"] for name in config.adopted):
                 raise ValueError(f"checkpoint {folder!r} is of a run that began without init_from: leave it out")
             return os.path.abspath(folder), state
         except (OSError, LookupError, TypeError, json.JSONDecodeError):
@@ -219,25 +252,12 @@ def options_of(start, given, frames=None):
     """{name of an option: value} that come with a starting point; of a network of images that is to be one of videos of
     so many frames, those of its `with_frames`. Raises ValueError where a network alone doesn't say what only its
     scheduler would."""
-    classes = {found: name for name, (_, found) in NETWORKS.items()}
-    kind = type(start.network)
-    # modules that carry code have long names
-    module = "diffusers" if kind.__module__.split(".")[0] == "diffusers" else kind.__module__
-    defaults = {
-        name: each.default for name, each in inspect.signature(kind).parameters.items() if name not in FROM_DATA
-    }
-    own = start.network.config
+    kind, own = type(start.network), start.network.config
     if frames is not None and axes_of(own) == 2:
         if not hasattr(kind, "with_frames"):
             raise ValueError(f"it is a {kind.__name__} of images, which cannot become one of videos")
         own = start.network.with_frames(frames).config
-    config = {name: own[name] for name in defaults if name in own}
-    # conditions that it hasn't are the data's matter
-    config = {name: each for name, each in config.items() if each is not None or defaults[name] is not None}
-    options = {
-        "network": classes.get(kind, f"{module}:{kind.__name__}"),
-        "network_kwargs": json.dumps(config),
-    }
+    options = network_options(kind, own)
     if start.scheduler is None:
         missing = [name for name in ("sde_type", "prediction_type") if name not in given]
         if missing:
@@ -246,21 +266,37 @@ def options_of(start, given, frames=None):
                 f"{' and '.join(f'--{name}' for name in missing)}, and more by --scheduler_kwargs"
             )
         return options
-    known = inspect.signature(ScoreSDEScheduler).parameters
-    config = {name: each for name, each in start.scheduler.config.items() if name in known}
+    learned = start.scheduler.config["variance_type"] == "learned_range"
     # times calibrated to weights hold for these alone
+    options |= scheduler_options(start.scheduler, ("sde_type", "prediction_type"), ("calibration",))
+    return options | {"vlb_weight": VLB_WEIGHT if learned else 0.0}
+
+
+def network_options(kind, config):
+    """{"network", "network_kwargs"} of a network's class and its config."""
+    classes = {found: name for name, (_, found) in NETWORKS.items()}
+    # modules that carry code have long names
+    module = "diffusers" if kind.__module__.split(".")[0] == "diffusers" else kind.__module__
+    defaults = {
+        name: each.default for name, each in inspect.signature(kind).parameters.items() if name not in FROM_DATA
+    }
+    own = {name: config[name] for name in defaults if name in config}
+    # conditions that it hasn't are the data's matter
+    own = {name: each for name, each in own.items() if each is not None or defaults[name] is not None}
+    return {"network": classes.get(kind, f"{module}:{kind.__name__}"), "network_kwargs": json.dumps(own)}
+
+
+def scheduler_options(scheduler, named, left_out=()):
+    """{name of an option: value} of a scheduler: its arguments that are `named` options of their own, and the others
+    that are not at their default, but for those `left_out`, as "scheduler_kwargs"."""
+    known = inspect.signature(type(scheduler)).parameters
+    config = {name: each for name, each in scheduler.config.items() if name in known}
     other = {
         name: each
         for name, each in config.items()
-        if each != known[name].default and name not in ("sde_type", "prediction_type", "calibration")
+        if each != known[name].default and name not in named and name not in left_out
     }
-    learned = config["variance_type"] == "learned_range"
-    return options | {
-        "sde_type": config["sde_type"],
-        "prediction_type": config["prediction_type"],
-        "scheduler_kwargs": json.dumps(other),
-        "vlb_weight": VLB_WEIGHT if learned else 0.0,
-    }
+    return {name: config[name] for name in named} | {"scheduler_kwargs": json.dumps(other)}
 
 
 def sizes_of(start):
@@ -507,7 +543,8 @@ def begin_adapted(config, network, adapted):
 
     Raises ValueError for one of another shape, which an adapter alone could not describe.
     """
-    own, now = config.start.network.config, network.config
+    # sizes of a file are lists
+    own, now = (json.loads(each.to_json_string()) for each in (config.start.network, network))
     for name in ("sample_size", "in_channels"):
         if own.get(name) != now.get(name):
             raise ValueError(
@@ -567,3 +604,49 @@ def within(name, pattern):
     """Whether a parameter is in a module whose name matches a pattern."""
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts)))
+
+
+# --- the whole of it --------------------------------------------------------------------------------------------------
+
+
+class Begun(NamedTuple):
+    """A network as its training begins.
+
+    network: with the weights that it starts from, its adapters, and what is frozen.
+    id2label: {label: name} of its classes, None without.
+    labels: its label of every class of the data (N,), where they are others; None where they are the same.
+    origin: what is known of the weights that it was started from, JSON-able, None without.
+    """
+
+    network: Any
+    id2label: dict[int, str] | None
+    labels: torch.Tensor | None
+    origin: dict | None
+
+
+def begun(config, accelerator, make, num_classes, id2label, teacher=None):
+    """The network of a config, with what its `WeightsConfig` says, `Begun`; what came of the classes is printed.
+
+    Args:
+        make: f(number of classes or None) -> a network as the options have it.
+        num_classes, id2label: of the data's classes, None where the network is not told them.
+        teacher: the `StartingPoint` whose classes a student keeps; None without.
+
+    Raises ValueError for weights, data and patterns that don't go together.
+    """
+    origin, labels, adapted, names = config.origin, None, None, id2label
+    if config.lora_rank or teacher:
+        adapted = AdaptedClasses(teacher or config.start, origin, id2label)
+        num_classes, names = adapted.num_classes, adapted.id2label
+        labels = None if adapted.labels is None else adapted.labels.to(accelerator.device)
+    network = make(num_classes)
+    if config.start is not None:
+        if config.lora_rank:
+            origin = begin_adapted(config, network, adapted)
+        else:
+            origin = begin(config, network, None if teacher else id2label, bool(teacher))
+        accelerator.print("\n".join(describe(origin)))
+    if config.lora_rank:
+        add_adapters(network, config, adapted.new)
+    freeze(network, config.freeze)
+    return Begun(network, names, labels, origin)

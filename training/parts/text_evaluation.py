@@ -27,6 +27,7 @@ from .real_images import training_facts
 from .rounds import gathered, rounds
 from .samples import labels_of
 from .sources import text_on_hub
+from .starting import kept_classes
 from .text_data import TextClasses, TextDataConfig, Texts, TokenDataset
 from .text_figures import FIGURES
 
@@ -96,7 +97,8 @@ class HeldOutTexts:
     """The texts that a pipeline is measured beside, read as it was trained on them.
 
     Attributes: `tokenizer`, the pipeline's; `config`, the `TextDataConfig`; `classes`, None where the pipeline or the
-    data have none; `dataset`, the sequences of the split that is measured.
+    data have none; `labels`, the pipeline's label of each of them (N,); `dataset`, the sequences of the split that is
+    measured.
 
     Raises ValueError where nothing says which data, and for classes that the pipeline doesn't know.
     """
@@ -117,16 +119,25 @@ class HeldOutTexts:
             own = Texts(known)
             self.classes = TextClasses(known.label_column, own.labels, own.feature, known.label_bins)
             theirs = {int(label): name for label, name in (pipeline.config.id2label or {}).items()}
-            if self.classes.id2label != theirs:
+            labels = kept_classes(theirs, self.classes.id2label)
+            if len(labels) < len(self.classes.id2label):
                 raise ValueError(
                     f"the classes of label column {known.label_column!r}, {', '.join(self.classes.id2label.values())}, "
-                    f"are not those of the pipeline, {', '.join(theirs.values())}: pass --label_column none"
+                    f"are not among those of the pipeline, {', '.join(theirs.values())}: pass --label_column none"
                 )
+            self.labels = torch.tensor([labels[label] for label in sorted(labels)])
         self.dataset = self.split(config.test_split)
 
     def split(self, name):
         """The sequences of a split."""
         return TokenDataset(self.config, Texts(self.config, name), self.tokenizer, self.classes)
+
+    def told(self, batch):
+        """What the network is told of a batch of sequences, {keyword of its forward: tensor (B, ...)}."""
+        if self.classes is None:
+            return {}
+        labels = batch["labels"]
+        return {"class_labels": self.labels.to(labels.device)[labels]}
 
     def texts(self, count, dataset=None):
         """The first sequences as texts, as the pipeline decodes its own."""
@@ -150,8 +161,7 @@ def open_pipeline(config, device):
 
 def measure_likelihood(pipeline, data, config, accelerator):
     """The metrics of the bound on the likelihood of held-out texts."""
-    told = [] if data.classes is None else ["class_labels"]
-    bound = partial(nats, pipeline.scheduler, pipeline.transformer, told=told)
+    bound = partial(nats, pipeline.scheduler, pipeline.transformer, told=data.told)
     numbers = config.likelihood, config, accelerator, config.seed, config.num_times
     found = measure_bound(bound, data.dataset, *numbers, what="bound")
     for name in ("bits_per_token", "bits_per_character"):

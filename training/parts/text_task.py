@@ -10,6 +10,7 @@ from score_sde.losses import DISCRETE_LOSSES, DISCRETE_TIME_DENSITIES, DiscreteO
 from score_sde.pipelines.conditions import null_conditions
 from score_sde.pipelines.writing import whole_file
 from score_sde.schedulers.discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, NOISES
+from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
 
 from .bound import bound_metrics, measure_bound, nats
@@ -20,7 +21,7 @@ from .provenance import provenance
 from .publishing import PublishConfig, PublishedTask
 from .samples import labels_of
 from .sources import text_on_hub
-from .starting import begin, describe
+from .starting import begun
 from .tasks import loss_by_time
 from .text_data import TextData, TextDataConfig
 from .text_start import TextStartConfig
@@ -73,7 +74,7 @@ class TextTrainConfig(TextStartConfig, LoopConfig, TextDataConfig, NetworkConfig
 
     def problems(self):
         # first: it fills in the options that come with the weights
-        started = list(self.start_problems())
+        started = list(TextStartConfig.problems(self))
         yield from started
         if started:
             return
@@ -129,19 +130,25 @@ class TextTask(PublishedTask):
     samples_suffix, unit = ".txt", "texts"
 
     def __init__(self, config, accelerator):
-        self.accelerator, origin = accelerator, None
-        self.data = TextData(config, accelerator, config.start and config.start.opened.tokenizer)
+        self.accelerator = accelerator
+        config.keep_tokenizer(accelerator)
+        self.data = TextData(config, accelerator, config.known_tokenizer)
         vocab_size = len(self.data.tokenizer)
         self.scheduler = config.make_scheduler(vocab_size)
         self.objective = config.make_objective(self.scheduler)
-        self.id2label = self.data.dataset.id2label if config.class_conditional else None
-        network = make_token_network(config, vocab_size, self.id2label and len(self.id2label))
-        if config.start is not None:
-            origin = begin(config, network, self.id2label)
-            accelerator.print("\n".join(describe(origin)))
+        id2label = self.data.dataset.id2label if config.class_conditional else None
+
+        def make(num_classes):
+            return make_token_network(config, vocab_size, num_classes)
+
+        network, self.id2label, self.labels, origin = begun(
+            config, accelerator, make, id2label and len(id2label), id2label
+        )
         super().__init__(config, network, self.data.dataset, self.data.fingerprint(), origin)
         self.component, _ = network_class(config.network)
-        self.conditions = ["class_labels"] if self.id2label else []
+        self.conditions = ["class_labels"] if id2label else []
+        # a network under adapters may have classes that the data have not
+        self.labels_drawn = None if self.conditions else ()
         check_conditions(network, self.conditions)
         self.dropout_prob = network.config.get("class_dropout_prob", 0.0) if self.conditions else 0.0
         self.evaluation_steps, self.held_out, self.measured = config.evaluation_steps, None, {}
@@ -151,12 +158,18 @@ class TextTask(PublishedTask):
 
     def compute_loss(self, state, batch, draws):
         tokens, t = batch["tokens"], self.objective.times(draws.stratified())
-        draws.times, conditions = t, {"class_labels": batch["labels"]} if self.conditions else {}
+        draws.times, conditions = t, self.told(batch)
         if self.dropout_prob > 0:  # for guidance
             null_of = partial(null_conditions, self.model)
             conditions = drop_conditions(conditions, null_of, draws.chance(self.dropout_prob))
         losses = self.objective(state.model, tokens, t, draws.uniforms(tokens.shape[1:]), conditions)
         return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
+
+    def told(self, batch):
+        """What the network is told of a batch, {keyword of its forward: tensor (B, ...)}."""
+        if not self.conditions:
+            return {}
+        return {"class_labels": batch["labels"] if self.labels is None else self.labels[batch["labels"]]}
 
     def after_step(self, state):
         self.step = state.progress["step"]
@@ -172,9 +185,9 @@ class TextTask(PublishedTask):
     @torch.compiler.set_stance("force_eager")
     def sampled(self, pipeline, path):
         numbers = range(self.config.sample_num_texts)
-        labels = labels_of(numbers, pipeline)
+        labels = labels_of(numbers, pipeline, self.labels_drawn)
         output = sample_texts(pipeline, numbers, 0, self.config, labels)
-        names = self.id2label and [self.id2label[label] for label in labels]
+        names = labels and [(self.id2label or {}).get(label, str(label)) for label in labels]
         write_numbered(path, output.texts, names)
         return {
             "guidance_scale": self.config.sample_guidance_scale,
@@ -185,7 +198,7 @@ class TextTask(PublishedTask):
 
     @torch.compiler.set_stance("force_eager")
     def evaluate(self, network):
-        config, bound = self.config, partial(nats, self.scheduler, network, told=self.conditions)
+        config, bound = self.config, partial(nats, self.scheduler, network, told=self.told)
         found = measure_bound(bound, self.held_out, config.evaluation_texts, config, self.accelerator, config.seed)
         self.measured = found | {"step": self.step}
         return {"held_out_loss": found["nats_per_token"]} | {
@@ -194,7 +207,9 @@ class TextTask(PublishedTask):
 
     def facts(self):
         config = self.config
-        keys = ("dataset", "split", "length", "packing", "tokenizer")
+        keys = ("dataset", "split", "length", "packing")
+        # that of what was started from has no name here
+        keys += ("tokenizer",) if config.known_tokenizer is None else ()
         facts = {"dataset_on_hub": text_on_hub(config.dataset)} | {key: getattr(config, key) for key in keys}
         return {"data_kind": "text", "conditions": self.conditions} | facts | self.data.dataset.row_facts()
 
@@ -203,7 +218,8 @@ class TextTask(PublishedTask):
         if self.measured.get("step") == facts["steps"]:  # of these weights
             shared = {"dataset": self.config.dataset, "seed": self.config.seed}
             metrics = bound_metrics(self.measured, shared | provenance(self.accelerator.device))
-        return save_bundle(pipeline, folder, facts=facts, metrics=metrics)
+        save = save_adapter if self.config.lora_rank else save_bundle
+        return save(pipeline, folder, facts=facts, metrics=metrics)
 
 
 def sample_texts(pipeline, numbers, seed, config, labels=None):

@@ -9,9 +9,9 @@ from ..pipelines.bundling import plain_component
 from ..pipelines.pictures import copy_samples
 from ..pipelines.wording import one_line, shortened
 from ..pipelines.writing import whole_folder, write_json
-from .facts import check_repo_id, read_facts, read_json, without_local_paths
+from .facts import SAMPLES, check_metrics, check_repo_id, read_facts, read_json, without_local_paths
 from .markdown import render
-from .model_card import save_card, training_rows
+from .model_card import TASKS, eval_results, save_card, told_of_run
 
 
 # as diffusers calls it
@@ -25,12 +25,13 @@ def is_adapter(folder):
     )
 
 
-def save_adapter(pipeline, folder, facts, sample_grid=None):
+def save_adapter(pipeline, folder, facts, metrics=(), sample_grid=None):
     """Write the adapter of a pipeline's network as a folder, which takes the place of what is there in one step.
 
     Args:
         pipeline: a pipeline of this package whose network has one adapter.
         facts: of its training, JSON-able; "started_from" says what the adapter is of.
+        metrics: measurements, written to metrics.json, and
         sample_grid: a PNG file, copied to samples.png, with what lies beside it, as `save_bundle` does.
 
     Returns the folder, absolute.
@@ -53,6 +54,8 @@ def save_adapter(pipeline, folder, facts, sample_grid=None):
             },
         )
         write_json(os.path.join(partial, "training.json"), facts)
+        if metrics:
+            write_json(os.path.join(partial, "metrics.json"), list(metrics))
         if sample_grid:
             copy_samples(sample_grid, partial)
         write_adapter_card(partial, name=os.path.basename(folder))
@@ -123,17 +126,21 @@ def merge(folder_or_repo, output, classes=()):
 
 
 def write_adapter_card(folder, name, repo_id=None):
-    """Write README.md of an adapter from its training.json, without the paths of this machine.
+    """Write README.md of an adapter from its training.json and metrics.json, without the paths of this machine.
 
     Args:
         name: of the adapter, where training.json has none.
         repo_id: where it is on the Hub, instead of the fact of that name.
 
-    Raises ValueError for what is no repo's id.
+    Raises ValueError for what is no repo's id, and for measurements without provenance.
     """
     if repo_id is not None:
         check_repo_id(repo_id)
     training = without_local_paths(read_facts(folder))
+    metrics = without_local_paths(read_json(os.path.join(folder, "metrics.json")) or [])
+    check_metrics(metrics)
+    kind = SAMPLES.get(str(training.get("data_kind", "image")), "sample")
+    texts = (training.get("samples") or {}).get("texts") if kind == "text" else None
     name = training.get("model_name") or name
     base, config = training.get("started_from") or {}, training.get("config") or {}
     data = ModelCardData(
@@ -143,6 +150,7 @@ def write_adapter_card(folder, name, repo_id=None):
         library_name="diffusers",
         tags=["score-sde", "diffusion", "lora"],
         model_name=one_line(name),
+        eval_results=eval_results(metrics, TASKS.get(kind)) or None,
     )
     card = render(
         "adapter_template.md",
@@ -153,7 +161,7 @@ def write_adapter_card(folder, name, repo_id=None):
         base_name=base.get("base_model") or base.get("name") or base.get("source"),
         rank=config.get("lora_rank"),
         has_samples=os.path.isfile(os.path.join(folder, "samples.png")),
-        training=training,
-        training_rows=training_rows(training),
+        texts=texts or [],
+        **told_of_run(training, metrics, kind, "px"),
     )
     save_card(ModelCard(card), os.path.join(folder, "README.md"))

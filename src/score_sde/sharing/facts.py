@@ -42,6 +42,10 @@ FACTS: dict[str, type | UnionType] = {
 }
 
 
+# what a sample is, by the kind of data that training.json says
+SAMPLES = {"image": "image", "text": "text", "audio": "sound", "video": "video", "points": "point"}
+
+
 def check_repo_id(repo_id):
     """Raise ValueError for what cannot be the id of a repo on the Hub."""
     try:

@@ -15,7 +15,7 @@ from ..schedulers.paths import SDE_TYPES
 from .bundle_checks import TEXT_ROLES
 from .bundle_code import is_of_libraries, known_class
 from .downloading import fetch, hub_errors
-from .facts import read_facts, read_json
+from .facts import SAMPLES, read_facts, read_json
 from .hub import verify
 from .model_card import training_rows
 from .token_facts import is_of_tokens, token_facts
@@ -23,9 +23,6 @@ from .token_facts import is_of_tokens, token_facts
 
 # what a pipeline's index says of its data
 SAID = ("columns", "condition_from", "sampling_rate", "frame_rate", "data_mean", "data_std")
-
-# what a sample is, by the kind of data that training.json says
-SAMPLES = {"image": "image", "audio": "sound", "video": "video", "points": "point"}
 
 
 def describe(folder_or_repo, **download):

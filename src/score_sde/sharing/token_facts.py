@@ -4,7 +4,10 @@ import os
 
 from ..pipelines.bundle_files import read_config, read_index, saved_class_name
 from .downloading import NoPipelineFolder, fetch
-from .facts import read_json, writable
+from .facts import read_facts, read_json, writable
+
+
+FACTS = "training.json"
 
 
 def is_of_tokens(index):
@@ -13,12 +16,12 @@ def is_of_tokens(index):
 
 
 def makes_texts(folder_or_repo, **download):
-    """Whether a pipeline makes texts, by its model_index.json alone; an adapter makes none. Takes `revision`, `token`
-    and the other arguments of a download. Raises ValueError for what can't be had."""
+    """Whether a pipeline makes texts, by its model_index.json alone, or a LoRA adapter's, by its training.json. Takes
+    `revision`, `token` and the other arguments of a download. Raises ValueError for what can't be had."""
     try:
-        return is_of_tokens(read_index(fetch(folder_or_repo, patterns=["model_index.json"], **download)[0]))
-    except NoPipelineFolder:
-        return False
+        return is_of_tokens(read_index(fetch(folder_or_repo, patterns=["model_index.json", FACTS], **download)[0]))
+    except NoPipelineFolder as error:
+        return read_facts(error.folder).get("data_kind") == "text"
 
 
 def token_facts(folder):
