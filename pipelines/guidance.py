@@ -39,6 +39,30 @@ def run(name, network, conditions, model_input, timesteps, call):
         return network(in_its_dtype(model_input), timesteps, **conditions).sample.float()
 
 
+def sides(call, networks, model_input, timesteps):
+    """(what a network predicts for the conditions that guidance leads to, what one predicts for those that it leads
+    away from), float32; None for the side that the scale, or a network that has learned guidance, leaves out. See
+    `guided`, whose arguments these are."""
+    origin, target = networks
+    scale, conditions = call._guidance_scale, call._conditions
+    away, to = ({name: value[row] for name, value in conditions.items()} for row in (0, -1))
+    if scale == 1 or is_alone(call) or knows_guidance(target.config):
+        return run("with a class", target, to, model_input, timesteps, call), None
+    if scale == 0:
+        return None, run("without a class", origin, away, model_input, timesteps, call)
+    if origin is target:
+        both = {name: torch.cat([to[name], away[name]]) for name in to}
+        output = run("with a class", target, both, torch.cat([model_input] * 2), torch.cat([timesteps] * 2), call)
+        return tuple(output.chunk(2))
+    towards = run("with a class", target, to, model_input, timesteps, call)
+    return towards, run("without a class", origin, away, model_input, timesteps, call)
+
+
+def is_alone(call):
+    """Whether a callback has ended guidance: it left the conditions with nothing that it leads away from."""
+    return any(len(value) == 1 for value in call._conditions.values())
+
+
 def guided(call, networks, guider=None):
     """The network under guidance, which leads from what one network predicts for one set of conditions to what another,
     or the same one, predicts for another.
@@ -53,27 +77,16 @@ def guided(call, networks, guider=None):
     Returns f(model_input (B, C, ...), timesteps (B,)) -> output, float32.
     """
     origin, target = networks
-    learned = knows_guidance(target.config)
     guider, evaluations = copy.deepcopy(guider), 0
 
     def network(model_input, timesteps):
-        scale, conditions = call._guidance_scale, call._conditions
-        away, to = ({name: value[row] for name, value in conditions.items()} for row in (0, -1))
-        alone = any(len(value) == 1 for value in conditions.values())
-        if guider is not None and not alone:
+        if guider is not None and not is_alone(call):
+            away, to = ({name: value[row] for name, value in call._conditions.items()} for row in (0, -1))
             return by_guider(model_input, timesteps, (to, away))
-        if scale == 1 or alone or learned:
-            return run("with a class", target, to, model_input, timesteps, call)
-        if scale == 0:
-            return run("without a class", origin, away, model_input, timesteps, call)
-        if origin is target:
-            both = {name: torch.cat([to[name], away[name]]) for name in to}
-            output = run("with a class", target, both, torch.cat([model_input] * 2), torch.cat([timesteps] * 2), call)
-            towards, start = output.chunk(2)
-        else:
-            towards = run("with a class", target, to, model_input, timesteps, call)
-            start = run("without a class", origin, away, model_input, timesteps, call)
-        return start + scale * (towards - start)
+        towards, start = sides(call, networks, model_input, timesteps)
+        if start is None or towards is None:
+            return start if towards is None else towards
+        return start + call._guidance_scale * (towards - start)
 
     def by_guider(model_input, timesteps, conditions):
         nonlocal evaluations

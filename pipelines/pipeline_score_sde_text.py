@@ -16,7 +16,7 @@ from .bundling import BundleMixin
 from .calls import CallMixin
 from .carried_code import write_code  # noqa: F401
 from .conditions import null_conditions
-from .guidance import guided, run
+from .guidance import run, sides
 from .protocols import Conditions, Generators, Network
 from .text_likelihood import TextLikelihood, text_likelihood
 from .texts import GAP, decode_texts, encode_prompts, end_ids, lengths_of_texts
@@ -45,8 +45,8 @@ class ScoreSDETextPipelineOutput(BaseOutput):
 
 
 class Evaluations:
-    """The network's output for the tokens of a block, evaluated again for those sequences alone that it may have
-    changed of: that changed themselves, or all where the network is told the time.
+    """The network's output for the tokens of a block, as `evaluate` has it, evaluated again for those sequences alone
+    that it may have changed of: that changed themselves, or all where the network is told the time.
 
     call: the pipeline as the call sees it, whose conditions and guidance callbacks may change.
     """
@@ -55,11 +55,11 @@ class Evaluations:
         self.call, self.told = call, None
         # of each sequence, what it was evaluated for
         self.tokens = torch.full_like(tokens, -1)
-        self.output = torch.zeros(*tokens.shape, call.vocab_size, device=tokens.device)
+        self.output = torch.zeros(1, *tokens.shape, call.vocab_size, device=tokens.device)
 
     def __call__(self, tokens, timestep, settled):
-        """(output (B, L, V), which sequences were evaluated (B,)) for tokens (B, L); those that are `settled` (B,) need
-        none, as nothing can change them. None where all are."""
+        """(output (1 or 2, B, L, V), which sequences were evaluated (B,)) for tokens (B, L); those that are `settled`
+        (B,) need none, as nothing can change them. None where all are."""
         told = [self.call._guidance_scale, *self.call._conditions.values()]
         is_told_the_same = self.told is not None and all(a is b for a, b in zip(told, self.told, strict=True))
         stale = ~settled
@@ -71,7 +71,10 @@ class Evaluations:
         if len(rows) == len(tokens):
             self.output, self.tokens = self.call.evaluate(tokens, timestep), tokens
         elif len(rows):
-            self.output = self.output.index_copy(0, rows, self.call.evaluate(tokens, timestep, rows))
+            new = self.call.evaluate(tokens, timestep, rows)
+            # a callback that begins or ends guidance lets all be evaluated anew, but those that nothing can change
+            before = self.output if len(self.output) == len(new) else self.output[:1].expand(len(new), -1, -1, -1)
+            self.output = before.index_copy(1, rows, new)
             self.tokens = self.tokens.index_copy(0, rows, tokens[rows])
         elif bool(settled.all()):
             return None
@@ -189,7 +192,8 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
             temperature, top_k, top_p: of the distribution of the clean tokens: see `DiscreteScoreScheduler.step`.
                 None for the scheduler's temperature, and for no limit.
             guidance_scale: w of classifier-free guidance: log p = (1 - w) log p(without a class) + w log p(of the
-                class), normed (Schiff et al. 2025), of clean tokens or of ratios, as the network predicts; 1 is none.
+                class), normed (Schiff et al. 2025), of what the scheduler's process makes each token next: see
+                `DiscreteScoreScheduler.step`; 1 is none.
             class_labels: a label or class name, or one per text, as a list, tensor or array; None for no class.
             length: number of tokens of each text, with the prompt; by default the model's. More than that needs a
                 block_length.
@@ -348,8 +352,11 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
                         break
                     output, stale = evaluation
                     evaluated.append(stale)
+                    guides = {}
+                    if len(output) == 2:
+                        guides = {"origin_output": output[1], "guidance_scale": self._guidance_scale}
                     part = scheduler.step(
-                        output, timestep, part, generator=generators[number], free_mask=inside, **limits
+                        output[0], timestep, part, generators[number], free_mask=inside, **guides, **limits
                     ).prev_sample
                     tokens = torch.cat([tokens[:, :first], part, tokens[:, behind:]], dim=1)
                     bar.update()
@@ -362,12 +369,14 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         return tokens, torch.stack(evaluated)
 
     def evaluate(self, tokens, timestep, rows=None):
-        """The guided network's output, float32, for tokens (B, L), or for those of them that `rows` numbers."""
+        """The network's output, float32, for tokens (B, L), or for those of them that `rows` numbers: (1, B, L, V); of
+        what guidance leads to and away from, in this order, (2, B, L, V)."""
         conditions = self._conditions
         if rows is not None:
             tokens, conditions = tokens[rows], {name: value[:, rows] for name, value in conditions.items()}
         told = SimpleNamespace(_guidance_scale=self._guidance_scale, _conditions=conditions, _timestep_to=None)
-        return guided(told, (self.transformer, self.transformer))(tokens, timestep.expand(len(tokens)))
+        networks, timesteps = (self.transformer, self.transformer), timestep.expand(len(tokens))
+        return torch.stack([each for each in sides(told, networks, tokens, timesteps) if each is not None])
 
     @torch.no_grad()
     def log_likelihood(

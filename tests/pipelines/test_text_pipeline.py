@@ -240,22 +240,31 @@ def test_a_network_that_is_told_the_time_is_told_it():
 # --- guidance and classes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction_type", ["sample", "score"])
 @pytest.mark.parametrize("process", ["absorbing", "uniform"])
-def test_guidance_is_a_power_of_probabilities(process, prediction_type):
-    options = {"process": process, "prediction_type": prediction_type}
-    pipeline = tiny_text_pipeline(scheduler_options=options, num_classes=3, time_conditioning=True)
+def test_the_scheduler_is_given_both_sides_of_guidance(process):
+    pipeline = tiny_text_pipeline(scheduler_options={"process": process}, num_classes=3, time_conditioning=True)
     network, tokens = pipeline.transformer, torch.tensor([[7, 1, 7, 3]] if process == "absorbing" else [[0, 1, 2, 3]])
-    pipeline.prepare_guidance(2.5, [1], 1)
     time = torch.tensor(400.0)
-    output = pipeline.evaluate(tokens, time)
     null, own = (network(tokens, time, class_labels=torch.tensor([label])).sample for label in (3, 1))
-    if prediction_type == "sample":
-        expected = torch.log_softmax(-1.5 * null.log_softmax(-1) + 2.5 * own.log_softmax(-1), -1)
-        output = output.log_softmax(-1)
-    else:
-        expected = -1.5 * null + 2.5 * own
-    assert (output - expected).abs().max() < 1e-4
+    for scale, expected in [(2.5, [own, null]), (1.0, [own]), (0.0, [null])]:
+        pipeline.prepare_guidance(scale, [1], 1)
+        output = pipeline.evaluate(tokens, time)
+        assert output.shape == (len(expected), 1, 4, 7) and (output - torch.stack(expected)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"process": "uniform"}, {"predictor": "ancestral"}])
+def test_guided_texts_are_steps_of_the_scheduler(options):
+    pipeline = tiny_text_pipeline(scheduler_options=options, num_classes=3)
+    output = pipeline(class_labels=[1, 2], num_inference_steps=4, guidance_scale=2.5, generator=seed(3))
+    scheduler, network, generator = pipeline.scheduler, pipeline.transformer, seed(3)
+    tokens, labels = scheduler.init_noise((2, 12), generator), torch.tensor([1, 2])
+    scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            own, null = (network(tokens, timestep, class_labels=each).sample for each in (labels, torch.tensor([3, 3])))
+            guides = {"origin_output": null, "guidance_scale": 2.5}
+            tokens = scheduler.step(own, timestep, tokens, generator, **guides).prev_sample
+    assert torch.equal(output.token_ids, tokens)
 
 
 def test_classes_by_name_and_number():

@@ -242,7 +242,8 @@ def test_gibbs_draws_from_the_distribution_given_all_others(selection):
     x = every[torch.multinomial(joint, 20000, replacement=True, generator=seeded(0))]
     free = torch.tensor([True, True, False]).expand(len(x), 3)
     uniforms = draw_uniforms((2, len(x), 3), seeded(1))
-    after = gibbs(path, x, source.clean(path, x, 0.4), 0.4, free, uniforms, k=1, selection=selection, tau=1.0)
+    log_p = conditional(path, x, source.clean(path, x, 0.4), 0.4)
+    after = gibbs(x, log_p, free, uniforms, k=1, selection=selection, tau=1.0)
     assert torch.equal(after[:, 2], x[:, 2]) and int((after != x).sum(1).max()) == 1
     if selection == "random":
         assert agrees(counts(after, 3), joint) > 1e-3

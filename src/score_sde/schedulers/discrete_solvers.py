@@ -55,6 +55,27 @@ def filtered(log_p0, temperature=1.0, top_k=None, top_p=None):
     return log_p0
 
 
+# --- guidance ---------------------------------------------------------------------------------------------------------
+
+# what is taken of a distribution that guidance leads away from, where it has nothing: rounding may have left it so
+LEAST_LOG = -30.0
+
+
+def powers(log_p, log_origin, scale):
+    """log of p^scale p_origin^(1 - scale), normed over the last axis: the distribution under classifier-free guidance
+    (Schiff et al. 2025). What p has not, the result has not."""
+    mixed = scale * log_p + (1 - scale) * log_origin.clamp_min(LEAST_LOG)
+    return torch.where(log_p == -math.inf, -math.inf, mixed).log_softmax(-1)
+
+
+def filtered_alike(log_p0, kept, temperature):
+    """`filtered` log-probabilities (..., V) at a temperature of those tokens alone that `kept`, log-probabilities that
+    were, has left."""
+    if temperature == 0:
+        return kept
+    return (log_p0 / temperature).masked_fill(kept == -math.inf, -math.inf).log_softmax(-1)
+
+
 # --- predictors: transitions ------------------------------------------------------------------------------------------
 
 
@@ -195,12 +216,11 @@ SELECTIONS = {
 }
 
 
-def gibbs(path, tokens, log_p0, t, is_free, uniforms, *, k, selection, tau):
+def gibbs(tokens, log_p, is_free, uniforms, *, k, selection, tau):
     """Draw k positions anew, each from its distribution given all others (leave-one-out; arXiv 2605.22765): tokens.
 
-    uniforms: (2, B, L).
+    log_p: `conditional`, or the `powers` of two. uniforms: (2, B, L).
     """
-    log_p = conditional(path, tokens, log_p0, t)
     gumbel = -torch.log(-torch.log(uniforms[0].clamp_min(1e-300)))
     keys = (SELECTIONS[selection](log_p, tokens) / tau + gumbel).masked_fill(~is_free, -math.inf)
     places = keys.topk(min(k, tokens.shape[1]), dim=-1).indices
@@ -223,6 +243,7 @@ class Predictor(NamedTuple):
     of_score: it takes the log concrete score instead of log_p0.
     processes: those that it is for.
     options: that `stage` takes by name.
+    of_rates: guidance of uniform noise is of the rates that it takes, and not of the step that it makes of them.
     spacing: the grid of times where none is asked for.
     keeps: on the uniform process, positions once shown are no longer open.
     """
@@ -230,6 +251,7 @@ class Predictor(NamedTuple):
     stage: Callable
     is_order: bool = False
     of_score: bool = False
+    of_rates: bool = False
     processes: tuple[str, ...] = ("absorbing", "uniform")
     options: tuple[str, ...] = ()
     spacing: str = "linspace"
@@ -239,7 +261,7 @@ class Predictor(NamedTuple):
 PREDICTORS = {
     "ancestral": Predictor(ancestral),
     "tweedie": Predictor(tweedie, of_score=True),
-    "tau_leaping": Predictor(tau_leaping, of_score=True),
+    "tau_leaping": Predictor(tau_leaping, of_score=True, of_rates=True),
     "first_hitting": Predictor(first_hitting, is_order=True, processes=("absorbing",), spacing="survival"),
     "dilated": Predictor(dilated, is_order=True, processes=("absorbing",), spacing="survival"),
     "confidence": Predictor(confidence, is_order=True, spacing="survival"),

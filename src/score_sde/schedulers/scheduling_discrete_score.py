@@ -26,9 +26,12 @@ from .discrete_solvers import (
     REMASKING_ETA,
     SELECTIONS,
     SPACINGS,
+    conditional,
     draw,
     filtered,
+    filtered_alike,
     gibbs,
+    powers,
     quota,
     remasking,
     shown,
@@ -388,6 +391,8 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         top_k: int | None = None,
         top_p: float | None = None,
         free_mask=None,
+        origin_output=None,
+        guidance_scale: float = 1.0,
         mask_token_id: int | None = None,
         sampling_method: str = "auto",
         threshold: float | None = None,
@@ -407,6 +412,13 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
             top_k: draw from the k likeliest tokens only. top_p: from the fewest that together have this probability.
             free_mask: (B, L) or (L,) bool, the positions that may change: all but prompts, given tokens, and what lies
                 outside of the block that is in turn. None for all.
+            origin_output: what the network says without what guidance leads to, as model_output; None for no guidance.
+            guidance_scale: w of classifier-free guidance: p^w p_origin^(1 - w), normed, takes the place of p for each
+                token (Schiff et al. 2025), whichever the prediction type. With absorbing noise p is of the clean
+                tokens, so that as many are shown as without guidance. With uniform noise it is the step itself,
+                p(x_s | x_t) (ancestral, tweedie), or its rates, which need no norm (tau_leaping); of what orders
+                positions it is of the clean tokens, which that draws, and of gibbs each token's given all others.
+                Filters leave those tokens that they leave of guided clean ones.
             mask_token_id, sampling_method, threshold, editing_threshold, minimal_topk, prompt_mask: as the pipelines
                 LLaDA2 and DiffusionGemma pass them: the id that stands for the mask, whose logit is then one of V + 1;
                 "greedy" is temperature 0; the config's threshold; None or 0; of the pipeline alone; the positions (L,)
@@ -434,18 +446,38 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         if mask_token_id is not None:
             self._check_mask(mask_token_id, model_output)
             sample = moved_mask(sample, self.mask_token_id, mask_token_id)
-            model_output = without_mask(model_output, mask_token_id)
-        is_free = self._check(model_output, sample, temperature, top_k, top_p, free_mask)
-        output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))
-        own = self.clean_log_probs(output, sample, stage.t)
+        outputs = [model_output] if origin_output is None else [model_output, origin_output]
+        if mask_token_id is not None:
+            outputs = [without_mask(each, mask_token_id) for each in outputs]
+        is_free = self._check(outputs[0], sample, temperature, top_k, top_p, free_mask)
+        check_number("guidance_scale", guidance_scale, -1e6, 1e6)
+        if origin_output is None and guidance_scale != 1:
+            raise ValueError(f"guidance_scale {guidance_scale} needs origin_output, what guidance leads away from")
+        if outputs[-1].shape != outputs[0].shape:
+            raise ValueError(
+                f"origin_output has shape {tuple(outputs[-1].shape)}, model_output {tuple(outputs[0].shape)}: pass "
+                f"what the same network says of the same tokens"
+            )
+        outputs = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in outputs]
+        clean_ones = [self.clean_log_probs(each, sample, stage.t) for each in outputs]
+        own = clean_ones[0] if len(outputs) == 1 else powers(clean_ones[0], clean_ones[1], guidance_scale)
         is_filtered = temperature != 1 or top_k is not None or top_p is not None
         log_p0 = filtered(own, temperature, top_k, top_p)
         # at temperature 0 every token is certain: positions are judged without it
         judged = own if temperature == 0 else log_p0
 
         row = PREDICTORS[self.predictor]
+        # [(log p0, the network's output where it is the score itself)] of what the step is made of: with uniform noise
+        # under guidance, of both sides
+        raw = self.config.prediction_type == "score" and not is_filtered
+        parts = [(log_p0, outputs[0] if raw and len(outputs) == 1 else None)]
+        if len(outputs) == 2 and self.mask_token_id is None:
+            alike = [filtered_alike(each, log_p0, temperature) for each in clean_ones] if is_filtered else clean_ones
+            parts = [(each, output if raw else None) for each, output in zip(alike, outputs, strict=True)]
         if stage.corrects:
-            prev_sample = self._correct(stage.t, sample, log_p0, is_free, generator)
+            prev_sample = self._correct(
+                stage.t, sample, [each for each, _ in parts], guidance_scale, is_free, generator
+            )
         elif row.is_order:
             prev_sample = self._show(stage, sample, log_p0, judged, is_free, generator, threshold)
         else:
@@ -454,11 +486,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
                     f"threshold {threshold} is for predictors that order positions ({', '.join(_ORDERS)}), not for "
                     f"{self.predictor!r}: pass threshold=1.0"
                 )
-            said = log_p0
-            if row.of_score and stage.s:
-                is_score = self.config.prediction_type == "score" and not is_filtered
-                said = output if is_score else self.path.score(log_p0, sample, stage.t)
-            probabilities = self._transition(stage, sample, said)
+            probabilities = log_p0.exp() if not stage.s else self._transition(stage, sample, parts, guidance_scale)
             prev_sample = draw(probabilities, draw_uniforms(sample.shape, generator, sample.device))
             prev_sample = torch.where(is_free, prev_sample, sample)
         self._step_index = entry + 1
@@ -492,7 +520,8 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         is_free = self._check(model_output, sample, 1.0, None, None, None)
         t = plan[int(timestep)].s
         output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))
-        prev_sample = self._correct(t, sample, self.clean_log_probs(output, sample, t), is_free, generator)
+        parts = [self.clean_log_probs(output, sample, t)]
+        prev_sample = self._correct(t, sample, parts, 1.0, is_free, generator)
         changed = prev_sample != sample
         if not return_dict:
             return (prev_sample,)
@@ -556,14 +585,21 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
             )
         return free_mask.to(sample.device).expand(sample.shape)
 
-    def _transition(self, stage, sample, said):
-        """Probabilities (B, L, S or V) of each token at stage.s, of log p0 or of the log score."""
-        if not stage.s:
-            return said.exp()
+    def _transition(self, stage, sample, parts, guidance_scale):
+        """Probabilities (B, L, S or V) of each token at stage.s, of [(log p0, log score or None)], as `step` has it:
+        one, or of both sides of guidance."""
+        row = PREDICTORS[self.predictor]
+        stages = [log_p0 for log_p0, _ in parts]
+        if row.of_score:
+            scores = [self.path.score(each, sample, stage.t) if said is None else said for each, said in parts]
+            stages = scores
+            if row.of_rates and len(scores) == 2:
+                stages = [guidance_scale * scores[0] + (1 - guidance_scale) * scores[1]]
         if self.config.corrector == "remasking":
             eta = REMASKING_ETA if self.config.remasking_eta is None else self.config.remasking_eta
-            return remasking(self.path, sample, said, stage.t, stage.s, eta)
-        return PREDICTORS[self.predictor].stage(self.path, sample, said, stage.t, stage.s)
+            return remasking(self.path, sample, stages[0], stage.t, stage.s, eta)
+        found = [row.stage(self.path, sample, each, stage.t, stage.s) for each in stages]
+        return found[0] if len(found) == 1 else powers(found[0].log(), found[1].log(), guidance_scale).exp()
 
     def _show(self, stage, sample, log_p0, judged, is_free, generator, threshold):
         """Put drawn clean tokens at those open positions that are first in the predictor's order, noise at the rest."""
@@ -592,13 +628,13 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         noise = self.init_noise(sample.shape, generator, sample.device)
         return torch.where(now, drawn, torch.where(is_open, noise, sample))
 
-    def _correct(self, t, sample, log_p0, is_free, generator):
+    def _correct(self, t, sample, parts, guidance_scale, is_free, generator):
+        """Tokens of which gibbs has drawn some anew, by log p0 (B, L, V), one or those of both sides of guidance."""
         both = draw_uniforms((len(sample), 2, sample.shape[1]), generator, sample.device)
+        found = [conditional(self.path, sample, each, t) for each in parts]
         return gibbs(
-            self.path,
             sample,
-            log_p0,
-            t,
+            found[0] if len(found) == 1 else powers(found[0], found[1], guidance_scale),
             is_free,
             both.unbind(1),
             k=self.config.corrector_k,
