@@ -18,7 +18,7 @@ from .config import LoaderConfig, one_of, option
 from .hashes import hash_of
 from .options import mapping, nearest
 from .sources import open_table
-from .text_data import TextClasses
+from .text_rows import TextClasses
 
 
 DEGREES = "degrees"

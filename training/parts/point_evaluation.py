@@ -16,7 +16,7 @@ from .point_likelihood import likelihood_metrics, point_nats
 from .provenance import provenance
 from .real_images import training_facts
 from .sources import table_on_hub
-from .text_data import TextClasses
+from .text_rows import TextClasses
 
 
 @dataclass

@@ -142,21 +142,21 @@ def open_split(name, split, streaming=False, kind=IMAGES):
     return data, origin
 
 
-def open_texts(name, split, lines):
+def open_texts(name, split, lines, streaming=False):
     """(rows, `Origin`) of a split of texts: in the package, local files or a folder of them, or on the Hub; of .txt
     files each one is a row, or with `lines` each of their lines.
 
     Raises ValueError naming the dataset, the split and what there is.
     """
     try:
-        data, origin = _open_texts(name, split, lines)
+        data, origin = _open_texts(name, split, lines, streaming)
     except Exception as error:  # every reader and the Hub client raise their own
         raise ValueError(
             f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give {', '.join(EMBEDDED_TEXTS)},"
             f" {', '.join(TEXT_FILES)} files, a folder of them, or the id of a dataset on the Hub that can be reached"
             f"{nearest_path(name, EMBEDDED_TEXTS)}"
         ) from None
-    if len(data) == 0:
+    if not streaming and len(data) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
     return data, origin
 
@@ -178,13 +178,14 @@ def open_table(name, split):
     return data, origin
 
 
-def _open_texts(name, split, lines):
+def _open_texts(name, split, lines, streaming):
     if name in EMBEDDED_TEXTS:
         name = str(package_files("score_sde") / EMBEDDED_TEXTS[name] / "{split}.parquet")
-    return _open_files(name, split, TEXT_FILES, {"text": {"sample_by": "line" if lines else "document"}})
+    options = {"text": {"sample_by": "line" if lines else "document"}}
+    return _open_files(name, split, TEXT_FILES, options, streaming)
 
 
-def _open_files(name, split, known, options=None):
+def _open_files(name, split, known, options=None, streaming=False):
     """(rows, `Origin`) of files whose suffixes are `known`, {suffix: reader of `datasets`}, by their path, pattern or
     folder, or of a dataset on the Hub; `options` are {reader: its arguments}."""
     kind = known.get(_suffix(name))
@@ -206,8 +207,8 @@ def _open_files(name, split, known, options=None):
         if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no id on the Hub
             raise ValueError("there is no such folder")
         check_token()
-        return load_dataset(name, split=split), Origin()
-    return _load(kind, paths, streaming=False, **(options or {}).get(kind, {})), origin
+        return load_dataset(name, split=split, streaming=streaming), Origin()
+    return _load(kind, paths, streaming, **(options or {}).get(kind, {})), origin
 
 
 def nearest_path(path, names=()):

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.compute
 import torch
 import transformers
-from datasets import ClassLabel, Features, List, Value
+from datasets import Features, List, Value
 
 from score_sde.pipelines.texts import lacking_characters
 from score_sde.pipelines.wording import few, one_line, quoted, shortened, unknown
@@ -24,11 +24,15 @@ from .config import LoaderConfig, option
 from .hashes import hash_of
 from .seeds import mix_seeds
 from .sources import open_texts
+from .text_rows import TextClasses, as_item, check_columns
+from .text_stream import TokenStream
 from .tokenizers import TOKENIZERS, make_tokenizer
 
 
 # what is done with texts that are longer than a sequence
 LONG_TEXTS = ("refuse", "cut", "leave_out")
+# tokenizers that are made of the texts
+OF_TEXTS = ("characters", "bpe")
 # documents that are tokenised at once
 BATCH = 64
 
@@ -75,6 +79,16 @@ class TextDataConfig(LoaderConfig):
         "Without packing, texts that are longer than a sequence: refuse, cut, or leave_out.",
         "data",
     )
+    streaming: bool = option(
+        False,
+        "Read the texts as they come, without a copy of them on disk and without their number, by a tokenizer that is "
+        "there. The order then depends on the processes, num_workers and batch_size, which must be the same on resume; "
+        "a resumed run reads past what it has seen.",
+        "data",
+    )
+    shuffle_buffer: int = option(
+        1000, "Texts, and sequences, of a stream, in each worker, among which the next is drawn.", "data"
+    )
 
     def problems(self):
         yield from LoaderConfig.problems(self)
@@ -92,6 +106,25 @@ class TextDataConfig(LoaderConfig):
             yield unknown("long_texts", self.long_texts, LONG_TEXTS)
         if self.packing and self.long_texts != "refuse":
             yield f"long_texts {self.long_texts!r}: with packing no text is too long, leave it out"
+        yield from self.stream_problems()
+
+    def stream_problems(self):
+        given = getattr(self, "given", ())
+        if self.shuffle_buffer < 1:
+            yield f"shuffle_buffer {self.shuffle_buffer} must be at least 1"
+        if "shuffle_buffer" in given and not self.streaming:
+            yield "shuffle_buffer is of a stream, other data come in random order: leave it out, or pass streaming"
+        begun = getattr(self, "init_from", None) is not None and "tokenizer" not in given
+        if self.streaming and self.tokenizer in OF_TEXTS and not begun:
+            yield (
+                f"tokenizer {self.tokenizer!r} is made of all texts, which a stream doesn't know: pass bytes, or the "
+                f"folder of one that `score-sde tokenizer` has made of some of them; or leave streaming out"
+            )
+        if self.streaming and self.label_bins:
+            yield (
+                f"label_bins {self.label_bins} part the numbers of all rows, which a stream doesn't know: leave it "
+                f"out, or streaming"
+            )
 
 
 def open_tokenizer(name, texts=(), vocab_size=None):
@@ -118,68 +151,6 @@ def tokenizer_hash(tokenizer):
     return hash_of(rules | {"truncation": None, "padding": None} | {"eos": tokenizer.eos_token_id})
 
 
-class TextClasses:
-    """Classes of texts, by a column of labels: whole numbers from 0, names, or bins of numbers.
-
-    Args:
-        values: all values of the column; feature: its `datasets` feature; bins: how many, 0 for none.
-
-    Attributes: `id2label`, {number: name}.
-
-    Raises ValueError for values that are no labels, and bins of too few different numbers.
-    """
-
-    def __init__(self, column, values, feature, bins=0):
-        self.column, self.edges = column, None
-        if any(value is None for value in values):
-            raise ValueError(f"label column {column!r}: {sum(value is None for value in values):,} rows have no label")
-        kinds = {bool if isinstance(value, bool) else type(value) for value in values}
-        if bins:
-            if not kinds <= {int, float} or not np.isfinite(np.asarray(values, dtype=float)).all():
-                raise ValueError(f"label_bins {bins}: column {column!r} must hold finite numbers")
-            self.edges = np.quantile(np.asarray(values, dtype=float), np.linspace(0, 1, bins + 1))
-            if len(np.unique(self.edges)) <= bins or len(np.unique(self.bins_of(values))) < bins:
-                raise ValueError(
-                    f"label_bins {bins}: column {column!r} has so few different values, or so many of one, that some "
-                    f"bins would be empty: pass fewer"
-                )
-            texts = [f"{edge:.4g}" for edge in self.edges]
-            names = [f"{low} to {high}" for low, high in zip(texts, texts[1:], strict=False)]
-        elif isinstance(feature, ClassLabel):
-            names = feature.names
-        elif kinds == {str}:
-            names = sorted(set(values))
-        elif kinds == {int} and min(values) >= 0 and max(values) < len(values):
-            names = [str(number) for number in range(max(values) + 1)]
-        else:
-            remedy = ": part numbers into classes by --label_bins" if kinds <= {int, float} else ""
-            raise ValueError(
-                f"label column {column!r} must hold whole numbers from 0, or names; it has {few(map(repr, values), 5)}"
-                f"{remedy}"
-            )
-        if len(set(names)) < len(names):
-            raise ValueError(f"label column {column!r}: the classes {few(names, 10)} are not all different")
-        self.id2label = dict(enumerate(names))
-
-    def bins_of(self, values):
-        """The bin of each number; those beyond the ends are of the first and the last."""
-        return np.searchsorted(self.edges[1:-1], values, side="right")
-
-    def labels(self, values):
-        """The number of each value's class, int64. Raises ValueError for a value that is of no class."""
-        if self.edges is not None:
-            return self.bins_of(values)
-        numbers = {name: number for number, name in self.id2label.items()}
-        found = [numbers.get(value) if isinstance(value, str) else value for value in values]
-        wrong = [value for value, number in zip(values, found, strict=True) if number not in self.id2label]
-        if wrong:
-            raise ValueError(
-                f"label column {self.column!r}: {len(wrong):,} rows are of no class that was trained on, such as "
-                f"{few(map(repr, wrong))}"
-            )
-        return np.asarray(found, dtype=np.int64)
-
-
 class Texts:
     """The texts of a split, without those that are empty.
 
@@ -192,15 +163,7 @@ class Texts:
     def __init__(self, config, split=None):
         self.name, self.split, self.column = config.dataset, split or config.split, config.text_column
         self.data, self.origin = open_texts(self.name, self.split, lines=not config.packing)
-        for kind, column in (("text", self.column), ("label", config.label_column)):
-            if column is not None and column not in self.data.features:
-                raise ValueError(
-                    f"dataset {self.name!r} has no column {column!r}; it has {', '.join(self.data.column_names)}: name "
-                    f"its {kind} column by --{kind}_column"
-                )
-        feature = self.data.features[self.column]
-        if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
-            raise ValueError(f"dataset {self.name!r}: column {self.column!r} must hold texts, not {feature}")
+        check_columns(config, self.data.features)
         column = self.data.select_columns([self.column]).with_format("arrow")[:].column(self.column)
         lengths = pyarrow.compute.fill_null(pyarrow.compute.utf8_length(column), 0).to_numpy()
         self.empty, self.characters = int((lengths == 0).sum()), int(lengths.sum())
@@ -363,9 +326,8 @@ class TokenDataset(torch.utils.data.Dataset):
         else:
             tokens, labels = self.tokens[rows], self.labels[rows]
         tokens = torch.from_numpy(tokens.astype(np.int64))
-        if self.num_classes is None:
-            return [{"tokens": each} for each in tokens]
-        return [{"tokens": each, "labels": int(label)} for each, label in zip(tokens, labels, strict=True)]
+        labels = [None] * len(tokens) if self.num_classes is None else labels
+        return [as_item(each, label) for each, label in zip(tokens, labels, strict=True)]
 
     def shifts(self, epochs, streams):
         """Where the first sequence of each stream begins in each epoch."""
@@ -444,13 +406,13 @@ class TextData:
     Args:
         tokenizer: that of the pipeline that training starts from, None for that of the config.
 
-    Attributes: `tokenizer`; `classes`, None without; `dataset`.
+    Attributes: `tokenizer`; `classes`, None without; `dataset`, a `TokenDataset` or a `TokenStream`.
     """
 
     def __init__(self, config, accelerator, tokenizer=None):
         self.config = config
         with accelerator.main_process_first():
-            texts = Texts(config)
+            texts = None if config.streaming else Texts(config)
             self.tokenizer = tokenizer or open_tokenizer(config.tokenizer, texts, config.vocab_size)
             if tokenizer is not None and "tokenizer" in config.given:
                 other = open_tokenizer(config.tokenizer, texts, config.vocab_size)
@@ -459,10 +421,14 @@ class TextData:
                         f"tokenizer {config.tokenizer!r}, of {len(other)} tokens, is another one than that of "
                         f"{config.init_from!r}, of {len(tokenizer)}, which its network knows: leave it out"
                     )
-            self.classes = None
-            if config.label_column is not None:
-                self.classes = TextClasses(config.label_column, texts.labels, texts.feature, config.label_bins)
-            self.dataset = TokenDataset(config, texts, self.tokenizer, self.classes, config.seed)
+            if config.streaming:
+                self.dataset = TokenStream(config, self.tokenizer)
+                self.classes = self.dataset.classes
+            else:
+                self.classes = None
+                if config.label_column is not None:
+                    self.classes = TextClasses(config.label_column, texts.labels, texts.feature, config.label_bins)
+                self.dataset = TokenDataset(config, texts, self.tokenizer, self.classes, config.seed)
         accelerator.print(self.dataset.describe())
 
     def split(self, name):

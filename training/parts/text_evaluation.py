@@ -28,8 +28,9 @@ from .rounds import gathered, rounds
 from .samples import labels_of
 from .sources import text_on_hub
 from .starting import kept_classes
-from .text_data import TextClasses, TextDataConfig, Texts, TokenDataset
+from .text_data import TextDataConfig, Texts, TokenDataset
 from .text_figures import FIGURES
+from .text_rows import TextClasses
 
 
 @dataclass
@@ -116,7 +117,8 @@ class HeldOutTexts:
         [known.length] = pipeline.transformer.config.sample_size
         self.config, self.tokenizer, self.classes = known, pipeline.tokenizer, None
         if known.label_column is not None and pipeline.num_classes is not None:
-            own = Texts(known)
+            # a stream's classes stand in the features of every split
+            own = Texts(known, config.test_split if known.streaming else None)
             self.classes = TextClasses(known.label_column, own.labels, own.feature, known.label_bins)
             theirs = {int(label): name for label, name in (pipeline.config.id2label or {}).items()}
             labels = kept_classes(theirs, self.classes.id2label)
