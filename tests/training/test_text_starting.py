@@ -194,7 +194,8 @@ def test_what_is_told_no_class_draws_so(source, tmp_path, capsys):
 def test_what_cannot_be_is_refused_before_work(source, tmp_path, capsys, arguments, message):
     data = greetings(tmp_path / "data", "hello", "bye")
     assert message in refused(capsys, source, tmp_path / "run", data, *arguments)
-    assert not (tmp_path / "run" / "log.jsonl").exists()
+    # nor is anything left in the way of the next try
+    assert not [each for each in (tmp_path / "run").glob("*") if each.name != ".run.lock"]
     with pytest.raises(SystemExit):
         run(train.main, *SETTINGS, *LORA)
     assert "freeze, init_revision and lora_rank need init_from" in capsys.readouterr().err
@@ -208,6 +209,12 @@ def test_an_adapter_of_another_model_is_refused(source, tmp_path):
     save_bundle(other, source)
     with pytest.raises(ValueError, match="holds other weights than those that the adapter"):
         load_bundle(adapter)
+
+
+def test_an_adapter_is_merged_before_it_is_started_from(source, tmp_path, capsys):
+    data = greetings(tmp_path / "data", "hello", "bye")
+    adapter = start(source, tmp_path / "run", data, *LORA)
+    assert "is a LoRA adapter: `score-sde merge` makes" in refused(capsys, adapter, tmp_path / "next", data)
 
 
 # --- frozen weights ---------------------------------------------------------------------------------------------------

@@ -131,7 +131,6 @@ class TextTask(PublishedTask):
 
     def __init__(self, config, accelerator):
         self.accelerator = accelerator
-        config.keep_tokenizer(accelerator)
         self.data = TextData(config, accelerator, config.known_tokenizer)
         vocab_size = len(self.data.tokenizer)
         self.scheduler = config.make_scheduler(vocab_size)
@@ -155,6 +154,8 @@ class TextTask(PublishedTask):
         if config.evaluation_steps:
             with accelerator.main_process_first():
                 self.held_out = self.data.split(config.evaluation_split)
+        # once nothing can be refused any more
+        config.keep_tokenizer(accelerator)
 
     def compute_loss(self, state, batch, draws):
         tokens, t = batch["tokens"], self.objective.times(draws.stratified())

@@ -14,6 +14,7 @@ from ...pipelines.bundle_files import read_config, read_index, saved_class_name
 from ...pipelines.wording import shortened
 from ...schedulers.scheduling_discrete_score import DiscreteScoreScheduler
 from ...schedulers.scheduling_score_sde import ScoreSDEScheduler
+from ..adapters import is_adapter
 from ..bundle_checks import check_component
 from ..downloading import download
 from ..facts import read_facts
@@ -107,6 +108,10 @@ def starting_point(folder_or_repo, revision=None, classes=()):
 
 def open_network(folder, name):
     """A network in a folder of its own; `name` is what a message calls it."""
+    if is_adapter(folder):
+        raise ValueError(
+            f"{name!r} is a LoRA adapter: `score-sde merge` makes a pipeline of it and its model, to start from"
+        )
     if not os.path.lexists(os.path.join(folder, "config.json")):
         raise ValueError(
             f"{name!r} holds neither a model_index.json nor a config.json: it must be a pipeline, or a network, in "
