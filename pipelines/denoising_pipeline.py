@@ -588,15 +588,11 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             remedy = ""
             if images is not None and samples.ndim == len(shape):
                 # of a video the frames first, which an autoencoder takes together
-                factor, sides = (
-                    spatial_factor(self.vae),
-                    zip(images.shape[2:], shape[2:], samples.shape[2:], strict=True),
-                )
-                wanted = [side * own // given for side, own, given in sides]
+                sides = zip(images.shape[2:], shape[2:], samples.shape[2:], strict=True)
+                size = [side * own // given for side, own, given in sides]
                 if kind.name in ("image", "video"):
-                    wanted[-2:] = [factor * side for side in shape[-2:]]
-                wanted = " x ".join(map(str, wanted))
-                found = " x ".join(map(str, images.shape[2:]))
+                    size[-2:] = [side * spatial_factor(self.vae) for side in shape[-2:]]
+                found, wanted = (" x ".join(map(str, each)) for each in (images.shape[2:], size))
                 remedy = f": resize the {kind.name}s from {found} to {wanted} {kind.unit}"
                 remedy += ", or say their height and width" if kind.name in ("image", "video") else ""
             raise ValueError(f"the model works on samples of shape {shape}, not {tuple(samples.shape)}{remedy}")
