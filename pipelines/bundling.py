@@ -7,6 +7,7 @@ that holds one, and runs none of its code.
 """
 
 import importlib
+import inspect
 import json
 import os
 import re
@@ -243,6 +244,22 @@ class BundleMixin:
                 f"this folder holds a {shortened(saved)}: open it with that class, not with {cls.__name__}"
             )
         return dict(index, _class_name=cls.__name__) | installed_components(index, package, given)
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        """A pipeline of this class with the components of another, ours or a stock one, which are shared, and with what
+        its config says, such as the names of classes.
+
+        Args:
+            pipeline: what it is made of; components that this class doesn't have are left out.
+            kwargs: arguments of the class in place of its own; and `dtype`, to which the components are then cast.
+        """
+        dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        names = inspect.signature(cls.__init__).parameters
+        taken = {**pipeline.config, **pipeline.components}
+        made = cls(**{name: value for name, value in taken.items() if name in names} | kwargs)
+        dtype = next(filter(None, dtypes), None)
+        return made if dtype is None else made.to(dtype)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

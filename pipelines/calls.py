@@ -1,6 +1,7 @@
 """What pipelines of every kind of data share: the state of one call, its callbacks, and class labels."""
 
 import copy
+import numbers
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from .conditions import label_ids, null_conditions, number_of_classes
 from .protocols import Conditions, Network
+from .wording import quoted
 
 
 class CallMixin:
@@ -94,8 +96,14 @@ class CallMixin:
 
     def check_call(self, batch_size, generator, callback_inputs, conditions):
         """Raise ValueError for arguments of every call that contradict each other, before any work."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size} must be at least 1")
+        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+            raise ValueError(f"batch_size {quoted(batch_size)} must be a whole number, at least 1")
+        for each in generator if isinstance(generator, list) else [generator]:
+            if generator is not None and not isinstance(each, torch.Generator):
+                raise ValueError(
+                    f"generator {quoted(generator)} must be a torch.Generator, such as "
+                    f"torch.Generator().manual_seed(0), or a list of one per sample"
+                )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"{len(generator)} generators were given for {batch_size} samples: pass one, or one per sample"

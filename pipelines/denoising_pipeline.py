@@ -43,7 +43,7 @@ from .prompts import (
 )
 from .protocols import Conditions, Generators, GuidedNetwork, Network, Scheduler
 from .units import UNITS, as_given, as_saved, check_units, to_data_units, to_unit_scale
-from .wording import few, quoted
+from .wording import check_finite, few, quoted
 
 
 # pixels that an autoencoder decodes or encodes at once: 16 images of 512 x 512
@@ -440,8 +440,7 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             self.check_own_scheduler("a classifier needs")
             self.check_denoises("a classifier needs")
         for name, scale in (("guidance_scale", guidance_scale), ("classifier_scale", classifier_scale)):
-            if not math.isfinite(scale):
-                raise ValueError(f"{name} {scale} must be a finite number")
+            check_finite(name, scale)
         self.check_map()
         told_scale = guidance_scale
         if knows_guidance(self.denoiser.config):
@@ -588,9 +587,12 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         if samples.shape != shape:
             remedy = ""
             if images is not None and samples.ndim == len(shape):
+                # of a video the frames first, which an autoencoder takes together
                 sides = zip(images.shape[2:], shape[2:], samples.shape[2:], strict=True)
-                wanted = " x ".join(str(side * own // given) for side, own, given in sides)
-                found = " x ".join(map(str, images.shape[2:]))
+                size = [side * own // given for side, own, given in sides]
+                if kind.name in ("image", "video"):
+                    size[-2:] = [side * spatial_factor(self.vae) for side in shape[-2:]]
+                found, wanted = (" x ".join(map(str, each)) for each in (images.shape[2:], size))
                 remedy = f": resize the {kind.name}s from {found} to {wanted} {kind.unit}"
                 remedy += ", or say their height and width" if kind.name in ("image", "video") else ""
             raise ValueError(f"the model works on samples of shape {shape}, not {tuple(samples.shape)}{remedy}")

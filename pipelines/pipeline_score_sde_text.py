@@ -20,7 +20,7 @@ from .guidance import run, sides
 from .protocols import Conditions, Generators, Network
 from .text_likelihood import TextLikelihood, text_likelihood
 from .texts import GAP, decode_texts, encode_prompts, end_ids, lengths_of_texts
-from .wording import check_choice, one_line, quoted
+from .wording import check_choice, check_finite, one_line, quoted
 from .writing import whole_file  # noqa: F401
 
 
@@ -268,8 +268,7 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
 
         Raises ValueError for guidance that the network can't follow.
         """
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale {guidance_scale} must be a finite number")
+        check_finite("guidance_scale", guidance_scale)
         own: Conditions = {}
         if labels is not None:
             own = {"class_labels": torch.tensor(labels, device=self._execution_device)}

@@ -1,5 +1,6 @@
 """Values in messages: of bounded length, whatever they are."""
 
+import math
 import re
 
 
@@ -37,6 +38,16 @@ def few(names, most=3):
 def unknown(name, value, choices):
     """What is said of a value that is not among those that there are."""
     return f"{name} {quoted(value)} is unknown; choose one of {', '.join(map(str, choices))}"
+
+
+def check_finite(name, value):
+    """Raise ValueError for what is no finite number."""
+    try:
+        fits = math.isfinite(value)
+    except (TypeError, ValueError, RuntimeError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} {quoted(value)} must be a finite number")
 
 
 def check_choice(name, value, choices):

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, DDPMPipeline, DDPMScheduler, UNet2DModel
 from outside_network import OutsideNetwork
 from PIL import Image
 from places import CONFIGS, ROOT, TRAINING
@@ -21,7 +21,7 @@ from tiny import tiny_pipeline
 from words import prompt_pipeline
 
 import score_sde
-from score_sde import cli, load_bundle
+from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, cli, load_bundle
 from score_sde.cli_texts import in_one, print_texts
 from score_sde.training import train
 from score_sde.training.parts.launching import accelerate_config, is_to_launch, split_arguments
@@ -33,6 +33,7 @@ COMMANDS = [
     *("reconstruct-ema", "share-latents", "tokenizer", "sample", "info", "calibrate", "plot"),
     *("push", "verify", "card", "convert", "space", "env", "merge"),
 ]
+ONE_BLOCK = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
 TINY = [
     *("--resolution", "8", "--image_channels", "1", "--batch_size", "4", "--lr_warmup_steps", "0"),
     *("--sample_num_images", "2", "--sample_num_inference_steps", "2", "--max_train_steps", "2"),
@@ -127,6 +128,30 @@ def test_samples_are_those_of_their_seeds_in_any_batches(pipeline, tmp_path, cap
     assert Image.open(tmp_path / "all.png").size == (10 * 64, 64)
 
 
+def test_without_a_number_of_steps_the_pipelines_own_are_taken(pipeline, tmp_path, monkeypatch):
+    """As the help says, and not an adaptive solver, which needs a package of its own."""
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    run("sample", pipeline, "--num_images", 1, "--output", tmp_path / "x.npy")
+    pipe, told = load_bundle(pipeline), {"class_labels": [0], "generator": torch.Generator().manual_seed(0)}
+    wanted = pipe(num_inference_steps=50, output_type="np", **told).images
+    assert np.abs(np.load(tmp_path / "x.npy") - wanted).max() < 1e-5
+
+
+def test_images_beside_are_of_the_size_that_is_asked_for(tmp_path, capsys):
+    network = DiTModel(8, 2, 2, hidden_size=16, num_layers=1, num_attention_heads=2, condition_channels=1)
+    pipe = ScoreSDEPipeline(
+        ScoreSDEScheduler(prediction_type="v_prediction"), transformer=network, condition_from="downsample:2"
+    )
+    folder = score_sde.save_bundle(pipe, tmp_path / "bundle")
+    Image.new("L", (6, 4), 200).save(tmp_path / "small.png")
+    options = ("--steps", 2, "--height", 8, "--width", 12, "--output", tmp_path / "x.npy")
+    run("sample", folder, "--condition_image", tmp_path / "small.png", *options)
+    assert np.load(tmp_path / "x.npy").shape == (1, 8, 12, 1)
+    capsys.readouterr()
+    run("sample", folder, *options, status=2)
+    assert "pass --condition_image, files of 6 x 4 pixels" in capsys.readouterr().err
+
+
 def test_prompts_are_drawn_in_turn_with_their_words_beneath(tmp_path, pipeline, capsys):
     folder = score_sde.save_bundle(prompt_pipeline(), tmp_path / "bundle")
     options = ("--steps", 3, "--guidance", 2, "--negative_prompt", "a bag", "--seed", 7, "--output", tmp_path / "x.png")
@@ -178,6 +203,34 @@ def test_info_of_measured_figures_without_weights(capsys):
     assert "no weights here" in text and "(missing)" in text
     line = rf"^measured +classifier accuracy on samples: {re.escape(str(accuracy))} \(n 500, .*guidance_scale 1\.5"
     assert re.search(line, text, re.MULTILINE)
+
+
+def test_a_command_says_which_pipelines_it_is_for(tmp_path, capsys):
+    """One sentence, and no work before it."""
+    unet = UNet2DModel(8, 1, 1, block_out_channels=(4,), layers_per_block=1, norm_num_groups=4, **ONE_BLOCK)
+    own, stock = ScoreSDEScheduler(prediction_type="v_prediction"), DDPMScheduler()
+    bundles = {
+        "stock": DDPMPipeline(unet, own),
+        "scheduler": ScoreSDEPipeline(stock, unet=unet),
+        "text": characters_pipeline(),
+    }
+    for name, pipe in bundles.items():
+        score_sde.save_bundle(pipe, tmp_path / name)
+    DDPMPipeline(unet, stock).save_pretrained(tmp_path / "other")
+    fitted = "times are fitted for a ScoreSDEScheduler; that of '.*' is a "
+    for command, name, message in [
+        ("sample", "stock", "is a DDPMPipeline of diffusers, whose arguments this command doesn't know"),
+        ("calibrate", "stock", "is a DDPMPipeline of diffusers, whose arguments this command doesn't know"),
+        ("calibrate", "scheduler", fitted + "DDPMScheduler"),
+        ("calibrate", "text", fitted + "DiscreteScoreScheduler"),
+        ("convert", "stock", "a DDPMPipeline with a ScoreSDEScheduler cannot be a stock DiTPipeline"),
+        ("convert", "scheduler", "a ScoreSDEPipeline with a DDPMScheduler cannot be a stock DiTPipeline"),
+        ("convert", "text", "a ScoreSDETextPipeline with a DiscreteScoreScheduler cannot be a stock DiTPipeline"),
+        ("info", "other", "ScoreSDETextPipeline and opens .*; `score-sde convert from-diffusers` makes one of it"),
+    ]:
+        arguments = ["to-diffusers", tmp_path / name, tmp_path / "out"] if command == "convert" else [tmp_path / name]
+        run(command, *arguments, status=2)
+        assert re.search(message, capsys.readouterr().err), (command, name)
 
 
 def test_times_are_calibrated_in_the_folder(pipeline, tmp_path, capsys):

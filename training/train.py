@@ -17,7 +17,6 @@ import torch
 
 from score_sde import ScoreSDEPipeline
 from score_sde.pipelines.conditions import null_conditions
-from score_sde.pipelines.prompts import fingerprint
 from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
 from score_sde.training.parts.alignment import AlignConfig, Alignment, Listening, check_align_block
@@ -50,7 +49,7 @@ from score_sde.training.parts.routing import Routed, RoutingConfig, check_routin
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
 from score_sde.training.parts.signal_config import SIGNAL_KINDS
-from score_sde.training.parts.starting import StartConfig, begun
+from score_sde.training.parts.starting import StartConfig, begun, check_told, encoder_of
 from score_sde.training.parts.tasks import loss_by_time
 from score_sde.training.parts.text_task import TextTask, TextTrainConfig
 from score_sde.training.parts.trackers import main_process_goes_on
@@ -185,6 +184,11 @@ class DiffusionTask(PublishedTask):
         captions, condition = self.data.captions, self.data.condition
         told = {} if captions is None else captions.arguments()
         told |= {} if condition is None else condition.arguments()
+        if config.teaching:
+            check_told("the teacher", config.teaching, captions, condition)
+        elif config.lora_rank and config.start:
+            who = "lora_rank leaves the network as it is, which"
+            check_told(who, config.start, captions, condition, with_its_settings=True)
 
         def make(num_classes):
             network = make_network(config, self.data.shape, num_classes, told)
@@ -200,15 +204,8 @@ class DiffusionTask(PublishedTask):
                     f"{config.init_from!r} follows words, of which this run has none: it goes on as without a prompt, "
                     f"and its pipeline takes none; --caption_column and --text_encoder keep them"
                 )
-            if captions and config.teaching and not config.teaching.network.config.get("cross_attention_dim"):
-                raise ValueError("the teacher follows no words: leave caption_column and text_encoder out")
-            before = config.start.opened and config.start.opened.text_encoder
-            if captions and before and fingerprint(before, config.start.opened.tokenizer) != captions.fingerprint:
-                if config.teaching:
-                    raise ValueError(
-                        f"text_encoder {captions.source!r} is another one than that of the teacher, to which its "
-                        f"vectors mean nothing: pass the teacher's"
-                    )
+            before = captions and config.start.opened and encoder_of(config.start.opened)
+            if before and before != captions.fingerprint:
                 accelerator.print(
                     f"text_encoder {captions.source!r} is another one than that of {config.init_from!r}: what its "
                     f"vectors mean is learned anew"

@@ -98,6 +98,7 @@ def open_pipeline(folder_or_repo, device, network=None, **arguments):
     import torch
 
     from score_sde import load_bundle
+    from score_sde.pipelines.bundling import BundleMixin
     from score_sde.training.parts.networks import outside_classes
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -106,7 +107,13 @@ def open_pipeline(folder_or_repo, device, network=None, **arguments):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: {error}") from error
-    return load_bundle(folder_or_repo, classes=outside_classes(network), **arguments).to(device)
+    pipeline = load_bundle(folder_or_repo, classes=outside_classes(network), **arguments)
+    if not isinstance(pipeline, BundleMixin):
+        raise ValueError(
+            f"{str(folder_or_repo)!r} is a {type(pipeline).__name__} of diffusers, whose arguments this command "
+            f"doesn't know: open it by score_sde.load_bundle and call it in Python"
+        )
+    return pipeline.to(device)
 
 
 def class_numbers(classes, pipeline):
@@ -242,12 +249,14 @@ def sample(
     if prompt and not pipeline.takes_prompts:
         raise ValueError("--prompt: this model has no text encoder")
     beside = [open_image("--condition_image", path) for path in condition_image or ()]
+    size = given(height=height, width=width)
     if pipeline.takes_condition_image and not beside:
-        _, height, width = pipeline.condition_shape()
+        pipeline.set_size(**size)
+        _, high, wide = pipeline.condition_shape()
         raise ValueError(
-            f"this model sees an image beside the sample: pass --condition_image, files of {width} x {height} pixels"
+            f"this model sees an image beside the sample: pass --condition_image, files of {wide} x {high} pixels"
         )
-    told = pipeline.encode_condition(beside)["condition_sample"] if beside else None
+    told = pipeline.encode_condition(beside, **size)["condition_sample"] if beside else None
     of_points = pipeline.kind.name == "point"
     usual = POINTS if of_points else min(16, len(asked) or 16)
     count = number or max(0 if of_points else len(classes or ()), len(prompt or ()), len(beside)) or usual
@@ -263,10 +272,10 @@ def sample(
             negative_prompt=negative_prompt,
             conditions=None if told is None else {"condition_sample": told[[i % len(told) for i in numbers]]},
             guidance_scale=guidance,
-            num_inference_steps=steps,
+            num_inference_steps=steps or "auto",
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in numbers],
             output_type="np" if str(output).lower().endswith(".npy") else None,
-            **given(height=height, width=width),
+            **size,
         )
         images.extend(drawn.images)  # a list, or an array
     captions = prompts
@@ -308,11 +317,19 @@ def calibrate(
     """Fit times of sampling to a model, in its folder."""
     import torch
 
+    from score_sde import ScoreSDEScheduler
     from score_sde.sharing.bundles import save_scheduler
+    from score_sde.sharing.downloading import NoPipelineFolder, is_adapter
 
     if not os.path.isdir(folder):
         raise ValueError(f"{folder!r} is no folder: a repo is calibrated where it is downloaded to")
+    if is_adapter(folder):
+        raise NoPipelineFolder(folder)
     pipeline = open_pipeline(folder, device, network)
+    if not isinstance(pipeline.scheduler, ScoreSDEScheduler):
+        raise ValueError(
+            f"times are fitted for a ScoreSDEScheduler; that of {folder!r} is a {type(pipeline.scheduler).__name__}"
+        )
     generator = torch.Generator("cpu").manual_seed(seed)
     errors = pipeline.scheduler.calibrate(
         pipeline, nfe=nfe or [5, 8], num_samples=num_samples, guidance_scale=guidance, generator=generator
@@ -400,7 +417,8 @@ def card(
     ] = None,
 ):
     """Write the card of a pipeline, or of a LoRA adapter, anew."""
-    from score_sde.sharing.adapters import is_adapter, write_adapter_card
+    from score_sde.sharing.adapters import write_adapter_card
+    from score_sde.sharing.downloading import is_adapter
     from score_sde.sharing.model_card import write_card
 
     if is_adapter(folder):

@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 from diffusers.callbacks import PipelineCallback
-from tiny import random_dit, seeded, tiny_pipeline, tiny_vae
+from tiny import latent_pipeline, random_dit, seeded, tiny_pipeline, tiny_vae
 
-from score_sde import ScoreSDEInversePipeline, ScoreSDEPipeline
+from score_sde import ScoreSDEInversePipeline, ScoreSDEPipeline, ScoreSDEScheduler
 from score_sde.pipelines.operators import super_resolution
+
+
+ONE_BLOCK = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+ONE_BLOCK |= {"attention_head_dim": 4}
 
 
 def test_components_are_those_of_the_constructor():
@@ -17,6 +22,33 @@ def test_components_are_those_of_the_constructor():
     other = ScoreSDEInversePipeline(**pipeline.components, id2label=pipeline.config.id2label)
     assert all(component is pipeline.components[name] for name, component in other.components.items())
     assert other.label_ids("shirt") == [0]
+
+
+def test_a_pipeline_of_a_pipeline_shares_its_components_and_knows_what_it_knew():
+    first = latent_pipeline()
+    first.transformer.to(torch.bfloat16)
+    first.register_to_config(id2label={"0": "shirt"}, prompt_settings={"max_tokens": 8})
+    scheduler = ScoreSDEScheduler(predictor="heun")
+    for kind, given in ((ScoreSDEPipeline, {}), (ScoreSDEInversePipeline, {"scheduler": scheduler})):
+        other = kind.from_pipe(first, **given)
+        assert type(other) is kind and other.config.id2label == {"0": "shirt"}
+        assert other.prompt_settings["max_tokens"] == 8
+        expected = first.components | given
+        assert all(each is expected[name] for name, each in other.components.items())
+    assert first.transformer.dtype == torch.bfloat16 and first.vae.dtype == torch.float32  # untouched
+    assert ScoreSDEPipeline.from_pipe(first, dtype=torch.float32).transformer.dtype == torch.float32
+    # a stock one
+    unet = UNet2DModel(8, 1, 1, block_out_channels=(4,), layers_per_block=1, norm_num_groups=4, **ONE_BLOCK)
+    stock = DDPMPipeline(unet, DDIMScheduler())
+    made = ScoreSDEPipeline.from_pipe(stock, scheduler=ScoreSDEScheduler.from_config(stock.scheduler.config))
+    assert made.unet is unet and draw_of(made).shape == (1, 1, 8, 8)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'schedule'"):
+        ScoreSDEPipeline.from_pipe(stock, schedule=scheduler)
+
+
+def draw_of(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(num_inference_steps=2, output_type="pt").images
 
 
 def increase_guidance(pipe, step, timestep, tensors):

@@ -608,10 +608,20 @@ def test_step_returns_what_was_asked_for():
     assert torch.equal(prev_sample, output.prev_sample)
 
 
-def test_step_has_no_eta_that_pipelines_would_set_to_zero():
-    parameters = inspect.signature(ScoreSDEScheduler.step).parameters
-    assert "eta" not in parameters
-    assert {"generator", "return_dict"} <= parameters.keys()
+@pytest.mark.parametrize("eta", [0, 0.0, None])
+def test_the_eta_that_pipelines_pass_by_default_leaves_the_schedulers_own(eta):
+    """Which they find in the signature."""
+    assert {"eta", "generator", "return_dict"} <= inspect.signature(ScoreSDEScheduler.step).parameters.keys()
+
+    def sampled(**step):
+        scheduler, x = ScoreSDEScheduler(predictor="ddim", eta=0.5), noise(2, 3)
+        scheduler.set_timesteps(4)
+        generator = torch.Generator().manual_seed(0)
+        for t in scheduler.timesteps:
+            x = scheduler.step(x / 2, t, x, generator=generator, **step).prev_sample
+        return x
+
+    assert torch.equal(sampled(eta=eta), sampled()) and not torch.equal(sampled(eta=0.9), sampled())
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (4, 4)])

@@ -114,6 +114,32 @@ def test_own_timesteps_and_sigmas_go_through_the_pipeline(components):
     assert scheduler.timesteps.tolist() == [900.0, 600.0, 250.5, 40.0]
 
 
+def test_eta_of_the_pipeline_is_the_trajectorys(components):
+    """And 0, its default, leaves the scheduler's own."""
+    stock = diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False)
+    kind, call = diffusers.StableDiffusionPipeline, {"num_inference_steps": 4, "height": 16, "width": 16}
+
+    def images(scheduler, **arguments):
+        return draw(kind, components, scheduler, **call, **arguments)[0]
+
+    expected = images(stock, eta=0.5)
+    assert (
+        images(ScoreSDEScheduler.from_config(stock.config, predictor="ddim"), eta=0.5) - expected
+    ).abs().max() < 1e-5
+    own = ScoreSDEScheduler.from_config(stock.config, predictor="ddim", eta=0.5)
+    assert (images(own) - expected).abs().max() < 1e-5
+    assert (images(stock) - expected).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="predictor 'euler' takes no eta .got 0.5.; those that do: "):
+        images(ScoreSDEScheduler.from_config(stock.config, predictor="euler"), eta=0.5)
+
+
+def test_an_image_that_no_step_is_left_for_is_refused(components):
+    scheduler = ScoreSDEScheduler.from_config(diffusers.DDIMScheduler(**SCHEDULE).config)
+    for arguments in ({"strength": 0.1, "num_inference_steps": 5}, {"strength": 0.0, "num_inference_steps": 5}):
+        with pytest.raises(ValueError, match="strength times num_inference_steps must be at least 1"):
+            draw(diffusers.StableDiffusionImg2ImgPipeline, components, scheduler, **arguments)
+
+
 def fitted_in_a_call(components, kind=diffusers.StableDiffusionPipeline, settings=None, **arguments):
     """A scheduler whose times were fitted in a call of a pipeline, the errors, and the sizes and times of all network
     evaluations."""

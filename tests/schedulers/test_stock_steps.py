@@ -84,7 +84,9 @@ SAME = [
 @pytest.mark.parametrize(("name", "arguments"), SAME, ids=lambda value: value if isinstance(value, str) else None)
 def test_steps_of_first_order_equal_the_stock_ones(name, arguments):
     stock, ours = both(name, arguments, predictor="ddim")
-    assert_close(run(stock), run(ours))
+    # Euler's own samples are of the size of its levels, up to 4096, in float32
+    large = name == EULER and arguments.get("rescale_betas_zero_snr")
+    assert_close(run(stock), run(ours), 1e-4 if large else 2e-5)
 
 
 def test_a_last_level_without_signal_says_nothing_by_its_noise():

@@ -264,13 +264,39 @@ def test_a_teacher_knows_the_words_of_its_encoder_alone(trained, captioned, enco
     short = ["--max_train_steps", 1, "--batch_size", 4, "--sample_num_images", 4]
     arguments = ["--teacher", trained / "pipeline", *short, "--output_dir", tmp_path / "run"]
     other = save_encoder(tmp_path / "other", "qwen")
-    with pytest.raises(ValueError, match="is another one than that of the teacher, to which its vectors mean nothing"):
+    with pytest.raises(ValueError, match="is another one than that of '.*', to which its vectors mean nothing"):
         run(distill.main, *arguments, *options(captioned, other))
     wordless = DiTModel(8, 4, 1, hidden_size=32, num_layers=1, num_attention_heads=2, num_classes=None)
     save_bundle(ScoreSDEPipeline(ScoreSDEScheduler(), transformer=wordless), tmp_path / "wordless")
     arguments = ["--teacher", tmp_path / "wordless", *arguments[2:], "--class_conditional", "false"]
     with pytest.raises(ValueError, match="the teacher follows no words: leave caption_column and text_encoder out"):
         run(distill.main, *arguments, *options(captioned, encoder))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--caption_layers", -2],
+            r"was told captions with caption_layers \[-1\], not \[-2\]: pass --caption_layers -1",
+        ),
+        (["--pooled_captions", "true"], "was not told pooled captions: leave pooled_captions out"),
+        (
+            ["--max_caption_tokens", 5],
+            "was told captions with max_caption_tokens 8, not 5: pass --max_caption_tokens 8",
+        ),
+        (["--text_encoder", "other"], "is another one than that of '.*', to which its vectors mean nothing"),
+    ],
+)
+def test_an_adapter_is_told_captions_as_its_model_is(trained, captioned, encoder, tmp_path, arguments, message):
+    """Which encodes them, wherever the adapter is put on it."""
+    if arguments[1] == "other":
+        arguments = ["--text_encoder", save_encoder(tmp_path / "other", "qwen")]
+    short = ["--max_train_steps", 1, "--batch_size", 4, "--sample_num_images", 4, "--lora_rank", 2]
+    begun = ["--init_from", trained / "pipeline", *short, "--output_dir", tmp_path / "run"]
+    forget_runs()
+    with pytest.raises(ValueError, match=message):
+        run(train.main, *begun, *options(captioned, encoder), *arguments)
 
 
 def test_a_model_is_evaluated_by_the_captions_of_test_images(trained, captioned, tmp_path):

@@ -11,7 +11,8 @@ from test_init_from import DIT, STAND_STILL, STOCK_UNET, UNET, photographs, rand
 
 from runs import equal, forget_runs, run
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel, cli, load_bundle, save_bundle
-from score_sde.training import train
+from score_sde.losses.denoising import Objective
+from score_sde.training import distill, train
 
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -157,13 +158,34 @@ def test_an_adapter_brings_classes(role, tmp_path, capsys):
     assert "| new classes | emu, owl |" in card
 
 
-def test_an_adapter_of_what_is_no_square(tmp_path):
-    np.savez(tmp_path / "train.npz", array=np.random.default_rng(0).normal(size=(4, 1, 4, 8)))
-    network = randomized(DiTModel(**(DIT | {"sample_size": (4, 8), "num_classes": None})))
-    source = save_bundle(ScoreSDEPipeline(ScoreSDEScheduler(), transformer=network), tmp_path / "source")
-    data = ["--data_kind", "array", "--dataset", tmp_path / "{split}.npz", "--num_workers", 0]
-    adapter = adapt(source, tmp_path / "run", *data)
-    assert load_bundle(adapter)(num_inference_steps=2, output_type="pt").images.shape == (1, 1, 4, 8)
+def test_an_adapter_of_a_model_of_rectangles(tmp_path):
+    source = make_source(tmp_path / "source", sample_size=(4, 8))
+    data = photographs(tmp_path / "data", "dog")
+    adapter = adapt(source, tmp_path / "run", "--dataset", data, "--aspect_ratio_buckets", "4,8")
+    assert load_bundle(adapter).sample_shape(1) == (1, 1, 4, 8)
+
+
+def test_an_adapter_learns_in_the_units_of_its_model(tmp_path):
+    """Which stay those of the pipeline that it is put on, whatever the data are."""
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).normal(50, 10, (8, 1, 8)).astype("float32"))
+    network = randomized(DiTModel((8,), 2, 1, hidden_size=16, num_layers=1, num_attention_heads=2))
+    units = {"data_mean": [1.0], "data_std": [2.0]}
+    source = save_bundle(ScoreSDEPipeline(ScoreSDEScheduler(), transformer=network, **units), tmp_path / "source")
+    seen = []
+
+    def recording(self, network, x0, *arguments, **options):
+        seen.append(x0)
+        return score(self, network, x0, *arguments, **options)
+
+    score = Objective.__call__
+    arguments = ["--data_kind", "array", "--dataset", tmp_path / "data.npy", "--checkpointing_steps", 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Objective, "__call__", recording)
+        adapter = adapt(source, tmp_path / "run", *arguments)
+        more = ["--max_train_steps", 2, "--resume_from_checkpoint", "latest"]
+        adapt(source, tmp_path / "run", *arguments, *more)
+    assert len(seen) == 2 and all(20 < x0.mean() < 29 for x0 in seen)  # (50 - 1) / 2
+    assert load_bundle(adapter).units == units
 
 
 @pytest.mark.parametrize(
@@ -183,6 +205,52 @@ def test_what_an_adapter_cannot_be_is_refused(tmp_path, capsys, arguments, messa
     start = ["--init_from", source, "--output_dir", tmp_path / "run", "--dataset", data, *STAND_STILL, *LORA]
     assert message in refused(capsys, *start, *arguments)
     assert "lora_rank need init_from" in refused(capsys, "--lora_rank", 2, "--output_dir", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("told", "arguments", "message"),
+    [
+        ((0, None), ["--condition_from", "blur:2"], "sees no image beside the sample: leave condition_column and"),
+        ((1, "blur:1"), [], "sees an image of 1 channels beside the sample, and the data have none: pass"),
+        ((1, "blur:1"), ["--condition_from", "blur:2"], "sees images of blur:1 beside the sample, not of blur:2: pass"),
+        ((1, None), ["--condition_from", "blur:2"], "sees images of a column beside the sample, not of blur:2: pass"),
+    ],
+)
+@pytest.mark.parametrize("command", [train, distill])
+def test_who_stays_as_it_is_sees_what_it_saw(tmp_path, capsys, command, told, arguments, message):
+    """A model under adapters, and a teacher."""
+    (channels, condition_from), data = told, photographs(tmp_path / "data", "dog", "cat")
+    network = randomized(
+        DiTModel(**(DIT | {"num_classes": 2, "in_channels": 1 + channels}), condition_channels=channels or None)
+    )
+    network = ScoreSDEPipeline(
+        ScoreSDEScheduler(), transformer=network, id2label={0: "cat", 1: "dog"}, condition_from=condition_from
+    )
+    source = save_bundle(network, tmp_path / "source")
+    start = ["--teacher", source] if command is distill else ["--init_from", source, *LORA]
+    forget_runs()
+    with pytest.raises(ValueError, match=message):
+        run(command.main, *start, "--dataset", data, "--output_dir", tmp_path / "run", *STAND_STILL, *arguments)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_an_adapter_is_told_from_a_pipeline(tmp_path, capsys):
+    """Where one is wanted: by what to do, and before any work."""
+    source, data = make_source(tmp_path / "source"), photographs(tmp_path / "data", "dog", "cat")
+    adapter = adapt(source, tmp_path / "run", "--dataset", data)
+    message = "is a LoRA adapter and no pipeline: `score-sde merge` makes one of it and its model"
+    commands = (["info"], ["verify"], ["calibrate"], ["convert", "to-diffusers"])
+    for command in commands:
+        forget_runs()
+        with pytest.raises(SystemExit) as end:
+            cli.main([*command, str(adapter), *([str(tmp_path / "out")] if command[0] == "convert" else [])])
+        assert end.value.code == 2 and message in capsys.readouterr().err, command
+    begun = ["--output_dir", tmp_path / "other", "--dataset", data, *STAND_STILL]
+    assert message in refused(capsys, "--init_from", adapter, *begun)
+    forget_runs()
+    with pytest.raises(SystemExit):
+        run(distill.main, "--teacher", adapter, *begun)
+    assert message in capsys.readouterr().err
 
 
 def test_a_network_of_diffusers_without_adapters_is_refused(tmp_path, capsys):

@@ -273,6 +273,8 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--peak_tflops", "0"], "peak_tflops 0.0 must be positive"),
         (["--evaluation_steps", "-1"], "evaluation_steps -1 must be at least 0"),
         (["--evaluation_images", "1"], "evaluation_images 1 must be at least 2"),
+        (["--evaluation_images", "8"], "evaluation_images: nothing is measured without evaluation_steps, how often"),
+        (["--evaluation_features", "nowhere"], "evaluation_features: nothing is measured without evaluation_steps"),
         (["--lr_scheduler", "exotic"], "lr_scheduler 'exotic' is unknown; choose one of linear"),
         (["--mixed_precision", "fp8"], "mixed_precision 'fp8' is unknown; choose one of no, fp16, bf16, auto"),
         (["--network", "cnn"], "network 'cnn' is unknown; choose one of dit, unet"),

@@ -209,7 +209,10 @@ def check_taught(teaching, id2label, shape):
     size = (size,) * len(shape[1:]) if isinstance(size, int) else tuple(size or shape[1:])
     theirs = (sample_channels(config), *size)
     if theirs != tuple(shape):
-        raise ValueError(f"the teacher's samples are of shape {theirs}, those of the data of {tuple(shape)}")
+        raise ValueError(
+            f"the teacher's samples are of shape {theirs}, those of the data of {tuple(shape)}: leave resolution and "
+            f"image_channels out, or encode latents of its size"
+        )
     count = number_of_classes(config)
     if id2label is None:
         if count is not None and config.get("class_dropout_prob", 0) == 0:

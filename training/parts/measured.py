@@ -19,7 +19,10 @@ class MeasuredConfig(LoaderConfig):
     def problems(self):
         yield from LoaderConfig.problems(self)
         if not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
-            yield f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json)"
+            yield (
+                f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json); an adapter "
+                f"becomes one by `score-sde merge`"
+            )
         try:
             outside_classes(self.network)
         except ValueError as error:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from score_sde.pipelines.units import to_unit_scale
+from score_sde.pipelines.units import UNITS, to_unit_scale
 from score_sde.pipelines.wording import unknown
 
 from .clean_data import open_latents
@@ -11,6 +11,7 @@ from .config import LoaderConfig, option
 from .latents import fingerprint, latent_shape, load_vae
 from .signal_rows import ARRAY_FILES, SOUNDS, VIDEOS, ArrayRows, SoundRows, VideoRows
 from .sources import on_hub
+from .starting import units_of_adapted
 
 
 # what is done with rows that are too short
@@ -201,10 +202,11 @@ class SignalData(CleanSamples):
             if config.vae:
                 self.vae = load_vae(config.vae).to(accelerator.device)
                 self.shape = latent_shape(self.vae, self.shape)
+            elif known := units_of_adapted(config):
+                self.statistics = known
             elif config.normalize_data and config.data_kind != "video":
-                mean, std = self.dataset.statistics()
-                self.statistics = {"data_mean": mean, "data_std": std}
-                self.units |= self.statistics
+                self.statistics = dict(zip(UNITS, self.dataset.statistics(), strict=True))
+            self.units |= {name: value for name, value in self.statistics.items() if value is not None}
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
         accelerator.print(self.dataset.describe())
 

@@ -17,6 +17,7 @@ from diffusers import UNet2DModel
 from diffusers.loaders import PeftAdapterMixin
 
 from score_sde import ScoreSDEScheduler
+from score_sde.pipelines import prompts
 from score_sde.pipelines.conditions import number_of_classes, sample_channels
 from score_sde.pipelines.kinds import axes_of
 from score_sde.pipelines.latents import data_channels, spatial_factor
@@ -394,8 +395,10 @@ def transfer(source, network, kept):
     )
     for what in before:
         if now[what] < before[what]:
+            remedy = "" if what == "channels" else "; pass condition_column or condition_from"
             raise ValueError(
                 f"the network takes {before[what]} {what}, the data have {now[what]}: they may have more, not fewer"
+                f"{remedy}"
             )
     added = new.keys() - old.keys() - {new_name}
     if tokens and (told := [name for name in added if matches(name, ("context_embed.*",))]):
@@ -535,6 +538,73 @@ class AdaptedClasses:
             raise ValueError("lora_rank: the network always needs a class, and the data have none")
 
 
+# argument of a network for a condition: (what one without it does not do, the remedy)
+TOLD = {
+    "cross_attention_dim": ("follows no words", "leave caption_column and text_encoder out"),
+    "pooled_projection_dim": ("was not told pooled captions", "leave pooled_captions out"),
+    "condition_channels": (
+        "sees no image beside the sample",
+        "leave condition_column and condition_from out (--condition_column none, where latents hold one)",
+    ),
+}
+# option: setting of `prompts.PROMPT_SETTINGS`
+CAPTION_SETTINGS = {"max_caption_tokens": "max_tokens", "caption_layers": "layers", "pooled_captions": "pooled"}
+
+
+def check_told(who, start, captions, condition, with_its_settings=False):
+    """Raise ValueError for conditions of the data that mean nothing, or something else, to a network that stays as it
+    is.
+
+    Args:
+        who: begins the sentence, such as "the teacher".
+        start: its `StartingPoint`.
+        captions: the `CaptionEncoder` of the data, None without.
+        condition: the `ImageCondition` of the data, None without.
+        with_its_settings: whether prompts are encoded as its own pipeline does it, later.
+    """
+    config, opened = start.network.config, start.opened
+    told = (captions.arguments() if captions else {}) | (condition.arguments() if condition else {})
+    for name, (what, remedy) in TOLD.items():
+        if told.get(name) and not config.get(name):
+            raise ValueError(f"{who} {what}: {remedy}")
+    own, given = (each.get("condition_channels") or 0 for each in (config, told))
+    if own != given:
+        raise ValueError(
+            f"{who} sees an image of {own} channels beside the sample, and the data have {given or 'none'}: pass the "
+            f"condition_column or condition_from that it was trained with"
+        )
+    if opened is None:
+        return
+    before = opened.config.get("condition_from")
+    if condition and before != condition.measured:
+        raise ValueError(
+            f"{who} sees images of {before or 'a column'} beside the sample, not of "
+            f"{condition.measured or 'a column'}: pass --{f'condition_from {before}' if before else 'condition_column'}"
+        )
+    if not captions:
+        return
+    if encoder_of(opened) not in (None, captions.fingerprint):
+        raise ValueError(
+            f"text_encoder {captions.source!r} is another one than that of {start.source!r}, to which its vectors mean "
+            f"nothing: pass that"
+        )
+    theirs = opened.prompt_settings
+    for name, setting in CAPTION_SETTINGS.items():
+        before, given = theirs[setting], captions.settings[setting]
+        if (setting != "max_tokens" or with_its_settings) and before != given:
+            raise ValueError(
+                f"{who} was told captions with {name} {before}, not {given}: pass --{name} "
+                f"{' '.join(map(str, before)) if setting == 'layers' else str(before).lower()}"
+            )
+
+
+def encoder_of(pipeline):
+    """The fingerprint of the text encoder that a pipeline has, or names; None where it says nothing of one."""
+    if pipeline.text_encoder is not None:
+        return prompts.fingerprint(pipeline.text_encoder, pipeline.tokenizer)
+    return pipeline.prompt_settings["fingerprint"]
+
+
 def begin_adapted(config, network, adapted):
     """Give a network all the weights that a config starts from; return what is known of them, as `begin` does.
 
@@ -546,15 +616,29 @@ def begin_adapted(config, network, adapted):
     # sizes of a file are lists
     own, now = (json.loads(each.to_json_string()) for each in (config.start.network, network))
     for name in ("sample_size", "in_channels"):
-        if own.get(name) != now.get(name):
+        # a saved config has lists for tuples
+        theirs, given = (list(each) if isinstance(each, tuple) else each for each in (own.get(name), now.get(name)))
+        if theirs != given:
             raise ValueError(
-                f"lora_rank leaves the network as it is, of {name} {own.get(name)}, which the data are not: "
-                f"{now.get(name)}"
+                f"lora_rank leaves the network as it is, of {name} {theirs}, which the data are not: {given}"
             )
     if added := network.state_dict().keys() - config.start.network.state_dict().keys():
-        raise ValueError(f"lora_rank leaves the network as it is, and it has no {few(sorted(added))}: train without")
+        raise ValueError(
+            f"lora_rank leaves the network as it is, and it has no {few(sorted(added))}: train without --lora_rank"
+        )
     classes = adapted.id2label if adapted.new else None
-    return begin(config, network, classes, keep_all=True) | {"id2label": config.start.id2label}
+    known = {"id2label": config.start.id2label, "units": units_of_adapted(config)}
+    return begin(config, network, classes, keep_all=True) | known
+
+
+def units_of_adapted(config):
+    """{"data_mean", "data_std"} of the model that adapters are trained beside, which are those of its pipeline whatever
+    the data; None for other training, and where they aren't known."""
+    if not getattr(config, "lora_rank", 0):
+        return None
+    if config.start is None:
+        return config.origin.get("units")
+    return None if config.start.opened is None else config.start.opened.units
 
 
 def add_adapters(network, config, new_classes=()):

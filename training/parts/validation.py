@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from itertools import islice
+from typing import ClassVar
 
 import torch
 
@@ -34,11 +35,17 @@ class HeldOutConfig:
         "test", "Split that the held-out samples are from, the first ones.", "samples and logs"
     )
 
+    # what the command line or the YAML file said (`options.parse`)
+    given: ClassVar[frozenset[str]] = frozenset()
+
     def held_out_problems(self):
         if self.evaluation_steps < 0:
             yield f"evaluation_steps {self.evaluation_steps} must be at least 0"
         if self.evaluation_images < 2:
             yield f"evaluation_images {self.evaluation_images} must be at least 2"
+        unused = sorted({"evaluation_images", "evaluation_features"} & self.given)
+        if unused and not {"evaluation_steps"} & self.given:
+            yield f"{', '.join(unused)}: nothing is measured without evaluation_steps, how often that is done"
 
 
 @dataclass

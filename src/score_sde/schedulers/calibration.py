@@ -256,10 +256,10 @@ class Recording(_Scheduler):
         prev_timestep=None,
         use_clipped_model_output=None,
         per_token_timesteps=None,
-        **kwargs,
+        eta=None,
     ):
-        if kwargs.get("eta"):
-            raise ValueError(f"times are fitted to trajectories without noise: leave out eta {kwargs['eta']}")
+        if eta:
+            raise ValueError(f"times are fitted to trajectories without noise: leave out eta {eta}")
         if per_token_timesteps is not None:
             raise ValueError("times are fitted to whole samples: leave out what gives tokens times of their own")
         entry, x = self._step_index, sample.to(torch.promote_types(sample.dtype, torch.float32))

@@ -405,6 +405,8 @@ class ScoreSDEScheduler(SavedConfig):
     def _time_inside(self, timesteps):
         """Path time in [0, 1] of timesteps as `add_noise` takes them."""
         t = self.path_time(timesteps)
+        if t.numel() == 0:
+            raise ValueError("no timestep is left to begin at: strength times num_inference_steps must be at least 1")
         # up to the rounding of float32
         inside = (t >= -1e-6) & (t <= 1 + 1e-6)
         if t.device.type == "cpu" and not inside.all():
@@ -792,7 +794,7 @@ class ScoreSDEScheduler(SavedConfig):
         prev_timestep=None,
         use_clipped_model_output: bool | None = None,
         per_token_timesteps=None,
-        **kwargs,
+        eta: float | None = None,
     ):
         """Run the next entry of the plan.
 
@@ -809,14 +811,13 @@ class ScoreSDEScheduler(SavedConfig):
             per_token_timesteps: (B, L) or (B, 1), what the network received as times of the tokens of a sample
                 (B, L, C), whose model_output is then -flow_prediction, as in the pipelines that do so (LTX). Tokens
                 with less noise than the plan's next step to its first lower one.
-            kwargs: eta, which `DDIMPipeline` passes to every scheduler: above 0, the trajectory's. (Were it a
-                parameter, other pipelines would pass 0 and overrule the scheduler's own.)
+            eta: passed by stock pipelines: above 0, the trajectory's amount of noise. 0, which is their default, and
+                None leave the scheduler's own.
 
         Raises ValueError before `set_timesteps`, past the end of the plan, and for shapes that don't fit.
         """
         trajectory, at = self._planned(), self._enter(timestep)
-        if kwargs:
-            self._take_eta(at, **kwargs)
+        self._take_eta(at, eta)
         if use_clipped_model_output is False and (self.config.clip_sample or self.config.thresholding):
             raise ValueError("use_clipped_model_output=False has no counterpart here: leave it out, or pass True")
         if at >= self.nfe:

@@ -9,20 +9,10 @@ from ..pipelines.bundling import plain_component
 from ..pipelines.pictures import copy_samples
 from ..pipelines.wording import one_line, shortened
 from ..pipelines.writing import whole_folder, write_json
+from .downloading import ADAPTER, download, is_adapter
 from .facts import SAMPLES, check_metrics, check_repo_id, read_facts, read_json, without_local_paths
 from .markdown import render
 from .model_card import TASKS, eval_results, save_card, told_of_run
-
-
-# as diffusers calls it
-ADAPTER = "pytorch_lora_weights.safetensors"
-
-
-def is_adapter(folder):
-    """Whether a folder holds an adapter and no pipeline."""
-    return os.path.lexists(os.path.join(folder, ADAPTER)) and not os.path.lexists(
-        os.path.join(folder, "model_index.json")
-    )
 
 
 def save_adapter(pipeline, folder, facts, metrics=(), sample_grid=None):
@@ -107,7 +97,6 @@ def merge(folder_or_repo, output, classes=()):
     """
     from .bundles import load_bundle, save_bundle
     from .convert.checkpoints import check_output
-    from .downloading import download
 
     output = check_output(output)
     folder = download(folder_or_repo, [ADAPTER, "training.json", "samples.png"])

@@ -11,8 +11,8 @@ from ..pipelines.bundling import BundleMixin, add_code, plain_component
 from ..pipelines.pictures import copy_samples
 from ..pipelines.wording import check_choice
 from ..pipelines.writing import whole_folder, write_json
-from .adapters import is_adapter, open_adapter
-from .downloading import DOWNLOAD_ARGUMENTS, NoPipelineFolder
+from .adapters import open_adapter
+from .downloading import DOWNLOAD_ARGUMENTS, NoPipelineFolder, is_adapter
 from .facts import check_metrics, read_json
 from .model_card import write_card
 from .opening import open_bundle

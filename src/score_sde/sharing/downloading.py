@@ -20,6 +20,8 @@ from ..pipelines.wording import quoted
 
 # configs, and the words and pieces of words of tokenizers
 DATA = ("*.json", "*.txt", "*.model")
+# weights of a LoRA adapter, as diffusers calls them
+ADAPTER = "pytorch_lora_weights.safetensors"
 DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
@@ -37,11 +39,22 @@ def check_token(token=None):
         )
 
 
+def is_adapter(folder):
+    """Whether a folder holds a LoRA adapter and no pipeline."""
+    return os.path.lexists(os.path.join(folder, ADAPTER)) and not os.path.lexists(
+        os.path.join(folder, "model_index.json")
+    )
+
+
 class NoPipelineFolder(ValueError):
     """A folder without a model_index.json; `folder` is its path."""
 
     def __init__(self, folder):
-        super().__init__(f"{folder!r} holds no model_index.json: it is not a diffusers pipeline folder")
+        super().__init__(
+            f"{folder!r} is a LoRA adapter and no pipeline: `score-sde merge` makes one of it and its model"
+            if is_adapter(folder)
+            else f"{folder!r} holds no model_index.json: it is not a diffusers pipeline folder"
+        )
         self.folder = folder
 
 

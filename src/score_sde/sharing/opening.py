@@ -37,6 +37,9 @@ STOCK_PIPELINES = (
     "ConsistencyModelPipeline",
 )
 
+# those of this package
+OWN_PIPELINES = {name: each for name, each in vars(pipelines).items() if isinstance(each, type)}
+
 # of `DiffusionPipeline.from_pretrained`, beside those of the download and the components
 LOADING_ARGUMENTS = {"dtype", "torch_dtype", "variant", "device_map", "max_memory", "offload_folder"}
 LOADING_ARGUMENTS |= {"offload_state_dict", "low_cpu_mem_usage", "disable_mmap", "quantization_config"}
@@ -113,15 +116,16 @@ def installed_pipeline_class(folder):
     Raises ValueError for another."""
     index = read_index(folder)
     name, stock = saved_class_name(index), getattr(diffusers, str(index["_class_name"]), None)
-    if name in pipelines.__all__:
-        return getattr(pipelines, name)
+    if name in OWN_PIPELINES:
+        return OWN_PIPELINES[name]
     is_pipeline = isinstance(stock, type) and diffusers.DiffusionPipeline in stock.__mro__[1:]
     # some open other repos, which a card names
     if is_pipeline and not stock._load_connected_pipes and is_stock_bundle(index):
         return stock
     raise ValueError(
-        f"{str(folder)!r} holds a {shortened(name)}; this package has the pipelines {', '.join(pipelines.__all__)} "
+        f"{str(folder)!r} holds a {shortened(name)}; this package has the pipelines {', '.join(OWN_PIPELINES)} "
         f"and opens those of diffusers whose scheduler is a {' or a '.join(OWN_SCHEDULERS)}"
+        + ("; `score-sde convert from-diffusers` makes one of it" if name in STOCK_PIPELINES else "")
     )
 
 

@@ -11,10 +11,9 @@ from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from ..pipelines.bundle_files import own_file, read_index
 from ..pipelines.carried_code import sibling_imports
 from ..pipelines.wording import quoted
-from .adapters import ADAPTER
 from .bundle_checks import PACKAGE, ROLES, TEXT_ROLES
 from .bundle_code import is_of_libraries, is_stock_bundle
-from .downloading import DATA
+from .downloading import ADAPTER, DATA
 from .facts import read_json, without_local_paths
 from .weight_checks import weight_files
 

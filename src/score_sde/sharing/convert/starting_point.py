@@ -7,18 +7,16 @@ from typing import Any
 
 from diffusers import DiTTransformer2DModel, UNet2DModel
 
-from ... import pipelines
 from ...models import DiTModel, ScoreUNetModel
 from ...pipelines import ScoreSDEPipeline
 from ...pipelines.bundle_files import read_config, read_index, saved_class_name
 from ...pipelines.wording import shortened
 from ...schedulers.scheduling_discrete_score import DiscreteScoreScheduler
 from ...schedulers.scheduling_score_sde import ScoreSDEScheduler
-from ..adapters import is_adapter
 from ..bundle_checks import check_component
-from ..downloading import download
+from ..downloading import NoPipelineFolder, download, is_adapter
 from ..facts import read_facts
-from ..opening import open_bundle, while_unchanged
+from ..opening import OWN_PIPELINES, open_bundle, while_unchanged
 from .from_diffusers import dit_from_diffusers, pipeline_from_diffusers, published_license
 from .original_dit import ORIGINAL_DITS
 
@@ -89,7 +87,7 @@ def starting_point(folder_or_repo, revision=None, classes=()):
     }
     if not os.path.lexists(os.path.join(folder, "model_index.json")):
         return StartingPoint(**found, network=open_network(folder, name))
-    if saved_class_name(read_index(folder)) in pipelines.__all__:
+    if saved_class_name(read_index(folder)) in OWN_PIPELINES:
         pipeline = open_bundle(folder, classes=classes)
     else:
         pipeline = pipeline_from_diffusers(folder, frequency_shift=0.0 if name in ORIGINAL_DITS else None)
@@ -109,9 +107,7 @@ def starting_point(folder_or_repo, revision=None, classes=()):
 def open_network(folder, name):
     """A network in a folder of its own; `name` is what a message calls it."""
     if is_adapter(folder):
-        raise ValueError(
-            f"{name!r} is a LoRA adapter: `score-sde merge` makes a pipeline of it and its model, to start from"
-        )
+        raise NoPipelineFolder(name)
     if not os.path.lexists(os.path.join(folder, "config.json")):
         raise ValueError(
             f"{name!r} holds neither a model_index.json nor a config.json: it must be a pipeline, or a network, in "

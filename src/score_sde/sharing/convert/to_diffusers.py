@@ -8,9 +8,11 @@ import torch
 from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from ...models.transformer_score_dit import DiTModel
+from ...pipelines import ScoreSDEPipeline
 from ...pipelines.bundling import plain_component
 from ...pipelines.latents import normalises_itself, shift_and_scale
 from ...pipelines.writing import whole_folder, write_json
+from ...schedulers.scheduling_score_sde import ScoreSDEScheduler
 from ..bundles import load_bundle
 from ..downloading import fetch
 from ..facts import read_json
@@ -84,6 +86,11 @@ def pipeline_to_diffusers(pipeline):
 
     Raises ValueError, with every reason, for a pipeline that it cannot be.
     """
+    if not isinstance(pipeline, ScoreSDEPipeline) or not isinstance(pipeline.scheduler, ScoreSDEScheduler):
+        raise ValueError(
+            f"a {type(pipeline).__name__} with a {type(pipeline.scheduler).__name__} cannot be a stock DiTPipeline: "
+            f"a ScoreSDEPipeline with a ScoreSDEScheduler can"
+        )
     config, stock, reasons = pipeline.scheduler.config, None, []
     network, vae = plain_component(pipeline.denoiser), plain_component(pipeline.vae)
     if isinstance(network, DiTModel):
