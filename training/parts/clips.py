@@ -64,15 +64,16 @@ def read_frames(data, shrink, most):
 
 def held(shown, shrink, most):
     """([shrink(image), ...], times) of (PIL image, begin, end) in turn."""
-    frames, begins, end = [], [], 0.0
-    for image, begin, last in shown:
+    frames, begins, last = [], [], 0.0
+    for image, begin, end in shown:
         if len(frames) == most:
             raise ValueError(
                 f"it has more than the {most:,} frames that are held of this size: cut it into shorter ones"
             )
         frames.append(shrink(image))
         begins.append(begin)
-    return frames, np.array([*begins, end or 0.0], dtype=np.float64)
+        last = end
+    return frames, np.array([*begins, last], dtype=np.float64)
 
 
 def frames_of_picture(image):

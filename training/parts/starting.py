@@ -83,6 +83,8 @@ class StartConfig:
 
     # what the command line or the YAML file said (`options.parse`)
     given: ClassVar[frozenset[str]] = frozenset()
+    # the options that come with the weights
+    adopted: ClassVar[tuple[str, ...]] = ADOPTED
     # the option that names the weights
     start_option: ClassVar[str] = "init_from"
     # what to start from, None for a run that is resumed; and what is known of it, JSON-able
@@ -99,7 +101,8 @@ class StartConfig:
             checkpoint, state = resumable_state(self)
             if state is not None:
                 self.origin = state["origin"]
-                yield from self.adopt({name: state["config"][name] for name in ADOPTED}, f"checkpoint {checkpoint!r}")
+                options = {name: state["config"][name] for name in self.adopted}
+                yield from self.adopt(options, f"checkpoint {checkpoint!r}")
                 taken = {name: state["config"].get(name) for name in ("resolution", "image_channels")}
                 if self.origin["has_vae"]:
                     # the run's folder may have moved
@@ -108,6 +111,7 @@ class StartConfig:
                 self.start = starting_point(self.init_from, self.init_revision, self.outside())
                 if hasattr(self.start.scheduler, "clean_log_probs"):
                     raise ValueError("it is a pipeline of tokens, not of images: --data_kind text")
+                self.check_start()
                 # of videos, which a network of images can become one of
                 options = options_of(self.start, self.given, getattr(self, "frames", None))
                 yield from self.adopt(options, repr(self.init_from))
@@ -119,6 +123,21 @@ class StartConfig:
                     setattr(self, name, value)
         except ValueError as error:
             yield f"{self.start_option} {self.init_from!r}: {one_line(error)}"
+
+    def check_start(self):
+        """Raise ValueError for weights of another kind of data than this one."""
+        if is_of_points(self.start.network):
+            raise ValueError("it is a pipeline of points: --data_kind points, with the --columns that they are of")
+
+    def kept_units(self):
+        """{"data_mean", "data_std", "sampling_rate", ...} of the pipeline that adapters are trained for, which keeps
+        them; None where those of the data are taken."""
+        if not self.lora_rank:
+            return None
+        if self.start is None:
+            return self.origin.get("units")
+        opened = self.start.opened
+        return None if opened is None else {**opened.units, **opened.rates}
 
     def adapter_problems(self):
         if not self.lora_rank >= 0:
@@ -198,6 +217,12 @@ class StartConfig:
             accelerator.wait_for_everyone()
 
 
+def is_of_points(network):
+    """Whether the samples of a network are points, of one token."""
+    size = network.config.get("sample_size")
+    return isinstance(size, (list, tuple)) and tuple(size) == (1,)
+
+
 def resumable_state(config):
     """(folder, state.json) of the checkpoint that a run is to go on from, which is checked later; (None, None) where it
     begins. Raises ValueError for a checkpoint of a run that started from nothing."""
@@ -207,7 +232,7 @@ def resumable_state(config):
         try:
             with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
                 state = json.load(file)
-            if state["origin"] is None or not all(name in state["config"] for name in ADOPTED):
+            if state["origin"] is None or not all(name in state["config"] for name in config.adopted):
                 raise ValueError(f"checkpoint {folder!r} is of a run that began without init_from: leave it out")
             return os.path.abspath(folder), state
         except (OSError, LookupError, TypeError, json.JSONDecodeError):
@@ -509,15 +534,19 @@ def begin_adapted(config, network, adapted):
     """
     own, now = config.start.network.config, network.config
     for name in ("sample_size", "in_channels"):
-        if own.get(name) != now.get(name):
+        # files have lists where networks have tuples
+        theirs, ours = (list(each) if isinstance(each, tuple) else each for each in (own.get(name), now.get(name)))
+        if theirs != ours:
             raise ValueError(
-                f"lora_rank leaves the network as it is, of {name} {own.get(name)}, which the data are not: "
-                f"{now.get(name)}"
+                f"lora_rank leaves the network as it is, of {name} {theirs}, which the data are not: {ours}"
             )
     if added := network.state_dict().keys() - config.start.network.state_dict().keys():
         raise ValueError(f"lora_rank leaves the network as it is, and it has no {few(sorted(added))}: train without")
     classes = adapted.id2label if adapted.new else None
-    return begin(config, network, classes, keep_all=True) | {"id2label": config.start.id2label}
+    return begin(config, network, classes, keep_all=True) | {
+        "id2label": config.start.id2label,
+        "units": config.kept_units(),
+    }
 
 
 def add_adapters(network, config, new_classes=()):
