@@ -282,8 +282,8 @@ def sample(
     if of_points and asked:
         captions = [(pipeline.config.id2label or {}).get(str(label), str(label)) for label in asked]
         captions = [captions[i % len(asked)] for i in range(count)]
-    write_samples(pipeline.kind, images, output, None if prompts else len(asked) or None, captions)
-    print(f"{count} {pipeline.kind.name}s: {output}")
+    written = write_samples(pipeline.kind, images, output, None if prompts else len(asked) or None, captions)
+    print(f"{count} {pipeline.kind.name}s: {written}")
 
 
 @app.command()

@@ -40,7 +40,7 @@ def check_samples_file(option, path, kind=None):
 
 def write_samples(kind, samples, path, columns, captions):
     """Write samples of a kind of data: a grid (.png), an array (.npy), a grid that moves (.gif), sounds (.wav; of
-    several path_00.wav, path_01.wav, ...), or points (.csv)."""
+    several path_00.wav, path_01.wav, ...), or points (.csv). Returns what a message calls the files."""
     import numpy as np
 
     from score_sde.pipelines.sounds import save_wav
@@ -51,14 +51,17 @@ def write_samples(kind, samples, path, columns, captions):
         with whole_file(path) as temporary, open(temporary, "wb") as file:
             np.save(file, np.stack(samples))
     elif suffix.lower() == ".wav":
-        for number, sound in enumerate(samples):
-            save_wav(sound, path if len(samples) == 1 else f"{stem}_{number:02}{suffix}", kind.sampling_rate)
+        paths = [path] if len(samples) == 1 else [f"{stem}_{number:02}{suffix}" for number in range(len(samples))]
+        for sound, each in zip(samples, paths, strict=True):
+            save_wav(sound, each, kind.sampling_rate)
+        return " to ".join(dict.fromkeys([paths[0], paths[-1]]))
     elif suffix.lower() == ".gif":
         kind.save_moving(samples, path, columns, captions)
     elif suffix.lower() == ".csv":
         write_points(path, samples, kind.coordinates.names, captions)
     else:
         kind.save_grid(samples, path, columns=columns, captions=captions)
+    return path
 
 
 def write_points(path, points, columns, classes=None):

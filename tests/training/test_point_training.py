@@ -15,8 +15,8 @@ from bundles import LOAD_BY_REMOTE_CODE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from runs import equal, run
-from score_sde import ScoreSDEPipeline, cli, load_bundle
+from runs import equal, forget_runs, run
+from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, cli, load_bundle
 from score_sde.training import evaluate, train
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.point_data import PointData
@@ -181,6 +181,95 @@ def test_a_fresh_flat_network_has_the_likelihood_of_a_normal_distribution(rows, 
         mean, std = train_[name].mean(), train_[name].std(ddof=0)
         nats += (((test[name] - mean) / std) ** 2 / 2 + np.log(std * math.sqrt(2 * math.pi))).mean()
     assert metric["value"] == pytest.approx(nats, abs=5e-3) and metric["n"] == 20
+
+
+@pytest.fixture(scope="module")
+def begun(rows, tmp_path_factory):
+    """Pipelines of a torus with classes, and of several domains, to begin with."""
+    folder = tmp_path_factory.mktemp("begun")
+    for name, domain, more in (("torus", "torus", ["--label_column", "kind"]), ("mixed", [*OPTIONS][-1], [])):
+        forget_runs()
+        run(train.main, *arguments_of(rows, domain, *more, "--max_train_steps", 1, "--output_dir", folder / name))
+        pipeline = load_bundle(folder / name / "pipeline")
+        for parameter in pipeline.transformer.parameters():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+        pipeline.save_pretrained(folder / name / "pipeline")
+    return folder
+
+
+def beginning(rows, begun, name, output, *more):
+    """The options of a run that begins with one of these; network and domain come with it."""
+    columns = OPTIONS["torus" if name == "torus" else [*OPTIONS][-1]]
+    given = ["--data_kind", "points", "--init_from", begun / name / "pipeline", "--dataset", rows / "{split}.parquet"]
+    steps = TINY_RUN[: TINY_RUN.index("--network_kwargs")] + TINY_RUN[TINY_RUN.index("--network_kwargs") + 2 :]
+    classes = ["--label_column", "kind"] if name == "torus" else []
+    return [*map(str, [*given, *columns, *classes, *steps, "--output_dir", output, *more])]
+
+
+@pytest.mark.parametrize("name", ["torus", "mixed"])
+def test_a_run_of_points_begins_with_the_weights_of_another(rows, begun, tmp_path, name):
+    """Whose network, domain and path it takes; what is frozen stays."""
+    forget_runs()
+    run(train.main, *beginning(rows, begun, name, tmp_path / "run", "--freeze", "blocks", "--learning_rate", "1e-3"))
+    old, new = (load_bundle(each / "pipeline") for each in (begun / name, tmp_path / "run"))
+    assert old.scheduler.config.domain == new.scheduler.config.domain
+    assert old.config.columns == new.config.columns and old.units == new.units
+    before, after = old.transformer.state_dict(), new.transformer.state_dict()
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert {key for key in before if key.startswith("blocks.")} <= same and "proj_out.weight" not in same
+    facts = json.loads((tmp_path / "run" / "pipeline" / "training.json").read_text())
+    assert facts["started_from"]["source"] == str(begun / name / "pipeline")
+    # it goes on without the weights
+    go_on = ["--resume_from_checkpoint", "latest", "--max_train_steps", "6", "--freeze", "blocks"]
+    run(train.main, *beginning(rows, begun, name, tmp_path / "run", "--learning_rate", "1e-3", *go_on))
+
+
+@pytest.mark.parametrize("name", ["torus", "mixed"])
+def test_adapters_of_points_open_with_their_model(rows, begun, tmp_path, name):
+    pytest.importorskip("peft")
+    forget_runs()
+    # half of the classes, and of flat columns other statistics: the model keeps its own
+    table = datasets.load_dataset("parquet", data_files=str(rows / "train.parquet"), split="train").to_pandas()
+    table = table[table["kind"] == "b"].assign(x=lambda each: 2 * each["x"])
+    table.to_parquet(tmp_path / "train.parquet")
+    more = ["--lora_rank", 2, "--learning_rate", "1e-2", "--dataset", tmp_path / "train.parquet"]
+    run(train.main, *beginning(rows, begun, name, tmp_path / "run", *more))
+    old, new = load_bundle(begun / name / "pipeline"), load_bundle(tmp_path / "run" / "pipeline")
+    assert (tmp_path / "run" / "pipeline" / "pytorch_lora_weights.safetensors").is_file()
+    assert old.units == new.units and old.config.id2label == new.config.id2label
+    told = {"class_labels": ["b"] * 3} if name == "torus" else {"batch_size": 3}
+    drawn = []
+    for pipeline in (old, new):
+        pipeline.set_progress_bar_config(disable=True)
+        drawn.append(pipeline(**told, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images)
+    assert drawn[0].shape == drawn[1].shape and np.abs(drawn[0] - drawn[1]).max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--domain", "box"], "domain 'box' contradicts 'torus' of .*: leave it out"),
+        (["--columns", "phi"], "domain|channels"),
+        (["--network_kwargs", "{hidden_size: 64}"], "network_kwargs hidden_size 64 contradicts"),
+        (["--lora_rank", 2, "--freeze", "blocks"], "lora_rank trains adapters alone"),
+    ],
+)
+def test_a_beginning_that_contradicts_its_weights_is_refused(rows, begun, tmp_path, capsys, options, message):
+    with pytest.raises((SystemExit, ValueError)) as raised:
+        run(train.main, *beginning(rows, begun, "torus", tmp_path, *options))
+    assert re.search(message, capsys.readouterr().err + str(raised.value))
+
+
+def test_other_kinds_of_data_do_not_begin_with_points(rows, begun, tmp_path, capsys):
+    given = ["--init_from", str(begun / "torus" / "pipeline"), "--dataset", "fashion_mnist_10k"]
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, given)
+    assert "it is a pipeline of points: --data_kind points" in capsys.readouterr().err
+    image = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=DiTModel(8, 4, 1, 16, 1, 2))
+    image.save_pretrained(tmp_path / "image")
+    with pytest.raises(SystemExit):
+        config_of(rows, "torus", "--init_from", tmp_path / "image")
+    assert "it is no pipeline of points" in capsys.readouterr().err
 
 
 # --- what is read -------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Sound, videos and arrays as they are read: what they are, and what is refused before any work."""
 
+import importlib.util
 import io
 import math
 import re
+import struct
+import tarfile
 import wave
 
 import datasets
@@ -11,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from score_sde.training.parts import clips, signal_rows
 from score_sde.training.parts.options import parse
 from score_sde.training.parts.sounds import read_sound, resample
 from score_sde.training.train import TrainConfig
@@ -133,8 +137,12 @@ def test_clips_are_filled_up_cut_mixed_and_resampled(tmp_path):
         ({"a": wav(noise(1, 30))}, (), "length 0 and audio_channels 1 must be at least 1"),
         ({"a": wav(noise(1, 9))}, ("--length", 32), "row 0 .*9 values, fewer than length 32: pass --short_clips pad"),
         ({"a": wav(noise(1, 9)), "b": wav(noise(1, 9), 16000)}, ("--length", 8), "several sampling rates, 8000 "),
-        ({"a": b"RIFF"}, ("--length", 8), "row 0 .*it is no WAV file of whole numbers"),
-        ({"a": wav(noise(1, 30)), "b": b""}, ("--length", 8), "row 1 .*it is no WAV file"),
+        ({"a": wav(noise(1, 30)), "b": wav(np.zeros((1, 0)))}, ("--length", 8), "row 1 .*it has 0 values, fewer than"),
+        (
+            {"a": wav(noise(1, 30)), "b": wav(noise(1, 30), 7919), "c": wav(noise(1, 30), 99991)},
+            ("--length", 8, "--sampling_rate", 99989),
+            "row [012] .*need a filter of .* numbers: too many",
+        ),
         ({"a": wav(np.zeros(30))}, ("--length", 8), "channel 0 is constant, 0: nothing is to be learned"),
         ({"a": wav(noise(3, 30))}, ("--length", 8, "--audio_channels", 2), "has 3 channels, not audio_channels 2"),
         ({"a": wav(noise(1, 30))}, ("--length", 8, "--streaming"), "streaming is an option for data of the kind image"),
@@ -144,6 +152,112 @@ def test_clips_are_filled_up_cut_mixed_and_resampled(tmp_path):
 def test_sound_that_does_not_fit_is_refused(tmp_path, capsys, files, options, message):
     found = refused(capsys, "audio", sounds(tmp_path, **files), *options)
     assert re.search(message, found), found
+
+
+def riff(form, data, claimed=None, whole=None, step=None, more=b"", before=b""):
+    """A WAV file by hand: form is (encoding, channels, rate, bits), `claimed` and `whole` the lengths that its header
+    says, `more` what goes on in its format, `before` a chunk before the samples."""
+    encoding, channels, rate, bits = form
+    step = channels * -(-bits // 8) if step is None else step
+    header = struct.pack("<HHIIHH", encoding, channels, rate, rate * step % 2**32, step, bits) + more
+    body = b"WAVEfmt " + struct.pack("<I", len(header)) + header + before
+    body += b"data" + struct.pack("<I", len(data) if claimed is None else claimed) + data
+    return b"RIFF" + struct.pack("<I", len(body) if whole is None else whole) + body
+
+
+def extensible(encoding, bits):
+    """How the format of a long header goes on."""
+    return struct.pack("<HHIH", 22, bits, 0, encoding) + bytes.fromhex("000000001000800000AA00389B71")
+
+
+VALUES = noise(2, 20).astype(np.float32)
+FLOATS = VALUES.T.tobytes()
+WHOLE = np.round(VALUES.T * 2**15).astype("<i2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        riff((3, 2, 8000, 32), FLOATS),
+        riff((3, 2, 8000, 64), VALUES.T.astype("<f8").tobytes()),
+        riff((0xFFFE, 2, 8000, 32), FLOATS, more=extensible(3, 32)),
+        riff((0xFFFE, 2, 8000, 16), WHOLE, more=extensible(1, 16)),
+        riff((1, 2, 8000, 16), WHOLE, before=b"LIST" + struct.pack("<I", 3) + b"abc\0"),
+        # what was written while its end was not known
+        riff((1, 2, 8000, 16), WHOLE, claimed=0xFFFFFFFF, whole=0xFFFFFFFF),
+        riff((1, 2, 8000, 16), WHOLE, claimed=0x7FFFF000),
+        riff((1, 2, 8000, 16), WHOLE, claimed=0, whole=0),
+        # what follows is no sound
+        riff((1, 2, 8000, 16), WHOLE + b"LIST" + bytes(8), claimed=len(WHOLE)),
+    ],
+)
+def test_a_wav_file_of_any_header_is_read(data):
+    found, rate = read_sound(io.BytesIO(data))
+    assert rate == 8000 and found.shape == (2, 20) and np.abs(found.numpy() - VALUES).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "it is no WAV file of plain numbers; others need soundfile|soundfile cannot read it"),
+        (b"RIFF", "it is no WAV file of plain numbers; others need soundfile|soundfile cannot read it"),
+        (b"ID3" + bytes(100), "others need soundfile: pip install soundfile|soundfile cannot read it"),
+        (riff((1, 2, 8000, 16), WHOLE)[:-7], "it is cut off: its header says 20 values in each channel, 18 are there"),
+        (riff((1, 2, 8000, 16), WHOLE, claimed=2**30), "it is cut off: its header says 268,435,456 values"),
+        (riff((1, 2, 8000, 16), WHOLE)[:40], "it holds no samples"),
+        (riff((1, 2, 8000, 16), WHOLE)[:30], "its format has 16 bytes"),
+        (b"RIFF" + bytes(4) + b"WAVE" + b"data" + struct.pack("<I", 4) + bytes(4), "it says no format"),
+        (riff((1, 0, 8000, 16), WHOLE), "0 channels of 16 bits are not 0 bytes"),
+        (riff((1, 2, 8000, 16), WHOLE, step=3), "2 channels of 16 bits are not 3 bytes"),
+        (riff((1, 2, 0, 16), WHOLE), "its sampling rate, 0 Hz, must lie in 1 to 100,000,000"),
+        (riff((1, 2, 4 * 10**9, 16), WHOLE), "its sampling rate, 4,000,000,000 Hz, must lie in"),
+        (riff((3, 1, 8000, 32), np.full(20, np.nan, "<f4").tobytes()), "not finite"),
+        (riff((3, 1, 8000, 32), np.full(20, 3e4, "<f4").tobytes()), r"values up to 30000: sound lies in \[-1, 1\]"),
+    ],
+)
+def test_a_wav_file_that_is_damaged_is_refused_by_its_row(tmp_path, capsys, data, message):
+    found = refused(capsys, "audio", sounds(tmp_path, a=wav(noise(1, 30)), b=data), "--length", 8)
+    assert re.search(message, found) and "row 1 " in found, found
+
+
+def test_what_a_column_says_of_its_rate_is_heard(tmp_path):
+    """A dataset whose sounds are to be at one rate, whatever their files have."""
+    times = np.arange(4000)
+    column = [wav(0.5 * np.sin(2 * math.pi * 200 * times / rate), rate) for rate in (8000, 16000)]
+    data = datasets.Dataset.from_dict({"audio": [{"bytes": each, "path": None} for each in column]})
+    data.cast_column("audio", datasets.Audio(sampling_rate=16000)).to_parquet(tmp_path / "train.parquet")
+    rows = rows_of("audio", tmp_path / "train.parquet", "--length", 3000)
+    assert rows.sampling_rate == 16000
+    truth = 0.5 * np.sin(2 * math.pi * 200 * np.arange(3000) / 16000)
+    for row in range(2):
+        assert np.abs(rows[row]["images"][0].numpy() - truth)[500:].max() < 1e-3
+    assert rows_of("audio", tmp_path / "train.parquet", "--length", 300, "--sampling_rate", 4000).sampling_rate == 4000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchcodec") is not None, reason="with the decoder they need none")
+def test_tar_files_of_sound_need_no_decoder(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for i in range(3):
+            for suffix, data in (("wav", wav(noise(1, 20, seed=i))), ("cls", str(i % 2).encode())):
+                member = tarfile.TarInfo(f"{i}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    options = ["--length", 20, "--audio_column", "wav", "--label_column", "cls"]
+    rows = rows_of("audio", tmp_path / "train.tar", *options)
+    assert [rows[i]["labels"] for i in range(3)] == [0, 1, 0]
+    assert np.abs(rows[2]["images"].numpy() - noise(1, 20, seed=2)).max() < 1e-4
+
+
+@pytest.mark.parametrize(("form", "bound"), [("FLAC", 1e-4), ("OGG", 0.05), ("WAVEX", 1e-6), ("AU", 1e-4)])
+def test_other_files_of_sound_are_read_by_soundfile(tmp_path, form, bound):
+    soundfile = pytest.importorskip("soundfile")
+    sound = 0.4 * np.sin(2 * math.pi * 440 * np.arange(8000) / 8000)
+    soundfile.write(tmp_path / "a.ogg", sound, 8000, format=form, subtype="PCM_24" if form == "WAVEX" else None)
+    rows = rows_of("audio", tmp_path, "--length", 4000)
+    assert np.abs(rows[0]["images"].numpy()[0] - sound[:4000]).max() < bound
+    (tmp_path / "a.ogg").write_bytes((tmp_path / "a.ogg").read_bytes()[:3000])
+    with pytest.raises(ValueError, match="row 0 .*(cut off|soundfile cannot read it|fewer than length)"):
+        rows_of("audio", tmp_path, "--length", 4000)
 
 
 # --- arrays -------------------------------------------------------------------------------------------------------
@@ -225,6 +339,92 @@ def test_arrays_of_several_shapes_are_refused(tmp_path, capsys):
     assert rows_of("array", tmp_path, "--length", 4).shape == (3, 4)
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.asfortranarray(noise(3, 2, 4, 5)),
+        noise(3, 2, 4, 5).astype(np.float16),
+        noise(3, 2, 4, 5).astype(">f8"),
+        (100 * noise(3, 2, 4, 5)).astype(">i2"),
+        noise(3, 2, 4, 5) > 0,
+    ],
+    ids=["fortran", "half", "big-endian", "big-endian whole", "bool"],
+)
+def test_arrays_of_every_layout_are_read(tmp_path, array):
+    np.save(tmp_path / "all.npy", array)
+    (tmp_path / "folder").mkdir()
+    for i, each in enumerate(array):
+        np.save(tmp_path / "folder" / f"{i}.npy", each)
+    for source in (tmp_path / "all.npy", tmp_path / "folder"):
+        rows = rows_of("array", source)
+        assert rows.shape == (2, 4, 5)
+        assert all(np.array_equal(rows[i]["images"], array[i].astype(np.float32)) for i in range(3))
+
+
+def npy(array, claimed=None):
+    """The bytes of an .npy file; `claimed` is the shape that its header says instead, of as many letters."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    data = buffer.getvalue()
+    return data if claimed is None else data.replace(str(array.shape).encode(), claimed.encode())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "neither an .npy nor an .npz"),
+        (b"x,y", "neither an .npy nor an .npz"),
+        (npy(np.array([Stop()], dtype=object)), "it holds pickled objects, which are not opened: save arrays of num"),
+        (npy(noise(3, 4))[:-8], "damaged, or cut off"),
+        (npy(noise(3, 4), "(9, 9)"), "damaged, or cut off"),
+        (npy(noise(3, 4))[:60], "damaged, or cut off"),
+        (npy(np.where(noise(3, 4) > 0, np.nan, 1.0)), "not finite"),
+        (npy(np.zeros((3, 0))), "several shapes|without values"),
+        (npy(np.float32(3.0)), "several shapes"),
+        (npy(np.zeros(3, dtype=[("a", "f4")])), "holds no numbers"),
+        (b"PK\x03\x04" + bytes(50), "damaged, or cut off"),
+    ],
+)
+def test_an_array_file_that_is_damaged_is_refused_by_its_row(tmp_path, capsys, data, message):
+    (tmp_path / "a.npy").write_bytes(npy(noise(3, 4)))
+    (tmp_path / "b.npy").write_bytes(data)
+    found = refused(capsys, "array", tmp_path)
+    assert re.search(message, found) and "row 1" in found, found
+
+
+def test_an_archive_that_unpacks_to_more_than_memory_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(clips, "MOST_BYTES", 100_000)
+    (tmp_path / "folder").mkdir()
+    np.savez_compressed(tmp_path / "folder" / "a.npz", np.zeros((2, 100_000)))
+    assert (tmp_path / "folder" / "a.npz").stat().st_size < 10_000
+    found = refused(capsys, "array", tmp_path / "folder")
+    assert re.search("row 0 .*unpacked it would have 1,600,128 bytes, more than 100,000", found), found
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ([[1.0, 2.0], [1.0, 2.0, 3.0]], r"several shapes, \(1, 2\) \(row 0\), \(1, 3\) \(row 1\).*pass --length"),
+        ([[[1.0, 2.0], [3.0]], [[1.0, 2.0], [3.0]]], "row 0 .*it is no array"),
+        ([[1.0, None], [1.0, 2.0]], "row 0 .*missing|row 0 .*not finite"),
+        ([None, [1.0, 2.0]], "row 0 .*missing"),
+        ([["a", "b"], ["c", "d"]], "row 0 .*holds texts"),
+        ([[], [1.0]], r"several shapes, \(1, 0\)"),
+    ],
+)
+def test_columns_of_ragged_lists_are_refused(tmp_path, capsys, column, message):
+    datasets.Dataset.from_dict({"array": column}).to_parquet(tmp_path / "train.parquet")
+    found = refused(capsys, "array", tmp_path / "train.parquet")
+    assert re.search(message, found), found
+
+
+def test_a_table_without_a_column_of_arrays_says_how_its_columns_are_named(tmp_path, capsys):
+    datasets.Dataset.from_dict({"pressure": noise(9)}).to_csv(tmp_path / "train.csv")
+    assert "or those of a table of times by --columns" in refused(capsys, "array", tmp_path / "train.csv")
+    found = refused(capsys, "array", tmp_path / "train.csv", "--columns", "presure", "--length", 4)
+    assert "has no column 'presure'; it has pressure, did you mean pressure" in found
+
+
 # --- videos -------------------------------------------------------------------------------------------------------
 
 
@@ -265,3 +465,79 @@ def test_videos_that_do_not_fit_are_refused(tmp_path, capsys, array, options, me
     np.save(tmp_path / "a.npy", array)
     found = refused(capsys, "video", tmp_path, *options)
     assert re.search(message, found), found
+
+
+def gif(durations, side=8, noisy=False):
+    """The bytes of a GIF whose frames are shown for so many milliseconds, and its frames (N, side, side)."""
+    values = np.linspace(0, 255, len(durations)).round().astype(np.uint8)[:, None, None].repeat(side, 1).repeat(side, 2)
+    values = frames(len(durations), side)[..., 0] if noisy else values
+    images, buffer = [Image.fromarray(each) for each in values], io.BytesIO()
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations)
+    return buffer.getvalue(), values
+
+
+def test_frames_are_taken_when_they_are_shown(tmp_path):
+    """Of frames that are shown for other times each, at a rate those that are seen then."""
+    data, values = gif([100, 300, 100, 500])
+    (tmp_path / "a.gif").write_bytes(data)
+    options = ["--frames", 5, "--resolution", 8, "--image_channels", 1, "--frame_rate", 5]
+    found = rows_of("video", tmp_path, *options)[0]["images"][0, :, 0, 0].numpy()
+    # in the middles of fifths of a second: 0.1, 0.3, 0.5, 0.7, 0.9
+    assert np.abs(found - (values[[1, 1, 3, 3, 3], 0, 0] / 127.5 - 1)).max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (gif([100])[0], (), "has 1 frames, fewer than frames 4|doesn't say how many frames"),
+        (gif([100, 300, 100, 500])[0], (), "are shown for 0.1 to 0.5 seconds: pass --frame_rate"),
+        (gif([100] * 6, side=64, noisy=True)[0][:9000], (), "it is damaged, or cut off"),
+        (gif([100] * 30)[0], (), "more than the 16 frames that are held of this size: cut it into shorter ones"),
+        (b"GIF89a", (), "it is damaged, or cut off|need PyAV|PyAV cannot read it"),
+        (b"", (), "need PyAV: pip install av|PyAV cannot read it"),
+        (bytes(1000), (), "need PyAV: pip install av|PyAV cannot read it"),
+    ],
+)
+def test_a_video_that_is_damaged_is_refused_by_its_row(tmp_path, capsys, monkeypatch, data, options, message):
+    monkeypatch.setattr(signal_rows, "MOST_HELD", 16 * 8 * 8)
+    (tmp_path / "a.gif").write_bytes(gif([100] * 6)[0])
+    (tmp_path / "b.gif").write_bytes(data)
+    size = ["--frames", 4, "--resolution", 8, "--image_channels", 1]
+    found = refused(capsys, "video", tmp_path, *size, *options)
+    assert re.search(message, found) and "row 1 " in found, found
+
+
+def film(av, suffix, frames, rate=10, codec="mpeg4"):
+    """The bytes of a video of frames (N, height, width, 3)."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format={"mkv": "matroska"}.get(suffix, suffix)) as container:
+        stream = container.add_stream(codec, rate=rate, options={"qscale": "1"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def test_other_videos_are_read_by_pyav(tmp_path):
+    av = pytest.importorskip("av")
+    ramp = np.linspace(30, 220, 20).round().astype(np.uint8)
+    values = np.broadcast_to(ramp[:, None, None, None], (20, 32, 48, 3)).copy()
+    for suffix in ("mp4", "mov", "avi", "mkv"):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        data = film(av, suffix, values)
+        (folder / f"a.{suffix}").write_bytes(data)
+        rows = rows_of("video", folder, "--frames", 16, "--resolution", 16)
+        assert rows.frame_rate == 10 and rows.shape == (3, 16, 16, 16)
+        assert np.abs(rows[0]["images"][:, :, 8, 8].numpy() - (ramp[:16] / 127.5 - 1)).max() < 0.1
+        # every fourth frame, that in the middle of its time
+        rows = rows_of("video", folder, "--frames", 4, "--resolution", 16, "--frame_rate", 2.5)
+        assert np.abs(rows[0]["images"][0, :, 8, 8].numpy() - (ramp[[2, 6, 10, 14]] / 127.5 - 1)).max() < 0.1
+    feature = datasets.Features({"video": datasets.Video()})
+    column = [{"bytes": (tmp_path / "mkv" / "a.mkv").read_bytes(), "path": None}]
+    datasets.Dataset.from_dict({"video": column}, features=feature).to_parquet(tmp_path / "train.parquet")
+    assert rows_of("video", tmp_path / "train.parquet", "--frames", 16, "--resolution", 16).frame_rate == 10
+    (tmp_path / "mkv" / "a.mkv").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="row 0 .*it is cut off: of 2 seconds it has frames of|PyAV cannot read it"):
+        rows_of("video", tmp_path / "mkv", "--frames", 4, "--resolution", 16)

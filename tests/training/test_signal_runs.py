@@ -16,7 +16,7 @@ from test_latents import OTHER_DATA
 from test_signal_data import frames, noise, sounds, wav
 
 from runs import equal, forget_runs, run
-from score_sde import ScoreSDEPipeline, cli
+from score_sde import ScoreSDEPipeline, cli, load_bundle
 from score_sde.training import encode_latents, evaluate, train
 from score_sde.training.parts.sounds import read_sound
 
@@ -109,6 +109,25 @@ def test_a_run_begins_with_the_weights_of_another(data, tmp_path):
     assert old.keys() == new.keys() and all(torch.allclose(old[name], new[name], atol=1e-9) for name in old)
     first, second = (ScoreSDEPipeline.from_pretrained(each / "pipeline") for each in (folder, tmp_path / "begun"))
     assert first.units == second.units and first.rates == second.rates
+
+
+def test_adapters_keep_the_units_and_the_rate_of_their_model(tmp_path):
+    """In which they are opened: those of their own data would be lost."""
+    pytest.importorskip("peft")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "other").mkdir()
+    data = ["--data_kind", "audio", *audio(tmp_path / "data")]
+    run(train.main, *data, *STEPS, "--max_train_steps", 1, "--output_dir", tmp_path / "run")
+    files = {f"a__{i}": wav(0.1 * noise(1, 30, seed=i)) for i in range(2)}
+    adapted = ["--dataset", sounds(tmp_path / "other", **files), "--length", 16, "--lora_rank", 2]
+    adapted = ["--data_kind", "audio", "--init_from", tmp_path / "run" / "pipeline", *adapted, *STEPS]
+    forget_runs()
+    run(train.main, *adapted, "--max_train_steps", 2, "--output_dir", tmp_path / "lora")
+    model, own = (load_bundle(tmp_path / name / "pipeline") for name in ("run", "lora"))
+    assert model.units == own.units and model.units["data_std"][0] > 0.2
+    run(train.main, *adapted, "--resume_from_checkpoint", "latest", "--output_dir", tmp_path / "lora")
+    with pytest.raises(ValueError, match="of sampling_rate 8000; the data have 4000: pass --sampling_rate 8000"):
+        run(train.main, *adapted, "--sampling_rate", 4000, "--short_clips", "pad", "--output_dir", tmp_path / "slow")
 
 
 def test_figures_of_held_out_data(tmp_path):

@@ -32,14 +32,17 @@ class LabelledRows:
 
     def check_columns(self, columns):
         """Raise ValueError for one of some columns, (what it holds, its name or None), that the data haven't."""
+        or_else = {
+            "label": ", or pass --label_column none",
+            "array": ", or those of a table of times by --columns",
+        }
         for kind, column in columns:
             try:
                 _ = column and field(self.data.features, column)
             except (LookupError, TypeError):
                 raise ValueError(
                     f"dataset {self.name!r} has no column {column!r}; it has {', '.join(self.data.column_names)}: "
-                    f"name its {kind} column by --{kind}_column"
-                    + (", or pass --label_column none" if kind == "label" else "")
+                    f"name its {kind} column by --{kind}_column{or_else.get(kind, '')}"
                 ) from None
 
     def read_labels(self, num_classes):

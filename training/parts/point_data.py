@@ -252,6 +252,13 @@ class PointDataset(torch.utils.data.Dataset):
             counts = np.bincount(self.labels, minlength=self.num_classes).tolist()
             self.class_counts = dict(zip(self.id2label.values(), counts, strict=True))
 
+    def renumber(self, labels, id2label):
+        """Give the classes other numbers, those of a network that has more: `labels`, of every class, and the names of
+        all of them."""
+        self.labels, self.id2label, self.num_classes = labels[self.labels], id2label, len(id2label)
+        counts = np.bincount(self.labels, minlength=self.num_classes).tolist()
+        self.class_counts = {name: count for name, count in zip(id2label.values(), counts, strict=True) if count}
+
     def __len__(self):
         return len(self.points)
 
@@ -313,7 +320,7 @@ class PointData:
             self.classes = None
             if config.label_column is not None:
                 self.classes = TextClasses(config.label_column, table.labels, table.feature, config.label_bins)
-            self.coordinates = fitted_coordinates(config, table)
+            self.coordinates = fitted_coordinates(config, table, config.kept_units())
             self.dataset = PointDataset(table, self.coordinates, self.classes)
         accelerator.print(self.dataset.describe())
 
@@ -322,9 +329,10 @@ class PointData:
         return PointDataset(Table(self.config, name), self.coordinates, self.classes)
 
 
-def fitted_coordinates(config, table):
-    """The coordinates of a config with the mean and standard deviation of the table's flat columns. Raises ValueError
-    for a column that is constant."""
+def fitted_coordinates(config, table, kept=None):
+    """The coordinates of a config with the mean and standard deviation of the table's flat columns, or of all columns
+    those that are `kept`, {"data_mean", "data_std"}. Raises ValueError for a column that is constant, and for ranges
+    and units other than those that are kept."""
     for i, column in enumerate(config.columns):
         if len(table.values) > 1 and np.ptp(table.values[:, i]) == 0:
             raise ValueError(
@@ -337,4 +345,13 @@ def fitted_coordinates(config, table):
         if name == "flat":
             mean[channels] = table.values[:, columns].mean(0).tolist()
             std[channels] = table.values[:, columns].std(0).tolist()
-    return config.make_coordinates(mean, std)
+    if kept is None:
+        return config.make_coordinates(mean, std)
+    fitted = config.make_coordinates(kept["data_mean"], kept["data_std"])
+    if not all(np.allclose(own, kept[name]) for name, own in (("data_mean", fitted.mean), ("data_std", fitted.std))):
+        raise ValueError(
+            f"lora_rank leaves the pipeline as it is, in whose units columns have means and scales {kept['data_mean']} "
+            f"and {kept['data_std']}, and here {list(fitted.mean)} and {list(fitted.std)}: give the units and "
+            f"box_ranges that it was trained with"
+        )
+    return fitted

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
+import torch
+
 from score_sde.sharing.bundles import add_metrics, load_bundle
 from score_sde.sharing.facts import dataset_name
 
@@ -79,14 +81,19 @@ def held_out_points(config, pipeline):
         own = table if config.test_split == known.split else Table(known)
         classes = TextClasses(known.label_column, own.labels, own.feature, known.label_bins)
         theirs = {int(label): name for label, name in (pipeline.config.id2label or {}).items()}
-        if classes.id2label != theirs:
+        numbers = {name: label for label, name in theirs.items()}
+        if not numbers.keys() >= set(classes.id2label.values()):
             raise ValueError(
                 f"the classes of label column {known.label_column!r}, {', '.join(classes.id2label.values())}, are not "
                 f"those of the pipeline, {', '.join(theirs.values())}: pass --label_column none"
             )
     elif pipeline.num_classes is not None and pipeline.null_label is None:
         raise ValueError("the network knows no null label: its likelihood needs the classes; pass --label_column")
-    return PointDataset(table, coordinates, classes), known
+    dataset = PointDataset(table, coordinates, classes)
+    if classes is not None:
+        # it may have more of them
+        dataset.renumber(torch.tensor([numbers[name] for _, name in sorted(classes.id2label.items())]), theirs)
+    return dataset, known
 
 
 def evaluate_points(config, accelerator):

@@ -1,10 +1,14 @@
 """Training on points: angles on tori, points of spheres, numbers in boxes, measurements in flat space."""
 
+import json
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
+from score_sde.models.transformer_score_dit import DOMAINS
+from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
 
 from .clean_samples import CleanSamples
@@ -19,6 +23,7 @@ from .provenance import provenance
 from .publishing import PublishConfig, PublishedTask
 from .samples import labels_of
 from .sources import table_on_hub
+from .starting import ADOPTED, StartConfig, begun, is_of_points
 from .tasks import loss_by_time
 
 
@@ -27,10 +32,15 @@ TOLERANCE = 1e-3
 
 
 @dataclass
-class PointTrainConfig(ObjectiveConfig, LoopConfig, PointDataConfig, NetworkConfig, PublishConfig):
+class PointTrainConfig(StartConfig, ObjectiveConfig, LoopConfig, PointDataConfig, NetworkConfig, PublishConfig):
     """Train a score-based diffusion model on points: angles, points of a sphere, numbers in a box or of any size."""
 
     configs = "diffusion"
+    adopted: ClassVar[tuple[str, ...]] = (*ADOPTED, "domain")
+    # which points have not
+    vae: ClassVar[None] = None
+    latents: ClassVar[None] = None
+    normalize_latents: ClassVar[bool] = False
 
     data_kind: str = option("points", "points, or another kind, which has other options.", "data", common=True)
     sde_type: str | None = option(  # type: ignore[assignment]  # the domain decides
@@ -54,10 +64,11 @@ class PointTrainConfig(ObjectiveConfig, LoopConfig, PointDataConfig, NetworkConf
     evaluation_split: str = option("validation", "Split that the held-out points are from.", "samples and logs")
 
     def problems(self):
-        found = list(PointDataConfig.problems(self))
-        yield from found
-        if found:
-            return
+        for problems in (StartConfig.problems, PointDataConfig.problems):
+            found = list(problems(self))
+            yield from found
+            if found:
+                return
         on_domain = self.domain_of_scheduler is not None
         self.sde_type = self.sde_type or ("ve" if on_domain else "vp")
         self.prediction_type = self.prediction_type or ("epsilon" if on_domain else "v_prediction")
@@ -83,6 +94,25 @@ class PointTrainConfig(ObjectiveConfig, LoopConfig, PointDataConfig, NetworkConf
         except (TypeError, ValueError, RuntimeError) as error:
             yield str(error)
 
+    def check_start(self):
+        """Raise ValueError for weights of another kind of data than points."""
+        if not is_of_points(self.start.network):
+            raise ValueError("it is no pipeline of points: images are --data_kind image, sounds --data_kind audio, ...")
+
+    def adopt(self, options, whence):
+        """As `StartConfig.adopt`. The domain, which network and scheduler both have, is an option of its own."""
+        network, scheduler = (mapping(name, options[name]) for name in ("network_kwargs", "scheduler_kwargs"))
+        theirs = network.pop("domain", None) or scheduler.get("domain") or "flat"
+        scheduler.pop("domain", None)
+        # of several parts, as networks keep them
+        theirs = options.get("domain") or (theirs if isinstance(theirs, str) else json.dumps(dict(theirs)))
+        options = options | {"network_kwargs": json.dumps(network), "scheduler_kwargs": json.dumps(scheduler)}
+        if "domain" in self.given and named(self.domain) != named(theirs):
+            yield f"domain {self.domain!r} contradicts {theirs!r} of {whence}: leave it out"
+        else:
+            self.domain = theirs
+        yield from super().adopt({name: each for name, each in options.items() if name != "domain"}, whence)
+
     def make_scheduler(self):
         domain = self.domain_of_scheduler
         return ScoreSDEScheduler(
@@ -102,11 +132,19 @@ class PointTask(PublishedTask):
         self.accelerator, self.scheduler = accelerator, config.make_scheduler()
         self.data = PointData(config, accelerator)
         dataset = self.data.dataset
-        self.id2label = dataset.id2label if config.class_conditional else None
-        network = make_point_network(config, dataset.shape[0], self.id2label and len(self.id2label))
-        super().__init__(config, network, dataset, dataset.fingerprint())
+        id2label = dataset.id2label if config.class_conditional else None
+        network, self.id2label, self.labels, origin = begun(
+            config,
+            accelerator,
+            lambda num_classes: make_point_network(config, dataset.shape[0], num_classes),
+            id2label and len(id2label),
+            id2label,
+        )
+        self.renumber(dataset, network)
+        super().__init__(config, network, dataset, dataset.fingerprint(), origin)
         self.component, _ = network_class(config.network)
-        self.conditions = ["class_labels"] if self.id2label else []
+        told = config.class_conditional and dataset.labels is not None
+        self.conditions = ["class_labels"] if told else []
         check_conditions(network, self.conditions)
         points = CleanSamples(num_classes=dataset.num_classes)
         self.loss = DiffusionLoss(config.make_objective(self.scheduler), points, network, self.conditions)
@@ -115,10 +153,17 @@ class PointTask(PublishedTask):
         if config.evaluation_steps:
             with accelerator.main_process_first():
                 self.held_out = self.data.split(config.evaluation_split)
+                self.renumber(self.held_out, network)
 
     def compute_loss(self, state, batch, draws):
         losses = self.loss(state.model, batch, draws, self.dropout_prob)
         return losses.mean(), loss_by_time(losses.detach(), draws.times, self.scheduler)
+
+    def renumber(self, dataset, network):
+        """Give the classes of points the numbers that they have in a network under adapters."""
+        if self.labels is not None:
+            names = self.id2label or {label: str(label) for label in range(network.config["num_classes"])}
+            dataset.renumber(self.labels.cpu(), names)
 
     def after_step(self, state):
         self.step = state.progress["step"]
@@ -138,7 +183,7 @@ class PointTask(PublishedTask):
     @torch.compiler.set_stance("force_eager")
     def sampled(self, pipeline, path):
         config, count = self.config, self.config.sample_num_images
-        labels = labels_of(range(count), pipeline)
+        labels = labels_of(range(count), pipeline) if self.conditions else None
         pipeline.set_progress_bar_config(desc="sampling", leave=False)
         output = pipeline(
             batch_size=count,
@@ -160,9 +205,9 @@ class PointTask(PublishedTask):
         """(values of the data that samples are shown beside, their classes' names or None): as many of each class as of
         samples, from the whole of the file, which may be sorted."""
         dataset, count = self.data.dataset, self.config.sample_num_images
-        if not self.id2label:
+        if not self.conditions:
             return dataset.values()[spread(torch.arange(len(dataset)), count)].numpy(), None
-        of_class = count // len(self.id2label)
+        of_class = count // len(dataset.class_counts)
         found = [torch.nonzero(dataset.labels == label)[:, 0] for label in self.id2label]
         rows = torch.cat([spread(each, of_class) for each in found])
         return dataset.values()[rows].numpy(), [self.id2label[label] for label in dataset.labels[rows].tolist()]
@@ -194,7 +239,14 @@ class PointTask(PublishedTask):
             shared = own | {"split": self.config.evaluation_split, "seed": self.config.seed, "tolerance": TOLERANCE}
             found = self.measured["nats"], self.measured["labels"], self.id2label, self.data.coordinates
             metrics = likelihood_metrics(*found, shared | provenance(self.accelerator.device))
+        if self.config.lora_rank:
+            return save_adapter(pipeline, folder, facts=facts, sample_grid=samples)
         return save_bundle(pipeline, folder, facts=facts, metrics=metrics, sample_grid=samples)
+
+
+def named(domain):
+    """The names of a domain, an option, in order."""
+    return domain if domain in DOMAINS else list(mapping("domain", domain))
 
 
 def spread(rows, count):

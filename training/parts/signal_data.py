@@ -11,7 +11,6 @@ from .config import LoaderConfig, option
 from .latents import fingerprint, latent_shape, load_vae
 from .signal_rows import ARRAY_FILES, SOUNDS, VIDEOS, ArrayRows, SoundRows, VideoRows
 from .sources import on_hub
-from .starting import units_of_adapted
 
 
 # what is done with rows that are too short
@@ -202,13 +201,27 @@ class SignalData(CleanSamples):
             if config.vae:
                 self.vae = load_vae(config.vae).to(accelerator.device)
                 self.shape = latent_shape(self.vae, self.shape)
-            elif known := units_of_adapted(config):
-                self.statistics = known
-            elif config.normalize_data and config.data_kind != "video":
-                self.statistics = dict(zip(UNITS, self.dataset.statistics(), strict=True))
-            self.units |= {name: value for name, value in self.statistics.items() if value is not None}
+            else:
+                normalized = config.normalize_data and config.data_kind != "video"
+                self.take_statistics(config, self.dataset.statistics() if normalized else (None, None))
+        self.check_rates(config)
         self.num_classes, self.id2label = self.dataset.num_classes, self.dataset.id2label
         accelerator.print(self.dataset.describe())
+
+    def take_statistics(self, config, own):
+        """Take the statistics of the data, (mean, std), or those of the model that adapters are trained for."""
+        kept = config.kept_units() or dict(zip(self.statistics, own, strict=True))
+        self.statistics = {name: kept[name] for name in self.statistics}
+        self.units |= {name: values for name, values in self.statistics.items() if values is not None}
+
+    def check_rates(self, config):
+        """Raise ValueError for adapters on data of another rate than their model's."""
+        for name, rate in (config.kept_units() or {}).items():
+            if name in self.units and name not in self.statistics and self.units[name] != rate:
+                raise ValueError(
+                    f"lora_rank leaves the pipeline as it is, of {name} {rate}; the data have {self.units[name]}: pass "
+                    f"--{name} {rate}"
+                )
 
     @property
     def discretized(self):

@@ -6,7 +6,9 @@ column, holds many rows, too: its first axis counts them.
 """
 
 import hashlib
+import math
 import os
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -17,9 +19,10 @@ from tqdm.auto import tqdm
 from score_sde.pipelines.images import to_mode
 from score_sde.pipelines.wording import few, one_line
 
-from .clips import ARCHIVES, ARRAYS, VIDEO_SUFFIXES, frames_of, read_array, read_frames
+from .clips import ARCHIVES, ARRAYS, MOST_HELD, VIDEO_SUFFIXES, frames_of, read_array, read_frames
 from .image_rows import resize_and_crop
 from .labelled_rows import LabelledRows, describe, field
+from .options import nearest
 from .samples import from_bytes
 from .sounds import SOUND_SUFFIXES, read_sound, resample
 from .sources import FILES, FilesOf, Origin, nearest_path, open_split
@@ -100,7 +103,7 @@ class SignalRows(LabelledRows, torch.utils.data.Dataset):
         """Let the column give {"bytes", "path"} of sound and videos, undecoded."""
         feature = field(self.data.features, self.column)
         if isinstance(feature, (datasets.Audio, datasets.Video)):
-            self.data = self.data.cast_column(self.column, type(feature)(decode=False))
+            self.data = self.data.cast_column(self.column, replace(feature, decode=False))
 
     def value_of(self, row):
         value = field(row, self.column)
@@ -235,35 +238,46 @@ class SoundRows(SignalRows):
 
     files = SOUNDS
 
+    @property
+    def wanted_rate(self):
+        """In Hz, what was asked for, or what the column of a dataset says of itself; None where neither is."""
+        return self.config.sampling_rate or getattr(field(self.data.features, self.column), "sampling_rate", None)
+
     def look(self, config):
         self.shape = config.audio_channels, config.length
         rates = self.rates_of("sounds", self.measure, config.length)
-        if len(rates) > 1 and config.sampling_rate is None:
+        if len(rates) > 1 and self.wanted_rate is None:
             found = ", ".join(f"{rate} Hz (row {number})" for rate, number in rates.items())
             raise ValueError(
                 f"dataset {self.name!r} has several sampling rates, {found}: pass --sampling_rate, to which all are "
                 f"resampled"
             )
-        self.sampling_rate = config.sampling_rate or next(iter(rates))
+        self.sampling_rate = self.wanted_rate or next(iter(rates))
         self.units = {"sampling_rate": self.sampling_rate}
+        for rate, number in rates.items():
+            try:
+                resample(torch.zeros(1, 1), rate, self.sampling_rate)
+            except ValueError as error:
+                raise self.naming(number, error) from None
 
     def read(self, value):
-        """(samples (channels, length), rate) of a sound."""
+        """(samples (audio_channels, length), rate) of a sound."""
         with self.file_of({"bytes": value, "path": None} if isinstance(value, bytes) else value) as file:
-            return read_sound(file)
-
-    def measure(self, value):
-        samples, rate = self.read(value)
-        length, resampled = samples.shape[1], self.config.sampling_rate
-        return rate, -(-length * resampled // rate) if resampled else length
-
-    def decode(self, value, rng):
-        samples, rate = self.read(value)
-        channels = self.shape[0]
+            samples, rate = read_sound(file)
+        channels = self.config.audio_channels
         if channels == 1:
             samples = samples.mean(0, keepdim=True)
         if len(samples) != channels:
             raise ValueError(f"it has {len(samples)} channels, not audio_channels {channels}: 1 mixes all of them")
+        return samples, rate
+
+    def measure(self, value):
+        samples, rate = self.read(value)
+        length, resampled = samples.shape[1], self.wanted_rate
+        return rate, -(-length * resampled // rate) if resampled else length
+
+    def decode(self, value, rng):
+        samples, rate = self.read(value)
         return self.windowed(resample(samples, rate, self.sampling_rate), self.shape[1], rng)
 
 
@@ -289,31 +303,53 @@ class VideoRows(SignalRows):
         self.units = {"frame_rate": self.frame_rate}
 
     def measure(self, value):
-        frames, rate = self.frames_of(value)
-        if rate is None and self.config.frame_rate is None:
-            raise ValueError("it doesn't say how many frames it has in a second: pass --frame_rate")
-        return rate and round(rate, 3), len(self.at_rate(frames, rate))
+        # the first one shows whether they can be made of this size
+        frames, times, rate = self.frames_of(value, most=1)
+        if self.config.frame_rate is None:
+            if rate is None:
+                raise ValueError("it doesn't say how many frames it has in a second: pass --frame_rate")
+            even = np.arange(len(frames)) / rate
+            if np.abs(times[:-1] - even).max() * rate > 0.5:  # of a frame; files round
+                lasting = np.diff(times)
+                raise ValueError(
+                    f"its frames are shown for {lasting.min():.3g} to {lasting.max():.3g} seconds: pass --frame_rate, "
+                    f"at which they are taken"
+                )
+        return rate and round(rate, 3), self.count(frames, times)
 
-    def frames_of(self, value):
-        return read_frames(self.bytes_of(value)) if self.table is None else (frames_of(value), None)
+    def frames_of(self, value, most=None):
+        """(frames, times, rate) of a video, as `read_frames`; `most` of the frames, or all, as they are trained on,
+        those behind as None."""
+        count, size = 0, self.shape[2:]
 
-    def at_rate(self, frames, rate):
-        """The frames that are shown at the times of the rate that was asked for."""
+        def shrink(frame):
+            nonlocal count
+            count += 1
+            return resize_and_crop(to_mode(frame, self.mode), size) if most is None or count <= most else None
+
+        held = MOST_HELD // math.prod(size)
+        if self.table is not None:
+            return [shrink(frame) for frame in frames_of(value)], None, None
+        return read_frames(self.bytes_of(value), shrink, held)
+
+    def count(self, frames, times):
+        """How many frames there are at the rate that was asked for."""
         wanted = self.config.frame_rate
-        if not wanted or not rate:
-            return frames
-        count = max(1, int(len(frames) / rate * wanted + 1e-6))
-        return [frames[min(int((i + 0.5) / wanted * rate), len(frames) - 1)] for i in range(count)]
+        return len(frames) if times is None or not wanted else max(1, int(times[-1] * wanted + 1e-6))
 
     def decode(self, value, rng):
-        frames = self.at_rate(*self.frames_of(value))
-        count, size = self.shape[1], self.shape[2:]
-        spare = len(frames) - count
+        frames, times, _ = self.frames_of(value)
+        there, count, size = self.count(frames, times), self.shape[1], self.shape[2:]
+        spare = there - count
         first = 0 if rng is None or spare <= 0 else int(rng.integers(0, spare, endpoint=True))
-        frames = frames[first : first + count]
-        frames += [frames[-1]] * max(0, -spare)
-        frames = [resize_and_crop(to_mode(frame, self.mode), size) for frame in frames]
-        pixels = np.stack([np.asarray(frame) for frame in frames]).reshape(count, *size, -1)
+        numbers = np.arange(first, min(first + count, there))
+        if times is not None and self.config.frame_rate:
+            # those that are shown in the middle of each, of which there may be the beginning of one
+            middle = (numbers + 0.5) / self.config.frame_rate
+            numbers = np.searchsorted(times, middle + 1e-6, side="right") - 1
+        chosen = [frames[min(number, len(frames) - 1)] for number in numbers]
+        chosen += [chosen[-1]] * max(0, -spare)
+        pixels = np.stack([np.asarray(frame) for frame in chosen]).reshape(count, *size, -1)
         return from_bytes(torch.from_numpy(pixels).permute(3, 0, 1, 2).contiguous())
 
 
@@ -330,9 +366,13 @@ class ArrayRows(SignalRows):
             return
         if self.table is not None:
             raise ValueError(f"columns {' '.join(config.columns)} are of tables, csv or parquet, not of {self.name!r}")
-        self.check_columns([("array", name) for name in config.columns])
         series = []
         for name in config.columns:
+            if name not in self.data.features:
+                names = self.data.column_names
+                raise ValueError(
+                    f"dataset {self.name!r} has no column {name!r}; it has {few(names, 30)}{nearest(name, names)}"
+                )
             values = self.data.with_format("arrow")[:].column(name)
             if values.null_count:
                 raise ValueError(f"dataset {self.name!r}: column {name!r} has {values.null_count:,} missing values")
@@ -359,7 +399,10 @@ class ArrayRows(SignalRows):
         short = []
         for number, value in self.each_value("arrays"):
             try:
-                shape = tuple(self.channels_first(value).shape)
+                found = self.channels_first(value)
+                shape = tuple(found.shape)
+                if not torch.isfinite(found).all():
+                    raise ValueError("it holds values that are not finite (nan, infinite)")
                 if config.length and len(shape) == 2:
                     if shape[1] < config.length and config.short_clips == "leave_out":
                         short.append(number)
@@ -376,6 +419,8 @@ class ArrayRows(SignalRows):
                 + ("; or pass --length, which cuts signals" if all(len(each) == 2 for each in shapes) else "")
             )
         [self.shape] = shapes
+        if not math.prod(self.shape):
+            raise ValueError(f"dataset {self.name!r} has arrays of shape {self.shape}, without values")
         if not 2 <= len(self.shape) <= 4:
             raise ValueError(
                 f"dataset {self.name!r} has arrays of shape {self.shape}, with channels first: they must have 1 to 3 "
@@ -413,5 +458,6 @@ def as_numbers(value, what):
         raise ValueError(f"{what} is no array: {error}") from None
     if array.dtype.kind not in "biuf":
         kinds = {"c": "complex numbers: give their parts as channels", "M": "times", "U": "texts", "S": "texts"}
+        kinds["O"] = "values that are missing, or no numbers"
         raise ValueError(f"{what} holds {kinds.get(array.dtype.kind, 'no numbers')} ({array.dtype})")
     return torch.from_numpy(np.array(array, dtype=np.float32))

@@ -18,11 +18,12 @@ import difflib
 import glob
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Split, Value, load_dataset
+from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, Split, Value, Video, load_dataset
 from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
 from score_sde.pipelines.wording import few, one_line
@@ -132,14 +133,21 @@ def open_split(name, split, streaming=False, kind=IMAGES):
         embedded = EMBEDDED if kind is IMAGES else ()
         files = " or ".join(suffix.removeprefix(".") for suffix in kind.shards)
         raise ValueError(
-            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give "
+            f"dataset {name!r}, split {split!r}, cannot be opened: {reason(error)}. Give "
             + (f"one of {', '.join(embedded)}, " if embedded else "")
-            + f"{files} files, a folder of them or of {kind.what}s, or the id of a dataset on the Hub that can be "
+            + f"{files} files, a folder of them or of {kind.what} files, or the id of a dataset on the Hub that can be "
             f"reached{nearest_path(name, embedded)}"
         ) from None
     if not streaming and len(data) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
     return data, origin
+
+
+def reason(error):
+    """What a reader's error says, in one line: of those that say nothing themselves, that which they come from."""
+    while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error)
 
 
 def open_texts(name, split, lines, streaming=False):
@@ -152,7 +160,7 @@ def open_texts(name, split, lines, streaming=False):
         data, origin = _open_texts(name, split, lines, streaming)
     except Exception as error:  # every reader and the Hub client raise their own
         raise ValueError(
-            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give {', '.join(EMBEDDED_TEXTS)},"
+            f"dataset {name!r}, split {split!r}, cannot be opened: {reason(error)}. Give {', '.join(EMBEDDED_TEXTS)},"
             f" {', '.join(TEXT_FILES)} files, a folder of them, or the id of a dataset on the Hub that can be reached"
             f"{nearest_path(name, EMBEDDED_TEXTS)}"
         ) from None
@@ -170,7 +178,7 @@ def open_table(name, split):
         data, origin = _open_files(name, split, TABLE_FILES)
     except Exception as error:  # every reader and the Hub client raise their own
         raise ValueError(
-            f"dataset {name!r}, split {split!r}, cannot be opened: {one_line(error)}. Give {', '.join(TABLE_FILES)} "
+            f"dataset {name!r}, split {split!r}, cannot be opened: {reason(error)}. Give {', '.join(TABLE_FILES)} "
             f"files, a folder of them, or the id of a dataset on the Hub that can be reached{nearest_path(name)}"
         ) from None
     if len(data) == 0:
@@ -235,18 +243,31 @@ def _open(name, split, streaming, kind):
         path = name.replace("{split}", split)
         paths = [path] if "://" in path or os.path.isfile(path) else _matches(path)
         if reader:
-            return _load(reader, paths, streaming), _origin_of(paths)
+            return _load(reader, paths, streaming, kind), _origin_of(paths)
         origin = _origin_of(paths)
         return _open_class_folders(origin, [], dict.fromkeys(origin.sizes, []), kind), origin
     if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no id on the Hub
         raise ValueError("there is no such folder")
-    return load_dataset(name, split=split, streaming=streaming), Origin()
+    return _load_rows(name, kind, split=split, streaming=streaming), Origin()
 
 
-def _load(kind, paths, streaming, **options):
+def _load(reader, paths, streaming, kind=IMAGES, **options):
     """Rows of files by a reader of `datasets`. None of their names is a pattern."""
     paths = [path if "://" in path else glob.escape(os.path.abspath(path)) for path in paths]
-    return load_dataset(kind, data_files={"train": paths}, split="train", streaming=streaming, **options)
+    return _load_rows(reader, kind, data_files={"train": paths}, split="train", streaming=streaming, **options)
+
+
+def _load_rows(name, kind, **options):
+    """`load_dataset`. Where samples are files that are read undecoded, columns of sound are made as those of videos
+    are: `datasets` wants torchcodec even to put bytes into one."""
+    if kind.suffixes is None or name == "parquet":  # whose columns are made
+        return load_dataset(name, **options)
+    features = load_dataset(name, **options | {"streaming": True}).features or {}
+    if not any(isinstance(each, Audio) for each in features.values()):
+        return load_dataset(name, **options)
+    made = {key: Video(decode=False) if isinstance(each, Audio) else each for key, each in features.items()}
+    own = {key: replace(each, decode=False) if isinstance(each, Audio) else each for key, each in features.items()}
+    return load_dataset(name, **options, features=Features(made)).cast(Features(own))
 
 
 def _matches(pattern):
@@ -280,7 +301,7 @@ def _open_folder(folder, split, streaming, kind):
     elif shards[suffix]:
         origin.leave_out(f"no {suffix} by their names", set(origin.sizes) - set(shards[suffix]))
         _keep_shards_of(split, origin)
-        rows = _load(kind.shards[suffix], [os.path.join(folder, name) for name in origin.sizes], streaming)
+        rows = _load(kind.shards[suffix], [os.path.join(folder, name) for name in origin.sizes], streaming, kind)
     else:
         kinds = sorted({_suffix(name) or "no suffix" for name in origin.sizes})
         raise ValueError(

@@ -46,6 +46,8 @@ TRAINED_ON = {
 }
 # DiT's weight of the variational bound, for a network that learned the variance
 VLB_WEIGHT = 0.001
+# what comes with weights of samples of numbers
+ADOPTED = ("network", "network_kwargs", "sde_type", "prediction_type", "scheduler_kwargs", "vlb_weight")
 # where a run keeps the autoencoder that came with the weights
 KEPT_VAE = os.path.join("init_from", "vae")
 
@@ -125,6 +127,10 @@ class WeightsConfig:
         """Fill in what else a resumed run needs of what it was started from: `before`, the options of its checkpoint,
         {name: value}, and its folder, which holds what was kept."""
 
+    def kept_units(self):
+        """{name: value} of the units of the data that the pipeline keeps which adapters are trained for; None where
+        those of the data are taken, or where there are none."""
+
     def adapter_problems(self):
         if not self.lora_rank >= 0:
             yield f"lora_rank {self.lora_rank} must be at least 0"
@@ -174,18 +180,33 @@ class WeightsConfig:
 class StartConfig(WeightsConfig):
     """Of samples of numbers: images, sound, videos, arrays."""
 
-    adopted: ClassVar = ("network", "network_kwargs", "sde_type", "prediction_type", "scheduler_kwargs", "vlb_weight")
+    adopted: ClassVar[tuple[str, ...]] = ADOPTED
     scheduler_class: ClassVar = ScoreSDEScheduler
     trained_on: ClassVar = TRAINED_ON
 
     def begin_from_start(self):
         if hasattr(self.start.scheduler, "clean_log_probs"):
             raise ValueError("it is a pipeline of tokens, not of images: --data_kind text")
+        self.check_start()
         # of videos, which a network of images can become one of
         options = options_of(self.start, self.given, getattr(self, "frames", None))
         yield from self.adopt(options, repr(self.init_from))
         yield from self.adopt_autoencoder()
         self.adopt_sizes(sizes_of(self.start))
+
+    def check_start(self):
+        """Raise ValueError for weights of another kind of data than this one."""
+        if is_of_points(self.start.network):
+            raise ValueError("it is a pipeline of points: --data_kind points, with the --columns that they are of")
+
+    def kept_units(self):
+        """{"data_mean", "data_std", "sampling_rate", ...}, as `WeightsConfig.kept_units` has it."""
+        if not self.lora_rank:
+            return None
+        if self.start is None:
+            return self.origin.get("units")
+        opened = self.start.opened
+        return None if opened is None else {**opened.units, **opened.rates}
 
     def go_on(self, before, folder):
         self.adopt_sizes({name: before.get(name) for name in ("resolution", "image_channels")})
@@ -230,6 +251,12 @@ class StartConfig(WeightsConfig):
                 with whole_folder(os.path.join(self.output_dir, KEPT_VAE)) as folder:
                     self.start.vae.save_pretrained(folder)
             accelerator.wait_for_everyone()
+
+
+def is_of_points(network):
+    """Whether the samples of a network are points, of one token."""
+    size = network.config.get("sample_size")
+    return isinstance(size, (list, tuple)) and tuple(size) == (1,)
 
 
 def resumable_state(config):
@@ -616,29 +643,18 @@ def begin_adapted(config, network, adapted):
     # sizes of a file are lists
     own, now = (json.loads(each.to_json_string()) for each in (config.start.network, network))
     for name in ("sample_size", "in_channels"):
-        # a saved config has lists for tuples
-        theirs, given = (list(each) if isinstance(each, tuple) else each for each in (own.get(name), now.get(name)))
-        if theirs != given:
+        if own.get(name) != now.get(name):
             raise ValueError(
-                f"lora_rank leaves the network as it is, of {name} {theirs}, which the data are not: {given}"
+                f"lora_rank leaves the network as it is, of {name} {own.get(name)}, which the data are not: "
+                f"{now.get(name)}"
             )
     if added := network.state_dict().keys() - config.start.network.state_dict().keys():
         raise ValueError(
             f"lora_rank leaves the network as it is, and it has no {few(sorted(added))}: train without --lora_rank"
         )
     classes = adapted.id2label if adapted.new else None
-    known = {"id2label": config.start.id2label, "units": units_of_adapted(config)}
+    known = {"id2label": config.start.id2label, "units": config.kept_units()}
     return begin(config, network, classes, keep_all=True) | known
-
-
-def units_of_adapted(config):
-    """{"data_mean", "data_std"} of the model that adapters are trained beside, which are those of its pipeline whatever
-    the data; None for other training, and where they aren't known."""
-    if not getattr(config, "lora_rank", 0):
-        return None
-    if config.start is None:
-        return config.origin.get("units")
-    return None if config.start.opened is None else config.start.opened.units
 
 
 def add_adapters(network, config, new_classes=()):
