@@ -214,7 +214,9 @@ def test_an_adapter_of_another_model_is_refused(source, tmp_path):
 def test_an_adapter_is_merged_before_it_is_started_from(source, tmp_path, capsys):
     data = greetings(tmp_path / "data", "hello", "bye")
     adapter = start(source, tmp_path / "run", data, *LORA)
-    assert "is a LoRA adapter and no pipeline: `score-sde merge` makes" in refused(capsys, adapter, tmp_path / "next", data)
+    assert "is a LoRA adapter and no pipeline: `score-sde merge` makes" in refused(
+        capsys, adapter, tmp_path / "next", data
+    )
 
 
 # --- frozen weights ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from score_sde.pipelines.units import UNITS, to_unit_scale
+from score_sde.pipelines.units import to_unit_scale
 from score_sde.pipelines.wording import unknown
 
 from .clean_data import open_latents
