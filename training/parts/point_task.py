@@ -38,9 +38,7 @@ class PointTrainConfig(StartConfig, ObjectiveConfig, LoopConfig, PointDataConfig
     configs = "diffusion"
     adopted: ClassVar[tuple[str, ...]] = (*ADOPTED, "domain")
     # which points have not
-    vae: ClassVar[None] = None
-    latents: ClassVar[None] = None
-    normalize_latents: ClassVar[bool] = False
+    vae, latents, normalize_latents = None, None, False
 
     data_kind: str = option("points", "points, or another kind, which has other options.", "data", common=True)
     sde_type: str | None = option(  # type: ignore[assignment]  # the domain decides
