@@ -358,7 +358,8 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
         return bool(self.denoiser.config.get("condition_channels"))
 
     def condition_shape(self) -> tuple[int, ...]:
-        """Shape (channels, height, width) of a condition image as a user gives it."""
+        """Shape (channels, height, width) of a condition image as a user gives it. Raises ValueError for a size that
+        what it is measured by doesn't divide."""
         kind, channels = self.kind, self.denoiser.config["condition_channels"]
         factor, source = spatial_factor(self.vae), self.config["condition_from"]
         size = tuple(side * factor for side in kind.size)
@@ -366,6 +367,11 @@ class DenoisingPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeline)
             channels = data_channels(self.vae.config)
         if source is not None:
             measurement = Measurement(source)
+            if any(side % measurement.factor for side in size):
+                raise ValueError(
+                    f"height {size[0]} and width {size[1]} must be multiples of {measurement.factor} pixels, of which "
+                    f"{source} makes one of the condition_image"
+                )
             channels, size = measurement.channels(channels), tuple(side // measurement.factor for side in size)
         return (channels, *size)
 

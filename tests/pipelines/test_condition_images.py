@@ -69,6 +69,13 @@ def with_measurement(network, condition_from, pipeline_class=ScoreSDEPipeline):
     return pipeline
 
 
+def test_a_size_that_the_measurement_does_not_divide_is_refused():
+    pipeline = with_measurement(seeing_dit(), "downsample:4")
+    with pytest.raises(ValueError, match="height 10 and width 8 must be multiples of 4 pixels, of which downsample:4"):
+        draw(pipeline, condition_image=torch.zeros(1, 2, 2), height=10, width=8)
+    assert draw(pipeline, condition_image=torch.zeros(1, 3, 2), height=12, width=8).shape == (1, 1, 12, 8)
+
+
 # --- the networks -----------------------------------------------------------------------------------------------------
 
 
