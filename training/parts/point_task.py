@@ -48,7 +48,7 @@ class PointTrainConfig(StartConfig, ObjectiveConfig, LoopConfig, PointDataConfig
     configs = "diffusion"
     adopted: ClassVar[tuple[str, ...]] = (*ADOPTED, "domain")
     # which points have not
-    vae: ClassVar[None] = None
+    vae: ClassVar[None] = None  # type: ignore[misc]
     latents: ClassVar[None] = None
     normalize_latents: ClassVar[bool] = False
 
