@@ -302,8 +302,8 @@ def steps(options, findings):
 
                 def measure(pipeline=pipeline, count=count, judge=judge, run=run):
                     size = options.texts if judge is not judged_molecules else options.sampler_molecules
-                    labels = {"class_labels": [i % pipeline.num_classes for i in range(size)]}
-                    told = labels if pipeline.num_classes else {}
+                    classes = pipeline.num_classes
+                    told = {"class_labels": [i % classes for i in range(size)]} if classes else {}
                     texts, nfe = samples_of(pipeline, size, size, num_inference_steps=count, **told)
                     return judge(texts) | {"evaluations": nfe, "samples": size}
 
