@@ -53,7 +53,7 @@ def test_what_is_wrapped_around_a_component_is_not_saved(tmp_path, wrap):
     for name in ("saved", "bundle"):
         index = json.loads((tmp_path / name / "model_index.json").read_text())
         assert index["transformer"][1] == "DiTModel" and index["vae"] == ["diffusers", "AutoencoderKL"]
-        assert torch.equal(draw(load_bundle(tmp_path / name)), expected)
+        torch.testing.assert_close(draw(load_bundle(tmp_path / name)), expected, rtol=0, atol=1e-5)
     assert (draw(load_bundle(tmp_path / "bundle", variant="fp16")) - expected).abs().max() < 0.1
 
 
@@ -64,7 +64,7 @@ def test_components_that_nothing_could_open_are_refused(tmp_path, change):
     pipeline.transformer = change(pipeline.transformer)
     with pytest.raises(ValueError, match="the tensors of transformer are not those that its config describes .*: take"):
         pipeline.save_pretrained(tmp_path / "bundle")
-    assert torch.equal(draw(load_bundle(tmp_path / "bundle")), draw(tiny_pipeline()))
+    torch.testing.assert_close(draw(load_bundle(tmp_path / "bundle")), draw(tiny_pipeline()), rtol=0, atol=1e-5)
 
 
 def test_a_merged_adapter_is_saved_once_it_is_taken_off(tmp_path):
@@ -75,7 +75,7 @@ def test_a_merged_adapter_is_saved_once_it_is_taken_off(tmp_path):
     pipeline.transformer.unload_lora()
     assert not any(isinstance(module, BaseTunerLayer) for module in pipeline.transformer.modules())
     pipeline.save_pretrained(tmp_path)
-    assert torch.equal(draw(load_bundle(tmp_path)), draw(pipeline))
+    torch.testing.assert_close(draw(load_bundle(tmp_path)), draw(pipeline), rtol=0, atol=1e-5)
 
 
 def test_other_networks_and_other_files_of_weights_are_refused(tmp_path):
@@ -112,7 +112,7 @@ def test_a_bundle_takes_the_place_of_another_and_other_files_stay(tmp_path):
     (tmp_path / "paths_0123456789.py").touch()
     other = tiny_pipeline(network=random_dit(seed=1))
     other.save_pretrained(tmp_path)
-    assert torch.equal(draw(load_bundle(tmp_path)), draw(other))
+    torch.testing.assert_close(draw(load_bundle(tmp_path)), draw(other), rtol=0, atol=1e-5)
     names = {path.name for path in (tmp_path / "transformer").iterdir() if path.suffix != ".py"}
     assert names == {"config.json", "LICENSE", WEIGHTS}
     assert not (tmp_path / "paths_0123456789.py").exists() and (tmp_path / ".git" / "config").read_text() == "mine"
@@ -128,7 +128,7 @@ def test_a_variant_comes_beside_the_weights_and_a_new_bundle_replaces_both(tmp_p
     half.save_pretrained(tmp_path, variant="fp16")
     weights = sorted(path.name for path in (tmp_path / "transformer").glob("*model*"))
     assert weights == [WEIGHTS.replace(".s", ".fp16.s"), WEIGHTS]
-    assert torch.equal(draw(load_bundle(tmp_path)), draw(pipeline))
+    torch.testing.assert_close(draw(load_bundle(tmp_path)), draw(pipeline), rtol=0, atol=1e-5)
     assert load_file(tmp_path / "transformer" / weights[0])["proj_out.bias"].dtype == torch.float16
     load_bundle(tmp_path, variant="fp16")
     pipeline.save_pretrained(tmp_path)
@@ -155,4 +155,4 @@ def test_what_is_half_there_does_not_open(tmp_path, monkeypatch, after):
     with pytest.raises(ValueError, match="holds no model_index.json"):
         load_bundle(tmp_path)
     other.save_pretrained(tmp_path)
-    assert torch.equal(draw(load_bundle(tmp_path)), draw(other))
+    torch.testing.assert_close(draw(load_bundle(tmp_path)), draw(other), rtol=0, atol=1e-5)
