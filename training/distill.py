@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
+from score_sde.pipelines.wording import unknown
 from score_sde.sharing.convert.starting_point import starting_point, weights_hash
 from score_sde.training.parts.config import one_of, option
 from score_sde.training.parts.few_steps import DENOISING, FEW_STEP_METHODS, GROUP
@@ -51,6 +52,9 @@ class DistillConfig(TrainConfig):
             return
         if self.method == DENOISING:
             yield f"method {DENOISING} follows no teacher: choose one of {', '.join(FEW_STEP_METHODS)}"
+            return
+        if self.method not in FEW_STEP_METHODS:
+            yield unknown("method", self.method, FEW_STEP_METHODS)
             return
         self.init_from, self.init_revision = self.teacher, self.teacher_revision
         yield from super().problems()

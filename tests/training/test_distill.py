@@ -206,6 +206,7 @@ def refused(capsys, *arguments):
         (["--network_kwargs", "{hidden_size: 32}"], "network_kwargs hidden_size 32 contradicts 16 of"),
         (["--init_from", "elsewhere"], "init_from: a student begins with the weights of its teacher"),
         (["--method", "denoising"], "method denoising follows no teacher: choose one of consistency, ect"),
+        (["--method", "lcm"], "method 'lcm' is unknown; choose one of consistency, ect"),
         (["--method", "magic"], "method 'magic' is unknown"),
         (["--method_kwargs", "{kapa: 1}"], "flow_map has no number kapa; it has moving, levels"),
         (["--weighting", "edm"], "weighting is of denoising; method flow_map has its own weights"),
