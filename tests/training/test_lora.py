@@ -65,6 +65,17 @@ def test_an_adapter_opens_with_its_model_on_any_pipeline_and_merged(role, tmp_pa
     assert "LoRA adapter of rank 2 for `Animals`" in card and "license: mit" in card
 
 
+def check_published(tensors, checkpoint, source):
+    """The tensors of an adapter are the averages of a checkpoint, beside which the weights of the source stay."""
+    average, last = load_file(checkpoint / "ema.safetensors"), load_file(checkpoint / "model.safetensors")
+    published = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    assert equal({name.replace(".default", ""): value for name, value in average.items()}, published)
+    assert not equal({name: last[name] for name in average}, average)
+    base = load_bundle(source).transformer.state_dict()
+    frozen = {name.replace(".base_layer", ""): value for name, value in last.items() if "lora" not in name}
+    assert equal(frozen, base)
+
+
 def test_what_is_published_is_the_average_of_the_adapters_and_resume_is_bit_for_bit(tmp_path):
     source, data = make_source(tmp_path / "source"), photographs(tmp_path / "data", "dog", "cat")
     arguments = ["--dataset", data, "--checkpointing_steps", 2, "--ema_decay", 0.5]
@@ -74,14 +85,7 @@ def test_what_is_published_is_the_average_of_the_adapters_and_resume_is_bit_for_
     more = ["--max_train_steps", 4, "--resume_from_checkpoint", "latest"]
     parts = load_file(adapt(source, tmp_path / "parts", *arguments, *more) / FILE)
     assert equal(whole, parts)
-    checkpoint = tmp_path / "whole" / "checkpoints" / "step-00000004"
-    average, last = load_file(checkpoint / "ema.safetensors"), load_file(checkpoint / "model.safetensors")
-    published = {name.removeprefix("transformer."): value for name, value in whole.items()}
-    assert equal({name.replace(".default", ""): value for name, value in average.items()}, published)
-    assert not equal({name: last[name] for name in average}, average)
-    base = load_bundle(tmp_path / "elsewhere").transformer.state_dict()
-    frozen = {name.replace(".base_layer", ""): value for name, value in last.items() if "lora" not in name}
-    assert equal(frozen, base)
+    check_published(whole, tmp_path / "whole" / "checkpoints" / "step-00000004", tmp_path / "elsewhere")
 
 
 def test_the_data_are_of_the_classes_of_the_model_by_name(tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from networks import awake
 from safetensors.torch import load_file
+from test_lora import FILE, check_published
 from test_text_runs import SETTINGS, WEIGHTS
 from texts import letters, written
 
@@ -16,7 +17,6 @@ from score_sde import DiscreteScoreScheduler, DiTModel, ScoreSDETextPipeline, cl
 from score_sde.training import evaluate, train
 
 
-FILE = "pytorch_lora_weights.safetensors"
 LORA = ["--lora_rank", 2]
 END = {"eos_token": "<end>"}
 
@@ -121,14 +121,7 @@ def test_what_is_published_is_the_average_and_resume_is_bit_for_bit_without_the_
     more = ["--max_train_steps", 4, "--resume_from_checkpoint", "latest"]
     parts = load_file(start(source, tmp_path / "parts", data, *arguments, *more) / FILE)
     assert equal(whole, parts)
-    checkpoint = tmp_path / "whole" / "checkpoints" / "step-00000004"
-    average, last = load_file(checkpoint / "ema.safetensors"), load_file(checkpoint / "model.safetensors")
-    published = {name.removeprefix("transformer."): value for name, value in whole.items()}
-    assert equal({name.replace(".default", ""): value for name, value in average.items()}, published)
-    assert not equal({name: last[name] for name in average}, average)
-    base = load_bundle(tmp_path / "elsewhere").transformer.state_dict()
-    frozen = {name.replace(".base_layer", ""): value for name, value in last.items() if "lora" not in name}
-    assert equal(frozen, base)
+    check_published(whole, tmp_path / "whole" / "checkpoints" / "step-00000004", tmp_path / "elsewhere")
 
 
 def test_data_are_of_the_classes_of_the_model_by_name_and_may_bring_others(tmp_path):

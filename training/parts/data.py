@@ -5,15 +5,14 @@ import itertools
 import numpy as np
 import torch
 from datasets import Dataset
-from datasets.distributed import split_dataset_by_node
 from tqdm.auto import tqdm
 
 from .buckets import in_words, nearest_size
 from .hashes import hash_of
 from .image_rows import ImageRows
 from .samples import from_bytes
-from .seeds import mix_seeds
 from .sources import as_stream
+from .streams import Stream
 
 
 class ImageDataset(ImageRows, torch.utils.data.Dataset):
@@ -161,7 +160,7 @@ class ImageDataset(ImageRows, torch.utils.data.Dataset):
                 taken, row = following, self.data[following]
 
 
-class ImageStream(ImageRows, torch.utils.data.IterableDataset):
+class ImageStream(ImageRows, Stream):
     """Images as they come, endlessly: each process, and each of its workers, reads its own part of the files, shuffled
     by a buffer.
 
@@ -175,14 +174,6 @@ class ImageStream(ImageRows, torch.utils.data.IterableDataset):
         if isinstance(self.data, Dataset):  # a folder of images
             self.data = as_stream(self.data)
         self.begin(rank=0, world_size=1, given=0)
-
-    def begin(self, rank, world_size, given):
-        """Start as process `rank` after every worker of it gave so many images."""
-        self.rank, self.world_size, self.given = rank, world_size, given
-
-    def rows(self, epoch):
-        shuffled = self.data.shuffle(seed=mix_seeds(self.seed, epoch), buffer_size=self.shuffle_buffer)
-        return split_dataset_by_node(shuffled, self.rank, self.world_size)
 
     def __iter__(self):
         info = torch.utils.data.get_worker_info()

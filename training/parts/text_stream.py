@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow
 import torch
 from datasets import ClassLabel, Features
-from datasets.distributed import split_dataset_by_node
 
 from score_sde.pipelines.texts import lacking_characters
 from score_sde.pipelines.wording import few
@@ -14,10 +13,11 @@ from score_sde.pipelines.wording import few
 from .hashes import hash_of
 from .seeds import mix_seeds
 from .sources import open_texts
+from .streams import Stream
 from .text_rows import TextClasses, as_item, check_columns
 
 
-class TokenStream(torch.utils.data.IterableDataset):
+class TokenStream(Stream):
     """Sequences of tokens as those of `TokenDataset`, endlessly: each process, and each of its workers, reads its own
     part of the files. Texts come in another order in every pass, and the next sequence is drawn from a buffer.
 
@@ -62,14 +62,6 @@ class TokenStream(torch.utils.data.IterableDataset):
         if row is None:
             raise ValueError(f"split {self.split!r} of dataset {self.name!r} is empty")
         return Features.from_arrow_schema(pyarrow.Table.from_pylist([row]).schema)
-
-    def begin(self, rank, world_size, given):
-        """Start as process `rank` after every worker of it gave so many sequences."""
-        self.rank, self.world_size, self.given = rank, world_size, given
-
-    def rows(self, epoch):
-        shuffled = self.data.shuffle(seed=mix_seeds(self.seed, epoch), buffer_size=self.shuffle_buffer)
-        return split_dataset_by_node(shuffled, self.rank, self.world_size)
 
     def __iter__(self):
         info = torch.utils.data.get_worker_info()
