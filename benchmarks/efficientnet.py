@@ -1,5 +1,7 @@
-"""EfficientNet-Lite0 of ImageNet as features: its weights alone, where no onnxruntime reads its graph."""
+"""EfficientNet-Lite0 of ImageNet as features: its weights alone, where no onnxruntime reads its graph; and a classifier
+of features."""
 
+import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
@@ -49,3 +51,22 @@ class EfficientNetFeatures(Features):
                 x = x + before
         features = F.relu6(self.unit(x, "head")).mean((2, 3))
         return features, F.linear(features, self.weights["fc.weight"], self.weights["fc.bias"])
+
+
+def linear_classifier(features, labels, classes, decay=1e-2, steps=300):
+    """f(features) -> logits: softmax regression on standardised features (N, D)."""
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    x = (features - mean) / std
+    weight = torch.zeros(classes, x.shape[1], requires_grad=True, device=x.device)
+    bias = torch.zeros(classes, requires_grad=True, device=x.device)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    weight, bias = weight.detach(), bias.detach()
+    return lambda features: F.linear((features - mean) / std, weight, bias)

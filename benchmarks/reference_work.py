@@ -5,10 +5,9 @@ import time
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from cifar10 import ResNet56Features
-from efficientnet import EfficientNetFeatures
+from efficientnet import EfficientNetFeatures, linear_classifier
 from reference_runs import MEASURING
 from safetensors.torch import load_file, save
 from work import Work
@@ -67,25 +66,6 @@ class Run(Work):
 
 
 # --- features -----------------------------------------------------------------------------------------------------
-
-
-def linear_classifier(features, labels, classes, decay=1e-2, steps=300):
-    """f(features) -> logits: softmax regression on standardised features (N, D)."""
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
-    x = (features - mean) / std
-    weight = torch.zeros(classes, x.shape[1], requires_grad=True, device=x.device)
-    bias = torch.zeros(classes, requires_grad=True, device=x.device)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + decay * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    weight, bias = weight.detach(), bias.detach()
-    return lambda features: F.linear((features - mean) / std, weight, bias)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------

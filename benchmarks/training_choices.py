@@ -71,7 +71,7 @@ def measure_all(arguments):
     if os.path.exists(arguments.output):
         with open(arguments.output, encoding="utf-8") as file:
             results = json.load(file)
-    judge = Judge(arguments.models, arguments.data, "test")
+    judge = Judge.of_fashion_mnist(arguments.models, arguments.data, "test")
     for name in arguments.only:
         folder = os.path.join(arguments.models, name)
         own = results.setdefault(name, {"options": LATENTS[name], "runs": {}})
@@ -97,7 +97,7 @@ def measure_all(arguments):
 @torch.no_grad()
 def measure_run(arguments):
     """Print the figures of a quick start."""
-    judge = Judge(arguments.models, arguments.data, "test")
+    judge = Judge.of_fashion_mnist(arguments.models, arguments.data, "test")
     pipeline = opened(os.path.join(arguments.measure, "diffusion", "pipeline"))
     test = ImageDataset(DataConfig(dataset=arguments.data, image_channels=1), "test")
     images = torch.stack([test[i]["images"] for i in range(arguments.count)])
