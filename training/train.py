@@ -115,13 +115,8 @@ class TrainConfig(
             yield f"align_to is of {DENOISING}, and not of method {self.method}: leave it out"
         if not self.latents and self.reads_captions != (self.text_encoder is not None):
             yield "caption_column and text_encoder belong together: pass both or neither"
-        if not self.latents and not self.reads_captions:
-            unused = [
-                name for name in ("max_caption_tokens", "caption_layers", "pooled_captions") if getattr(self, name)
-            ]
-            unused += ["sample_prompts"] * bool(self.sample_prompts)
-            if unused:
-                yield f"{', '.join(unused)} need captions: pass caption_column and text_encoder"
+        elif not self.latents and not self.reads_captions:
+            yield from self.unused_caption_options()
         if not self.save_text_encoder and self.text_encoder and os.path.isdir(self.text_encoder):
             yield (
                 f"save_text_encoder false needs a text_encoder on the Hub, which the pipeline can name, not the folder "
@@ -173,7 +168,7 @@ class DiffusionTask(PublishedTask):
     """A score-based diffusion model on the data, scheduler and network of a `TrainConfig`."""
 
     def __init__(self, config, accelerator):
-        config.keep_autoencoder(accelerator)
+        config.keep_components(accelerator)
         self.config, self.device = config, accelerator.device
         self.data = config.open_data(accelerator)
         self.scheduler = config.make_scheduler(self.data.shape)
@@ -202,7 +197,7 @@ class DiffusionTask(PublishedTask):
             if captions is None and network.config.get("cross_attention_dim"):
                 accelerator.print(
                     f"{config.init_from!r} follows words, of which this run has none: it goes on as without a prompt, "
-                    f"and its pipeline takes none; --caption_column and --text_encoder keep them"
+                    f"and its pipeline takes none; --caption_column keeps them"
                 )
             before = captions and config.start.opened and encoder_of(config.start.opened)
             if before and before != captions.fingerprint:

@@ -62,7 +62,9 @@ def run(main, *arguments):
 
 
 def train_tiny(output_dir, *arguments):
-    run(train.main, *TINY_RUN, "--network_kwargs", TINY_DIT, "--output_dir", output_dir, *arguments)
+    """Weights of a network trained on tiny images, or on latents, which know their size and channels."""
+    common = TINY_RUN[4:] if "--latents" in arguments else TINY_RUN
+    run(train.main, *common, "--network_kwargs", TINY_DIT, "--output_dir", output_dir, *arguments)
     return load_file(output_dir / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
 
 

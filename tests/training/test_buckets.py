@@ -434,7 +434,8 @@ def test_condition_images_have_the_sizes_of_theirs(condition, cached, with_negat
         assert grid.size == (
             (4 * 8 * 8, (8 + 8 + 8 + 12 + 12) * 8) if cached else (4 * 12 * 8, (12 + 8 + 12 + 8 + 12) * 8)
         )
-    config = parse(train.TrainConfig, [str(each) for each in [*TINY_RUN, *where, "--random_flip"]])
+    arguments = [*TINY_RUN[4:], *where, "--image_channels", 1, "--random_flip"]
+    config = parse(train.TrainConfig, [str(each) for each in arguments])
     data = CleanData(config, make_accelerator(config), conditions=config)
     for rows in data.dataset.buckets:
         batch = torch.utils.data.default_collate([data.dataset[int(row)] for row in rows[:4]])
@@ -592,7 +593,7 @@ def test_latents_of_several_sizes(tiny_vae, pictures, tmp_path):
     assert CleanData(config, make_accelerator(config)).sizes == latents.sizes
     pixels = ["--pipeline", tmp_path / "before" / "pipeline", "--latents", folder, "--output_dir", tmp_path / "c"]
     with pytest.raises(ValueError, match="several sizes or rectangles: a classifier is trained on one"):
-        run(train_classifier.main, *TINY_RUN[:4], *pixels)
+        run(train_classifier.main, *pixels)
 
 
 def test_sizes_must_fit_autoencoder_and_network(tiny_vae, pictures, tmp_path):

@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+from pathlib import Path
 
 import diffusers
 import diffusers.models.autoencoders
@@ -338,6 +339,33 @@ def test_statistics_need_no_float64_on_a_device():
 
 
 # --- encoding again -----------------------------------------------------------------------------------------------
+
+
+def test_options_of_data_that_latents_contradict_are_refused(tiny_vae, small_data, tmp_path, monkeypatch):
+    """What says the same is taken, what is not read and what says otherwise is refused by name."""
+    encode(small_data, tiny_vae, tmp_path / "latents")
+    monkeypatch.chdir(Path(small_data).parent)
+    agreeing = "--resolution", 8, "--image_channels", 1, "--num_classes", 10, "--dataset", Path(small_data).name
+    train_tiny(tmp_path / "run", "--latents", tmp_path / "latents", "--max_train_steps", 1, *agreeing)
+    for name, value, message in (
+        ("resolution", 16, "resolution 16 contradicts the latents in '.*/latents', of resolution 8: leave it out, or"),
+        ("image_channels", 3, "image_channels 3 contradicts .*, of image_channels 1: leave it out"),
+        ("dataset", "fashion_mnist_10k", "dataset 'fashion_mnist_10k' contradicts .*, of dataset '.*train.parquet'"),
+        ("image_column", "picture", "image_column 'picture' is of data that are read, and .* are encoded: leave it"),
+        ("label_column", "none", "label_column None is of data that are read"),
+        ("skip_corrupt_images", "true", "skip_corrupt_images True is of data that are read"),
+        ("save_text_encoder", "false", "save_text_encoder need captions: pass .*, where latents hold captions"),
+        ("caption_layers", -2, "caption_layers need captions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_tiny(tmp_path / "other", "--latents", tmp_path / "latents", f"--{name}", value)
+    # held-out images are read by some of them
+    held_out = "--evaluation_steps", 1, "--evaluation_split", "train", "--evaluation_images", 2
+    reading = "--latents", tmp_path / "latents", "--max_train_steps", 1, *held_out
+    with pytest.raises((KeyError, ValueError), match="picture"):
+        train_tiny(tmp_path / "other", *reading, "--image_column", "picture")
+    with pytest.raises(ValueError, match="resolution 16 contradicts"):
+        train_tiny(tmp_path / "other", *reading, "--resolution", 16)
 
 
 def photos(folder, count=8):

@@ -2,8 +2,9 @@
 with the latents."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ EXAMPLES = 64
 
 @dataclass
 class CaptionConfig:
+    given: ClassVar[frozenset[str]]
+
     caption_column: str | None = option(
         None,
         "Column that holds captions, a text or a list of texts, of which one is drawn each time; 'none' for latents "
@@ -63,6 +66,12 @@ class CaptionConfig:
         """The settings of `pipelines.prompts` that the options give."""
         given = {"max_tokens": self.max_caption_tokens, "layers": self.caption_layers or None}
         return {name: value for name, value in given.items() if value is not None}
+
+    def unused_caption_options(self):
+        """Yields what is wrong with options of captions where there are none."""
+        own = {each.name for each in fields(self) if each.metadata["group"] == "captions"} - {"caption_column"}
+        if unused := sorted(own & self.given):
+            yield f"{', '.join(unused)} need captions: pass caption_column and text_encoder"
 
     @property
     def reads_captions(self):

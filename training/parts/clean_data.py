@@ -1,5 +1,6 @@
 """What diffusion is trained on: images, latents encoded before, or images encoded on the fly by an autoencoder."""
 
+import os
 from dataclasses import asdict, dataclass, fields
 
 from score_sde.pipelines.latents import data_channels, normalises_itself, spatial_factor
@@ -65,6 +66,10 @@ class CleanDataConfig(DataConfig, BucketConfig):
             yield f"shuffle_buffer {self.shuffle_buffer} must be at least 1"
 
 
+# options of images that held-out ones are read by, where latents are trained on
+READ_FOR_EVALUATION = {"image_column", "label_column", "num_classes", "skip_corrupt_images"}
+
+
 def normalize_by(vae, statistics, folder):
     """Let the config of an autoencoder give its latents mean 0 and standard deviation 1, by the statistics of latents
     in a folder. Raises ValueError where there are none, or of channels that are constant, and for an autoencoder that
@@ -81,6 +86,23 @@ def normalize_by(vae, statistics, folder):
     vae.register_to_config(
         latents_mean=statistics["mean"], latents_std=statistics["std"], scaling_factor=1.0, shift_factor=0.0
     )
+
+
+def check_data_options(config, names, facts):
+    """Raise ValueError for an option of data, of these names, that is given beside latents and says other than they do,
+    or what would change nothing. `facts` is what is known of the data that they were encoded from."""
+    for name in sorted(set(names) & config.given - {"num_workers"}):
+        value, latents = getattr(config, name), f"the latents in {config.latents!r}"
+        if name not in facts:
+            raise ValueError(f"{name} {value!r} is of data that are read, and {latents} are encoded: leave it out")
+        if value != facts[name] and not (name == "dataset" and same_path(value, facts[name])):
+            raise ValueError(
+                f"{name} {value!r} contradicts {latents}, of {name} {facts[name]!r}: leave it out, or encode anew"
+            )
+
+
+def same_path(one, other):
+    return os.path.exists(one) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def open_latents(config, kind, accelerator, **options):
@@ -127,6 +149,9 @@ class CleanData(CleanSamples):
         if config.latents:
             options = {"flips": config.random_flip, "features": align_to is not None}
             self.dataset, self.vae = open_latents(config, "image", accelerator, **options)
+            read = READ_FOR_EVALUATION if "evaluation_steps" in config.given else set()
+            known = self.dataset.facts | {"image_channels": data_channels(self.vae.config)}
+            check_data_options(config, {field.name for field in fields(DataConfig)} - read, known)
             if align_to is not None:
                 self.vision = vision_model_of_latents(self.dataset.facts, align_to, config.latents)
             if captions is not None:
@@ -181,6 +206,9 @@ class CleanData(CleanSamples):
             self.captions.settings["pooled"] = config.pooled_captions
             self.caption_column, self.examples = facts["column"], facts["examples"]
             self.caption_facts = {name: value for name, value in facts.items() if name != "examples"}
+        if self.captions is None:
+            for problem in config.unused_caption_options():
+                raise ValueError(f"latents {latents!r}: {problem}, where latents hold captions")
 
     def fingerprint(self):
         """What tells these data from others, as JSON: {"classes": names in order, "rows": a hash, "autoencoder": a hash

@@ -5,6 +5,7 @@ A default stands only here; a YAML file states what differs.
 
 import os
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from diffusers.optimization import SchedulerType
@@ -43,6 +44,9 @@ def one_of(names):
 
 @dataclass
 class LoaderConfig:
+    # names of the options that the command line or the YAML file said (`options.parse`)
+    given: ClassVar[frozenset[str]] = frozenset()
+
     num_workers: int | None = option(
         None,
         "Processes that read and decode data, per training process; 0 reads in the process itself. Unless given 0 on "

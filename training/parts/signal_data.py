@@ -1,11 +1,11 @@
 """Sound, videos and arrays as clean samples: options, rows, statistics, latents."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from score_sde.pipelines.units import to_unit_scale
 from score_sde.pipelines.wording import unknown
 
-from .clean_data import open_latents
+from .clean_data import check_data_options, open_latents
 from .clean_samples import CleanSamples
 from .config import LoaderConfig, option
 from .latents import fingerprint, latent_shape, load_vae
@@ -180,6 +180,10 @@ class SignalSourceConfig:
             yield "normalize_latents needs the statistics of latents: encode them by `score-sde encode-latents`"
 
 
+# options under the heading of data that are of latents
+READ_WITH_LATENTS = {"latents", "vae", "normalize_latents"}
+
+
 class SignalData(CleanSamples):
     """The clean samples of a `SignalDataConfig`.
 
@@ -194,6 +198,8 @@ class SignalData(CleanSamples):
         if config.latents:
             self.dataset, self.vae = open_latents(config, config.data_kind, accelerator)
             self.shape, self.units = self.dataset.shape, dict(self.dataset.facts.get("units", {}))
+            names = {each.name for each in fields(config) if each.metadata["group"] == "data"}
+            check_data_options(config, names - READ_WITH_LATENTS, self.dataset.facts | self.units)
         else:
             with accelerator.main_process_first():
                 self.dataset = config.open_rows(crop_seed=config.seed if config.crop == "random" else None)
