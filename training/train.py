@@ -168,7 +168,7 @@ class DiffusionTask(PublishedTask):
     """A score-based diffusion model on the data, scheduler and network of a `TrainConfig`."""
 
     def __init__(self, config, accelerator):
-        config.keep_components(accelerator)
+        config.keep_autoencoder(accelerator)
         self.config, self.device = config, accelerator.device
         self.data = config.open_data(accelerator)
         self.scheduler = config.make_scheduler(self.data.shape)
@@ -197,7 +197,7 @@ class DiffusionTask(PublishedTask):
             if captions is None and network.config.get("cross_attention_dim"):
                 accelerator.print(
                     f"{config.init_from!r} follows words, of which this run has none: it goes on as without a prompt, "
-                    f"and its pipeline takes none; --caption_column keeps them"
+                    f"and its pipeline takes none; --caption_column and --text_encoder keep them"
                 )
             before = captions and config.start.opened and encoder_of(config.start.opened)
             if before and before != captions.fingerprint:

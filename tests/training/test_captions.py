@@ -21,7 +21,6 @@ from score_sde.training import distill, encode_latents, evaluate, train
 from score_sde.training.parts.captions import CaptionReader
 from score_sde.training.parts.clean_data import CleanData
 from score_sde.training.parts.loop import Draws
-from score_sde.training.parts.starting import encoder_of
 
 
 NAMES = ["t shirt top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -386,7 +385,7 @@ def test_a_network_that_follows_words_is_begun_with(captioned, encoder, tmp_path
     task = train.DiffusionTask(config_of(*begin), Accelerator(cpu=True))
     assert task.prompts is None and not task.make_pipeline(task.model).takes_prompts
     said = capsys.readouterr().out
-    assert "follows words, of which this run has none" in said and "--caption_column keeps" in said
+    assert "follows words, of which this run has none" in said and "--caption_column and --text_encoder keep" in said
     torch.manual_seed(1)
     BertModel(BertConfig.from_pretrained(encoder)).save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
@@ -394,28 +393,6 @@ def test_a_network_that_follows_words_is_begun_with(captioned, encoder, tmp_path
         train.DiffusionTask(config_of(*begin, *words, source), Accelerator(cpu=True))
         said = capsys.readouterr().out
         assert ("is another one than that of" in said) == (source != encoder)
-
-
-@pytest.mark.parametrize("kind", ["bert", "clip"])
-def test_the_text_encoder_comes_with_the_weights(captioned, kind, tmp_path):
-    """And how captions are encoded: what is trained is what it is with both given; a resumed run has its own copy."""
-    first, encoder = tmp_path / "first" / "pipeline", save_encoder(tmp_path / "encoder", kind)
-    told = options(captioned, encoder), "--pooled_captions", "true", "--max_train_steps"
-    train_tiny(tmp_path / "first", *told[0], *told[1:], 1)
-    steps = ["--init_from", first, *told[1:], 2, "--checkpointing_steps", 1, "--lr_scheduler", "constant"]
-    given = train_tiny(tmp_path / "given", *told[0], *steps)
-    begin = ["--init_from", first, "--dataset", captioned, "--caption_column", "caption", "--checkpointing_steps", 1]
-    begin += ["--lr_scheduler", "constant"]
-    run_of = ("--max_train_steps", 1), ("--max_train_steps", 2, "--resume_from_checkpoint", "latest")
-    settings = load_bundle(first).prompt_settings
-    train_tiny(tmp_path / "run", *begin, *run_of[0])
-    shutil.rmtree(encoder)
-    shutil.move(tmp_path / "first", tmp_path / "gone")
-    weights = train_tiny(tmp_path / "run", *begin, *run_of[1])
-    assert equal(weights, given)
-    pipeline = load_bundle(tmp_path / "run" / "pipeline")
-    assert pipeline.prompt_settings == settings and settings["pooled"]
-    assert encoder_of(pipeline) == encoder_of(load_bundle(tmp_path / "gone" / "pipeline"))
 
 
 @pytest.mark.parametrize(

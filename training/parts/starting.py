@@ -50,7 +50,6 @@ VLB_WEIGHT = 0.001
 ADOPTED = ("network", "network_kwargs", "sde_type", "prediction_type", "scheduler_kwargs", "vlb_weight")
 # where a run keeps the autoencoder that came with the weights
 KEPT_VAE = os.path.join("init_from", "vae")
-KEPT_TEXT_ENCODER = os.path.join("init_from", "text_encoder")
 
 
 @dataclass
@@ -192,7 +191,6 @@ class StartConfig(WeightsConfig):
         options = options_of(self.start, self.given, getattr(self, "frames", None))
         yield from self.adopt(options, repr(self.init_from))
         yield from self.adopt_autoencoder()
-        self.adopt_text_encoder()
         self.adopt_sizes(sizes_of(self.start))
 
     def check_start(self):
@@ -213,9 +211,6 @@ class StartConfig(WeightsConfig):
         self.adopt_sizes({name: before.get(name) for name in ("resolution", "image_channels")})
         if self.origin["has_vae"]:
             self.vae = os.path.join(folder, KEPT_VAE)
-        kept = os.path.join(folder, KEPT_TEXT_ENCODER)
-        if self.wants_text_encoder() and os.path.isdir(kept):
-            self.take_text_encoder(kept, {setting: before[name] for name, setting in CAPTION_SETTINGS.items()})
 
     def adopt_sizes(self, sizes):
         """Take sizes of images that aren't given, which only images, and videos, have."""
@@ -248,38 +243,13 @@ class StartConfig(WeightsConfig):
             )
         self.vae = os.path.join(self.output_dir, KEPT_VAE)
 
-    def wants_text_encoder(self):
-        """Whether captions are read by a text encoder that isn't given."""
-        return getattr(self, "reads_captions", False) and self.text_encoder is None and not self.latents
-
-    def adopt_text_encoder(self):
-        """Take the text encoder from what to start from, where captions are read and none is given."""
-        opened = self.start.opened
-        if opened is not None and opened.takes_prompts and self.wants_text_encoder():
-            kept = os.path.join(self.output_dir, KEPT_TEXT_ENCODER)
-            self.take_text_encoder(opened.prompt_settings["text_encoder"] or kept, opened.prompt_settings)
-
-    def take_text_encoder(self, source, settings):
-        """Read captions by a text encoder, with those of its settings that aren't given otherwise."""
-        self.text_encoder = source
-        for name, setting in CAPTION_SETTINGS.items():
-            if name not in self.given:
-                setattr(self, name, settings[setting])
-
-    def keep_components(self, accelerator):
-        """Write the autoencoder and the text encoder that came with the weights into the run's folder."""
-        if self.start is None:
-            return
-        if accelerator.is_main_process:
-            if self.start.vae is not None:
+    def keep_autoencoder(self, accelerator):
+        """Write the autoencoder that came with the weights into the run's folder."""
+        if self.start is not None and self.start.vae is not None:
+            if accelerator.is_main_process:
                 with whole_folder(os.path.join(self.output_dir, KEPT_VAE)) as folder:
                     self.start.vae.save_pretrained(folder)
-            kept = os.path.join(self.output_dir, KEPT_TEXT_ENCODER)
-            if getattr(self, "text_encoder", None) == kept:
-                with whole_folder(kept) as folder:
-                    self.start.opened.text_encoder.save_pretrained(folder)
-                    self.start.opened.tokenizer.save_pretrained(folder)
-        accelerator.wait_for_everyone()
+            accelerator.wait_for_everyone()
 
 
 def is_of_points(network):
