@@ -108,7 +108,7 @@ def test_a_latent_model_is_evaluated_on_held_out_images(small_data, tmp_path):
     encode(small_data, tmp_path / "vae", tmp_path / "latents")
     losses = []
     for name, data in (
-        ("before", ["--latents", tmp_path / "latents", "--resolution", 32]),
+        ("before", ["--latents", tmp_path / "latents"]),
         ("on the fly", ["--dataset", small_data, "--vae", tmp_path / "vae"]),
     ):
         options = ["--evaluation_steps", 1, "--evaluation_images", 10, "--evaluation_split", "train"]
