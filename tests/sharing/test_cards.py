@@ -207,6 +207,21 @@ def test_a_card_of_signals_speaks_of_signals(tmp_path):
     assert card.data.pipeline_tag is None and card.data.eval_results[0].task_type == "other"
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("my photos", "my-photos"),
+        ("me/photos.v2", "me/photos.v2"),
+        ("classics_{split}.parquet", "classics.parquet"),
+        ("{split}-photos", "photos"),
+        ("{split}.parquet", "parquet"),
+        ("{split}", "-split-"),
+    ],
+)
+def test_the_type_of_a_dataset_is_an_id(name, found):
+    assert model_card.as_id(name) == found
+
+
 def test_limits_are_those_of_the_model(tmp_path):
     unconditional = Path(
         save_bundle(tiny_pipeline(network=random_dit(num_classes=None)), tmp_path / "one"), "README.md"

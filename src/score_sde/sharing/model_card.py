@@ -188,13 +188,18 @@ def sampler_table(samplers):
         raise ValueError(f"samplers.json {quoted(samplers)} is none of benchmarks/samplers_network.py") from None
 
 
+def as_id(name):
+    """A dataset's name as the Hub takes it, which takes ids alone: "my data_{split}.parquet" is my-data.parquet."""
+    whole = re.sub(r"[_.-]?\{split\}", "", name).lstrip("._-") or name
+    return re.sub(r"[^\w./-]+", "-", whole, flags=re.ASCII)
+
+
 def eval_results(metrics, task):
     """Measurements as the Hub's model index has them."""
     return [
         EvalResult(
             task_type=task or "other",
-            # the Hub takes ids alone
-            dataset_type=re.sub(r"[^\w./-]+", "-", dataset_name(metric), flags=re.ASCII),
+            dataset_type=as_id(dataset_name(metric)),
             dataset_name=one_line(dataset_name(metric)),
             dataset_split=metric["split"],
             metric_type=metric.get("type", metric["name"]),
