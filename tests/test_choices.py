@@ -14,6 +14,7 @@ from score_sde.schedulers.discrete_paths import DISCRETE_PREDICTIONS, NOISES
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES, TIME_GRIDS, TIME_INPUTS
 from score_sde.schedulers.solvers import CORRECTORS, PREDICTORS, VARIANCES
 from score_sde.training.parts.networks import NETWORKS
+from score_sde.training.parts.optimizers import further_arguments, optimizers
 from score_sde.training.train import TrainConfig
 
 
@@ -32,6 +33,7 @@ OPTIONS = {
     "weighting": WEIGHTINGS,
     "network": NETWORKS,
     "method": FEW_STEP_METHODS,
+    "optimizer": optimizers(),
 }
 
 
@@ -108,6 +110,14 @@ def test_the_page_of_training_lists_the_choices_of_its_options(name):
 
 def test_the_page_of_few_steps_lists_the_methods():
     assert sorted(rows("few_steps", "methods")) == sorted(FEW_STEP_METHODS)
+
+
+def test_the_page_of_training_says_what_an_optimizer_can_be_told():
+    stated = {
+        row.split("`")[1]: re.findall(r"`(\w+)`", row.split("|")[3])
+        for row in re.search(r"<!-- optimizers -->\n\n.*\n.*\n((?:\|.*\n)+)", page("train"))[1].splitlines()
+    }
+    assert stated == {name: further_arguments(found) for name, found in optimizers().items()}
 
 
 @pytest.mark.parametrize("grid", TIME_GRIDS)

@@ -26,7 +26,7 @@ ALLOWED = {
     "model_cards": set(),
     "training/parts": {"accelerate", "datasets", "filelock", "fsspec", "matplotlib", "onnxruntime", "psutil", "pyarrow"}
     | {"peft", "rdkit", "score_sde", "tokenizers", "torchdiffeq", "torchmetrics", "tqdm", "trackio", "transformers"}
-    | {"av", "soundfile", "yaml"}
+    | {"av", "bitsandbytes", "soundfile", "yaml"}
     | OURS,
 }
 ALLOWED["training"] = ALLOWED["training/parts"] | {"score_sde.training"}

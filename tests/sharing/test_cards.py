@@ -257,6 +257,30 @@ def test_the_committed_cards_are_what_their_facts_say(name, tmp_path):
     assert (tmp_path / name / "README.md").read_text() == (committed / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, None),
+        (
+            {
+                "optimizer": "adamw",
+                "adam_beta1": 0.0,
+                "adam_beta2": 0.9,
+                "adam_weight_decay": 0.1,
+                "optimizer_kwargs": "{}",
+            },
+            "adamw, beta1 0.0, beta2 0.9, weight decay 0.1",
+        ),
+        (
+            {"optimizer": "sgd", "adam_beta1": None, "adam_weight_decay": 0.0, "optimizer_kwargs": "{momentum: 0.9}"},
+            "sgd, {momentum: 0.9}",
+        ),
+    ],
+)
+def test_a_card_says_which_optimizer_and_what_it_was_told(config, expected):
+    assert dict(model_card.training_rows({"config": config})).get("optimizer") == expected
+
+
 # --- weights that go elsewhere --------------------------------------------------------------------------------------
 
 

@@ -411,8 +411,8 @@ def test_a_data_worker_that_dies_is_named_and_nothing_is_lost(tmp_path):
     train_tiny(tmp_path, *arguments, "--resume_from_checkpoint", "latest")
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, where, capsys):
+@pytest.mark.parametrize(("where", "optimizer"), [("loss", "adamw"), ("gradient", "adamw"), ("gradient", "rmsprop")])
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, where, optimizer, capsys):
     """Weights, moments and averages of step 2 are those of step 1, and the run goes on."""
     original, calls = Objective.__call__, []
 
@@ -434,7 +434,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, where,
         "--logging_steps",
         9,
     ]
-    train_tiny(tmp_path, *arguments, "--ema_decay", 0.5, "--ema_snapshot_steps", 1)
+    train_tiny(tmp_path, *arguments, "--ema_decay", 0.5, "--ema_snapshot_steps", 1, "--optimizer", optimizer)
     # none is written right after the step that was skipped
     names = sorted(os.listdir(tmp_path / "checkpoints"))
     assert names == ["step-00000001", "step-00000003", "step-00000004"]

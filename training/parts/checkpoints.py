@@ -26,7 +26,8 @@ from .run_folder import surviving
 
 # options that what was trained hangs on: a run goes on with the same
 FIXED = {
-    *("optimizer", "adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm", "random_flip", "crop", "seed"),
+    *("optimizer", "optimizer_kwargs", "adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm"),
+    *("random_flip", "crop", "seed"),
     *("ema_decay", "further_ema_decays", "ema_snapshot_steps", "ema_sigma_rel"),
     *(
         "resolution",
@@ -285,7 +286,8 @@ def load(folder, state, accelerator, averages, lr_scheduler):
 
 def lay_out(optimizer):
     """Give an optimizer's moments the memory layout of their parameters: that in which they were saved, on another
-    device, may be another, and fused kernels take them for the same."""
+    device, may be another, and fused kernels take them for the same. Raises ValueError for moments of 8 bits, which are
+    scaled by blocks of memory."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if (
@@ -293,6 +295,11 @@ def lay_out(optimizer):
                 and value.shape == parameter.shape
                 and value.stride() != parameter.stride()
             ):
+                if not value.is_floating_point():
+                    raise ValueError(
+                        f"{name} of {value.dtype} lies in memory by strides {value.stride()}, its weights by "
+                        f"{parameter.stride()}: go on on a device of the kind that the run began on"
+                    )
                 state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 

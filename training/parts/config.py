@@ -14,10 +14,11 @@ from PIL import ImageColor
 from score_sde.ema import gamma_of
 from score_sde.pipelines.wording import unknown
 
+from .optimizers import optimizer_arguments, optimizers
+
 
 # all of diffusers' but the one that needs rules of its own
 LR_SCHEDULERS = [kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT]
-OPTIMIZERS = ("adamw", "muon")
 MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
 
 
@@ -145,19 +146,34 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
     )
     optimizer: str = option(
         "adamw",
-        "adamw, or muon: orthogonalised momentum for the matrices within the network (Jordan et al. 2024), as large a "
-        "step as AdamW's, which takes the rest.",
+        "muon: orthogonalised momentum for the matrices within the network (Jordan et al. 2024), as large a step as "
+        f"AdamW's, which takes the rest; or of torch: {one_of(name for name in optimizers() if name != 'muon')}; or of "
+        "bitsandbytes, where it is installed: adamw8bit, lion8bit, pagedadamw8bit, ...",
         "optimisation",
         common=True,
+    )
+    optimizer_kwargs: str = option(
+        "{}", "More arguments of its class, as YAML: {momentum: 0.9, nesterov: true}.", "optimisation"
     )
     learning_rate: float = option(1e-4, "Peak learning rate.", "optimisation", common=True)
     lr_scheduler: str = option(
         "constant_with_warmup", "Schedule of the learning rate, by its name in diffusers.", "optimisation"
     )
     lr_warmup_steps: int = option(500, "Optimizer steps of linear warm-up.", "optimisation")
-    adam_beta1: float = option(0.9, "AdamW: decay of the first moment, in [0, 1).", "optimisation")
-    adam_beta2: float = option(0.999, "AdamW: decay of the second moment, in [0, 1).", "optimisation")
-    adam_weight_decay: float = option(0.0, "Decoupled weight decay.", "optimisation")
+    adam_beta1: float | None = option(
+        None,
+        "Decay of the first moment, in [0, 1), of an optimizer that has it; its own unless given, of AdamW 0.9.",
+        "optimisation",
+    )
+    adam_beta2: float | None = option(
+        None, "Decay of the second moment; its own unless given, of AdamW 0.999.", "optimisation"
+    )
+    adam_weight_decay: float = option(
+        0.0,
+        "Weight decay: decoupled in AdamW, Muon, Adafactor and Lion; in others of torch part of the gradient, unless "
+        "optimizer_kwargs says {decoupled_weight_decay: true}.",
+        "optimisation",
+    )
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", "optimisation")
     ema_decay: float = option(
         0.9999, "Decay per step of the averaged weights; it warms up as (1 + n) / (10 + n).", "averaged weights"
@@ -242,7 +258,7 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
             yield f"learning_rate {self.learning_rate} and max_grad_norm {self.max_grad_norm} must be positive"
         decays = [("further_ema_decays", decay) for decay in self.further_ema_decays]
         for name, value in [(n, getattr(self, n)) for n in ("adam_beta1", "adam_beta2", "ema_decay")] + decays:
-            if not 0 <= value < 1:
+            if value is not None and not 0 <= value < 1:
                 yield f"{name} {value} must lie in [0, 1)"
         for width in self.ema_sigma_rel:
             try:
@@ -256,8 +272,11 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
                 yield unknown("log_with", tracker, LOGGER_TYPE_TO_CLASS)
             elif tracker not in map(str, get_available_trackers()):
                 yield f"log_with {tracker!r} is not installed: pip install {tracker}"
-        if self.optimizer not in OPTIMIZERS:
-            yield unknown("optimizer", self.optimizer, OPTIMIZERS)
+        try:
+            # what is recorded is what is used
+            self.adam_beta1, self.adam_beta2, *_ = optimizer_arguments(self).get("betas", (None, None))
+        except ValueError as error:
+            yield str(error)
         if self.lr_scheduler not in LR_SCHEDULERS:
             yield unknown("lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
         if self.on_existing_run not in ("refuse", "set_aside"):

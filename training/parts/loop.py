@@ -48,7 +48,7 @@ from .batches import training_batches
 from .checkpoints import resume, save_checkpoint
 from .cores import warn_of_busy_cores
 from .flops import FlopCounter, measured_peak
-from .optimizers import make_optimizer
+from .optimizers import check_optimizer, leave_out, make_optimizer
 from .options import WORK_BEGUN
 from .plots import plot_runs
 from .precision import automatic_precision
@@ -98,6 +98,7 @@ def make_accelerator(config):
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             "gradient_clipping": config.max_grad_norm,
         }
+    check_optimizer(config, accelerator)
     # what is recorded is what was really used
     config.mixed_precision = accelerator.mixed_precision
     config.compile = config.compile or TorchDynamoPlugin().backend != DynamoBackend.NO
@@ -288,8 +289,7 @@ def fit(config, accelerator, run, task):
                     norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
                     skipped = (~torch.isfinite(norm)).float()
                     if accelerator.scaler is None:
-                        # the optimizer leaves everything as it is where this is 1, without a look from the host
-                        optimizer.optimizer.found_inf = skipped
+                        leave_out(optimizer, skipped)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             progress["images_seen"] += micro_batch

@@ -86,6 +86,7 @@ def training_rows(training, kind="image", unit="px"):
         ("density of times", config.get("time_density"), "{}"),
         ("shift of times", config.get("time_shift"), "{}"),
         ("weighting of the loss", None if few_step else config.get("weighting"), "{}"),
+        ("optimizer", optimizer_in_words(config), "{}"),
         ("learning rate", config.get("learning_rate"), "{}"),
         ("EMA decay", config.get("ema_decay"), "{}"),
         ("EMA sigma_rel, reconstructed", training.get("ema_sigma_rel"), "{}"),
@@ -96,6 +97,16 @@ def training_rows(training, kind="image", unit="px"):
         ("diffusers", training.get("diffusers"), "{}"),
     ]
     return [(name, form.format(value)) for name, value, form in rows if value is not None]
+
+
+def optimizer_in_words(config):
+    """The optimizer of a run and what it was told but for the learning rate, in words; None where that isn't known."""
+    if not config.get("optimizer"):
+        return None
+    told = [f"{name} {config[f'adam_{name}']}" for name in ("beta1", "beta2") if config.get(f"adam_{name}") is not None]
+    told += [f"weight decay {config['adam_weight_decay']}"] if config.get("adam_weight_decay") else []
+    told += [config["optimizer_kwargs"]] if config.get("optimizer_kwargs", "{}") != "{}" else []
+    return ", ".join(map(str, [config["optimizer"], *told]))
 
 
 def domain_in_words(training):
