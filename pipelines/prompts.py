@@ -111,11 +111,17 @@ def encoder_width(text_encoder, settings):
     config = text_encoder.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)
     if most is not None and settings["max_tokens"] > most:
-        raise ValueError(f"{settings['max_tokens']} tokens of a text are more than the {most} that its encoder takes")
+        raise ValueError(
+            f"{settings['max_tokens']} tokens of a text (max_tokens) are more than the {most} that its encoder, a "
+            f"{type(text_encoder).__name__}, takes: at most {most}"
+        )
     layers = config.num_hidden_layers + 1
     for layer in settings["layers"]:
         if not -layers <= layer < layers:
-            raise ValueError(f"layer {layer} of the text encoder is not among its {-layers} to {layers - 1}")
+            raise ValueError(
+                f"layer {layer} of the text encoder, a {type(text_encoder).__name__}, is not among its {-layers} to "
+                f"{layers - 1}"
+            )
     return config.hidden_size * len(settings["layers"])
 
 

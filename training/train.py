@@ -176,6 +176,7 @@ class DiffusionTask(PublishedTask):
         config.keep_autoencoder(accelerator)
         self.config, self.device = config, accelerator.device
         self.data = config.open_data(accelerator)
+        config.check_axes(self.data.shape)
         self.scheduler = config.make_scheduler(self.data.shape)
         id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None

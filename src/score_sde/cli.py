@@ -639,6 +639,10 @@ def options(
     """Score-based diffusion models: train, sample, measure and share them."""
 
 
+# options that take several values, and say so by the dots in their metavar
+OF_SEVERAL = ("--classes", "--condition_image", "--nfe", "--prompt")
+
+
 def spelled(argv):
     """A command line as typer has it: `--num-images` as `--num_images`, and `--classes Dress Bag` with the option
     before each value."""
@@ -647,7 +651,7 @@ def spelled(argv):
         if each.startswith("--"):
             name, equals, value = each.partition("=")
             each = "--" + name[2:].replace("-", "_") + equals + value
-            option = each if each in ("--classes", "--nfe", "--prompt") else None
+            option = each if each in OF_SEVERAL else None
         elif option and found[-1] != option:
             found.append(option)
         found.append(each)

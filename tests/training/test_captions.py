@@ -354,8 +354,11 @@ def test_classes_alone_remain_as_they_are(tmp_path):
         (["--caption_column", "empty"], "caption column 'empty' holds no captions: all 60 are empty"),
         (["--caption_column", "number"], "caption column 'number' must hold texts, or lists of texts; it has 0"),
         (["--text_encoder", "no_such_folder"], "text encoder 'no_such_folder' cannot be opened"),
-        (["--max_caption_tokens", 40], "40 tokens of a text are more than the 32 that its encoder takes"),
-        (["--caption_layers", 5], "layer 5 of the text encoder is not among its -3 to 2"),
+        (
+            ["--max_caption_tokens", 40],
+            "40 tokens of a text .* are more than the 32 that its encoder, a BertModel, takes: .*; --max_caption_tokens",
+        ),
+        (["--caption_layers", 5], "layer 5 of the text encoder, a BertModel, is not among its -3 to 2"),
         (
             ["--network_kwargs", "{cross_attention_dim: 12}"],
             "cross_attention_dim 12 of network_kwargs contradicts the text encoder, which makes vectors of width 16",

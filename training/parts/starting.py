@@ -23,6 +23,7 @@ from score_sde.pipelines.kinds import axes_of
 from score_sde.pipelines.latents import data_channels, spatial_factor
 from score_sde.pipelines.wording import few, one_line
 from score_sde.pipelines.writing import whole_folder
+from score_sde.schedulers.paths import SDE_TYPES
 from score_sde.sharing.convert.starting_point import StartingPoint, starting_point, weights_hash
 
 from .checkpoints import list_checkpoints
@@ -48,6 +49,8 @@ TRAINED_ON = {
 VLB_WEIGHT = 0.001
 # what comes with weights of samples of numbers
 ADOPTED = ("network", "network_kwargs", "sde_type", "prediction_type", "scheduler_kwargs", "vlb_weight")
+# what has so many axes
+MADE_OF = {1: "signals, of one axis", 2: "images, or fields of two axes", 3: "videos, or volumes of three axes"}
 # where a run keeps the autoencoder that came with the weights
 KEPT_VAE = os.path.join("init_from", "vae")
 
@@ -95,6 +98,8 @@ class WeightsConfig:
     adopted: ClassVar[tuple[str, ...]]
     scheduler_class: ClassVar[type]
     trained_on: ClassVar[set[str]]
+    # (the option that names the noise, {name: what makes it of numbers that the scheduler takes, too})
+    noises: ClassVar[tuple[str, dict]]
     # what to start from, None for a run that is resumed; and what is known of it, JSON-able
     start: ClassVar[StartingPoint | None] = None
     origin: ClassVar[dict | None] = None
@@ -159,8 +164,8 @@ class WeightsConfig:
                 if name == "scheduler_kwargs" and getattr(self, "time_shift", None) is not None:
                     theirs.pop("shift", None)
                 if name == "scheduler_kwargs":
-                    known = inspect.signature(self.scheduler_class).parameters
-                    fixed = {key: theirs.get(key, known[key].default) for key in self.trained_on}
+                    known = self.defaults_of_scheduler(options)
+                    fixed = {key: theirs.get(key, known[key]) for key in self.trained_on}
                 else:
                     # what it has not may be added
                     fixed = {k: v for k, v in theirs.items() if k not in FREE_OF_NETWORK and v is not None}
@@ -175,6 +180,17 @@ class WeightsConfig:
             else:
                 setattr(self, name, theirs)
 
+    def defaults_of_scheduler(self, options):
+        """{argument of the scheduler: what stands for it where it isn't given}, beside options that come with the
+        weights: None alone where that is neither its default nor that of its noise."""
+        known = inspect.signature(self.scheduler_class).parameters
+        defaults = {name: each.default for name, each in known.items()}
+        which, kinds = self.noises
+        # a domain has numbers of its own
+        flat = options.get("domain") in (None, "flat") and "domain" not in mapping("", options["scheduler_kwargs"])
+        of_noise = inspect.signature(kinds[options[which]]).parameters if flat else {}
+        return defaults | {name: each.default for name, each in of_noise.items() if defaults.get(name, 0) is None}
+
 
 @dataclass
 class StartConfig(WeightsConfig):
@@ -183,6 +199,7 @@ class StartConfig(WeightsConfig):
     adopted: ClassVar[tuple[str, ...]] = ADOPTED
     scheduler_class: ClassVar = ScoreSDEScheduler
     trained_on: ClassVar = TRAINED_ON
+    noises: ClassVar = ("sde_type", SDE_TYPES)
 
     def begin_from_start(self):
         if hasattr(self.start.scheduler, "clean_log_probs"):
@@ -198,6 +215,18 @@ class StartConfig(WeightsConfig):
         """Raise ValueError for weights of another kind of data than this one."""
         if is_of_points(self.start.network):
             raise ValueError("it is a pipeline of points: --data_kind points, with the --columns that they are of")
+
+    def check_axes(self, shape):
+        """Raise ValueError for weights of samples of other axes than those of the data, of this shape (channels, ...),
+        but for images, which the frames of videos begin as."""
+        if self.start is None:
+            return
+        own, axes = axes_of(self.start.network.config), len(shape) - 1
+        if own != axes and not (own == 2 and hasattr(self, "frames")):
+            raise ValueError(
+                f"{self.start_option} {self.init_from!r} is a network of {MADE_OF[own]}; these data are "
+                f"{MADE_OF[axes]}, of shape {tuple(shape)} with channels first"
+            )
 
     def kept_units(self):
         """{"data_mean", "data_std", "sampling_rate", ...}, as `WeightsConfig.kept_units` has it."""

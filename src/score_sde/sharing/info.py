@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from .. import __version__
 from ..pipelines.bundle_files import read_index, saved_class_name
+from ..pipelines.units import as_given
 from ..pipelines.wording import few, one_line
 from ..schedulers.paths import SDE_TYPES
 from .bundle_checks import TEXT_ROLES
@@ -78,7 +79,7 @@ def describe(folder_or_repo, **download):
         facts["components"][name] |= {"parameters": parameters} if parameters else {}
     labels = index.get("id2label") or {}
     facts["classes"] = [labels[number] for number in sorted(labels, key=int)]
-    facts |= {name: index[name] for name in SAID if index.get(name) is not None}
+    facts |= {name: as_given(index[name]) for name in SAID if index.get(name) is not None}
     facts["training"] = read_facts(folder)
     facts["metrics"] = read_json(os.path.join(folder, "metrics.json")) or []
     facts["code"] = verify(folder)
