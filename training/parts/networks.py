@@ -150,7 +150,7 @@ def make_network(config, shape, num_classes, told=None):
     if network.config.get("sample_size") is not None and axes != wanted:
         said = "dimensions" if "dimensions" in options else "patch_size"
         raise ValueError(
-            f"{said} {network.config.get(said)} is of samples of {axes} {'axes' if axes > 1 else 'axis'}; the data "
+            f"{said} {network.config.get(said)} of {config.init_from or 'network_kwargs'} is of samples of {axes} {'axes' if axes > 1 else 'axis'}; the data "
             f"have {wanted} beside their channels, {tuple(shape)}: give one of theirs"
         )
     return network
