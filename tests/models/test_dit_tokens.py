@@ -202,9 +202,7 @@ def test_token_ids_out_of_range_are_refused_by_name(wrong):
     tokens = torch.full((2, L), 7)
     fresh()(tokens, 0.5)
     tokens[1, 2] = wrong
-    with pytest.raises(
-        ValueError, match=f"token id {wrong} is not among 0 to 7, of which 7 .vocab_size. is the mask"
-    ):
+    with pytest.raises(ValueError, match=f"token id {wrong} is not among 0 to 7, of which 7 .vocab_size. is the mask"):
         fresh()(tokens, 0.5)
 
 

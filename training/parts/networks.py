@@ -149,9 +149,10 @@ def make_network(config, shape, num_classes, told=None):
     wanted, axes = len(shape) - 1, axes_of(network.config)
     if network.config.get("sample_size") is not None and axes != wanted:
         said = "dimensions" if "dimensions" in options else "patch_size"
+        whose, count = config.init_from or "network_kwargs", f"{axes} {'axes' if axes > 1 else 'axis'}"
         raise ValueError(
-            f"{said} {network.config.get(said)} of {config.init_from or 'network_kwargs'} is of samples of {axes} {'axes' if axes > 1 else 'axis'}; the data "
-            f"have {wanted} beside their channels, {tuple(shape)}: give one of theirs"
+            f"{said} {network.config.get(said)} of {whose} is of samples of {count}; the data have {wanted} beside "
+            f"their channels, {tuple(shape)}: give one of theirs"
         )
     return network
 

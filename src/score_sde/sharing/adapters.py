@@ -132,9 +132,9 @@ def small_files_of(folder_or_repo, **arguments):
 
 
 def header_of(folder_or_repo, folder, revision=None, token=None, **_):
-    """{"network", "rank", "alpha", "targets", "classes", "parameters"} of an adapter by the header of its weights, which
-    are not downloaded: the component that it is for, numbers, names of layers and of the classes that it brings, and
-    the number of its weights; what isn't said is left out. None where there is no adapter.
+    """{"network", "rank", "alpha", "targets", "classes", "parameters"} of an adapter by the header of its weights,
+    which are not downloaded: the component that it is for, numbers, names of layers and of the classes that it brings,
+    and the number of its weights; what isn't said is left out. None where there is no adapter.
 
     Args:
         folder: where its small files are, and maybe its weights.

@@ -118,8 +118,8 @@ def push_space(repo_id, model, private=None, token=None):
 
 @contextmanager
 def repo_of_pipeline(api, model):
-    """Raise ValueError, before what is inside, for a model on the Hub that is a LoRA adapter alone: diffusers opens none
-    by itself."""
+    """Raise ValueError, before what is inside, for a model on the Hub that is a LoRA adapter: by itself diffusers opens
+    none."""
     files = api.list_repo_files(model) if api.repo_exists(model) else []
     if ADAPTER in files and "model_index.json" not in files:
         raise ValueError(
