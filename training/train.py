@@ -49,6 +49,7 @@ from score_sde.training.parts.routing import Routed, RoutingConfig, check_routin
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
 from score_sde.training.parts.signal_config import SIGNAL_KINDS
+from score_sde.training.parts.sources import has_no_splits, of_no_splits
 from score_sde.training.parts.starting import StartConfig, begun, check_told, encoder_of
 from score_sde.training.parts.tasks import loss_by_time
 from score_sde.training.parts.text_task import TextTask, TextTrainConfig
@@ -114,7 +115,10 @@ class TrainConfig(
         if self.align_to and self.method != DENOISING:
             yield f"align_to is of {DENOISING}, and not of method {self.method}: leave it out"
         if not self.latents and self.reads_captions != (self.text_encoder is not None):
-            yield "caption_column and text_encoder belong together: pass both or neither"
+            yield (
+                "caption_column and text_encoder belong together: pass both or neither, but where the weights that "
+                "init_from names bring an encoder"
+            )
         if not self.latents and not self.reads_captions:
             unused = [
                 name for name in ("max_caption_tokens", "caption_layers", "pooled_captions") if getattr(self, name)
@@ -173,7 +177,7 @@ class DiffusionTask(PublishedTask):
     """A score-based diffusion model on the data, scheduler and network of a `TrainConfig`."""
 
     def __init__(self, config, accelerator):
-        config.keep_autoencoder(accelerator)
+        config.keep_components(accelerator)
         self.config, self.device = config, accelerator.device
         self.data = config.open_data(accelerator)
         config.check_axes(self.data.shape)
@@ -334,6 +338,8 @@ def main(argv=None):
 
 
 def train(config, accelerator, run):
+    if config.evaluation_steps and config.evaluation_split != config.split and has_no_splits(config.dataset):
+        accelerator.print(of_no_splits(config.dataset, config.evaluation_split, config.split))
     task = TASKS[config.data_kind](config, accelerator)
     network, facts = fit(config, accelerator, run, task)
 

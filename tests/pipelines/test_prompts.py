@@ -217,6 +217,10 @@ def test_an_encoder_that_is_named_is_opened_when_it_is_needed_and_not_saved(on_t
         ({"prompt": "a", "prompt_embeds": torch.zeros(1, 8, 16)}, "prompt and prompt_embeds were given"),
         ({"prompt_attention_mask": torch.ones(1, 8)}, "prompt_attention_mask needs prompt_embeds"),
         ({"prompt_embeds": torch.zeros(1, 8)}, r"prompt_embeds must be a tensor \(batch, sequence, width\)"),
+        (
+            {"prompt_embeds": torch.full((1, 8, 16), torch.nan)},
+            "encoder_hidden_states holds values that are not finite",
+        ),
         ({"prompt_embeds": torch.zeros(1, 8, 7)}, r"shape \(1, 8, 7\); this model takes \(1, sequence, 16\)"),
         (
             {"prompt": "a", "conditions": {"encoder_hidden_states": torch.zeros(1, 8, 16)}},

@@ -51,8 +51,12 @@ VLB_WEIGHT = 0.001
 ADOPTED = ("network", "network_kwargs", "sde_type", "prediction_type", "scheduler_kwargs", "vlb_weight")
 # what has so many axes
 MADE_OF = {1: "signals, of one axis", 2: "images, or fields of two axes", 3: "videos, or volumes of three axes"}
+# option: setting of `prompts.PROMPT_SETTINGS`
+CAPTION_SETTINGS = {"max_caption_tokens": "max_tokens", "caption_layers": "layers", "pooled_captions": "pooled"}
 # where a run keeps the autoencoder that came with the weights
 KEPT_VAE = os.path.join("init_from", "vae")
+# and the text encoder, with its tokenizer
+KEPT_TEXT_ENCODER = os.path.join("init_from", "text_encoder")
 
 
 @dataclass
@@ -210,6 +214,14 @@ class StartConfig(WeightsConfig):
         yield from self.adopt(options, repr(self.init_from))
         yield from self.adopt_autoencoder()
         self.adopt_sizes(sizes_of(self.start))
+        opened = self.start.opened
+        if opened is not None and opened.takes_prompts:
+            settings = opened.prompt_settings
+            named = settings["text_encoder"] if opened.text_encoder is None else None
+            self.adopt_text_encoder(
+                named or os.path.join(self.output_dir, KEPT_TEXT_ENCODER),
+                {name: settings[setting] for name, setting in CAPTION_SETTINGS.items()},
+            )
 
     def check_start(self):
         """Raise ValueError for weights of another kind of data than this one."""
@@ -241,12 +253,25 @@ class StartConfig(WeightsConfig):
         self.adopt_sizes({name: before.get(name) for name in ("resolution", "image_channels")})
         if self.origin["has_vae"]:
             self.vae = os.path.join(folder, KEPT_VAE)
+        kept = os.path.join(folder, KEPT_TEXT_ENCODER)
+        source = kept if os.path.isdir(kept) else before.get("text_encoder")
+        self.adopt_text_encoder(source, {name: before.get(name) for name in CAPTION_SETTINGS})
 
     def adopt_sizes(self, sizes):
         """Take sizes of images that aren't given, which only images, and videos, have."""
         for name, value in sizes.items():
             if name not in self.given and hasattr(self, name):
                 setattr(self, name, value)
+
+    def adopt_text_encoder(self, source, settings):
+        """Take the text encoder of the weights, and of its settings, {option: value}, those that aren't given, where
+        captions are named without an encoder."""
+        if not getattr(self, "reads_captions", False) or self.text_encoder is not None or self.latents:
+            return
+        self.text_encoder = source
+        for name, value in settings.items():
+            if name not in self.given:
+                setattr(self, name, list(value) if isinstance(value, (list, tuple)) else value)
 
     def adopt_autoencoder(self):
         """Take the autoencoder from what to start from; yields what contradicts it."""
@@ -273,13 +298,19 @@ class StartConfig(WeightsConfig):
             )
         self.vae = os.path.join(self.output_dir, KEPT_VAE)
 
-    def keep_autoencoder(self, accelerator):
-        """Write the autoencoder that came with the weights into the run's folder."""
-        if self.start is not None and self.start.vae is not None:
-            if accelerator.is_main_process:
-                with whole_folder(os.path.join(self.output_dir, KEPT_VAE)) as folder:
-                    self.start.vae.save_pretrained(folder)
-            accelerator.wait_for_everyone()
+    def keep_components(self, accelerator):
+        """Write the autoencoder that came with the weights, and the text encoder, into the run's folder."""
+        if self.start is None:
+            return
+        kept = {} if self.start.vae is None else {KEPT_VAE: [self.start.vae]}
+        if getattr(self, "text_encoder", None) == os.path.join(self.output_dir, KEPT_TEXT_ENCODER):
+            kept[KEPT_TEXT_ENCODER] = [self.start.opened.text_encoder, self.start.opened.tokenizer]
+        if accelerator.is_main_process:
+            for place, components in kept.items():
+                with whole_folder(os.path.join(self.output_dir, place)) as folder:
+                    for component in components:
+                        component.save_pretrained(folder)
+        accelerator.wait_for_everyone()
 
 
 def is_of_points(network):
@@ -603,8 +634,6 @@ TOLD = {
         "leave condition_column and condition_from out (--condition_column none, where latents hold one)",
     ),
 }
-# option: setting of `prompts.PROMPT_SETTINGS`
-CAPTION_SETTINGS = {"max_caption_tokens": "max_tokens", "caption_layers": "layers", "pooled_captions": "pooled"}
 
 
 def check_told(who, start, captions, condition, with_its_settings=False):
