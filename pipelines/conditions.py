@@ -87,14 +87,16 @@ GIVEN_AS = {
 
 
 def check_conditions(network, conditions, batch_size=None):
-    """Raise ValueError for conditions that aren't tensors of one element per sample, or one for all, and for those that
-    the network doesn't take."""
+    """Raise ValueError for conditions that aren't tensors of one element per sample, or one for all, that are not
+    finite, and for those that the network doesn't take."""
     takes = inspect.signature(plain_component(network).forward).parameters
     for name, value in conditions.items():
         if name not in takes:
             raise ValueError(f"conditions: this {type(network).__name__} takes no {name}, but {', '.join(takes)}")
         if not torch.is_tensor(value) or value.ndim == 0:
             raise ValueError(f"conditions: {name} must be a tensor (batch, ...), not {value!r:.200}")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"conditions: {name} holds values that are not finite (nan, infinite)")
         if batch_size is not None and len(value) not in (1, batch_size):
             what = GIVEN_AS.get(name, "element")
             raise ValueError(

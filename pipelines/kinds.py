@@ -144,8 +144,10 @@ class Kind:
 
     def of_size(self, height: int | None, width: int | None, divisors, factor: int = 1):
         """The same data in another size, which only images have."""
+        sides = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
+        given = " and ".join(f"{name} {side!r}" for name, side in sides.items())
         raise ValueError(
-            f"height {height} and width {width} are of images; this model makes {self.name}s of size {self.size}"
+            f"{given} {'are' if len(sides) > 1 else 'is'} of images; this model makes {self.name}s of size {self.size}"
         )
 
     def sample_shape(self, batch_size: int) -> tuple[int, ...]:

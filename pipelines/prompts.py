@@ -6,6 +6,7 @@ An empty text is no text: what stands for none in `null_conditions` of our netwo
 
 import hashlib
 import json
+import os
 
 import torch
 
@@ -51,8 +52,9 @@ def check_prompt_settings(settings):
 
 
 def open_text_encoder(folder_or_repo, **download):
-    """(text encoder, tokenizer) from a folder or a repo on the Hub, for inference in float32. Of an encoder and decoder
-    that `transformers` can open alone, such as T5's, the encoder; of CLIP the part that reads.
+    """(text encoder, tokenizer) from a folder or a repo on the Hub, for inference in float32; of the folder of a
+    pipeline its own. Of an encoder and decoder that `transformers` can open alone, such as T5's, the encoder; of CLIP
+    the part that reads.
 
     Takes `revision`, `token` and the other arguments of a download. No code of the repo is run, and weights are opened
     as safetensors only. Raises ValueError for what is none.
@@ -63,8 +65,10 @@ def open_text_encoder(folder_or_repo, **download):
     except ImportError as error:
         raise ValueError(f"prompts need the package transformers, pip install transformers: {error}") from error
     safe = {"trust_remote_code": False} | download
+    in_pipeline = os.path.lexists(os.path.join(folder_or_repo, "model_index.json"))
+    of_encoder, of_tokenizer = ({"subfolder": name} if in_pipeline else {} for name in ("text_encoder", "tokenizer"))
     try:
-        config = transformers.AutoConfig.from_pretrained(folder_or_repo, **safe)
+        config = transformers.AutoConfig.from_pretrained(folder_or_repo, **safe, **of_encoder)
         encoder_class = transformers.AutoModel
         if config.model_type == "clip":
             encoder_class = transformers.CLIPTextModel
@@ -72,9 +76,14 @@ def open_text_encoder(folder_or_repo, **download):
             encoder_class = transformers.AutoModelForTextEncoding
         # by the library's own attention, whatever the config says
         text_encoder = encoder_class.from_pretrained(
-            folder_or_repo, **safe, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
+            folder_or_repo,
+            **safe,
+            **of_encoder,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="eager",
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder_or_repo, **safe)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder_or_repo, **safe, **of_tokenizer)
     except Exception as error:  # the library has no common class of errors
         raise ValueError(
             f"text encoder {quoted(folder_or_repo)} cannot be opened: {shortened(error)}. Give a folder, or the id of "
@@ -111,11 +120,17 @@ def encoder_width(text_encoder, settings):
     config = text_encoder.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)
     if most is not None and settings["max_tokens"] > most:
-        raise ValueError(f"{settings['max_tokens']} tokens of a text are more than the {most} that its encoder takes")
+        raise ValueError(
+            f"{settings['max_tokens']} tokens of a text (max_tokens) are more than the {most} that its encoder, a "
+            f"{type(text_encoder).__name__}, takes: at most {most}"
+        )
     layers = config.num_hidden_layers + 1
     for layer in settings["layers"]:
         if not -layers <= layer < layers:
-            raise ValueError(f"layer {layer} of the text encoder is not among its {-layers} to {layers - 1}")
+            raise ValueError(
+                f"layer {layer} of the text encoder, a {type(text_encoder).__name__}, is not among its {-layers} to "
+                f"{layers - 1}"
+            )
     return config.hidden_size * len(settings["layers"])
 
 

@@ -44,8 +44,8 @@ def as_saved(values):
 
 
 def as_given(values):
-    """The inverse of `as_saved`."""
-    return _listed(values) if isinstance(values, dict) else values
+    """The inverse of `as_saved`; what that never gives stays as it is."""
+    return _listed(values) if isinstance(values, dict) and all(map(str.isdigit, values)) else values
 
 
 def to_unit_scale(data, units):

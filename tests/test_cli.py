@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import typer
 from diffusers import AutoencoderTiny, DDPMPipeline, DDPMScheduler, UNet2DModel
 from outside_network import OutsideNetwork
 from PIL import Image
@@ -147,9 +148,23 @@ def test_images_beside_are_of_the_size_that_is_asked_for(tmp_path, capsys):
     options = ("--steps", 2, "--height", 8, "--width", 12, "--output", tmp_path / "x.npy")
     run("sample", folder, "--condition_image", tmp_path / "small.png", *options)
     assert np.load(tmp_path / "x.npy").shape == (1, 8, 12, 1)
+    run("sample", folder, "--condition_image", tmp_path / "small.png", tmp_path / "small.png", *options)
+    assert np.load(tmp_path / "x.npy").shape == (2, 8, 12, 1)
     capsys.readouterr()
     run("sample", folder, *options, status=2)
     assert "pass --condition_image, files of 6 x 4 pixels" in capsys.readouterr().err
+
+
+def test_options_that_say_so_take_several_values():
+    of_several = {
+        option.opts[0]
+        for command in typer.main.get_command(cli.app).commands.values()
+        for option in command.params
+        if option.opts[0].startswith("--") and (option.metavar or "").endswith("...")
+    }
+    assert of_several == set(cli.OF_SEVERAL)
+    for option in of_several:
+        assert cli.spelled([option, "a", "b", "--steps", "3"]) == [option, "a", option, "b", "--steps", "3"]
 
 
 def test_prompts_are_drawn_in_turn_with_their_words_beneath(tmp_path, pipeline, capsys):

@@ -63,6 +63,7 @@ from score_sde.training.parts.figures import (
     sampling_facts,
 )
 from score_sde.training.parts.image_conditions import ImageCondition
+from score_sde.training.parts.measured import split_in_truth
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
 from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.objective_config import trained_objective
@@ -555,6 +556,7 @@ def main(argv=None):
     config = parse(EvaluateConfig, sys.argv[1:] if argv is None else argv)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     warn_of_busy_cores(accelerator)
+    config.test_split = split_in_truth(config, training_facts(config), accelerator.print)
     EVALUATIONS[config.data_kind](config, accelerator)
 
 

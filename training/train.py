@@ -49,6 +49,7 @@ from score_sde.training.parts.routing import Routed, RoutingConfig, check_routin
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.samples import sample_grid
 from score_sde.training.parts.signal_config import SIGNAL_KINDS
+from score_sde.training.parts.sources import has_no_splits, of_no_splits
 from score_sde.training.parts.starting import StartConfig, begun, check_told, encoder_of
 from score_sde.training.parts.tasks import loss_by_time
 from score_sde.training.parts.text_task import TextTask, TextTrainConfig
@@ -114,7 +115,10 @@ class TrainConfig(
         if self.align_to and self.method != DENOISING:
             yield f"align_to is of {DENOISING}, and not of method {self.method}: leave it out"
         if not self.latents and self.reads_captions != (self.text_encoder is not None):
-            yield "caption_column and text_encoder belong together: pass both or neither"
+            yield (
+                "caption_column and text_encoder belong together: pass both or neither, but where the weights that "
+                "init_from names bring an encoder"
+            )
         elif not self.latents and not self.reads_captions:
             yield from self.unused_caption_options()
         if not self.save_text_encoder and self.text_encoder and os.path.isdir(self.text_encoder):
@@ -168,9 +172,10 @@ class DiffusionTask(PublishedTask):
     """A score-based diffusion model on the data, scheduler and network of a `TrainConfig`."""
 
     def __init__(self, config, accelerator):
-        config.keep_autoencoder(accelerator)
+        config.keep_components(accelerator)
         self.config, self.device = config, accelerator.device
         self.data = config.open_data(accelerator)
+        config.check_axes(self.data.shape)
         self.scheduler = config.make_scheduler(self.data.shape)
         id2label = self.data.id2label if config.class_conditional else None
         num_classes = self.data.num_classes if config.class_conditional else None
@@ -197,7 +202,7 @@ class DiffusionTask(PublishedTask):
             if captions is None and network.config.get("cross_attention_dim"):
                 accelerator.print(
                     f"{config.init_from!r} follows words, of which this run has none: it goes on as without a prompt, "
-                    f"and its pipeline takes none; --caption_column and --text_encoder keep them"
+                    f"and its pipeline takes none; --caption_column keeps them"
                 )
             before = captions and config.start.opened and encoder_of(config.start.opened)
             if before and before != captions.fingerprint:
@@ -328,6 +333,8 @@ def main(argv=None):
 
 
 def train(config, accelerator, run):
+    if config.evaluation_steps and config.evaluation_split != config.split and has_no_splits(config.dataset):
+        accelerator.print(of_no_splits(config.dataset, config.evaluation_split, config.split))
     task = TASKS[config.data_kind](config, accelerator)
     network, facts = fit(config, accelerator, run, task)
 

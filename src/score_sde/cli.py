@@ -292,7 +292,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     revision: Revision = None,
 ):
-    """Path, network, data, figures and code of a pipeline.
+    """Path, network, data, figures and code of a pipeline, or of a LoRA adapter.
 
     No model is built, no weights are downloaded.
     """
@@ -390,6 +390,7 @@ def verify(bundle: Bundle, revision: Revision = None):
 
     Exit status 1 where a file differs.
     """
+    from score_sde.sharing.adapters import small_files_of
     from score_sde.sharing.hub import verify
 
     verdicts = verify(bundle, **given(revision=revision))
@@ -403,7 +404,12 @@ def verify(bundle: Bundle, revision: Revision = None):
             f"changed by somebody. Read them before you pass trust_remote_code=True; load_bundle runs none of them"
         )
         raise SystemExit(1)
-    if verdicts:
+    _, adapter = (None, None) if verdicts else small_files_of(bundle, **given(revision=revision))
+    if adapter is not None:
+        print(
+            "it is a LoRA adapter: weights alone, no code. Verify the model that it is of, which `score-sde info` names"
+        )
+    elif verdicts:
         print(f"all {len(verdicts)} files are those of score-sde {__version__}")
     else:
         print("it carries no code: diffusers opens it where score-sde is installed, after `import score_sde`")
@@ -639,6 +645,10 @@ def options(
     """Score-based diffusion models: train, sample, measure and share them."""
 
 
+# options that take several values, and say so by the dots in their metavar
+OF_SEVERAL = ("--classes", "--condition_image", "--nfe", "--prompt")
+
+
 def spelled(argv):
     """A command line as typer has it: `--num-images` as `--num_images`, and `--classes Dress Bag` with the option
     before each value."""
@@ -647,7 +657,7 @@ def spelled(argv):
         if each.startswith("--"):
             name, equals, value = each.partition("=")
             each = "--" + name[2:].replace("-", "_") + equals + value
-            option = each if each in ("--classes", "--nfe", "--prompt") else None
+            option = each if each in OF_SEVERAL else None
         elif option and found[-1] != option:
             found.append(option)
         found.append(each)

@@ -196,6 +196,16 @@ def test_a_tied_head_needs_tokens():
         DiTModel(tied_head=True)
 
 
+@pytest.mark.parametrize("wrong", [-1, 8])
+def test_token_ids_out_of_range_are_refused_by_name(wrong):
+    """The mask, 7, is the last one that there is."""
+    tokens = torch.full((2, L), 7)
+    fresh()(tokens, 0.5)
+    tokens[1, 2] = wrong
+    with pytest.raises(ValueError, match=f"token id {wrong} is not among 0 to 7, of which 7 .vocab_size. is the mask"):
+        fresh()(tokens, 0.5)
+
+
 @pytest.mark.parametrize("given", [torch.zeros(2, L), torch.zeros(2, 1, L, dtype=torch.long), torch.zeros(2, 1, L)])
 def test_what_are_no_token_ids_is_refused(given):
     with pytest.raises(ValueError, match="takes token ids"):

@@ -482,10 +482,23 @@ def test_wrong_label_shapes_are_refused_by_name(build):
         build()(x, t, torch.tensor([1, 2]))
 
 
+@every_model
+def test_labels_out_of_range_are_refused_by_name(build):
+    x, t, _ = inputs()
+    model = build()
+    count = model.config.num_classes
+    for label in (-1, count + 1):
+        labels = torch.full((len(x),), 1)
+        labels[0] = label
+        with pytest.raises(ValueError, match=f"class label {label} is not among 0 to {count}, of which the last is no"):
+            model(x, t, labels)
+    model(x, t, torch.full((len(x),), count))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patch_size": 3}, "patch_size 3 must divide sample_size 8"),
+        ({"patch_size": 3}, "patch_size 3 must divide sample_size 8: 8 could be 6 or 9"),
         ({"hidden_size": 30}, "hidden_size 30 must be a multiple"),
         ({"num_classes": 0}, "num_classes 0"),
         ({"class_dropout_prob": 1.5}, "class_dropout_prob 1.5"),
@@ -500,7 +513,7 @@ def test_dit_refuses_bad_arguments(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sample_size": 9, "attention_resolutions": ()}, "sample_size 9"),
+        ({"sample_size": 9, "attention_resolutions": ()}, "sample_size 9 must .* resolutions: 9 could be 8 or"),
         ({"block_out_channels": (10, 20)}, r"block_out_channels \(10, 20\)"),
         ({"attention_resolutions": (5,)}, r"attention_resolutions \(5,\)"),
         ({"num_classes": 0}, "num_classes 0"),

@@ -217,6 +217,10 @@ def test_an_encoder_that_is_named_is_opened_when_it_is_needed_and_not_saved(on_t
         ({"prompt": "a", "prompt_embeds": torch.zeros(1, 8, 16)}, "prompt and prompt_embeds were given"),
         ({"prompt_attention_mask": torch.ones(1, 8)}, "prompt_attention_mask needs prompt_embeds"),
         ({"prompt_embeds": torch.zeros(1, 8)}, r"prompt_embeds must be a tensor \(batch, sequence, width\)"),
+        (
+            {"prompt_embeds": torch.full((1, 8, 16), torch.nan)},
+            "encoder_hidden_states holds values that are not finite",
+        ),
         ({"prompt_embeds": torch.zeros(1, 8, 7)}, r"shape \(1, 8, 7\); this model takes \(1, sequence, 16\)"),
         (
             {"prompt": "a", "conditions": {"encoder_hidden_states": torch.zeros(1, 8, 16)}},
@@ -238,9 +242,9 @@ def test_prompts_that_do_not_fit(arguments, message):
 def test_what_encoder_and_network_must_agree_in():
     with pytest.raises(ValueError, match="a BertModel, makes vectors of width 16; the network takes 12"):
         draw(prompt_pipeline(worded_network(cross_attention_dim=12)), prompt="a hat")
-    with pytest.raises(ValueError, match="40 tokens of a text are more than the 32 that its encoder takes"):
+    with pytest.raises(ValueError, match="40 tokens of a text .* are more than the 32 that its encoder, a BertModel"):
         draw(prompt_pipeline(settings={"max_tokens": 40}), prompt="a hat")
-    with pytest.raises(ValueError, match="layer 3 of the text encoder is not among its -3 to 2"):
+    with pytest.raises(ValueError, match="layer 3 of the text encoder, a BertModel, is not among its -3 to 2"):
         draw(prompt_pipeline(settings=SETTINGS | {"layers": [3]}), prompt="a hat")
     with pytest.raises(ValueError, match="this pipeline has no text encoder"):
         draw(tiny_pipeline(), prompt="a hat")

@@ -15,7 +15,7 @@ from words import WIDTH, save_encoder, tiny_tokenizer
 
 from runs import EMBEDDED_TRAIN, encode, equal, forget_runs, run, train_tiny
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, load_bundle, save_bundle
-from score_sde.pipelines.prompts import PROMPT_SETTINGS, open_text_encoder
+from score_sde.pipelines.prompts import PROMPT_SETTINGS, fingerprint, open_text_encoder
 from score_sde.pipelines.prompts import encode as encode_words
 from score_sde.training import distill, encode_latents, evaluate, train
 from score_sde.training.parts.captions import CaptionReader
@@ -354,8 +354,11 @@ def test_classes_alone_remain_as_they_are(tmp_path):
         (["--caption_column", "empty"], "caption column 'empty' holds no captions: all 60 are empty"),
         (["--caption_column", "number"], "caption column 'number' must hold texts, or lists of texts; it has 0"),
         (["--text_encoder", "no_such_folder"], "text encoder 'no_such_folder' cannot be opened"),
-        (["--max_caption_tokens", 40], "40 tokens of a text are more than the 32 that its encoder takes"),
-        (["--caption_layers", 5], "layer 5 of the text encoder is not among its -3 to 2"),
+        (
+            ["--max_caption_tokens", 40],
+            "40 tokens of a text .* are more than the 32 that its encoder, a BertModel, .*; --max_caption_tokens",
+        ),
+        (["--caption_layers", 5], "layer 5 of the text encoder, a BertModel, is not among its -3 to 2"),
         (
             ["--network_kwargs", "{cross_attention_dim: 12}"],
             "cross_attention_dim 12 of network_kwargs contradicts the text encoder, which makes vectors of width 16",
@@ -385,7 +388,7 @@ def test_a_network_that_follows_words_is_begun_with(captioned, encoder, tmp_path
     task = train.DiffusionTask(config_of(*begin), Accelerator(cpu=True))
     assert task.prompts is None and not task.make_pipeline(task.model).takes_prompts
     said = capsys.readouterr().out
-    assert "follows words, of which this run has none" in said and "--caption_column and --text_encoder keep" in said
+    assert "follows words, of which this run has none" in said and "--caption_column keeps" in said
     torch.manual_seed(1)
     BertModel(BertConfig.from_pretrained(encoder)).save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
@@ -393,6 +396,35 @@ def test_a_network_that_follows_words_is_begun_with(captioned, encoder, tmp_path
         train.DiffusionTask(config_of(*begin, *words, source), Accelerator(cpu=True))
         said = capsys.readouterr().out
         assert ("is another one than that of" in said) == (source != encoder)
+
+
+def test_the_encoder_of_the_weights_comes_with_them(captioned, encoder, tmp_path):
+    """With its settings, but for those that are given; a resumed run needs the weights no more."""
+    told = ["--caption_layers", -1, -2, "--pooled_captions", "--max_train_steps", 1]
+    train_tiny(tmp_path / "first", *options(captioned, encoder), *told)
+    first = tmp_path / "first" / "pipeline"
+    small = ["--batch_size", 4, "--lr_warmup_steps", 0, "--sample_num_images", 4, "--sample_num_inference_steps", 2]
+    begin = ["--init_from", first, "--dataset", captioned, "--caption_column", "caption", "--learning_rate", "1e-2"]
+    begin += [*small, "--checkpointing_steps", 1]
+
+    def trained(name, *arguments):
+        forget_runs()
+        run(train.main, *begin, "--output_dir", tmp_path / name, *arguments)
+        return ScoreSDEPipeline.from_pretrained(tmp_path / name / "pipeline")
+
+    whole, before = trained("whole", "--max_train_steps", 2), ScoreSDEPipeline.from_pretrained(first)
+    assert whole.prompt_settings == before.prompt_settings
+    assert whole.prompt_settings["pooled"] and list(whole.prompt_settings["layers"]) == [-1, -2]
+    assert fingerprint(whole.text_encoder, whole.tokenizer) == fingerprint(before.text_encoder, before.tokenizer)
+    assert trained("shorter", "--max_train_steps", 1, "--max_caption_tokens", 5).prompt_settings["max_tokens"] == 5
+    trained("parts", "--max_train_steps", 1)
+    first.rename(tmp_path / "elsewhere")
+    parts = trained("parts", "--max_train_steps", 2, "--resume_from_checkpoint", "latest")
+    assert parts.prompt_settings == whole.prompt_settings
+    assert equal(parts.transformer.state_dict(), whole.transformer.state_dict())
+    # and the folder of a pipeline is one of its encoder
+    opened = open_text_encoder(tmp_path / "elsewhere")
+    assert fingerprint(*opened) == fingerprint(before.text_encoder, before.tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,13 @@ def test_wrong_options_are_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_what_is_wrong_is_said_once(capsys):
+    with pytest.raises(SystemExit):
+        parse(train.TrainConfig, ["--condition_from", "sharpen", "--batch_size", "0"])
+    problems = capsys.readouterr().err.strip().removeprefix("usage: ").split("; ")
+    assert sum("condition_from 'sharpen' is unknown" in each for each in problems) == 1
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -118,6 +118,7 @@ def test_the_average_begins_with_the_weights_that_were_loaded(cats_and_dogs, tmp
         (["--sde_type", "vp"], "sde_type 'vp' contradicts 'edm' of"),
         (["--prediction_type", "epsilon"], "prediction_type 'epsilon' contradicts 'edm' of"),
         (["--scheduler_kwargs", "{sigma_max: 30}"], "scheduler_kwargs sigma_max 30 contradicts 20.0 of"),
+        (["--scheduler_kwargs", "{sigma_min: 0.01}"], "scheduler_kwargs sigma_min 0.01 contradicts 0.002 of"),
         (["--scheduler_kwargs", "{time_scale: 1}"], "scheduler_kwargs time_scale 1 contradicts 100.0 of"),
         (["--network", "unet"], "network 'unet' contradicts 'dit' of"),
         (["--network_name", "DiT-S/2"], "network_name 'DiT-S/2': the network comes from"),
@@ -137,7 +138,9 @@ def test_what_contradicts_the_weights_is_refused_by_both_names(cats_and_dogs, tm
 
 def test_what_agrees_with_the_weights_may_be_given(cats_and_dogs, tmp_path):
     data = photographs(tmp_path / "data", "cat", "dog")
-    given = ["--sde_type", "edm", "--scheduler_kwargs", "{sigma_max: 20, num_train_timesteps: 1000, predictor: heun}"]
+    # what isn't said is the path's own
+    same = "{sigma_max: 20, sigma_min: 0.002, num_train_timesteps: 1000, predictor: heun}"
+    given = ["--sde_type", "edm", "--scheduler_kwargs", same]
     given += ["--network_kwargs", "{hidden_size: 16, class_dropout_prob: 0.3}"]
     pipeline = start(cats_and_dogs, tmp_path / "run", "--dataset", data, *given)
     assert pipeline.scheduler.config.predictor == "heun"  # of sampling
@@ -364,3 +367,32 @@ def test_a_video_model_begins_as_an_image_model(network, tmp_path):
     with torch.no_grad():
         expected = torch.stack([image(x[:, :, frame], time).sample for frame in range(3)], dim=2)
         assert (video(x, time).sample - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def made_of(axes):
+    """A network of samples of so many axes."""
+    size = {"hidden_size": 12, "num_layers": 1, "num_attention_heads": 2, "num_classes": None}
+    return DiTModel((8,) * axes, (2,) * axes, 1, **size)
+
+
+@pytest.mark.parametrize("before", [1, 3])
+def test_samples_of_other_axes_are_refused_before_any_work(before, tmp_path, capsys):
+    source = save_bundle(ScoreSDEPipeline(ScoreSDEScheduler(), transformer=made_of(before)), tmp_path / "source")
+    data = photographs(tmp_path / "data")
+    arguments = ["--dataset", data, "--output_dir", tmp_path / "run", *STAND_STILL]
+    found = refused(capsys, "--init_from", source, *arguments)
+    assert f"patch_size {[2] * before} of" in found and f"samples of {before} ax" in found and "have 2 beside" in found
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    # and so for what is given by hand
+    found = refused(capsys, *arguments, "--resolution", 8, "--network_kwargs", f"{{patch_size: {[2] * before}}}")
+    assert "of network_kwargs is of samples of" in found
+
+
+def test_arrays_of_other_axes_are_refused_by_what_both_are(tmp_path, capsys):
+    source = save_bundle(ScoreSDEPipeline(ScoreSDEScheduler(), transformer=made_of(2)), tmp_path / "source")
+    np.save(tmp_path / "signals.npy", np.random.default_rng(0).normal(size=(8, 1, 8)))
+    arguments = ["--dataset", tmp_path / "signals.npy", "--output_dir", tmp_path / "run", *STAND_STILL]
+    found = refused(capsys, "--data_kind", "array", "--init_from", source, *arguments)
+    assert (
+        "is a network of images, or fields of two axes; these data are signals, of one axis, of shape (1, 8)" in found
+    )

@@ -12,6 +12,8 @@ from test_init_from import DIT, STAND_STILL, STOCK_UNET, UNET, photographs, rand
 from runs import equal, forget_runs, run
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, ScoreUNetModel, cli, load_bundle, save_bundle
 from score_sde.losses.denoising import Objective
+from score_sde.sharing import space
+from score_sde.sharing.info import describe
 from score_sde.training import distill, train
 
 
@@ -243,7 +245,7 @@ def test_an_adapter_is_told_from_a_pipeline(tmp_path, capsys):
     source, data = make_source(tmp_path / "source"), photographs(tmp_path / "data", "dog", "cat")
     adapter = adapt(source, tmp_path / "run", "--dataset", data)
     message = "is a LoRA adapter and no pipeline: `score-sde merge` makes one of it and its model"
-    commands = (["info"], ["verify"], ["calibrate"], ["convert", "to-diffusers"])
+    commands = (["calibrate"], ["convert", "to-diffusers"])
     for command in commands:
         forget_runs()
         with pytest.raises(SystemExit) as end:
@@ -255,6 +257,57 @@ def test_an_adapter_is_told_from_a_pipeline(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(distill.main, "--teacher", adapter, *begun)
     assert message in capsys.readouterr().err
+
+
+def said_by(capsys, *arguments):
+    """What a command prints that ends well."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(each) for each in arguments])
+    assert not end.value.code
+    return capsys.readouterr().out
+
+
+def test_what_an_adapter_is_is_said_by_the_header_of_its_weights(tmp_path, capsys, monkeypatch):
+    source, data = make_source(tmp_path / "source"), photographs(tmp_path / "data", "dog", "emu")
+    adapter = adapt(source, tmp_path / "run", "--dataset", data, "--lora_alpha", 6, "--lora_targets", "to_q", "proj")
+    capsys.readouterr()
+    count = sum(each.numel() for each in load_file(adapter / FILE).values())
+    found = json.loads(said_by(capsys, "info", adapter, "--json"))
+    told = {"network": "transformer", "rank": 2, "alpha": 6.0, "targets": ["proj", "to_q"], "classes": ["emu"]}
+    assert found["adapter"] == told | {"parameters": count} and found["code"] == {}
+    assert found["training"]["started_from"]["source"] == str(source)
+    words = " ".join(said_by(capsys, "info", adapter).split())
+    assert f"LoRA adapter rank 2, alpha 6.0, {count:,} parameters, in proj, to_q" in words
+    assert f"of the model {source}" in words and "classes that it brings emu" in words
+    assert "it is a LoRA adapter: weights alone, no code" in said_by(capsys, "verify", adapter)
+    # its page here, with its model
+    opened = []
+
+    class Page:
+        def launch(self, server_port):
+            opened.append(server_port)
+
+    monkeypatch.setattr(space, "installed_version", lambda package: "6.0")
+    monkeypatch.setattr(space.space_app, "page", lambda pipeline, title: opened.append(pipeline) or Page())
+    space.open_page(str(adapter), 7000)
+    assert torch.equal(output(opened[0]), output(load_bundle(adapter))) and opened[1] == 7000
+    # of somebody else, who says nothing
+    (adapter / "training.json").unlink()
+    save_file(load_file(adapter / FILE), adapter / FILE, metadata={"lora_adapter_metadata": '{"transformer.r": "x"}'})
+    found = json.loads(said_by(capsys, "info", adapter, "--json"))
+    assert found["adapter"] == {"network": "transformer", "parameters": count}
+    assert "of the model not said" in " ".join(said_by(capsys, "info", adapter).split())
+    (adapter / FILE).write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="is damaged, or no safetensors"):
+        describe(adapter)
+
+
+def test_the_folder_of_a_run_names_its_pipeline(tmp_path, capsys):
+    make_source(tmp_path / "run" / "pipeline")
+    with pytest.raises(ValueError, match="no model_index.json: .*; its pipeline is .*run.pipeline"):
+        load_bundle(tmp_path / "run")
+    arguments = ["--dataset", photographs(tmp_path / "data", "dog"), "--output_dir", tmp_path / "other", *STAND_STILL]
+    assert "start from its pipeline" in refused(capsys, "--init_from", tmp_path / "run", *arguments)
 
 
 def test_a_network_of_diffusers_without_adapters_is_refused(tmp_path, capsys):

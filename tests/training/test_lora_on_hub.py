@@ -52,6 +52,14 @@ def test_an_adapter_is_trained_from_the_hub_pushed_there_and_opened(local_hub, t
     assert "base_model: me/base" in card and "# Owls" in card
     assert facts["started_from"]["source"] == "me/base" and len(facts["started_from"]["revision"]) == 40
     assert str(tmp_path) not in card + files["training.json"].decode()
+    # said what it is, from there; and no Space can draw with it
+    result = local_hub.run(SCORE_SDE, "info", "me/adapter", token="hf_reader")
+    said = " ".join(result.stdout.split())
+    assert "LoRA adapter rank 2, alpha 2, " in said and "of the model me/base" in said, result.stderr
+    result = local_hub.run(SCORE_SDE, "verify", "me/adapter", token="hf_reader")
+    assert "it is a LoRA adapter: weights alone" in result.stdout, result.stderr
+    result = local_hub.run(SCORE_SDE, "space", "me/adapter", "--push", "me/page", token="hf_writer")
+    assert result.returncode == 2 and "'me/adapter' is a LoRA adapter, and a Space draws with a pip" in result.stderr
     # merged from there, by the command
     result = local_hub.run(SCORE_SDE, "merge", "me/adapter", tmp_path / "merged", token="hf_reader")
     assert result.returncode == 0, result.stderr

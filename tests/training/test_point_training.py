@@ -165,6 +165,24 @@ def test_a_fresh_network_has_the_likelihood_of_uniform_angles(rows, tmp_path):
     assert "angles in radians" in metric["explanation"]
 
 
+def test_rows_that_were_trained_on_are_not_called_held_out(rows, tmp_path, capsys):
+    """One file is all splits: what is measured on it is of the split that was trained on, and that is said."""
+    single, run_folder = rows / "train.csv", tmp_path / "run"
+    options = ["--dataset", single, "--output_dir", run_folder, "--max_train_steps", 1, "--evaluation_steps", 1]
+    options += ["--learning_rate", "1e-9", "--ema_decay", 0]
+    run(train.main, *arguments_of(rows, "torus", *options))
+    said = f"dataset '{single}' has no splits: 'validation' is all of its rows, and so is 'train'"
+    assert said in capsys.readouterr().out
+    run(evaluate.main, "--pipeline", run_folder / "pipeline", "--tolerance", 1e-2)
+    assert "'test' is all of its rows, and so is 'train', which is trained on" in capsys.readouterr().out
+    for data, split in ((single, "train"), (rows / "test.csv", "test"), (rows / "{split}.csv", "test")):
+        forget_runs()
+        run(evaluate.main, "--pipeline", run_folder / "pipeline", "--tolerance", 1e-2, "--dataset", data)
+        assert f"split '{split}'" in capsys.readouterr().out
+        metrics = json.loads((run_folder / "pipeline" / "metrics.json").read_text())
+        assert metrics[-1]["split"] == split
+
+
 def test_a_fresh_flat_network_has_the_likelihood_of_a_normal_distribution(rows, tmp_path):
     """A v_prediction of 0 is exact for data of mean 0 and standard deviation 1, which standardised columns are taken
     for: in their own units, a normal distribution of the training data's mean and standard deviation."""

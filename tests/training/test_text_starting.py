@@ -180,7 +180,7 @@ def test_what_is_told_no_class_draws_so(source, tmp_path, capsys):
         (["--freeze", "nothing"], "freeze 'nothing' matches no weight; there are"),
         (["--freeze", "*"], "freeze *: nothing is left to train"),
         (["--init_revision", "main"], "revision 'main' is of a repo on the Hub"),
-        (["--scheduler_kwargs", "{alpha_min: 0.005}"], "scheduler_kwargs alpha_min 0.005 contradicts None of"),
+        (["--scheduler_kwargs", "{alpha_min: 0.005}"], "scheduler_kwargs alpha_min 0.005 contradicts 0.001 of"),
         (["--noise", "cosine"], "noise 'cosine' contradicts 'log_linear' of"),
     ],
 )

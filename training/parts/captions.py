@@ -159,7 +159,12 @@ class CaptionEncoder:
     def __init__(self, source, settings, opened=None):
         self.source, self.settings = source, PROMPT_SETTINGS | settings
         self.text_encoder, self.tokenizer = opened or open_text_encoder(source)
-        self.width = encoder_width(self.text_encoder, self.settings)
+        try:
+            self.width = encoder_width(self.text_encoder, self.settings)
+        except ValueError as error:
+            raise ValueError(
+                f"text_encoder {source!r}: {error}; --max_caption_tokens and --caption_layers say what is taken of it"
+            ) from error
 
     @cached_property
     def fingerprint(self):

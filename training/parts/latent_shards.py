@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from score_sde.pipelines.wording import few
+from score_sde.sharing.facts import SAMPLES
 
 from .buckets import in_words
 from .hashes import hash_of_file
@@ -156,7 +157,8 @@ class LatentDataset(torch.utils.data.Dataset):
     def describe(self):
         """One line that says what the rows are."""
         skipped = self.facts.get("skipped_rows", ())
-        return describe(f"latents {self.folder!r}", self) + (
+        what = f"{SAMPLES.get(self.facts.get('data_kind', 'image'), 'sample')}s"
+        return describe(f"latents {self.folder!r}", self, what) + (
             f"; of {len(skipped)} that could not be decoded (rows {few(map(str, skipped))}) the next ones are taken"
             if skipped
             else ""

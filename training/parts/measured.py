@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .config import LoaderConfig, option
 from .networks import outside_classes
+from .sources import has_no_splits, of_no_splits
 
 
 @dataclass
@@ -27,3 +28,15 @@ class MeasuredConfig(LoaderConfig):
             outside_classes(self.network)
         except ValueError as error:
             yield str(error)
+
+
+def split_in_truth(config, facts, say):
+    """The split whose rows are measured: test_split of a configuration, but of the dataset that the model was trained
+    on, which has no splits, the one that `facts` of its training name; `say` is told so."""
+    dataset, trained = config.dataset or facts.get("dataset"), facts.get("split")
+    if dataset is None or dataset != facts.get("dataset") or not has_no_splits(dataset):
+        return config.test_split
+    if trained in (None, config.test_split):
+        return config.test_split
+    say(of_no_splits(dataset, config.test_split, trained))
+    return trained

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from diffusers import ModelMixin, UNet2DModel
 
 from score_sde import DiTModel, ScoreUNetModel
-from score_sde.pipelines.kinds import divisors_of_sides, kind_of
+from score_sde.pipelines.kinds import axes_of, divisors_of_sides, kind_of
 from score_sde.pipelines.latents import spatial_factor
 
 from .config import option
@@ -145,7 +145,16 @@ def make_network(config, shape, num_classes, told=None):
                 )
             )
     options = {name: value for name, value in options.items() if value is not None or name not in told}
-    return build(config, found, from_data | options)
+    network = build(config, found, from_data | options)
+    wanted, axes = len(shape) - 1, axes_of(network.config)
+    if network.config.get("sample_size") is not None and axes != wanted:
+        said = "dimensions" if "dimensions" in options else "patch_size"
+        whose, count = config.init_from or "network_kwargs", f"{axes} {'axes' if axes > 1 else 'axis'}"
+        raise ValueError(
+            f"{said} {network.config.get(said)} of {whose} is of samples of {count}; the data have {wanted} beside "
+            f"their channels, {tuple(shape)}: give one of theirs"
+        )
+    return network
 
 
 def make_token_network(config, vocab_size, num_classes):

@@ -137,7 +137,7 @@ def parse(config_class, argv):
     given = {name: value for name, value in vars(values).items() if value is not MISSING}
     config = config_class(**given)
     config.given = frozenset(given)
-    problems = list(config.problems())
+    problems = list(dict.fromkeys(config.problems()))
     if problems:
         parser.error("; ".join(problems))
     return config

@@ -13,6 +13,7 @@ from score_sde.models.transformer_score_dit import DOMAINS
 from score_sde.pipelines.coordinates import LATITUDE_LONGITUDE, Coordinates
 from score_sde.pipelines.units import to_unit_scale
 from score_sde.pipelines.wording import few, unknown
+from score_sde.sharing.model_card import domain_in_words
 
 from .config import LoaderConfig, one_of, option
 from .hashes import hash_of
@@ -285,7 +286,7 @@ class PointDataset(torch.utils.data.Dataset):
         """One line that says what the points are."""
         parts = [
             f"dataset {self.table.name!r}, split {self.table.split!r}: {len(self):,} points of "
-            f"{few(self.coordinates.names, 10)}, domain {self.coordinates.domain or 'flat'}"
+            f"{few(self.coordinates.names, 10)}, domain {domain_in_words(self.coordinates.domain)}"
         ]
         if self.table.missing:
             parts.append(f"{self.table.missing:,} rows left out, in which something is missing")

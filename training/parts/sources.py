@@ -143,6 +143,19 @@ def open_split(name, split, streaming=False, kind=IMAGES):
     return data, origin
 
 
+def has_no_splits(name):
+    """Whether any split of a dataset is all of its rows: files whose name holds no {split}."""
+    return "{split}" not in name and (os.path.isfile(name) or glob.has_magic(name) or "://" in name)
+
+
+def of_no_splits(name, split, trained):
+    """What is said of such a dataset where a split of it is measured, whose rows were trained on as another."""
+    return (
+        f"dataset {name!r} has no splits: {split!r} is all of its rows, and so is {trained!r}, which is trained on; "
+        f"give held-out data a file of their own, and {{split}} in the name"
+    )
+
+
 def reason(error):
     """What a reader's error says, in one line: of those that say nothing themselves, that which they come from."""
     while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:

@@ -23,6 +23,7 @@ from score_sde.pipelines.kinds import axes_of
 from score_sde.pipelines.latents import data_channels, spatial_factor
 from score_sde.pipelines.wording import few, one_line
 from score_sde.pipelines.writing import whole_folder
+from score_sde.schedulers.paths import SDE_TYPES
 from score_sde.sharing.convert.starting_point import StartingPoint, starting_point, weights_hash
 
 from .checkpoints import list_checkpoints
@@ -48,8 +49,14 @@ TRAINED_ON = {
 VLB_WEIGHT = 0.001
 # what comes with weights of samples of numbers
 ADOPTED = ("network", "network_kwargs", "sde_type", "prediction_type", "scheduler_kwargs", "vlb_weight")
+# what has so many axes
+MADE_OF = {1: "signals, of one axis", 2: "images, or fields of two axes", 3: "videos, or volumes of three axes"}
+# option: setting of `prompts.PROMPT_SETTINGS`
+CAPTION_SETTINGS = {"max_caption_tokens": "max_tokens", "caption_layers": "layers", "pooled_captions": "pooled"}
 # where a run keeps the autoencoder that came with the weights
 KEPT_VAE = os.path.join("init_from", "vae")
+# and the text encoder, with its tokenizer
+KEPT_TEXT_ENCODER = os.path.join("init_from", "text_encoder")
 
 
 @dataclass
@@ -94,6 +101,8 @@ class WeightsConfig:
     adopted: ClassVar[tuple[str, ...]]
     scheduler_class: ClassVar[type]
     trained_on: ClassVar[set[str]]
+    # (the option that names the noise, {name: what makes it of numbers that the scheduler takes, too})
+    noises: ClassVar[tuple[str, dict]]
     # what to start from, None for a run that is resumed; and what is known of it, JSON-able
     start: ClassVar[StartingPoint | None] = None
     origin: ClassVar[dict | None] = None
@@ -158,8 +167,8 @@ class WeightsConfig:
                 if name == "scheduler_kwargs" and getattr(self, "time_shift", None) is not None:
                     theirs.pop("shift", None)
                 if name == "scheduler_kwargs":
-                    known = inspect.signature(self.scheduler_class).parameters
-                    fixed = {key: theirs.get(key, known[key].default) for key in self.trained_on}
+                    known = self.defaults_of_scheduler(options)
+                    fixed = {key: theirs.get(key, known[key]) for key in self.trained_on}
                 else:
                     # what it has not may be added
                     fixed = {k: v for k, v in theirs.items() if k not in FREE_OF_NETWORK and v is not None}
@@ -174,6 +183,17 @@ class WeightsConfig:
             else:
                 setattr(self, name, theirs)
 
+    def defaults_of_scheduler(self, options):
+        """{argument of the scheduler: what stands for it where it isn't given}, beside options that come with the
+        weights: None alone where that is neither its default nor that of its noise."""
+        known = inspect.signature(self.scheduler_class).parameters
+        defaults = {name: each.default for name, each in known.items()}
+        which, kinds = self.noises
+        # a domain has numbers of its own
+        flat = options.get("domain") in (None, "flat") and "domain" not in mapping("", options["scheduler_kwargs"])
+        of_noise = inspect.signature(kinds[options[which]]).parameters if flat else {}
+        return defaults | {name: each.default for name, each in of_noise.items() if defaults.get(name, 0) is None}
+
 
 @dataclass
 class StartConfig(WeightsConfig):
@@ -182,6 +202,7 @@ class StartConfig(WeightsConfig):
     adopted: ClassVar[tuple[str, ...]] = ADOPTED
     scheduler_class: ClassVar = ScoreSDEScheduler
     trained_on: ClassVar = TRAINED_ON
+    noises: ClassVar = ("sde_type", SDE_TYPES)
 
     def begin_from_start(self):
         if hasattr(self.start.scheduler, "clean_log_probs"):
@@ -192,11 +213,31 @@ class StartConfig(WeightsConfig):
         yield from self.adopt(options, repr(self.init_from))
         yield from self.adopt_autoencoder()
         self.adopt_sizes(sizes_of(self.start))
+        opened = self.start.opened
+        if opened is not None and opened.takes_prompts:
+            settings = opened.prompt_settings
+            named = settings["text_encoder"] if opened.text_encoder is None else None
+            self.adopt_text_encoder(
+                named or os.path.join(self.output_dir, KEPT_TEXT_ENCODER),
+                {name: settings[setting] for name, setting in CAPTION_SETTINGS.items()},
+            )
 
     def check_start(self):
         """Raise ValueError for weights of another kind of data than this one."""
         if is_of_points(self.start.network):
             raise ValueError("it is a pipeline of points: --data_kind points, with the --columns that they are of")
+
+    def check_axes(self, shape):
+        """Raise ValueError for weights of samples of other axes than those of the data, of this shape (channels, ...),
+        but for images, which the frames of videos begin as."""
+        if self.start is None:
+            return
+        own, axes = axes_of(self.start.network.config), len(shape) - 1
+        if own != axes and not (own == 2 and hasattr(self, "frames")):
+            raise ValueError(
+                f"{self.start_option} {self.init_from!r} is a network of {MADE_OF[own]}; these data are "
+                f"{MADE_OF[axes]}, of shape {tuple(shape)} with channels first"
+            )
 
     def kept_units(self):
         """{"data_mean", "data_std", "sampling_rate", ...}, as `WeightsConfig.kept_units` has it."""
@@ -211,12 +252,25 @@ class StartConfig(WeightsConfig):
         self.adopt_sizes({name: before.get(name) for name in ("resolution", "image_channels")})
         if self.origin["has_vae"]:
             self.vae = os.path.join(folder, KEPT_VAE)
+        kept = os.path.join(folder, KEPT_TEXT_ENCODER)
+        source = kept if os.path.isdir(kept) else before.get("text_encoder")
+        self.adopt_text_encoder(source, {name: before.get(name) for name in CAPTION_SETTINGS})
 
     def adopt_sizes(self, sizes):
         """Take sizes of images that aren't given, which only images, and videos, have."""
         for name, value in sizes.items():
             if name not in self.given and hasattr(self, name):
                 setattr(self, name, value)
+
+    def adopt_text_encoder(self, source, settings):
+        """Take the text encoder of the weights, and of its settings, {option: value}, those that aren't given, where
+        captions are named without an encoder."""
+        if not getattr(self, "reads_captions", False) or self.text_encoder is not None or self.latents:
+            return
+        self.text_encoder = source
+        for name, value in settings.items():
+            if name not in self.given:
+                setattr(self, name, list(value) if isinstance(value, (list, tuple)) else value)
 
     def adopt_autoencoder(self):
         """Take the autoencoder from what to start from; yields what contradicts it."""
@@ -243,13 +297,19 @@ class StartConfig(WeightsConfig):
             )
         self.vae = os.path.join(self.output_dir, KEPT_VAE)
 
-    def keep_autoencoder(self, accelerator):
-        """Write the autoencoder that came with the weights into the run's folder."""
-        if self.start is not None and self.start.vae is not None:
-            if accelerator.is_main_process:
-                with whole_folder(os.path.join(self.output_dir, KEPT_VAE)) as folder:
-                    self.start.vae.save_pretrained(folder)
-            accelerator.wait_for_everyone()
+    def keep_components(self, accelerator):
+        """Write the autoencoder that came with the weights, and the text encoder, into the run's folder."""
+        if self.start is None:
+            return
+        kept = {} if self.start.vae is None else {KEPT_VAE: [self.start.vae]}
+        if getattr(self, "text_encoder", None) == os.path.join(self.output_dir, KEPT_TEXT_ENCODER):
+            kept[KEPT_TEXT_ENCODER] = [self.start.opened.text_encoder, self.start.opened.tokenizer]
+        if accelerator.is_main_process:
+            for place, components in kept.items():
+                with whole_folder(os.path.join(self.output_dir, place)) as folder:
+                    for component in components:
+                        component.save_pretrained(folder)
+        accelerator.wait_for_everyone()
 
 
 def is_of_points(network):
@@ -573,8 +633,6 @@ TOLD = {
         "leave condition_column and condition_from out (--condition_column none, where latents hold one)",
     ),
 }
-# option: setting of `prompts.PROMPT_SETTINGS`
-CAPTION_SETTINGS = {"max_caption_tokens": "max_tokens", "caption_layers": "layers", "pooled_captions": "pooled"}
 
 
 def check_told(who, start, captions, condition, with_its_settings=False):

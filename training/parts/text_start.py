@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from score_sde import DiscreteScoreScheduler
 from score_sde.pipelines.writing import whole_folder
+from score_sde.schedulers.discrete_paths import NOISES
 
 from .config import option
 from .starting import WeightsConfig, network_options, scheduler_options
@@ -30,6 +31,7 @@ class TextStartConfig(WeightsConfig):
     adopted: ClassVar = ("network", "network_kwargs", *NAMED, "scheduler_kwargs", "length")
     scheduler_class: ClassVar = DiscreteScoreScheduler
     trained_on: ClassVar = {"alpha_min", "exponent", "sigma_min", "sigma_max"}
+    noises: ClassVar = ("noise", NOISES)
     # the tokenizer of what is started from, None without
     known_tokenizer: ClassVar = None
 

@@ -386,6 +386,27 @@ def check_counts(**values):
             raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
 
 
+def nearest_sizes(sizes, divisors):
+    """What sizes could be instead that their divisors do not divide, in words: "9 could be 8 or 10"."""
+    found = {}
+    for size, divisor in zip(sizes, divisors, strict=True):
+        if size % divisor:
+            below = size // divisor * divisor
+            found[size] = " or ".join(str(each) for each in (below, below + divisor) if each)
+    return ", ".join(f"{size} could be {near}" for size, near in found.items())
+
+
+def check_ids(what, ids, most, remedy):
+    """Raise ValueError for whole numbers that are not from 0 to `most`. Of those on the CPU alone: to look at others
+    would be to wait for their device, and where they are there, the device itself stops."""
+    has_values = type(ids) is torch.Tensor and not torch.compiler.is_compiling()
+    if ids.device.type != "cpu" or not has_values or not ids.numel():
+        return
+    low, high = (int(each) for each in ids.aminmax())
+    if low < 0 or high > most:
+        raise ValueError(f"{what} {low if low < 0 else high} is not among 0 to {most}{remedy}")
+
+
 def check_guidance(guidance_embeds, folded_guidance):
     """Raise ValueError for a folded_guidance that is no finite number, or stands beside guidance_embeds."""
     if folded_guidance is None:
@@ -581,7 +602,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         self.patch = per_axis(patch_size, dimensions, "patch_size")
         sample = per_axis(sample_size, dimensions, "sample_size")
         if any(size % patch for size, patch in zip(sample, self.patch, strict=True)):
-            raise ValueError(f"patch_size {patch_size} must divide sample_size {sample_size}")
+            near = nearest_sizes(sample, self.patch)
+            raise ValueError(f"patch_size {patch_size} must divide sample_size {sample_size}: {near}")
         tokens = math.prod(size // patch for size, patch in zip(sample, self.patch, strict=True))
         if tokens > MAX_TOKENS:
             raise ValueError(
@@ -973,7 +995,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             hidden_states_of also `.hidden_states`, the tokens (B, T, D) after so many blocks, row by row.
 
         Raises ValueError for an input of the wrong shape, for labels or another condition that the model doesn't
-        have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
+        have, for those that are missing where training always showed them (a class_dropout_prob of 0), and, on the
+        CPU, for token ids and labels out of range.
         """
         self.check_shape(hidden_states)
         if kept_tokens is not None and not self.routed_blocks:
@@ -1133,6 +1156,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                     f"hidden_states has shape {tuple(hidden_states.shape)} and {hidden_states.dtype}; this model takes "
                     f"token ids (batch, length), int64"
                 )
+            remedy = f", of which {self.config.vocab_size} (vocab_size) is the mask: use the tokenizer of the training"
+            check_ids("token id", hidden_states, self.config.vocab_size, remedy)
             return
         channels = self.config.in_channels - (self.config.condition_channels or 0)
         size = tuple(hidden_states.shape[2:])
@@ -1270,6 +1295,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             class_labels = torch.full((batch_size,), self.config.num_classes, device=device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
+        check_ids("class label", class_labels, self.config.num_classes, ", of which the last is no class (num_classes)")
         return self.class_embed(class_labels.to(device))
 
     def embed_context(self, encoder_hidden_states, mask, hidden_states):

@@ -107,6 +107,27 @@ def check_counts(**values):
             raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
 
 
+def nearest_sizes(sizes, divisors):
+    """What sizes could be instead that their divisors do not divide, in words: "9 could be 8 or 10"."""
+    found = {}
+    for size, divisor in zip(sizes, divisors, strict=True):
+        if size % divisor:
+            below = size // divisor * divisor
+            found[size] = " or ".join(str(each) for each in (below, below + divisor) if each)
+    return ", ".join(f"{size} could be {near}" for size, near in found.items())
+
+
+def check_ids(what, ids, most, remedy):
+    """Raise ValueError for whole numbers that are not from 0 to `most`. Of those on the CPU alone: to look at others
+    would be to wait for their device, and where they are there, the device itself stops."""
+    has_values = type(ids) is torch.Tensor and not torch.compiler.is_compiling()
+    if ids.device.type != "cpu" or not has_values or not ids.numel():
+        return
+    low, high = (int(each) for each in ids.aminmax())
+    if low < 0 or high > most:
+        raise ValueError(f"{what} {low if low < 0 else high} is not among 0 to {most}{remedy}")
+
+
 def check_guidance(guidance_embeds, folded_guidance):
     """Raise ValueError for a folded_guidance that is no finite number, or stands beside guidance_embeds."""
     if folded_guidance is None:
@@ -591,6 +612,7 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             raise ValueError(
                 f"sample_size {sample_size} must be a multiple of {2 ** (levels - 1)} for {levels} resolutions"
                 + (", apart from the frames" if self.divisors[0] == 1 < levels else "")
+                + f": {nearest_sizes(sides, self.divisors)}"
             )
         height = sides[1] if dimensions == 3 else sides[0]
         resolutions = [height // 2**level for level in range(levels)]
@@ -869,7 +891,8 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             `.sample` of shape (B, out_channels, *size).
 
         Raises ValueError for an input of the wrong shape, for labels or another condition that the model doesn't
-        have, and for those that are missing where training always showed them (a class_dropout_prob of 0).
+        have, for those that are missing where training always showed them (a class_dropout_prob of 0), and, on the
+        CPU, for labels out of range.
         """
         self.check_shape(sample)
         timestep = self.checked_time("timestep", timestep, sample)  # (B,)
@@ -1036,4 +1059,5 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
             class_labels = torch.full((batch_size,), self.config.num_classes, device=timestep.device)
         if tuple(class_labels.shape) != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; the batch needs ({batch_size},)")
+        check_ids("class label", class_labels, self.config.num_classes, ", of which the last is no class (num_classes)")
         return embedding + self.class_embed(class_labels.to(sample.device))

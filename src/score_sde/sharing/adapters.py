@@ -1,16 +1,20 @@
 """Folders of LoRA adapters: pytorch_lora_weights.safetensors, as diffusers has it, with training.json, which names the
 model that it is of, and a card."""
 
+import json
+import math
 import os
 
-from huggingface_hub import ModelCard, ModelCardData
+import torch
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from safetensors import SafetensorError, safe_open
 
 from ..pipelines.bundling import plain_component
 from ..pipelines.pictures import copy_samples
 from ..pipelines.wording import one_line, shortened
 from ..pipelines.writing import whole_folder, write_json
-from .downloading import ADAPTER, download, is_adapter
-from .facts import SAMPLES, check_metrics, check_repo_id, read_facts, read_json, without_local_paths
+from .downloading import ADAPTER, NoPipelineFolder, download, fetch, hub_errors, is_adapter
+from .facts import SAMPLES, check_metrics, check_repo_id, read_facts, read_json, without_local_paths, writable
 from .markdown import render
 from .model_card import TASKS, eval_results, save_card, told_of_run
 
@@ -82,7 +86,7 @@ def open_adapter(folder, classes=(), dtype=None):
         )
     pipeline = start.pipeline
     pipeline.load_lora_weights(folder)
-    return pipeline if dtype is None else pipeline.to(dtype)
+    return pipeline if dtype in (None, torch.float32) else pipeline.to(dtype)
 
 
 def merge(folder_or_repo, output, classes=()):
@@ -112,6 +116,70 @@ def merge(folder_or_repo, output, classes=()):
         facts=read_json(os.path.join(folder, "training.json")),
         sample_grid=picture if os.path.isfile(picture) else None,
     )
+
+
+def small_files_of(folder_or_repo, **arguments):
+    """(folder, adapter): the small files of a bundle, with its code, and None, or those of a LoRA adapter, and what its
+    header says (`header_of`). Takes `revision`, `token` and the other arguments of a download. Raises ValueError for
+    what is neither, and for what can't be had."""
+    try:
+        return fetch(folder_or_repo, patterns=["*.json", "*.py"], **arguments)[0], None
+    except NoPipelineFolder as error:
+        found = header_of(folder_or_repo, error.folder, **arguments)
+        if found is None:
+            raise
+        return error.folder, found
+
+
+def header_of(folder_or_repo, folder, revision=None, token=None, **_):
+    """{"network", "rank", "alpha", "targets", "classes", "parameters"} of an adapter by the header of its weights,
+    which are not downloaded: the component that it is for, numbers, names of layers and of the classes that it brings,
+    and the number of its weights; what isn't said is left out. None where there is no adapter.
+
+    Args:
+        folder: where its small files are, and maybe its weights.
+    """
+    path = os.path.join(folder, ADAPTER)
+    if os.path.lexists(path):
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata, names = file.metadata() or {}, list(file.keys())
+                count = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path!r} is damaged, or no safetensors: {one_line(error)}") from None
+    elif os.path.isdir(folder_or_repo):
+        return None
+    else:
+        api = HfApi(token=token)
+        with hub_errors(ValueError, f"what {str(folder_or_repo)!r} holds cannot be said", token):
+            if ADAPTER not in api.list_repo_files(folder_or_repo, revision=revision):
+                return None
+            header = api.parse_safetensors_file_metadata(folder_or_repo, ADAPTER, revision=revision)
+        metadata, names, count = header.metadata, list(header.tensors), sum(header.parameter_count.values())
+    role = next((role for role in ("transformer", "unet") if any(name.startswith(f"{role}.") for name in names)), "")
+    said = arguments_of_header(metadata, role)
+    return writable(({"network": role} if role else {}) | said | {"parameters": count})
+
+
+def arguments_of_header(metadata, role):
+    """{"rank", "alpha", "targets", "classes"}, those that the metadata of an adapter of a component tell soundly."""
+    try:
+        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except (ValueError, RecursionError):
+        config = None
+    config = config if isinstance(config, dict) else {}
+    rank, alpha, targets, classes = (
+        config.get(f"{role}.{key}") for key in ("r", "lora_alpha", "target_modules", "class_names")
+    )
+    numbers = {"rank": rank, "alpha": alpha}
+    found = {name: each for name, each in numbers.items() if type(each) in (int, float)}
+    # targets are a set, in the order of nothing
+    texts = {"targets": sorted(targets) if are_texts(targets) else None, "classes": classes}
+    return found | {name: each for name, each in texts.items() if are_texts(each)}
+
+
+def are_texts(value):
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def write_adapter_card(folder, name, repo_id=None):

@@ -50,10 +50,13 @@ class NoPipelineFolder(ValueError):
     """A folder without a model_index.json; `folder` is its path."""
 
     def __init__(self, folder):
+        # of a training run
+        inside = os.path.join(folder, "pipeline")
         super().__init__(
             f"{folder!r} is a LoRA adapter and no pipeline: `score-sde merge` makes one of it and its model"
             if is_adapter(folder)
             else f"{folder!r} holds no model_index.json: it is not a diffusers pipeline folder"
+            + (f"; its pipeline is {inside!r}" if os.path.lexists(os.path.join(inside, "model_index.json")) else "")
         )
         self.folder = folder
 

@@ -14,10 +14,11 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..pipelines.wording import few, quoted
+from .adapters import small_files_of
 from .bundle_checks import check_classes
 from .bundle_code import compare_code
 from .bundles import save_bundle
-from .downloading import fetch, hub_errors
+from .downloading import hub_errors
 from .facts import check_repo_id
 from .model_card import write_card
 from .opening import installed_pipeline_class, while_unchanged
@@ -139,9 +140,9 @@ def verify(folder_or_repo, classes=(), **download):
     Takes `revision`, `token` and the other arguments of a download, and `classes`, those of networks from outside this
     package, whose code is compared with that of the class. Returns {path: verdict}, where the verdict is
     "same", "differs", "unknown" for code, or a component, that this release doesn't have, "missing" for a file that
-    isn't there, or "outside" for what leads out of the folder, such as a link: see `bundle_code.compare_code`. Raises
-    ValueError as `load_bundle` does.
+    isn't there, or "outside" for what leads out of the folder, such as a link: see `bundle_code.compare_code`. Nothing
+    of a LoRA adapter, which is weights alone. Raises ValueError as `load_bundle` does.
     """
     check_classes(classes)
-    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
-    return compare_code(folder, installed_pipeline_class(folder), classes)
+    folder, adapter = small_files_of(folder_or_repo, **download)
+    return {} if adapter is not None else compare_code(folder, installed_pipeline_class(folder), classes)

@@ -10,11 +10,13 @@ from safetensors import safe_open
 
 from .. import __version__
 from ..pipelines.bundle_files import read_index, saved_class_name
+from ..pipelines.units import as_given
 from ..pipelines.wording import few, one_line
 from ..schedulers.paths import SDE_TYPES
+from .adapters import small_files_of
 from .bundle_checks import TEXT_ROLES
 from .bundle_code import is_of_libraries, known_class
-from .downloading import fetch, hub_errors
+from .downloading import hub_errors
 from .facts import SAMPLES, read_facts, read_json
 from .hub import verify
 from .model_card import training_rows
@@ -45,8 +47,15 @@ def describe(folder_or_repo, **download):
         training: what training.json holds.
         metrics: measurements, as metrics.json holds them.
         code: {path: verdict} of the code that it carries, see `verify`.
+
+    Of a LoRA adapter:
+        adapter: {"network", "rank", "alpha", "targets", "classes", "parameters"}, see `adapters.header_of`.
+        training, metrics, code: as above.
     """
-    folder, _ = fetch(folder_or_repo, patterns=["*.json", "*.py"], **download)
+    folder, adapter = small_files_of(folder_or_repo, **download)
+    told = {"training": read_facts(folder), "metrics": read_json(os.path.join(folder, "metrics.json")) or []}
+    if adapter is not None:
+        return {"adapter": adapter, **told, "code": {}}
     index = read_index(folder)
     components = {
         name: value for name, value in index.items() if name[0] != "_" and isinstance(value, list) and value[1]
@@ -78,11 +87,8 @@ def describe(folder_or_repo, **download):
         facts["components"][name] |= {"parameters": parameters} if parameters else {}
     labels = index.get("id2label") or {}
     facts["classes"] = [labels[number] for number in sorted(labels, key=int)]
-    facts |= {name: index[name] for name in SAID if index.get(name) is not None}
-    facts["training"] = read_facts(folder)
-    facts["metrics"] = read_json(os.path.join(folder, "metrics.json")) or []
-    facts["code"] = verify(folder)
-    return facts
+    facts |= {name: as_given(index[name]) for name in SAID if index.get(name) is not None}
+    return facts | told | {"code": verify(folder)}
 
 
 def arguments(path, cls):
@@ -127,7 +133,7 @@ def as_text(facts):
     def listed(values):
         return ", ".join(f"{name} {value}" for name, value in values.items())
 
-    rows = [("pipeline", facts["pipeline"])]
+    rows = [("pipeline", facts["pipeline"])] if "pipeline" in facts else list(rows_of_adapter(facts))
     if "path" in facts:
         numbers = dict(facts["path"])
         rows += [("path", " ".join([numbers.pop("sde_type", "unknown"), listed(numbers)]))]
@@ -138,10 +144,10 @@ def as_text(facts):
         rows += [("length", f"{tokens.get('length')} tokens")]
     if "prediction" in facts:
         rows += [("prediction", facts["prediction"]), ("sampler", listed(facts["sampler"]) or "as by default")]
-    for name, each in facts["components"].items():
+    for name, each in facts.get("components", {}).items():
         count = f"{each['parameters']:,} parameters" if "parameters" in each else "no weights here"
         rows.append((name, ", ".join([each["class"], count, *listed(each["arguments"]).split(", ")]).rstrip(", ")))
-    if facts["classes"]:
+    if facts.get("classes"):
         rows.append(("classes", f"{len(facts['classes'])}: {few(facts['classes'], 10)}"))
     rows += [(name, facts[name]) for name in SAID if name in facts]
     data_kind = facts["training"].get("data_kind", "image")
@@ -155,5 +161,19 @@ def as_text(facts):
     others = [f"{path} ({verdict})" for path, verdict in facts["code"].items() if verdict != "same"]
     if others:
         whose = f"{len(others)} not those of score-sde {__version__}: {few(others, 10)}"
-    rows.append(("code", f"{len(facts['code'])} files, {whose}" if facts["code"] else "none"))
+    nothing = "none: a LoRA adapter is weights alone" if "adapter" in facts else "none"
+    rows.append(("code", f"{len(facts['code'])} files, {whose}" if facts["code"] else nothing))
     return "\n".join(f"{one_line(name):28} {one_line(value)}" for name, value in rows)
+
+
+def rows_of_adapter(facts):
+    """What a LoRA adapter is, as (name, value) rows."""
+    adapter, begun = facts["adapter"], facts["training"].get("started_from") or {}
+    said = [f"{name} {adapter[name]}" for name in ("rank", "alpha") if name in adapter]
+    targets = few(adapter.get("targets", ()), 10)
+    parts = [*said, f"{adapter['parameters']:,} parameters", *([f"in {targets}"] if targets else [])]
+    yield "LoRA adapter", ", ".join(parts)
+    yield "of the model", begun.get("base_model") or begun.get("source") or "not said: it lies with who trained it"
+    if adapter.get("classes"):
+        yield "classes that it brings", few(adapter["classes"], 10)
+    yield "as a pipeline", "score-sde merge, or load_bundle, opens it with its model"

@@ -65,7 +65,7 @@ def training_rows(training, kind="image", unit="px"):
         (f"{kind}s by class", classes or None, "{}"),
         ("files that were skipped", training.get("skipped_files"), "{:,}"),
         ("rows left out, in which something is missing", training.get("missing_rows") or None, "{:,}"),
-        ("domain", domain_in_words(training), "{}"),
+        ("domain", domain_in_words(training.get("domain")) if training.get("columns") else None, "{}"),
         ("columns", ", ".join(training.get("columns") or []) or None, "{}"),
         ("resolution", training.get("resolution"), f"{{}} {unit}"),
         (f"shape of a {kind}", " x ".join(map(str, training.get("data_shape") or [])) or None, "{}"),
@@ -109,12 +109,13 @@ def optimizer_in_words(config):
     return ", ".join(map(str, [config["optimizer"], *told]))
 
 
-def domain_in_words(training):
-    """Where points lie, in words; None of other data."""
-    domain = training.get("domain")
+def domain_in_words(domain):
+    """Where points lie, in words, by the domain of their scheduler."""
+    if isinstance(domain, dict):
+        domain = list(domain.items())
     if isinstance(domain, list):
         return ", ".join(f"{name} of {size}" for name, size in domain)
-    return domain or ("flat" if training.get("columns") else None)
+    return domain or "flat"
 
 
 def sizes_in_words(training):

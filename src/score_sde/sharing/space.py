@@ -12,6 +12,7 @@ diffusers with the code that the repo carries.
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from ..pipelines import ScoreSDEPipeline, ScoreSDETextPipeline
 from ..pipelines.wording import quoted
 from ..pipelines.writing import whole_folder
 from . import space_app, space_text_app
-from .downloading import hub_errors
+from .adapters import open_adapter
+from .downloading import ADAPTER, NoPipelineFolder, hub_errors, is_adapter
 from .facts import check_repo_id, model_name
 from .hub import repo_to_push_to
 from .token_facts import makes_texts
@@ -105,6 +107,7 @@ def push_space(repo_id, model, private=None, token=None):
         folder = write_space(os.path.join(parent, "space"), model)
         with (
             hub_errors(OSError, f"{repo_id} was not pushed", token),
+            repo_of_pipeline(api, model),
             repo_to_push_to(api, repo_id, private, "space", space_sdk="gradio"),
         ):
             commit = api.upload_folder(
@@ -113,14 +116,31 @@ def push_space(repo_id, model, private=None, token=None):
     return commit.commit_url
 
 
+@contextmanager
+def repo_of_pipeline(api, model):
+    """Raise ValueError, before what is inside, for a model on the Hub that is a LoRA adapter: by itself diffusers opens
+    none."""
+    files = api.list_repo_files(model) if api.repo_exists(model) else []
+    if ADAPTER in files and "model_index.json" not in files:
+        raise ValueError(
+            f"{quoted(model)} is a LoRA adapter, and a Space draws with a pipeline: `score-sde merge` makes one of it "
+            f"and its model; push that, and pass its id"
+        )
+    yield
+
+
 def open_page(model, port=None):
-    """Serve the page of a model on this machine, on a port or the first free one from 7860, until it is interrupted.
-    Raises ValueError without gradio."""
+    """Serve the page of a model, or of a LoRA adapter with its model, on this machine, on a port or the first free one
+    from 7860, until it is interrupted. Raises ValueError without gradio."""
     if installed_version("gradio") is None:
         raise ValueError("the page needs gradio: pip install 'score-sde[space]'")
     title = model_name(model, os.path.basename(model.rstrip("/")))
-    if makes_texts(model):
-        page = space_text_app.page(ScoreSDETextPipeline.from_pretrained(model), title)
-    else:
-        page = space_app.page(ScoreSDEPipeline.from_pretrained(model), title)
+    app, kind = (space_text_app, ScoreSDETextPipeline) if makes_texts(model) else (space_app, ScoreSDEPipeline)
+    try:
+        pipeline = kind.from_pretrained(model)
+    except NoPipelineFolder as error:
+        if not is_adapter(error.folder):
+            raise
+        pipeline = open_adapter(error.folder)
+    page = app.page(pipeline, title)
     page.launch(server_port=port)

@@ -109,6 +109,9 @@ def open_network(folder, name):
     if is_adapter(folder):
         raise NoPipelineFolder(name)
     if not os.path.lexists(os.path.join(folder, "config.json")):
+        inside = os.path.join(name, "pipeline")
+        if os.path.lexists(os.path.join(inside, "model_index.json")):
+            raise ValueError(f"{name!r} is the folder of a run: start from its pipeline, {inside!r}")
         raise ValueError(
             f"{name!r} holds neither a model_index.json nor a config.json: it must be a pipeline, or a network, in "
             f"diffusers' format; `score-sde convert` makes one of a checkpoint"
