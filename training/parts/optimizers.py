@@ -22,10 +22,9 @@ MOMENTUM = 0.95
 NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 # arguments of an optimizer's class that are options of their own
 OPTIONS = {"lr": "learning_rate", "betas": "adam_beta1 and adam_beta2", "weight_decay": "adam_weight_decay"}
-# and those that are none: what is trained and how that is computed, ascent,
-CHOSEN = {"params", "matrices", "dtype", "foreach", "fused", "capturable", "differentiable", "maximize"}
-# nor the beginning of an average of ASGD that nothing reads: `fit` has its own
-CHOSEN |= {"t0"}
+# and those that are no options: what is trained, how that is computed, ascent, and when the average of ASGD begins,
+# which nothing reads
+CHOSEN = {"params", "matrices", "dtype", "foreach", "fused", "capturable", "differentiable", "maximize", "t0"}
 # classes of torch.optim that don't fit `fit`, and why
 UNFIT = {
     "lbfgs": "evaluates the loss several times a step, which training on batches can't",
@@ -35,7 +34,7 @@ UNFIT = {
 # of torch's those that sharding (FSDP2) cannot run, or would change
 SHARDED_NOT = {"adafactor"}
 # whose kernels leave a step out on the device; where it is the first, that of SGD then goes on with a momentum of what
-# lay in memory (torch 2.13), and that of Adagrad isn't there on every device
+# lay in memory (torch 2.13), and that of Adagrad isn't there on every device (MPS)
 FUSED = ("adamw", "adam", "muon")
 
 
