@@ -221,6 +221,8 @@ def test_names_are_printed_without_what_a_terminal_obeys(bundle, capsys):
         "torsions",
         "sidechains",
         "earth_events",
+        "moving_fashion",
+        "spoken_digits",
     ],
 )
 def test_folders_without_code_say_what_is_missing(name):

@@ -248,6 +248,8 @@ def test_limits_are_those_of_the_model(tmp_path):
         "torsions",
         "sidechains",
         "earth_events",
+        "moving_fashion",
+        "spoken_digits",
     ],
 )
 def test_the_committed_cards_are_what_their_facts_say(name, tmp_path):
