@@ -119,8 +119,8 @@ class TrainConfig(
                 "caption_column and text_encoder belong together: pass both or neither, but where the weights that "
                 "init_from names bring an encoder"
             )
-        elif not self.latents and not self.reads_captions:
-            yield from self.unused_caption_options()
+        elif not self.latents and not self.reads_captions and (unused := self.given_without_captions()):
+            yield f"{unused} need captions: pass caption_column and text_encoder"
         if not self.save_text_encoder and self.text_encoder and os.path.isdir(self.text_encoder):
             yield (
                 f"save_text_encoder false needs a text_encoder on the Hub, which the pipeline can name, not the folder "

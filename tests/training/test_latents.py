@@ -354,7 +354,7 @@ def test_options_of_data_that_latents_contradict_are_refused(tiny_vae, small_dat
         ("image_column", "picture", "image_column 'picture' is of data that are read, and .* are encoded: leave it"),
         ("label_column", "none", "label_column None is of data that are read"),
         ("skip_corrupt_images", "true", "skip_corrupt_images True is of data that are read"),
-        ("save_text_encoder", "false", "save_text_encoder need captions: pass .*, where latents hold captions"),
+        ("save_text_encoder", "false", "save_text_encoder need captions, and the latents in .* hold none"),
         ("caption_layers", -2, "caption_layers need captions"),
     ):
         with pytest.raises(ValueError, match=message):

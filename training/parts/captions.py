@@ -67,11 +67,10 @@ class CaptionConfig:
         given = {"max_tokens": self.max_caption_tokens, "layers": self.caption_layers or None}
         return {name: value for name, value in given.items() if value is not None}
 
-    def unused_caption_options(self):
-        """Yields what is wrong with options of captions where there are none."""
+    def given_without_captions(self):
+        """Options that mean nothing without captions, and are given, in words; "" for none."""
         own = {each.name for each in fields(self) if each.metadata["group"] == "captions"} - {"caption_column"}
-        if unused := sorted(own & self.given):
-            yield f"{', '.join(unused)} need captions: pass caption_column and text_encoder"
+        return ", ".join(sorted(own & self.given))
 
     @property
     def reads_captions(self):

@@ -206,9 +206,9 @@ class CleanData(CleanSamples):
             self.captions.settings["pooled"] = config.pooled_captions
             self.caption_column, self.examples = facts["column"], facts["examples"]
             self.caption_facts = {name: value for name, value in facts.items() if name != "examples"}
-        if self.captions is None:
-            for problem in config.unused_caption_options():
-                raise ValueError(f"latents {latents!r}: {problem}, where latents hold captions")
+        if self.captions is None and (unused := config.given_without_captions()):
+            hold = "hold none" if facts is None else "are read without, by caption_column none"
+            raise ValueError(f"{unused} need captions, and the latents in {latents!r} {hold}: leave that out")
 
     def fingerprint(self):
         """What tells these data from others, as JSON: {"classes": names in order, "rows": a hash, "autoencoder": a hash
