@@ -241,7 +241,8 @@ def report(arguments):
     reference = results["teacher"]["auto 20"]["frechet_distance"]
     for name, figures in rows_of(results):
         evaluations, distance = figures["evaluations"], figures["frechet_distance"]
-        cells = [name, evaluations, evaluations * (2 if name.startswith("teacher") else 1), f"{distance:.3f}"]
+        passes = evaluations * (2 if name.startswith("teacher") else 1)
+        cells = [name, evaluations, passes, f"{distance:.{3 if distance < 10 else 0}f}"]
         cells += [f"{distance / reference:.2f}", f"{100 * figures['accuracy']:.1f}%"]
         cells += [f"{figures[each]:.3f}" for each in ("precision", "recall")]
         print(f"| {' | '.join(map(str, cells))} |")
@@ -253,7 +254,7 @@ def report(arguments):
         style = {"color": "black", "linestyle": "-" if "auto" in name else ":"} if "teacher" in name else {}
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name, **style)
     axes.axhline(reference, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="Fréchet distance (classifier features)")
+    axes.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="Fréchet distance")
     axes.set_xticks(TEACHER_STEPS, TEACHER_STEPS)
     axes.legend()
     figure.savefig(os.path.splitext(arguments.output)[0] + ".png", dpi=110)

@@ -15,7 +15,7 @@ SHOWN = (
     "benchmarks/*.gif",
     "model_cards/space.png",
 )
-CARDS = ("model_cards/*/README.md", "model_cards/*/samples.png")
+CARDS = ("model_cards/*/README.md", *(f"model_cards/*/samples*.{ending}" for ending in ("png", "gif", "wav")))
 
 
 def on_files(files, config):

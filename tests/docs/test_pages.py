@@ -258,6 +258,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     )
     assert ended.returncode == 0, ended.stderr + ended.stdout
-    shown = {path.relative_to(tmp_path / "site").as_posix() for path in Path(tmp_path / "site").rglob("*.png")}
+    shown = {path.relative_to(tmp_path / "site").as_posix() for path in Path(tmp_path / "site").rglob("*.*")}
     assert {"model_cards/quick_start/samples.png", "benchmarks/samplers_network.png"} <= shown
+    assert {"model_cards/moving_fashion/samples.gif", "model_cards/spoken_digits/samples_15.wav"} <= shown
     assert "log_likelihood" in (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
