@@ -188,8 +188,8 @@ LEAST_DIFFERENCE = 0.02
 
 def mean_velocity_and_wide_slope(network, scheduler, y, t, s, direction, conditions=None, step=0.5):
     """(U, dU/du) as of `mean_velocity_and_slope`, the derivative by a central difference along that path, of times at
-    which log(sigma / alpha) is larger and smaller by `step`, of a network that is told s in noise
-    also u by LEAST_DIFFERENCE, but at most t_max and at least s (None: t_min).
+    which log(sigma / alpha) is larger and smaller by `step`, in noise also u by LEAST_DIFFERENCE where s is told, but
+    at most t_max and at least s (None: t_min).
 
     Its error is of second order in `step`. What a network does between the times that it has seen, which its embedding
     of 1000 t lets it, is averaged away, where the derivative itself is hardly anything else; and a network may compute
