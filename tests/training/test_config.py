@@ -60,6 +60,19 @@ def test_wrong_options_are_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_null_takes_back_what_a_file_says(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("adam_beta2: 0.98\nlog_with: tensorboard\nlearning_rate: 0.1\n")
+    nulls = ["--adam_beta2", "null", "--log_with=null", "--max-train-seconds", "null"]
+    config = parse(train.TrainConfig, [str(tmp_path / "config.yaml"), *nulls])
+    assert (config.log_with, config.max_train_seconds, config.given) == (None, None, {"learning_rate"})
+    # filled in by the optimizer that it is for
+    assert config.adam_beta2 == parse(train.TrainConfig, []).adam_beta2 != 0.98
+    assert parse(train.TrainConfig, [*nulls, "--adam_beta2", "0.9"]).adam_beta2 == 0.9
+    with pytest.raises(SystemExit):
+        parse(train.TrainConfig, ["--learning_rate", "null"])
+    assert "argument --learning_rate/--learning-rate: invalid float value: 'null'" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_said_once(capsys):
     with pytest.raises(SystemExit):
         parse(train.TrainConfig, ["--condition_from", "sharpen", "--batch_size", "0"])

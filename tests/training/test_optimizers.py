@@ -191,8 +191,8 @@ def test_a_step_that_is_left_out_changes_neither_weights_nor_state(name, scaled,
         (["--optimizer", "optimizer"], "optimizer 'optimizer' is none of"),
         (
             ["--optimizer", "sgd", "--adam_beta2", "0.9", "--adam_beta1", "0.9"],
-            "adam_beta1, adam_beta2: optimizer 'sgd' doesn't have that: leave it out, in a YAML file, too; "
-            "optimizer_kwargs takes momentum, dampening, nesterov",
+            "adam_beta1, adam_beta2: optimizer 'sgd' doesn't have that: leave it out, or say null where a YAML file "
+            "has it; optimizer_kwargs takes momentum, dampening, nesterov",
         ),
         (
             ["--optimizer", "sgd", "--optimizer_kwargs", "{momentun: 0.9}"],

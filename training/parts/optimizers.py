@@ -102,8 +102,8 @@ def optimizer_arguments(config):
     given += ["adam_weight_decay"] if decay and "weight_decay" not in parameters else []
     if given:
         raise ValueError(
-            f"{', '.join(given)}: optimizer {name!r} doesn't have that: leave it out, in a YAML file, too; "
-            f"optimizer_kwargs takes {', '.join(known)}"
+            f"{', '.join(given)}: optimizer {name!r} doesn't have that: leave it out, or say null where a "
+            f"YAML file has it; optimizer_kwargs takes {', '.join(known)}"
         )
     try:
         found([nn.Parameter(torch.zeros(1))], lr=1.0, **more)

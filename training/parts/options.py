@@ -2,8 +2,8 @@
 
     score-sde train quick_start/diffusion --learning_rate 1e-4
 
-Every field of a dataclass is a key of the YAML file and an option of the command line, which wins. A file is named by
-its path, or by its name in training/configs/.
+Every field of a dataclass is a key of the YAML file and an option of the command line, which wins; null is as if an
+option that may be missing were not there. A file is named by its path, or by its name in training/configs/.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         super().__init__(prog, max_help_position=34)
 
     def _format_action_invocation(self, action):
-        kind = {whole_number: " N", float: " X", str: " TEXT"}.get(action.type, "")
+        kind = {whole_number: " N", float: " X", str: " TEXT"}.get(getattr(action.type, "kind", action.type), "")
         kind = " [false]" if action.default is True else kind
         more = " ..." if action.nargs == "+" else ""
         return action.option_strings[-1 if action.option_strings[0] == "-h" else 0] + kind + more
@@ -91,9 +91,10 @@ def make_parser(config_class, everything=False):
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys([*GROUPS, *own])}
     for each in fields(config_class):
         kind = type_of(each)
+        read = {int: whole_number, bool: true_or_false}.get(kind, kind)
         groups[each.metadata["group"]].add_argument(
             *dict.fromkeys([f"--{each.name}", f"--{each.name.replace('_', '-')}"]),
-            type={int: whole_number, bool: true_or_false}.get(kind, kind),
+            type=or_null(read) if each.default is None else read,
             default=each.default_factory() if each.default is MISSING else each.default,
             # a switch takes a value or none
             **{"nargs": "?", "const": True} if kind is bool else {},
@@ -136,7 +137,7 @@ def parse(config_class, argv):
         parser.error(f"{name} is unknown{near or ';'} --help_all lists all options")
     given = {name: value for name, value in vars(values).items() if value is not MISSING}
     config = config_class(**given)
-    config.given = frozenset(given)
+    config.given = frozenset(name for name, value in given.items() if value is not None)
     problems = list(dict.fromkeys(config.problems()))
     if problems:
         parser.error("; ".join(problems))
@@ -220,6 +221,16 @@ def nearest(name, known):
     """ ", did you mean ...", where a known name is near."""
     found = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {found[0]}?" if found else ""
+
+
+def or_null(kind):
+    """As `kind` reads a text; null, as in YAML, is None: it takes back what a file says."""
+
+    def read(text):
+        return None if text == "null" else kind(text)
+
+    read.kind, read.__name__ = kind, kind.__name__
+    return read
 
 
 def whole_number(text):
