@@ -129,6 +129,16 @@ def test_figures_of_several_commands_name_each(tmp_path):
     assert len(json.loads(Path(folder, "metrics.json").read_text())) == 2
 
 
+def test_what_figures_of_several_settings_are_is_said_once(tmp_path):
+    explained = METRIC | {"explanation": "of classes in turn"}
+    of_other_words = explained | {"guidance_scale": 4.0, "explanation": "of random classes"}
+    metrics = [explained, explained | {"guidance_scale": 2.0}, of_other_words]
+    text = Path(save_bundle(tiny_pipeline(), tmp_path / "bundle", metrics=metrics), "README.md").read_text()
+    assert text.count(f"| {METRIC['name']} | ") == 3
+    for words in ("of classes in turn", "of random classes"):
+        assert text.count(f"- {METRIC['name']}: {words}\n") == 1
+
+
 def test_samplers_that_were_measured_stand_on_the_card(tmp_path, capsys):
     folder = save_bundle(tiny_pipeline(), tmp_path / "bundle")
     assert "## Samplers" not in Path(folder, "README.md").read_text()

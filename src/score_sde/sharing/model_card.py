@@ -291,6 +291,10 @@ def told_of_run(training, metrics, kind, unit):
         "data_kind": kind,
         "dataset_name": dataset_name,
         "metrics": metrics,
+        # each once: figures of other settings may share one
+        "explanations": list(
+            dict.fromkeys((metric["name"], metric["explanation"]) for metric in metrics if metric.get("explanation"))
+        ),
         # every way in which figures of this card were made
         "provenances": list(
             dict.fromkeys((metric["command"], metric.get("machine"), metric.get("commit")) for metric in metrics)
