@@ -135,9 +135,9 @@ def parse(config_class, argv):
         name, *_ = unknown[0].split("=")
         near = nearest(name, [f"--{each}" for each in known])
         parser.error(f"{name} is unknown{near or ';'} --help_all lists all options")
-    given = {name: value for name, value in vars(values).items() if value is not MISSING}
+    given = {name: value for name, value in vars(values).items() if value not in (MISSING, None)}
     config = config_class(**given)
-    config.given = frozenset(name for name, value in given.items() if value is not None)
+    config.given = frozenset(given)
     problems = list(dict.fromkeys(config.problems()))
     if problems:
         parser.error("; ".join(problems))
