@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -783,6 +784,18 @@ def test_training_ends_in_time(tmp_path):
     before = learning_rates(tmp_path / "run")
     train_tiny(tmp_path / "run", *options, "--resume_from_checkpoint", "latest")
     assert learning_rates(tmp_path / "run") == before
+
+
+def test_more_time_raises_the_learning_rate_that_had_come_to_its_end(tmp_path, capsys):
+    options = ["--max_train_steps", 10**6, "--lr_scheduler", "linear", "--resume_from_checkpoint", "latest"]
+    train_tiny(tmp_path / "run", *options, "--max_train_seconds", 1)
+    assert learning_rates(tmp_path / "run")[-1] < 1e-3
+    took = json.loads((tmp_path / "run/pipeline/training.json").read_text())["train_seconds"]
+    train_tiny(tmp_path / "run", *options, "--max_train_seconds", 3)
+    [was] = re.findall("the next step's learning rate was .*, is (.*): .* its end changed", capsys.readouterr().out)
+    assert float(was) == pytest.approx(0.01 * (1 - took / 3), rel=0.02)
+    # time over again
+    assert learning_rates(tmp_path / "run")[-1] < 1e-3
 
 
 def learning_rates(folder):

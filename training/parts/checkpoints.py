@@ -7,6 +7,7 @@ resume like code that you run.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -258,7 +259,7 @@ def resume(config, accelerator, run, averages, modules, lr_scheduler, data_finge
         accelerator.print(f"resuming from {folder}: step {progress['step']}, {progress['images_seen']} images seen")
         if changed:
             accelerator.print(f"changed since then: {', '.join(changed)}")
-        follow_schedule(config, accelerator, lr_scheduler)
+        follow_schedule(config, accelerator, lr_scheduler, state)
         run.rewind(progress["step"])
         accelerator.wait_for_everyone()
         return progress
@@ -303,8 +304,14 @@ def lay_out(optimizer):
                 state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
-def follow_schedule(config, accelerator, lr_scheduler):
-    """Give the optimizer the learning rate that the options ask for at this step, and say so where it jumps."""
+def follow_schedule(config, accelerator, lr_scheduler, state):
+    """Give the optimizer the learning rate that the options ask for at this step of a checkpoint's state, and say so
+    where it jumps."""
+    if config.max_train_seconds != state["config"].get("max_train_seconds"):
+        # where another end would have it; what the old one has hurried is taken back
+        progress, seconds = state["progress"], config.max_train_seconds or math.inf
+        along = config.max_train_steps * progress["seconds"] / seconds
+        lr_scheduler.last_epoch = max(progress["step"], min(lr_scheduler.last_epoch, along))
     groups, jumps = lr_scheduler.optimizer.param_groups, set()
     lr_scheduler.base_lrs = [config.learning_rate] * len(groups)
     for group, rate_at in zip(groups, lr_scheduler.lr_lambdas, strict=True):
@@ -314,4 +321,4 @@ def follow_schedule(config, accelerator, lr_scheduler):
         group["lr"], group["initial_lr"] = rate, config.learning_rate
     lr_scheduler._last_lr = [group["lr"] for group in groups]
     for jump in jumps:
-        accelerator.print(f"{jump}: learning_rate, its schedule or max_train_steps changed since the checkpoint")
+        accelerator.print(f"{jump}: learning_rate, its schedule or its end changed since the checkpoint")
