@@ -77,6 +77,16 @@ PROMPTS = {"a ring in front": "c1cc", "a ring within": "[MASK]c1ccoc1[MASK]", "a
 # {run: its folder in model_cards}, and what of a pipeline is there
 CARDS = {"qm9": "qm9", "classics_words": "classics"}
 CARD_FILES = ("model_index.json", "training.json", "metrics.json", "samples.png", "*/*config.json")
+# {name: (options of the scheduler, of the call)}: the model's own distribution; an order that prefers what is likely;
+# and one that draws again, colder, what it has drawn
+MOLECULE_SAMPLERS = {
+    "first_hitting": ({"predictor": "first_hitting"}, {}),
+    "confidence": ({"predictor": "confidence"}, {}),
+    "remasking": (
+        {"predictor": "ancestral", "corrector": "remasking", "remasking_eta": 0.1},
+        {"temperature": 0.25, "num_inference_steps": 70},
+    ),
+}
 STEPS = (2, 4, 8, 16, 32, 64)
 GUIDANCE = (1.0, 2.0, 4.0)
 
@@ -201,18 +211,19 @@ def open_baseline(options, run):
     return network.eval(), pipeline
 
 
-def molecule_texts(options, run, count, predictor):
+def molecule_texts(options, run, count, sampler):
     """(samples of a run, of its classes in turn, each as often as it is in the data; mean evaluations of each)."""
     if run.endswith(BASELINE):
         network, pipeline = open_baseline(options, run)
         return pipeline.decode(network.sample(count, pipeline.length, pipeline.tokenizer.eos_token_id)), None
     pipeline, texts, evaluated = open_model(options, run), [], []
-    pipeline.scheduler = DiscreteScoreScheduler.from_config(pipeline.scheduler.config, predictor=predictor)
+    of_scheduler, of_call = MOLECULE_SAMPLERS[sampler]
+    pipeline.scheduler = DiscreteScoreScheduler.from_config(pipeline.scheduler.config, **of_scheduler)
     labels = [i % pipeline.num_classes for i in range(1000)] if pipeline.num_classes else None
     for start in range(0, count, 1000):
         size = min(1000, count - start)
         settings = {"class_labels": labels and labels[:size], "num_inference_steps": options.molecule_steps}
-        found, each = samples_of(pipeline, size, seed=start, **settings)
+        found, each = samples_of(pipeline, size, seed=start, **(settings | of_call))
         texts, evaluated = texts + found, [*evaluated, each]
     return texts, float(np.mean(evaluated))
 
@@ -221,20 +232,19 @@ def molecules(options, findings):
     known = set(read_texts(options.data, "qm9_smiles", "train"))
     real = properties(read_texts(options.data, "qm9_smiles", "test"))
     diffusion, others = ([each for each in trained(options, kind) if "qm9" in each] for kind in (True, False))
-    # from the model's own distribution, and by an order that prefers what is likely
-    models = [(run, predictor) for predictor in ("first_hitting", "confidence") for run in diffusion]
-    for run, predictor in [*models, *((run, "") for run in others)]:
+    models = [(run, sampler) for sampler in MOLECULE_SAMPLERS for run in diffusion]
+    for run, sampler in [*models, *((run, "") for run in others)]:
 
-        def measure(run=run, predictor=predictor):
-            texts, nfe = molecule_texts(options, run, options.molecules, predictor)
-            path = options.runs / f"{run}_{predictor}_samples.txt"
+        def measure(run=run, sampler=sampler):
+            texts, nfe = molecule_texts(options, run, options.molecules, sampler)
+            path = options.runs / f"{run}_{sampler}_samples.txt"
             path.write_text("\n".join(texts) + "\n", encoding="utf-8")
             own = properties([smiles for smiles in canonical_smiles(texts) if smiles])
             distances = {f"distance_of_{name}": wasserstein(own[name], real[name]) for name in own}
             means = {f"mean_{name}": float(own[name].mean()) for name in own}
             return counts(texts, known) | distances | means | {"evaluations": nfe}
 
-        findings.once(f"molecules {run} {predictor}".strip(), measure)
+        findings.once(f"molecules {run} {sampler}".strip(), measure)
 
 
 def guidance(options, findings):

@@ -10,9 +10,10 @@
     python benchmarks/training_choices.py --data "fashion_mnist_{split}.parquet" --measure runs/quick_start
 
 The DiT of the quick start on its latents by AdamW, as its first version was trained, and with each of `LATENTS`
-instead; how many steps there is time for is measured beforehand. Fréchet distances are those of 1,000 samples (20
-evaluations, guidance 1.5) to the test images of the full Fashion-MNIST, in the features of a classifier of its 60,000
-training images; those that are trained on are the 10,000 of them that the package holds. What is done isn't done again.
+instead; and on the images themselves, in patches of 8 x 8, with each of `PIXELS`. How many steps there is time for is
+measured beforehand. Fréchet distances are those of 1,000 samples (20 evaluations, guidance 1.5) to the test images of
+the full Fashion-MNIST, in the features of a classifier of its 60,000 training images; those that are trained on are the
+10,000 of them that the package holds. What is done isn't done again.
 --measure prints how well the autoencoder of a quick start reconstructs test images, and its samples' distance.
 """
 
@@ -53,12 +54,26 @@ LATENTS = {
     "REPA": FAST | {"align_block": 3},
     "iREPA": FAST | {"align_block": 3, "align_projection": "conv", "align_gamma": 0.6},
 }
+# of the images themselves, as many tokens as of the latents
+LARGE_PATCHES = {"patch_size": 8, "hidden_size": 256, "num_layers": 6, "num_attention_heads": 4}
+VELOCITY = STRAIGHT | {"dataset": "fashion_mnist_10k", "image_channels": 1, "network_kwargs": LARGE_PATCHES}
+VELOCITY |= {"time_density": "logit_normal", "time_density_kwargs": {"mean": 0.8, "std": 0.8}}
+SAMPLE = VELOCITY | {"prediction_type": "sample", "weighting": "velocity", "weighting_kwargs": {"least_time": 0.05}}
+NARROW = {"network_kwargs": LARGE_PATCHES | {"patch_bottleneck": 16}}
+PIXELS = {
+    "pixels, velocity": VELOCITY,
+    "pixels, clean sample": SAMPLE,
+    "pixels, clean sample, narrow embedding (JiT)": SAMPLE | NARROW,
+}
+GROUPS = LATENTS, PIXELS
+CHOICES = LATENTS | PIXELS
 
 
 def command(arguments, name, output_dir, steps, seed):
-    options = COMMON | {"optimizer": "adamw", "learning_rate": 1e-3} | LATENTS[name]
-    options |= {"latents": arguments.latents, "output_dir": output_dir, "max_train_steps": steps, "seed": seed}
+    options = COMMON | {"optimizer": "adamw", "learning_rate": 1e-3} | CHOICES[name]
+    options |= {"output_dir": output_dir, "max_train_steps": steps, "seed": seed}
     options |= {"resume_from_checkpoint": "latest", "lr_warmup_steps": min(50, steps)}
+    options |= {"latents": arguments.latents} if "dataset" not in options else {}
     options |= {"align_to": arguments.align_to} if "align_block" in options else {}
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     return [sys.executable, "-m", "score_sde.cli", "train", "quick_start/diffusion", *words]
@@ -74,7 +89,7 @@ def measure_all(arguments):
     judge = Judge.of_fashion_mnist(arguments.models, arguments.data, "test")
     for name in arguments.only:
         folder = os.path.join(arguments.models, name)
-        own = results.setdefault(name, {"options": LATENTS[name], "runs": {}})
+        own = results.setdefault(name, {"options": CHOICES[name], "runs": {}})
         if "seconds_per_step" not in own:
             # a step more costs what it costs beyond the opening and the samples, which both have
             took = [processor_seconds(command(arguments, name, f"{folder}, {n} steps", n, 0)) for n in (5, 45)]
@@ -113,23 +128,34 @@ def measure_run(arguments):
 def report(arguments):
     with open(arguments.output, encoding="utf-8") as file:
         results = json.load(file)
-    results = {name: results[name] for name in LATENTS if results.get(name, {}).get("runs")}
-    distances = {name: [run["frechet_distance"] for run in own["runs"].values()] for name, own in results.items()}
-    first = statistics.mean(distances[next(iter(LATENTS))])
-    print("| | s a step | steps | Fréchet distance, by seed | mean | over the first's | class accuracy |")
-    print("|---|---|---|---|---|---|---|")
-    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
-    for row, (name, own) in enumerate(results.items()):
-        each, mean = ", ".join(f"{distance:.3f}" for distance in distances[name]), statistics.mean(distances[name])
-        accuracy = 100 * statistics.mean(run["accuracy"] for run in own["runs"].values())
-        cells = [name, f"{own['seconds_per_step']:.2f}", f"{own['steps']:,}", each, f"{mean:.3f}"]
-        print(f"| {' | '.join([*cells, f'{mean / first:.2f}', f'{accuracy:.1f} %'])} |")
-        axes.plot(distances[name], [row] * len(distances[name]), "o", color="C0")
-        axes.plot([mean], [row], "|", color="black", markersize=20)
-    axes.set_yticks(range(len(distances)), list(distances))
-    axes.invert_yaxis()
-    axes.set(xlabel="Fréchet distance (classifier features); the bar is the mean", xlim=(0, None))
-    axes.grid(axis="x", alpha=0.3)
+    tables = [{name: results[name] for name in names if results.get(name, {}).get("runs")} for names in GROUPS]
+    tables = [table for table in tables if table]
+    figure, all_axes = plt.subplots(
+        *(len(tables), 1),
+        figsize=(8, 1 + 0.35 * sum(map(len, tables)) + 0.4 * len(tables)),
+        height_ratios=[len(table) for table in tables],
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes, table in zip(all_axes.flat, tables, strict=True):
+        distances = {name: [run["frechet_distance"] for run in own["runs"].values()] for name, own in table.items()}
+        means = {name: statistics.mean(each) for name, each in distances.items()}
+        first = means[next(iter(table))]
+        print("| | s a step | steps | Fréchet distance, by seed | mean | over the first's | class accuracy |")
+        print("|---|---|---|---|---|---|---|")
+        for row, (name, own) in enumerate(table.items()):
+            each = ", ".join(f"{distance:.3f}" for distance in distances[name])
+            accuracy = 100 * statistics.mean(run["accuracy"] for run in own["runs"].values())
+            cells = [name, f"{own['seconds_per_step']:.2f}", f"{own['steps']:,}", each, f"{means[name]:.3f}"]
+            print(f"| {' | '.join([*cells, f'{means[name] / first:.2f}', f'{accuracy:.1f} %'])} |")
+            axes.plot(distances[name], [row] * len(distances[name]), "o", color="C0")
+            axes.plot([means[name]], [row], "|", color="black", markersize=20)
+        axes.set_yticks(range(len(table)), list(table))
+        axes.invert_yaxis()
+        axes.set_xlim(0, None)
+        axes.grid(axis="x", alpha=0.3)
+        print()
+    axes.set_xlabel("Fréchet distance (classifier features); the bar is the mean")
     figure.savefig(os.path.splitext(arguments.output)[0] + ".png", dpi=110)
 
 
@@ -141,7 +167,7 @@ def main():
     parser.add_argument("--models", default="runs/training_choices")
     parser.add_argument("--output", default="benchmarks/training_choices.json")
     parser.add_argument("--count", type=int, default=1000, help="images of a measurement")
-    parser.add_argument("--only", nargs="*", default=list(LATENTS), choices=LATENTS)
+    parser.add_argument("--only", nargs="*", default=list(CHOICES), choices=CHOICES)
     parser.add_argument("--measure", help="output_dir of score-sde quick-start, whose figures are printed")
     parser.add_argument("--report", action="store_true", help="print the table and draw the picture")
     arguments = parser.parse_args()

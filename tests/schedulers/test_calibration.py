@@ -125,6 +125,15 @@ def test_the_cost_is_as_documented():
     assert sum(timestep == 1000 for timestep in calls) == 1
 
 
+def test_a_search_that_ends_early_leaves_a_full_bar(capsys):
+    scheduler = ScoreSDEScheduler()
+    perfect = MIXTURE.network(scheduler)
+    most = Search(scheduler, 2, sweeps=50).cost
+    scheduler.calibrate(lambda x, timesteps: perfect(x, timesteps[0].double()), 2, noise=draw(32, 1), sweeps=50)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "100%" in last and f"/{most}" not in last
+
+
 def test_fitted_times_move_with_the_shift():
     """As the grids do: on the straight path by shift sigma / (1 + (shift - 1) sigma)."""
     scheduler, _ = calibrated(5, sde_type="linear", shift=2.0)

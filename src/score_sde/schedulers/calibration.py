@@ -180,6 +180,8 @@ class Search:
                 try:
                     request = asked.send(denoise(*request))
                 except StopIteration:
+                    # what ends early is through
+                    bar.total = bar.n
                     break
 
 
