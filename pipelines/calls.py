@@ -96,7 +96,7 @@ class CallMixin:
 
     def check_call(self, batch_size, generator, callback_inputs, conditions):
         """Raise ValueError for arguments of every call that contradict each other, before any work."""
-        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size {quoted(batch_size)} must be a whole number, at least 1")
         for each in generator if isinstance(generator, list) else [generator]:
             if generator is not None and not isinstance(each, torch.Generator):

@@ -1,6 +1,5 @@
 """Generation of text, or of molecules and other data that are written as text, by score-based diffusion over tokens."""
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -220,7 +219,7 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         call.check_components()
         check_choice("output_type", output_type, OUTPUT_TYPES)
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        if prompts is not None and not (prompts and all(isinstance(each, str) for each in prompts)):
+        if prompts is not None and not is_texts(prompts):
             raise ValueError(f"a prompt is a text, or a list of texts, not {quoted(prompt)}")
         labels = call.prepare_labels(class_labels, batch_size)
         if batch_size is None:
@@ -230,7 +229,7 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         names = call.callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         call.check_call(batch_size, generator, names, conditions)
         length, block_length = call.check_lengths(length, block_length)
-        check_limits(temperature, top_k, top_p)
+        call.scheduler.check_limits(temperature, top_k, top_p, guidance_scale)
 
         if complete and prompts is None:
             raise ValueError("complete=True is of prompts: pass one, with gaps to be filled in")
@@ -415,7 +414,7 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
             raise ValueError("pass either texts or token_ids")
         if token_ids is None:
             texts = [texts] if isinstance(texts, str) else texts
-            if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(each, str) for each in texts):
+            if not is_texts(texts):
                 raise ValueError(f"texts must be a text or a list of texts, not {quoted(texts)}")
             count = len(texts)
         else:
@@ -454,14 +453,9 @@ def generators_of_blocks(generator, count):
     ]
 
 
-def check_limits(temperature, top_k, top_p):
-    """Raise ValueError for limits of a distribution that are out of their range."""
-    if temperature is not None and not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature {temperature} must be a finite number, at least 0")
-    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"top_k {top_k} must be a whole number, at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p {top_p} must lie in (0, 1]")
+def is_texts(texts):
+    """Whether these are one text or more, in a list."""
+    return isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(each, str) for each in texts)
 
 
 def check_token_ids(token_ids, vocab_size):

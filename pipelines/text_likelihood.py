@@ -1,11 +1,13 @@
 """Bounds on the likelihood of texts under a model of tokens."""
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
 
 from .texts import encode_texts, end_ids
+from .wording import quoted
 
 
 @dataclass
@@ -134,11 +136,14 @@ def text_likelihood(bound, tokenizer, texts, token_ids, length, filled, num_samp
     """`TextLikelihood` of texts, or of sequences of token ids (T, L), with `bound` as `bound_of_windows` takes it, but
     for numbers of texts.
 
-    Raises ValueError for texts that are empty, no texts, or of characters that the tokenizer lacks, and for numbers
-    below 1.
+    Raises ValueError for texts that are empty, no texts, or of characters that the tokenizer lacks, for numbers that
+    are not whole or below 1, and for what is no generator.
     """
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError(f"num_samples {num_samples} and batch_size {batch_size} must be at least 1")
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator {quoted(generator)} must be one torch.Generator, of all draws")
     if token_ids is not None:
         ids = token_ids.tolist()
         texts = [tokenizer.decode(each, skip_special_tokens=True, clean_up_tokenization_spaces=False) for each in ids]

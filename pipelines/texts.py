@@ -44,8 +44,8 @@ def encode_prompts(tokenizer, prompts, gap, length, complete=False):
     Raises ValueError for prompts that are empty, longer than the length, or leave nothing to fill in, for characters
     that the tokenizer lacks, and where it has no end mark for those that are complete.
     """
-    if not gap:
-        raise ValueError("gap '' is empty: it must be a text that stands for a token to be filled in")
+    if not isinstance(gap, str) or not gap:
+        raise ValueError(f"gap {gap!r} must be a text, and not empty: it stands for a token to be filled in")
     end, pad = end_ids(tokenizer)
     if complete and end is None:
         raise ValueError("complete=True needs an end mark, and this tokenizer has none (no eos_token)")
@@ -70,7 +70,7 @@ def encode_prompts(tokenizer, prompts, gap, length, complete=False):
         if len(ids) == length and None not in ids:
             raise ValueError(
                 f"prompt {quoted(prompt)} fills all of the length {length}: write {gap} where a token shall be filled "
-                f"in, or pass a greater length"
+                f"in{'' if complete else ', or pass a greater length'}"
             )
         for place, number in enumerate(ids):
             if number is not None:

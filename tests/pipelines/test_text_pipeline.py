@@ -411,11 +411,13 @@ def test_saved_and_opened_again(tmp_path):
         ({"prompt": ""}, "a prompt is empty"),
         ({"prompt": []}, "a prompt is a text"),
         ({"prompt": [3]}, "a prompt is a text"),
+        ({"prompt": 3}, "a prompt is a text"),
         ({"prompt": "abx"}, "no token for 'x'"),
         ({"prompt": 13 * "a"}, "13 tokens, more than the length 12"),
         ({"prompt": 12 * "a"}, "fills all of the length 12"),
         ({"prompt": ["a", "b", "c"], "batch_size": 2}, "3 prompts were given for 2 texts"),
-        ({"prompt": "a", "gap": ""}, "gap '' is empty"),
+        ({"prompt": "a", "gap": ""}, "gap '' must be a text, and not empty"),
+        ({"prompt": "a", "gap": 5}, "gap 5 must be a text"),
         ({"prompt": "a", "complete": True}, "needs an end mark"),
         ({"complete": True}, "is of prompts"),
         ({"length": 13}, "length 13 is more than the 12 tokens"),
@@ -423,11 +425,18 @@ def test_saved_and_opened_again(tmp_path):
         ({"length": 0}, "length 0 must be a whole number"),
         ({"block_length": 2.5}, "block_length 2.5"),
         ({"temperature": -1}, "temperature -1"),
+        ({"temperature": 2000.0}, "temperature 2000.0 must be a number from 0 to 1000"),
+        ({"temperature": "1"}, "temperature '1' must be a number"),
+        ({"temperature": math.nan}, "temperature nan"),
         ({"top_k": 0}, "top_k 0"),
+        ({"top_k": 10**10}, "top_k 10000000000 must be a whole number from 1"),
         ({"top_p": 1.5}, "top_p 1.5"),
+        ({"top_p": 0}, "top_p 0 must be a number from 1e-06 to 1"),
+        ({"top_p": 1e-9}, "top_p 1e-09 must be a number from 1e-06 to 1"),
         ({"num_inference_steps": 0}, "num_inference_steps 0"),
         ({"output_type": "np"}, "output_type 'np' is unknown; choose one of text, pt"),
         ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": True}, "batch_size True must be a whole number"),
         ({"batch_size": 2, "generator": seeds(0)}, "1 generators were given for 2 samples"),
         ({"class_labels": 1}, "unconditional"),
         ({"guidance_scale": 2.0}, "needs class_labels"),
@@ -452,6 +461,9 @@ def test_bad_arguments_are_refused_before_any_work(arguments, named):
         ({"texts": "xyz"}, "no token for 'x', 'y', 'z'"),
         ({"texts": "ab", "filled": True}, "needs an end mark"),
         ({"texts": "ab", "num_samples": 0}, "num_samples 0"),
+        ({"texts": "ab", "num_samples": 2.5}, "num_samples 2.5 must be a whole number"),
+        ({"texts": "ab", "batch_size": "8"}, "batch_size '8' must be a whole number"),
+        ({"texts": "ab", "generator": seeds(0)}, "must be one torch.Generator, of all draws"),
         ({"texts": "ab", "class_labels": 0}, "unconditional"),
         ({"token_ids": torch.tensor([[0, 7]])}, "from 0 to 7 are out of range: this model has ids 0 to 6"),
         ({"token_ids": torch.tensor([[-1, 2]])}, "out of range"),
@@ -461,6 +473,20 @@ def test_bad_arguments_are_refused_before_any_work(arguments, named):
 def test_bad_texts_are_refused(arguments, named):
     with pytest.raises(ValueError, match=named):
         tiny_text_pipeline().log_likelihood(**arguments)
+
+
+def test_guidance_beyond_what_a_step_takes_is_refused_before_any_work():
+    pipeline = tiny_text_pipeline(num_classes=3)
+    seen = record(pipeline)
+    with pytest.raises(ValueError, match="guidance_scale 10000000.0 must be a number from"):
+        pipeline(class_labels=1, guidance_scale=1e7)
+    assert not seen
+
+
+def test_a_complete_prompt_without_gaps_asks_for_gaps_alone():
+    pipeline = tiny_text_pipeline(letters("abcdefg", **END))
+    with pytest.raises(ValueError, match=r"fills all of the length 12: write .MASK. where .* be filled in$"):
+        pipeline(prompt="abc", complete=True)
 
 
 def test_filled_texts_are_those_of_training():

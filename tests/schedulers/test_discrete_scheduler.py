@@ -1,6 +1,7 @@
 """`DiscreteScoreScheduler` as pipelines and training scripts meet it."""
 
 import json
+import math
 import re
 import threading
 
@@ -261,6 +262,31 @@ def test_wrong_steps_are_refused():
         x = scheduler.step(logits(2, 3, 5), t, x, return_dict=False)[0]
     with pytest.raises(ValueError, match="all 2 entries of the plan have run"):
         scheduler.step(logits(2, 3, 5), t, x)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("process", "predictor"), [(row, name) for name in PREDICTORS for row in PREDICTORS[name].processes]
+)
+def test_outputs_that_are_not_finite_are_refused_instead_of_drawn_by(process, predictor, value):
+    scheduler = DiscreteScoreScheduler(5, process, predictor=predictor)
+    scheduler.set_timesteps(3)
+    x, output = scheduler.init_noise((2, 3), seeded(0)), logits(2, 3, 5)
+    x = scheduler.step(output, scheduler.timesteps[0], x, generator=seeded(1)).prev_sample
+    place = int((x[1] == scheduler.mask_token_id).nonzero()[0]) if process == "absorbing" else 0
+    output[1, place, 2] = value
+    with pytest.raises(ValueError, match="model_output is not finite .nan, infinite. at timestep 6"):
+        scheduler.step(output, scheduler.timesteps[1], x, generator=seeded(2))
+    # a token that a network rules out is none of these
+    output[1, place, 2] = -math.inf
+    scheduler.step(output, scheduler.timesteps[1], x, generator=seeded(2))
+
+
+def test_outputs_of_a_corrector_that_are_not_finite_are_refused():
+    scheduler = DiscreteScoreScheduler(5, "uniform", corrector="gibbs", timestep_type="index")
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="model_output is not finite"):
+        scheduler.step_correct(logits(2, 3, 5) * math.nan, 0, scheduler.init_noise((2, 3), seeded(0)))
 
 
 def test_continuous_and_discrete_configs_are_not_mistaken_for_each_other():

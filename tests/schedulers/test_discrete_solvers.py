@@ -18,6 +18,7 @@ from score_sde.schedulers.discrete_solvers import (
     draw,
     entropy_bounded,
     filtered,
+    filtered_alike,
     gibbs,
     margin,
     quota,
@@ -192,6 +193,20 @@ def test_dilated_shows_what_is_far_from_all_that_is_known():
         assert int(first[0].nonzero().flatten().diff().min()) > 1
 
 
+def test_which_positions_dilated_shows_depends_on_no_other_sequence():
+    """Beside a sequence that shows more positions than another has open."""
+    is_open = torch.zeros(2, 20, dtype=torch.bool)
+    is_open[0, [0, 5, 9]], is_open[1] = True, True
+    number = torch.tensor([1, 12])
+    for seed in range(20):
+        uniforms = draw_uniforms((2, 20), seeded(seed))
+        together, alone = (
+            shown(dilated(None, None, is_open[:n], uniforms[:n], number[:n])[0], is_open[:n], number[:n], uniforms[:n])
+            for n in (2, 1)
+        )
+        assert torch.equal(together[0], alone[0])
+
+
 def test_margin_is_of_the_two_likeliest():
     log_p0 = torch.tensor([[[0.5, 0.45, 0.05], [0.4, 0.2, 0.4], [0.4, 0.3, 0.3]]]).log()
     assert (
@@ -308,6 +323,17 @@ def test_filters_are_those_of_transformers(temperature, options):
         expected = TopPLogitsWarper(options["top_p"])(None, expected)
     found = filtered(logits.log_softmax(-1), temperature, **options).reshape(20, 9)
     assert (found.exp() - expected.softmax(-1)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("temperature", [1e-12, 1e-39, 1e-50, 5e-324])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_smallest_temperatures_take_the_likeliest(temperature, dtype):
+    log_p0 = torch.tensor([[0.2, 0.5, 0.3], [0.45, 0.1, 0.45], [0.0, 0.0, 1.0]], dtype=dtype).log()
+    expected = [[0, 1, 0], [0.5, 0, 0.5], [0, 0, 1]]
+    assert filtered(log_p0, temperature).exp().tolist() == expected
+    # of the tokens that are left, of which none need be the likeliest
+    kept = torch.tensor([[1.0, 0, 1], [1, 1, 0], [0, 0, 1]], dtype=dtype).log()
+    assert filtered_alike(log_p0, kept, temperature).exp().tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 1]]
 
 
 def test_filters_leave_certain_tokens_alone_and_temperature_0_takes_the_likeliest():

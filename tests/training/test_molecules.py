@@ -26,6 +26,8 @@ def test_a_molecule_has_atoms_that_close_their_rings_within_their_valence(capfd)
     texts = ["OCC", "CCO", "", "C1CC", "C(", "FF(F)F", "c1cccc1", "c1ccccc1", "C[C@H](N)O", "xyz"]
     none = [None] * 4
     assert canonical_smiles(texts) == ["CCO", "CCO", None, *none, "c1ccccc1", "CC(N)O", None]
+    # rdkit would take what stands behind white space for a name
+    assert canonical_smiles(["CC(( ", "CCO xx", "CC O((", " CC", "CC\n", "CC\u2028C"]) == [None] * 6
     # a sample is often wrong, and nobody wants to read how
     assert capfd.readouterr() == ("", "")
 

@@ -122,6 +122,15 @@ def test_a_text_file_is_a_document_or_a_text_a_line(tmp_path, packing):
     assert len(data.split("test").texts) == (1 if packing else 2)
 
 
+@pytest.mark.parametrize("options", [{}, {"packing": False}, {"streaming": True, "tokenizer": "bytes"}])
+def test_marks_of_the_encoding_and_ends_of_lines_of_windows_are_none_of_the_text(tmp_path, options):
+    (tmp_path / "train.txt").write_bytes("\ufeffit is\r\nit\ufeffwas\r\n".encode())
+    data = data_of(tmp_path / "train.txt", length=6, **options)
+    found = data.dataset.data if data.config.streaming else data.dataset.texts.data
+    text = "\n".join(row["text"] for row in found).removesuffix("\n")
+    assert text == "it is\nit\ufeffwas"  # one inside of a text stays
+
+
 def test_the_tokens_are_kept_in_two_bytes_and_are_the_same_by_any_tokenizer(jsonl, tmp_path):
     made = data_of(jsonl)
     made.tokenizer.save_pretrained(tmp_path / "tokenizer")

@@ -1,5 +1,7 @@
 """Molecules as SMILES strings: which are valid, how they are distributed, their pictures. Needs rdkit."""
 
+import re
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -24,14 +26,15 @@ def open_rdkit():
 def canonical_smiles(texts):
     """The canonical SMILES of each text, without stereo; None of one that is no molecule.
 
-    A molecule is what rdkit reads with its checks of valence and aromaticity, and has at least one atom."""
+    A molecule is what rdkit reads with its checks of valence and aromaticity, and has at least one atom. SMILES have no
+    white space: what stands behind one rdkit would take for a name, whatever it is."""
     chem = open_rdkit()
     from rdkit import rdBase
 
     found = []
     with rdBase.BlockLogs():  # an error message for each text that is none
         for text in texts:
-            molecule = chem.MolFromSmiles(text)
+            molecule = None if re.search(r"\s", text) else chem.MolFromSmiles(text)
             is_one = molecule is not None and molecule.GetNumAtoms() > 0
             found.append(chem.MolToSmiles(molecule, isomericSmiles=False) if is_one else None)
     return found

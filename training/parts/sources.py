@@ -202,7 +202,8 @@ def open_table(name, split):
 def _open_texts(name, split, lines, streaming):
     if name in EMBEDDED_TEXTS:
         name = str(package_files("score_sde") / EMBEDDED_TEXTS[name] / "{split}.parquet")
-    options = {"text": {"sample_by": "line" if lines else "document"}}
+    # -sig: a mark of the encoding, with which files of Windows and of Project Gutenberg begin, is none of the text
+    options = {"text": {"sample_by": "line" if lines else "document", "encoding": "utf-8-sig"}}
     return _open_files(name, split, TEXT_FILES, options, streaming)
 
 

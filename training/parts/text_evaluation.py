@@ -114,7 +114,7 @@ class HeldOutTexts:
         given = {name: getattr(config, name) for name in ("dataset", "text_column", "label_column")}
         known = replace(known, **{name: value for name, value in given.items() if value is not None})
         known.label_column = None if known.label_column == "none" else known.label_column
-        [known.length] = pipeline.transformer.config.sample_size
+        known.length = pipeline.length
         self.config, self.tokenizer, self.classes = known, pipeline.tokenizer, None
         if known.label_column is not None and pipeline.num_classes is not None:
             # a stream's classes stand in the features of every split

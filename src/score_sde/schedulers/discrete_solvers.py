@@ -33,6 +33,17 @@ def draw(probabilities, uniforms):
     return torch.searchsorted(total, place.unsqueeze(-1), right=True).squeeze(-1)
 
 
+# what a smaller temperature above 0 is taken as: float32 would round it to 0, and tells no tokens apart by less
+LEAST_TEMPERATURE = 1e-30
+
+
+def tempered(log_p0, temperature):
+    """Log-probabilities (..., V) at a temperature above 0, however small."""
+    # of the likeliest 0, so that not all overflow
+    below = log_p0 - log_p0.amax(-1, keepdim=True)
+    return (below / max(temperature, LEAST_TEMPERATURE)).log_softmax(-1)
+
+
 def filtered(log_p0, temperature=1.0, top_k=None, top_p=None):
     """Log-probabilities (..., V) at a temperature, of the top_k likeliest, of the fewest that together have top_p.
 
@@ -43,7 +54,7 @@ def filtered(log_p0, temperature=1.0, top_k=None, top_p=None):
         likeliest = torch.full_like(log_p0, -math.inf)
         return likeliest.scatter(-1, log_p0.argmax(-1, keepdim=True), 0.0)
     if temperature != 1:
-        log_p0 = (log_p0 / temperature).log_softmax(-1)
+        log_p0 = tempered(log_p0, temperature)
     if top_k is not None and top_k < log_p0.shape[-1]:
         least = log_p0.topk(top_k, dim=-1).values[..., -1:]
         log_p0 = log_p0.masked_fill(log_p0 < least, -math.inf).log_softmax(-1)
@@ -73,7 +84,7 @@ def filtered_alike(log_p0, kept, temperature):
     were, has left."""
     if temperature == 0:
         return kept
-    return (log_p0 / temperature).masked_fill(kept == -math.inf, -math.inf).log_softmax(-1)
+    return tempered(log_p0.masked_fill(kept == -math.inf, -math.inf), temperature)
 
 
 # --- predictors: transitions ------------------------------------------------------------------------------------------
@@ -135,9 +146,12 @@ def dilated(log_p0, drawn, is_open, uniforms, number):
     distance = torch.minimum(places - before, behind - places)
     priority = torch.full_like(uniforms, -length)
     for rank in range(int(number.max())):
+        left = is_open & (distance > 0)
         # among equals at random
-        farthest = torch.where(is_open & (distance > 0), distance + uniforms, -1).argmax(-1, keepdim=True)
-        priority.scatter_(-1, farthest, -rank)
+        farthest = torch.where(left, distance + uniforms, -1).argmax(-1, keepdim=True)
+        # a sequence with fewer open positions than others show has none left
+        ranked = torch.where(left.any(-1, keepdim=True), -float(rank), priority.gather(-1, farthest))
+        priority.scatter_(-1, farthest, ranked)
         distance = torch.minimum(distance, (places - farthest).abs())
     return priority, None
 

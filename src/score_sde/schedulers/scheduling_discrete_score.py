@@ -121,7 +121,8 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         corrector: None, gibbs (uniform only: tokens drawn anew given all others, an evaluation each), or remasking
             (absorbing with predictor ancestral: shown tokens are masked again; ReMDM, Wang et al. 2025).
         corrector_steps: evaluations of gibbs after each predictor step but the last; None for 1 with it, else 0.
-        corrector_k: positions that gibbs draws anew in one evaluation; 1 keeps the distribution exactly.
+        corrector_k: positions that gibbs draws anew in one evaluation; 1 that is chosen at random keeps the
+            distribution exactly.
         corrector_selection: which: random, lowest_log_margin, lowest_maxprob, or lowest_current_prob.
         corrector_selection_tau: how random the selection is: Gumbel noise of this size is added to its scores.
         remasking_eta: of remasking, from 0 (none) to 1 (all that the marginals allow); None for 0.05.
@@ -449,8 +450,8 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         outputs = [model_output] if origin_output is None else [model_output, origin_output]
         if mask_token_id is not None:
             outputs = [without_mask(each, mask_token_id) for each in outputs]
-        is_free = self._check(outputs[0], sample, temperature, top_k, top_p, free_mask)
-        check_number("guidance_scale", guidance_scale, -1e6, 1e6)
+        self.check_limits(temperature, top_k, top_p, guidance_scale)
+        is_free = self._check(outputs[0], sample, free_mask)
         if origin_output is None and guidance_scale != 1:
             raise ValueError(f"guidance_scale {guidance_scale} needs origin_output, what guidance leads away from")
         if outputs[-1].shape != outputs[0].shape:
@@ -459,7 +460,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
                 f"what the same network says of the same tokens"
             )
         outputs = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in outputs]
-        clean_ones = [self.clean_log_probs(each, sample, stage.t) for each in outputs]
+        clean_ones = [self._clean(each, sample, stage.t) for each in outputs]
         own = clean_ones[0] if len(outputs) == 1 else powers(clean_ones[0], clean_ones[1], guidance_scale)
         is_filtered = temperature != 1 or top_k is not None or top_p is not None
         log_p0 = filtered(own, temperature, top_k, top_p)
@@ -517,10 +518,10 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         plan = self._require_plan()
         if self.config.corrector != "gibbs" or self.config.timestep_type != "index":
             raise ValueError("step_correct is for corrector 'gibbs' and timestep_type 'index'; others correct in step")
-        is_free = self._check(model_output, sample, 1.0, None, None, None)
+        is_free = self._check(model_output, sample)
         t = plan[int(timestep)].s
         output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))
-        parts = [self.clean_log_probs(output, sample, t)]
+        parts = [self._clean(output, sample, t)]
         prev_sample = self._correct(t, sample, parts, 1.0, is_free, generator)
         changed = prev_sample != sample
         if not return_dict:
@@ -560,7 +561,30 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
                 f"mask's own; model_output has {model_output.shape[-1]}"
             )
 
-    def _check(self, model_output, sample, temperature, top_k, top_p, free_mask):
+    def _clean(self, output, sample, t):
+        """`clean_log_probs`. Raises ValueError where the network's output is not finite: what was drawn by it would be
+        masks, or no tokens at all."""
+        log_p0 = self.clean_log_probs(output, sample, t)
+        # on a device the check would wait for it in every step
+        if (sample.device.type == "cpu" or self._step_index is None) and log_p0.isnan().any():
+            raise ValueError(
+                f"model_output is not finite (nan, infinite) at timestep {float(self.timestep(t)):g}: the training of "
+                f"the network failed, or its numbers overflow in half precision; use bfloat16 or float32"
+            )
+        return log_p0
+
+    @staticmethod
+    def check_limits(temperature=None, top_k=None, top_p=None, guidance_scale=1.0):
+        """Raise ValueError for what `step` would refuse of these; None stands for none."""
+        if temperature is not None:
+            check_number("temperature", temperature, 0, 1e3)
+        if top_k is not None:
+            check_number("top_k", top_k, 1, 10**9, whole=True)
+        if top_p is not None:
+            check_number("top_p", top_p, 1e-6, 1)
+        check_number("guidance_scale", guidance_scale, -1e6, 1e6)
+
+    def _check(self, model_output, sample, free_mask=None):
         """Raise ValueError for what does not fit; return the free positions (B, L)."""
         vocab_size = self.config.vocab_size
         if sample.device.type == "cpu" or self._step_index is None:
@@ -571,11 +595,6 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
                 f"{vocab_size} need {(*sample.shape, vocab_size)}: the network must be one of tokens, with this "
                 f"vocabulary"
             )
-        check_number("temperature", temperature, 0, 1e3)
-        if top_k is not None:
-            check_number("top_k", top_k, 1, 10**9, whole=True)
-        if top_p is not None:
-            check_number("top_p", top_p, 1e-6, 1)
         if free_mask is None:
             return torch.ones_like(sample, dtype=torch.bool)
         if free_mask.dtype != torch.bool or free_mask.shape not in (sample.shape, sample.shape[1:]):
