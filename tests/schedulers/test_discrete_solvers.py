@@ -129,6 +129,25 @@ def test_orders_that_no_draw_decides_are_exact_one_at_a_time(name, options):
     assert agrees(counts(x, 3), source.probabilities) > 1e-3
 
 
+@pytest.mark.parametrize("options", [{"entropy_bound": 0.0}, {"entropy_bound": 0.1}, {}, {"predictor": "margin"}])
+def test_a_bound_on_the_entropy_costs_what_it_allows_whatever_the_steps(options):
+    """Two tokens that are always equal, and of little entropy each, which the default bound lets show at once."""
+    rare = 0.02
+    joint = torch.tensor([1 - rare, 0.0, 0.0, rare], dtype=torch.float64)
+    independent = torch.tensor([(1 - rare) ** 2, rare * (1 - rare), rare * (1 - rare), rare**2], dtype=torch.float64)
+    scheduler = DiscreteScoreScheduler(2, **{"predictor": "entropy_bounded"} | options)
+    x, generator = scheduler.init_noise((20000, 2)), seeded(0)
+    scheduler.set_timesteps(2)
+    for t in scheduler.timesteps:
+        other = x.flip(1)
+        said = torch.tensor([[1 - rare, rare], [1.0, 0.0], [0.0, 1.0]])[torch.where(other == 2, 0, other + 1)]
+        x = scheduler.step(said.log(), t, x, generator=generator).prev_sample
+    is_exact = options.get("entropy_bound") == 0 or "predictor" in options
+    assert agrees(counts(x, 2), joint if is_exact else independent) > 1e-3
+    # what is lost is at most the bound
+    assert float((joint * (joint / independent).log()).nansum()) < 0.1
+
+
 def test_fewer_steps_are_not_exact_and_the_test_sees_it():
     source = MarkovSource(vocab_size=3, length=4)
     x = sampled(DiscreteScoreScheduler(3, predictor="first_hitting"), source, 20000, 2)
@@ -167,11 +186,22 @@ def test_entropy_bounded_shows_as_many_as_the_bound_allows():
     entropy = torch.distributions.Categorical(logits=log_p0).entropy()[0]  # least: 3, 4, 2, 1, 0
     is_open = torch.tensor([[True, True, True, False, True]])
     for bound, expected in [(0.0, {4}), (float(entropy[4]) + 1e-6, {4, 2}), (1e3, {4, 2, 1, 0})]:
-        priority, at_once = entropy_bounded(log_p0, None, is_open, None, None, entropy_bound=bound)
+        uniforms = draw_uniforms((1, 5), seeded(0))
+        priority, at_once = entropy_bounded(log_p0, None, is_open, uniforms, None, entropy_bound=bound)
         assert set((at_once & is_open)[0].nonzero().flatten().tolist()) == expected
-    uniforms = draw_uniforms((1, 5), seeded(0))
     assert priority.argmax() == 3
     assert shown(priority, is_open, torch.tensor([2]), uniforms)[0].nonzero().tolist() == [[2], [4]]
+
+
+def test_of_positions_of_equal_entropy_the_bound_allows_the_one_that_is_shown():
+    """As of networks with rotary positions all are in the beginning."""
+    log_p0, is_open = torch.zeros(500, 6, 3).log_softmax(-1), torch.ones(500, 6, dtype=torch.bool)
+    uniforms = draw_uniforms((500, 6), seeded(0))
+    for bound, number in [(0.0, 1), (2.3 * math.log(3), 3)]:
+        priority, at_once = entropy_bounded(log_p0, None, is_open, uniforms, None, entropy_bound=bound)
+        first = shown(priority, is_open, torch.ones(500).long(), uniforms)
+        assert (at_once.sum(1) == number).all() and (at_once & first).any(1).all()
+        assert agrees(first.sum(0), torch.full((6,), 1 / 6, dtype=torch.float64)) > 1e-3
 
 
 def test_equal_positions_are_shown_in_random_order():

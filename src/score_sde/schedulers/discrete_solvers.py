@@ -173,17 +173,23 @@ def entropy_bounded(log_p0, drawn, is_open, uniforms, number, entropy_bound=0.1)
     """The least entropy first, and as many as together have at most `entropy_bound` nats beside the largest of them,
     which bounds what is lost by drawing them independently (Ben-Hamu et al. 2025)."""
     entropy = -torch.xlogy(log_p0.exp(), log_p0.exp()).sum(-1)
-    ordered, places = entropy.masked_fill(~is_open, math.inf).sort(dim=-1, stable=True)
+    # in the order in which `shown` takes them, so that of equals it takes no other
+    places = ranked(-entropy, is_open, uniforms)
+    ordered = entropy.masked_fill(~is_open, math.inf).gather(-1, places)
     within = ordered.cumsum(-1) - ordered <= entropy_bound
     return -entropy, torch.zeros_like(within).scatter(-1, places, within)
 
 
-def shown(priority, is_open, quota, uniforms):
-    """The `quota` (B,) open positions of highest priority, among equals at random: (B, L)."""
+def ranked(priority, is_open, uniforms):
+    """The positions (B, L) from the highest priority on, equals in random order, those that are not open last."""
     mixed = uniforms.argsort(dim=-1)
     priority = priority.masked_fill(~is_open, -math.inf).gather(-1, mixed)
-    places = mixed.gather(-1, priority.argsort(dim=-1, descending=True, stable=True))
-    return is_open & (places.argsort(dim=-1) < quota.unsqueeze(-1))
+    return mixed.gather(-1, priority.argsort(dim=-1, descending=True, stable=True))
+
+
+def shown(priority, is_open, quota, uniforms):
+    """The `quota` (B,) open positions of highest priority, among equals at random: (B, L)."""
+    return is_open & (ranked(priority, is_open, uniforms).argsort(dim=-1) < quota.unsqueeze(-1))
 
 
 def quota(path, num_open, t, s):

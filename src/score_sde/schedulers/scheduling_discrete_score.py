@@ -106,8 +106,9 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
     | entropy_bounded | the least entropy first, more at once where that costs little | both | Ben-Hamu et al. 2025 |
 
     Those that order positions (the last five) show with every step as many as the process would, rounded; with no more
-    free positions than steps one at a time, when all of them but `confidence` draw from the model's own distribution
-    without error. The others draw all positions independently of each other within a step.
+    free positions than steps one at a time, when first_hitting, dilated and margin draw from the model's own
+    distribution without error, and so does entropy_bounded with an entropy_bound of 0 (with another it shows more at
+    once); none of them with a threshold. The others draw all positions independently of each other within a step.
 
     Args:
         vocab_size: number V of tokens. With process "absorbing" the mask is token V, the extra row of the network's
