@@ -272,6 +272,11 @@ def test_no_more_positions_than_steps_go_one_at_a_time(noise):
             assert taken == expected
 
 
+def test_positions_are_counted_in_more_digits_than_float32_has():
+    half = quota(AbsorbingPath(3, alpha_min=0.0), torch.tensor([2**24 + 3]), 0.5, 0.25)
+    assert int(half) == 2**23 + 2
+
+
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_gibbs_draws_from_the_distribution_given_all_others(selection):
     path, source = PATHS["uniform"], SOURCE

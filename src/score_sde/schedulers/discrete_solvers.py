@@ -197,7 +197,7 @@ def quota(path, num_open, t, s):
     them, rounded down. With no more positions left than steps of equal survival, one after the other."""
     left = (1 - path.alpha(s)) / (1 - path.alpha(t))
     # up to rounding
-    return num_open - (num_open * float(left) + 1e-9).floor().long()
+    return num_open - (num_open.to(finest(num_open.device)) * float(left) + 1e-9).floor().long()
 
 
 # --- correctors -------------------------------------------------------------------------------------------------------
