@@ -45,7 +45,7 @@ class ScoreSDETextPipelineOutput(BaseOutput):
 
 class Evaluations:
     """The network's output for the tokens of a block, as `evaluate` has it, evaluated again for those sequences alone
-    that it may have changed of: that changed themselves, or all where the network is told the time.
+    that it may have changed of: that changed themselves, or of which the network is told another time.
 
     call: the pipeline as the call sees it, whose conditions and guidance callbacks may change.
     """
@@ -53,7 +53,7 @@ class Evaluations:
     def __init__(self, call, tokens):
         self.call, self.told = call, None
         # of each sequence, what it was evaluated for
-        self.tokens = torch.full_like(tokens, -1)
+        self.tokens, self.timesteps = torch.full_like(tokens, -1), torch.full((len(tokens),), -1.0).to(tokens.device)
         self.output = torch.zeros(1, *tokens.shape, call.vocab_size, device=tokens.device)
 
     def __call__(self, tokens, timestep, settled):
@@ -61,20 +61,22 @@ class Evaluations:
         (B,) need none, as nothing can change them. None where all are."""
         told = [self.call._guidance_scale, *self.call._conditions.values()]
         is_told_the_same = self.told is not None and all(a is b for a, b in zip(told, self.told, strict=True))
-        stale = ~settled
-        if is_told_the_same and not self.call.tells_time:
-            stale &= (tokens != self.tokens).any(1)
+        timesteps, stale = self.call.scheduler.told_timesteps(tokens, timestep), ~settled
+        if is_told_the_same:
+            changed = (tokens != self.tokens).any(1)
+            stale &= changed | (timesteps != self.timesteps) if self.call.tells_time else changed
         self.told = told
         # the only time in a step that the host waits for a device
         rows = stale.nonzero()[:, 0]
         if len(rows) == len(tokens):
-            self.output, self.tokens = self.call.evaluate(tokens, timestep), tokens
+            self.output, self.tokens, self.timesteps = self.call.evaluate(tokens, timesteps), tokens, timesteps
         elif len(rows):
-            new = self.call.evaluate(tokens, timestep, rows)
+            new = self.call.evaluate(tokens, timesteps, rows)
             # a callback that begins or ends guidance lets all be evaluated anew, but those that nothing can change
             before = self.output if len(self.output) == len(new) else self.output[:1].expand(len(new), -1, -1, -1)
             self.output = before.index_copy(1, rows, new)
             self.tokens = self.tokens.index_copy(0, rows, tokens[rows])
+            self.timesteps = self.timesteps.index_copy(0, rows, timesteps[rows])
         elif bool(settled.all()):
             return None
         return self.output, stale
@@ -366,14 +368,15 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
                     break
         return tokens, torch.stack(evaluated)
 
-    def evaluate(self, tokens, timestep, rows=None):
-        """The network's output, float32, for tokens (B, L), or for those of them that `rows` numbers: (1, B, L, V); of
-        what guidance leads to and away from, in this order, (2, B, L, V)."""
+    def evaluate(self, tokens, timesteps, rows=None):
+        """The network's output, float32, for tokens (B, L) and timesteps (B,), or for those of them that `rows`
+        numbers: (1, B, L, V); of what guidance leads to and away from, in this order, (2, B, L, V)."""
         conditions = self._conditions
         if rows is not None:
-            tokens, conditions = tokens[rows], {name: value[:, rows] for name, value in conditions.items()}
+            tokens, timesteps = tokens[rows], timesteps[rows]
+            conditions = {name: value[:, rows] for name, value in conditions.items()}
         told = SimpleNamespace(_guidance_scale=self._guidance_scale, _conditions=conditions, _timestep_to=None)
-        networks, timesteps = (self.transformer, self.transformer), timestep.expand(len(tokens))
+        networks = (self.transformer, self.transformer)
         return torch.stack([each for each in sides(told, networks, tokens, timesteps) if each is not None])
 
     @torch.no_grad()

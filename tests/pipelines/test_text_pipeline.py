@@ -237,6 +237,31 @@ def test_a_network_that_is_told_the_time_is_told_it():
     assert [float(each[0]) for each in times] == scheduler.timesteps[: len(times)].tolist()
 
 
+@pytest.mark.parametrize("predictor", ["auto", "confidence", "dilated", "margin"])
+@pytest.mark.parametrize("arguments", [{"num_inference_steps": 40}, {"prompt": "abcdefg", "num_inference_steps": 3}])
+def test_where_positions_are_ordered_a_network_is_told_the_time_of_as_many_masks(predictor, arguments):
+    """As in training, in which the share of masks is 1 - alpha on average, and not that of a plan of other steps."""
+    options = {"predictor": predictor, "noise": "cosine"}
+    pipeline = tiny_text_pipeline(scheduler_options=options, time_conditioning=True)
+    seen, path = [], pipeline.scheduler.path
+    pipeline.transformer.register_forward_pre_hook(lambda module, inputs: seen.append((inputs[0], inputs[1].double())))
+    output = pipeline(batch_size=2, generator=seed(), **arguments)
+    tokens, times = (torch.stack(each) for each in zip(*seen, strict=True))
+    masked = (tokens == 7).double().mean(-1)
+    assert masked.min() < 0.2 and output.nfe == len(seen)
+    assert ((1 - path.alpha(times / 1000)) - masked).abs().max() < 2e-3  # up to alpha_min
+    assert float(masked[0, 0]) == (1.0 if "prompt" not in arguments else 5 / 12)
+
+
+@pytest.mark.parametrize("options", [{"process": "uniform", "predictor": "confidence"}, {"predictor": "tau_leaping"}])
+def test_elsewhere_a_network_is_told_the_time_of_the_plan(options):
+    scheduler = DiscreteScoreScheduler(7, **options)
+    scheduler.set_timesteps(5)
+    tokens = scheduler.init_noise((2, 4), seed()) * 0
+    for timestep in scheduler.timesteps:
+        assert scheduler.told_timesteps(tokens, timestep).tolist() == 2 * [float(timestep)]
+
+
 # --- guidance and classes ---------------------------------------------------------------------------------------------
 
 
@@ -244,7 +269,7 @@ def test_a_network_that_is_told_the_time_is_told_it():
 def test_the_scheduler_is_given_both_sides_of_guidance(process):
     pipeline = tiny_text_pipeline(scheduler_options={"process": process}, num_classes=3, time_conditioning=True)
     network, tokens = pipeline.transformer, torch.tensor([[7, 1, 7, 3]] if process == "absorbing" else [[0, 1, 2, 3]])
-    time = torch.tensor(400.0)
+    time = torch.tensor([400.0])
     null, own = (network(tokens, time, class_labels=torch.tensor([label])).sample for label in (3, 1))
     for scale, expected in [(2.5, [own, null]), (1.0, [own]), (0.0, [null])]:
         pipeline.prepare_guidance(scale, [1], 1)

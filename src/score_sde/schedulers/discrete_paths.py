@@ -267,7 +267,7 @@ class DiscretePath:
         alpha, (first, last) = as_time(alpha), self.alpha(torch.tensor([0.0, 1.0]))
         if alpha.device.type == "cpu" and not ((alpha >= last - 1e-12) & (alpha <= first + 1e-12)).all():
             raise ValueError(f"alpha must be from {last:g} to {first:g}; got {alpha.flatten()[:4].tolist()}")
-        return self.noise.t_from_log_alpha(torch.minimum(alpha, first.to(alpha)).log()).clamp(0, 1)
+        return self.noise.t_from_log_alpha(alpha.clamp_max(float(first)).log()).clamp(0, 1)
 
     def _time(self, t):
         t = as_time(t)

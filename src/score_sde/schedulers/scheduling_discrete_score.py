@@ -38,7 +38,7 @@ from .discrete_solvers import (
     time_grid,
 )
 from .discrete_stock import TAKEN, from_stock_config, has_ended, moved_mask, refuse_editing, without_mask
-from .paths import as_time
+from .paths import as_time, finest
 
 
 # whether this code came out of a folder, where diffusers keeps such code
@@ -276,6 +276,19 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
     def path_time(self, timesteps):
         """Path time in [0, 1], float64, of the number(s) that the network receives: the inverse of `timestep`."""
         return as_time(timesteps) / TIME_SCALE
+
+    def told_timesteps(self, sample, timestep):
+        """The numbers (B,) that the network receives as time for tokens (B, L) at this entry () of `timesteps`.
+
+        Predictors that order positions show them by their number, and the plan's time is that of the process only where
+        all positions are free and no more than the steps. With masks, the network is told the time at which as many
+        tokens are masks on average, which is how it saw such tokens in training; p(x0 | x_t) itself doesn't depend on
+        the time. With others it is the timestep.
+        """
+        if self.mask_token_id is None or not PREDICTORS[self.predictor].is_order:
+            return timestep.expand(len(sample))
+        shown = (sample != self.mask_token_id).to(finest(sample.device)).mean(-1)
+        return self.timestep(self.path.t_from_alpha(shown.clamp_min(float(self.path.alpha(1.0)))))
 
     def add_noise(self, original_samples, timesteps, generator=None):
         """Tokens at the noise of timesteps, () or (B,), as the network has them, for clean tokens (B, L).
