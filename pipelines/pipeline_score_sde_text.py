@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TypeGuard
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -456,7 +457,7 @@ def generators_of_blocks(generator, count):
     ]
 
 
-def is_texts(texts):
+def is_texts(texts) -> TypeGuard[Sequence[str]]:
     """Whether these are one text or more, in a list."""
     return isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(each, str) for each in texts)
 
