@@ -14,6 +14,7 @@ from runs import launch, run
 from score_sde import ScoreSDETextPipeline, load_bundle
 from score_sde.training import evaluate, quick_start, train
 from score_sde.training.parts import publishing, text_figures, text_task
+from score_sde.training.parts.text_evaluation import HeldOutTexts, TextEvaluateConfig
 from score_sde.training.parts.text_figures import distinct, entropy, ngrams
 
 
@@ -100,6 +101,14 @@ def test_evaluate_adds_the_bound_and_figures_of_texts(trained, tmp_path, capsys)
     run(evaluate.main, "--pipeline", folder, *options, "--batch_size", 4)
     after = json.loads((folder / "metrics.json").read_text())
     assert [each["value"] for each in after] == pytest.approx([each["value"] for each in before], rel=1e-4)
+
+
+def test_the_length_of_a_network_may_be_a_plain_number(trained):
+    """As the config of a class from elsewhere has it."""
+    pipe = load_bundle(trained / "pipeline")
+    pipe.transformer.register_to_config(sample_size=8)
+    data = HeldOutTexts(TextEvaluateConfig(pipeline=str(trained / "pipeline")), pipe)
+    assert data.dataset[0]["tokens"].shape == (8,)
 
 
 def test_figures_count_what_they_say():
