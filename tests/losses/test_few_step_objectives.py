@@ -91,6 +91,9 @@ def test_times_of_the_methods():
     training = FEW_STEP_METHODS["consistency"](scheduler, options={"first_levels": 10, "last_levels": 160})
     assert [len(training.levels(progress)) - 1 for progress in (0, 0.3, 0.99, 1)] == [10, 20, 160, 160]
     assert len(FEW_STEP_METHODS["consistency"](scheduler, teacher).levels(0)) == 41
+    # that is no doubling is reached, too
+    uneven = FEW_STEP_METHODS["consistency"](scheduler, options={"first_levels": 10, "last_levels": 100})
+    assert [len(uneven.levels(progress)) - 1 for progress in (0, 0.3, 0.5, 0.7, 0.9)] == [10, 20, 40, 80, 100]
     drawn = training.draw(u, v, w, 0.5)
     grid = training.levels(0.5)
     assert torch.isin(drawn.t, grid).all() and (grid[torch.searchsorted(grid, drawn.t) - 1] == drawn.middle).all()

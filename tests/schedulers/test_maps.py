@@ -184,8 +184,10 @@ STOCK = [
 
 
 def follow(scheduler, steps):
-    """Every sample of a trajectory of a stock scheduler, or of one of its config."""
-    scheduler.set_timesteps(steps)
+    """Every sample of a trajectory of a stock scheduler, or of one of its config; along the times that it has without
+    `steps`."""
+    if steps is not None:
+        scheduler.set_timesteps(steps)
     _, generator = getattr(scheduler, "timesteps_to", None), seeded(1)
     x, found = noise() * float(getattr(scheduler, "init_noise_sigma", 1.0)), []
     for timestep in scheduler.timesteps:
@@ -204,6 +206,31 @@ def test_the_steps_are_the_stock_ones(name, arguments):
         assert (stock.timesteps - ours.timesteps).abs().max() < 1e-3
         for each, own in zip(expected, found, strict=True):
             assert_close(each, own.to(each.dtype), TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("TCDScheduler", {"timesteps": [999, 499, 99]}),
+        ("TCDScheduler", {"timesteps": [999]}),
+        ("LCMScheduler", {"timesteps": [999, 499, 99]}),
+        ("CMStochasticIterativeScheduler", {"timesteps": [22, 0]}),
+    ],
+)
+def test_all_times_that_are_given_are_evaluated_as_in_stock(name, given):
+    """Those of TCD and of consistency models, which end with noise, too."""
+    stock, ours = both(name, {} if name.startswith("CM") else LATENTS)
+    stock.set_timesteps(**given)
+    ours.set_timesteps(timesteps=stock.timesteps)
+    assert (ours.nfe, ours.num_inference_steps) == (len(given["timesteps"]), len(given["timesteps"]))
+    assert_close(follow(stock, None)[-1], follow(ours, None)[-1], TOLERANCE)
+
+
+def test_given_noise_levels_may_end_with_none_whatever_the_last_step():
+    ours = ScoreSDEScheduler(sde_type="linear", predictor="ddim", denoise_final=False)
+    for sigmas in ([0.9, 0.3], [0.9, 0.3, 0.0], [0.9, 0.3, ours.t_min]):
+        ours.set_timesteps(sigmas=sigmas)
+        assert ours.nfe == 2 and ours.timesteps.tolist() == pytest.approx([900, 300])
 
 
 def test_a_stock_flow_map_is_told_what_it_was():

@@ -23,7 +23,7 @@ from words import prompt_pipeline, worded_network
 
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, save_bundle
 from score_sde.sharing import space
-from score_sde.sharing.space_app import PREDICTORS, draw, predictors_of
+from score_sde.sharing.space_app import PREDICTORS, draw, guidance_offered, predictors_of
 
 
 FILES = {"app.py", "space_app.py", "space_text_app.py", "requirements.txt", "README.md"}
@@ -151,6 +151,23 @@ def test_the_page_offers_the_samplers_of_a_map():
     assert predictors_of(flow) == PREDICTORS
     for predictor in ("auto", "ddim"):
         assert draw(flow, 1, predictor, 2, 1.0, seed=0, num_images=1)[2] == 2
+
+
+@pytest.mark.parametrize("learned", [{}, {"folded_guidance": 1.5}, {"guidance_embeds": True}], ids=str)
+@pytest.mark.parametrize("worded", [True, False])
+def test_the_page_begins_with_guidance_that_the_network_takes(worded, learned):
+    pipeline = tiny_pipeline(network=DiTModel(4, 2, 1, 16, 1, 2, num_classes=3, **learned))
+    if worded:
+        pipeline = prompt_pipeline(worded_network(**learned))
+    scale, guided, rather_not = guidance_offered(pipeline)
+    assert guided == ("folded_guidance" not in learned) and rather_not == (worded and not learned)
+    words = {"prompt": "a red hat", "negative_prompt": "dots" if rather_not else ""} if worded else {}
+    draw(pipeline, None, "ddim", 1, scale, seed=0, num_images=1, **words)
+    if guided:
+        draw(pipeline, None, "ddim", 1, scale + 1, seed=0, num_images=1, **words)
+    if worded and not rather_not:
+        with pytest.raises(ValueError, match="negative_prompt: this network has learned its guidance"):
+            draw(pipeline, None, "ddim", 1, scale, seed=0, num_images=1, **words | {"negative_prompt": "dots"})
 
 
 @pytest.mark.parametrize("domain", ["torus", None])

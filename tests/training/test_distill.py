@@ -256,8 +256,9 @@ def test_teachers_that_cannot_teach(network, scheduler, arguments, message, phot
     assert re.search(message, refused(capsys, *where, *arguments))
 
 
-def test_weights_with_guidance_folded_in_lose_it_by_the_data(photographs, tmp_path):
-    network = randomized(DiTModel(**DIT, num_classes=2, folded_guidance=3.0))
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_weights_with_guidance_folded_in_lose_it_by_the_data(scale, photographs, tmp_path):
+    network = randomized(DiTModel(**DIT, num_classes=2, folded_guidance=scale))
     pipeline = ScoreSDEPipeline(ScoreSDEScheduler(), transformer=network, id2label={0: "cat", 1: "dog"})
     source = save_bundle(pipeline, tmp_path / "source")
     forget_runs()

@@ -78,7 +78,8 @@ class FewStepConfig(ObjectiveConfig):
         except ValueError as error:
             yield str(error)
             return
-        if self.teaching is None and "network_kwargs" not in self.given and options.pop("folded_guidance", None):
+        folded = options.pop("folded_guidance", None)
+        if self.teaching is None and "network_kwargs" not in self.given and folded is not None:
             # the data don't have the guidance that the weights to start from had folded in
             self.network_kwargs = json.dumps(options)
         if self.method == DENOISING:
@@ -150,7 +151,8 @@ class FewStepConfig(ObjectiveConfig):
             "folded_guidance": "say in its config which guidance it has folded in: leave folded_guidance out",
         }
         for name in what:
-            if options.get(name) and name not in taken:
+            # a scale of 0 is one, too
+            if options.get(name) not in (None, False) and name not in taken:
                 yield f"network {self.network!r}: a {found.__name__} cannot {what[name]}"
 
     def teacher_problems(self):

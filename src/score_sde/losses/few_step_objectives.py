@@ -227,7 +227,7 @@ class Consistency(FewStepObjective):
     with a teacher consistency distillation (Song et al. 2023, Algorithm 2), whose first leg is Heun's step of its ODE,
     with the same errors, and levels that stay.
 
-    first_levels, last_levels: noise levels at the beginning and the end, each stage twice as many.
+    first_levels, last_levels: noise levels at the beginning and the end, each stage twice as many, the last at most.
     """
 
     numbers: ClassVar[dict[str, float]] = {"first_levels": 10, "last_levels": 1280}
@@ -242,8 +242,9 @@ class Consistency(FewStepObjective):
 
     def levels(self, progress):
         """Karras' noise levels, as rising times, and at t_max of a path without signal there its own."""
-        doublings = torch.tensor(self.last_levels / self.first_levels).log2().floor() + 1
-        stage = min(int(progress * doublings), int(doublings) - 1)
+        # the last stage, of last_levels, may be less than a doubling
+        stages = math.ceil(math.log2(self.last_levels / self.first_levels)) + 1
+        stage = min(int(progress * stages), stages - 1)
         count = int(min(self.first_levels * 2**stage, self.last_levels)) + 1
         if count not in self.grids:
             path, last = self.scheduler.path, min(self.scheduler.t_max, self.scheduler.path.t_max)

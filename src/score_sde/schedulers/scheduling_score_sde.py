@@ -166,7 +166,7 @@ class ScoreSDEScheduler(SavedConfig):
         calibration: {number of steps: [predictor, times, what they were fitted with]}, written by `calibrate`, for
             auto.
         denoise_final: the last evaluation, at `t_min`, returns the denoised sample. False stops early: the sample at
-            `t_min` with its noise.
+            `t_min` with its noise, to which the last of given times leads, too.
         t_min: smallest time, in (0, 1); None for the path's own.
         t_max: largest time, in (0, 1]; None for 1, or a little less where alpha(1) = 0 and the predictor, grid or
             prediction type is singular there.
@@ -605,6 +605,9 @@ class ScoreSDEScheduler(SavedConfig):
         if n is None:
             own = self.config.network_map or ON_GIVEN_TIMES
             predictor = own if self.config.predictor == "auto" else self.config.predictor
+            # all that are given are evaluated at, but for the end itself, up to the rounding of float32
+            if not self.config.denoise_final and times[-1] > self.t_min * (1 + 1e-5):
+                times = torch.cat([times, torch.full((1,), self.t_min).to(times)])
         elif t_start is None and self._is_calibrated(n):
             times, predictor = fitted(self, n, shift)
         else:
@@ -613,7 +616,7 @@ class ScoreSDEScheduler(SavedConfig):
 
         self._lay(times, predictor, device)
         if told is not None:
-            ends = [0.0, *reversed(times.tolist())], [float(self.timestep(0.0)), *reversed(told)]
+            ends = [0.0, *reversed(given.tolist())], [float(self.timestep(0.0)), *reversed(told)]
             evaluated = self._planned().evaluated
             self.timesteps = torch.from_numpy(np.interp(evaluated, *ends)).float().to(device)
         self.num_inference_steps = len(times) - (0 if self.config.denoise_final else 1)

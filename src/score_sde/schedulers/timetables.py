@@ -154,7 +154,7 @@ def given_times(scheduler, timesteps, sigmas, shift):
     if timesteps is not None:
         times, largest, rounding = scheduler.path_time(values), float(scheduler.timestep(1.0)), 1e-6
     else:
-        if values[-1] == 0 and len(values) > 1 and config.denoise_final:
+        if values[-1] == 0 and len(values) > 1:
             values = values[:-1]
         times = values if is_flow else path.t_from_half_log_snr(-values.log())
         # published tables are rounded

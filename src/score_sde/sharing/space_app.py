@@ -82,6 +82,19 @@ def predictors_of(pipeline):
     return PREDICTORS if own in PREDICTORS or config.get("network_map") is None else (own, *PREDICTORS)
 
 
+def guidance_offered(pipeline):
+    """(the guidance scale that the page begins with, whether another may be chosen, whether words may be led away
+    from). A network that has learned guidance with one scale takes no other, and one that has learned any leads away
+    from nothing else."""
+    # the code of older bundles doesn't say
+    worded = getattr(pipeline, "takes_prompts", False)
+    config, seeing = pipeline.denoiser.config, getattr(pipeline, "takes_condition_image", False)
+    folded = config.get("folded_guidance") is not None
+    guided = (pipeline.null_label is not None or worded or seeing) and not folded
+    scale = (3 if worded else 1.5) if guided else 1
+    return scale, guided, worded and not folded and not config.get("guidance_embeds")
+
+
 def lines_of(name, text):
     """The lines of a text that hold something, at least one, which may be empty. Raises ValueError for what is no text,
     or too long."""
@@ -234,10 +247,8 @@ def page(pipeline, title):
     way_of = "The first one's way: the noisy sample, and below it what the network takes it for"
     if kind == "point":
         several, way_of = 1000, "Their way from noise"
-    guided = pipeline.null_label is not None or worded or seeing
-    # a network that has learned guidance with one scale takes no other
-    folded = pipeline.denoiser.config.get("folded_guidance")
-    guided, samplers = guided and folded is None, predictors_of(pipeline)
+    first_scale, guided, rather_not = guidance_offered(pipeline)
+    samplers = predictors_of(pipeline)
     map_steps = pipeline.scheduler.config.get("map_steps")
     beside = "Image that the model sees"
     if seeing:
@@ -262,7 +273,7 @@ def page(pipeline, title):
                 prompt = gradio.Textbox(
                     "", label="Prompt", lines=2, placeholder="what to draw; several lines in turn", visible=worded
                 )
-                negative = gradio.Textbox("", label="Rather not", visible=worded)
+                negative = gradio.Textbox("", label="Rather not", visible=rather_not)
                 image = gradio.Image(label=beside, type="pil", image_mode="RGBA", visible=seeing)
                 label = gradio.Dropdown(
                     [*unclassed, EVERY_CLASS, *classes],
@@ -275,7 +286,7 @@ def page(pipeline, title):
                 guidance = gradio.Slider(
                     1,
                     6,
-                    value=3 if worded else 1.5 if guided else 1,
+                    value=first_scale,
                     step=0.1,
                     label="Guidance scale (1: none)",
                     visible=guided,
