@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -798,6 +799,61 @@ def test_more_time_raises_the_learning_rate_that_had_come_to_its_end(tmp_path, c
     assert learning_rates(tmp_path / "run")[-1] < 1e-3
 
 
+def test_a_pause_hurries_no_schedule_whose_steps_are_in_time(tmp_path):
+    """A cosine over 60 steps in more time than they need, two of which take long."""
+
+    def pause(step):
+        if step in (10, 20):
+            time.sleep(0.4)
+
+    options = {"max_train_steps": 60, "lr_scheduler": "cosine", "max_train_seconds": 6.0, "checkpointing_steps": 30}
+    fit_linear(tmp_path / "paused", rows_of(range(8)), before_step=pause, **options)
+    states = [checkpoints.read_state(path) for path in checkpoints.list_checkpoints(tmp_path / "paused")]
+    assert [state["lr_scheduler"]["last_epoch"] for state in states] == [30, 60]
+
+
+@pytest.mark.parametrize("steps", [10_000, 100])
+def test_other_steps_in_the_same_time_keep_the_share_of_the_schedule(steps):
+    """A run of which half of the time is over after 20 steps, and which thus stands in the middle of 1,000."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
+    schedule.last_epoch = 500.0
+    config = LoopConfig(max_train_steps=steps, max_train_seconds=60.0, learning_rate=1.0)
+    before = {"max_train_steps": 1000, "max_train_seconds": 60.0}
+    state = {"progress": {"step": 20, "seconds": 30.0}, "config": before}
+    checkpoints.follow_schedule(config, SimpleNamespace(print=print), schedule, state)
+    assert schedule.get_last_lr() == [0.5]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_other_micro_batches_begin_with_an_optimizer_step(tmp_path, micro_batches):
+    """After three steps of one micro-batch, or of two, six of the other: the weights are those of one way."""
+    parts, other = {"batch_size": 4 // micro_batches}, {"batch_size": 2 * micro_batches}
+    parts["gradient_accumulation_steps"], other["gradient_accumulation_steps"] = micro_batches, 3 - micro_batches
+    options = {"learning_rate": 0.1, "optimizer": "sgd", "checkpointing_steps": 3}
+    rows = [{"x": torch.tensor([1.0, number, -number])} for number in range(8)]
+    found = []
+    for name, begins in (("whole", other), ("parts", parts)):
+        fit_linear(tmp_path / name, rows, max_train_steps=3, **options, **begins)
+        resumed = {"max_train_steps": 6, "resume_from_checkpoint": "latest", **options, **other}
+        fit_linear(tmp_path / name, rows, **resumed)
+        found.append(load_file(tmp_path / name / "checkpoints" / "step-00000006" / "model.safetensors"))
+    assert max((found[0][name] - found[1][name]).abs().max() for name in found[0]) < 1e-5
+
+
+def test_another_column_of_the_same_file_is_other_data(tmp_path):
+    pictures = [Image.new("L", (8, 8), 20 * i) for i in range(8)]
+    rows = {"image": pictures, "depth": pictures[::-1]}
+    features = datasets.Features({name: datasets.Image() for name in rows})
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "rows.parquet")
+    options = ["--dataset", tmp_path / "rows.parquet", "--label_column", "none", "--checkpointing_steps", 1]
+    train_tiny(tmp_path / "run", *options, "--max_train_steps", 1)
+    more = ["--max_train_steps", 2, "--resume_from_checkpoint", "latest", "--image_column", "depth"]
+    with pytest.raises(ValueError, match="trained on other data: image_column was 'image', is 'depth'"):
+        train_tiny(tmp_path / "run", *options, *more)
+    train_tiny(tmp_path / "run", *options, *more, "--allow_other_data")
+
+
 def learning_rates(folder):
     """Of the step that follows each checkpoint."""
     paths = [Path(path) / "optimizer.bin" for path in checkpoints.list_checkpoints(folder)]
@@ -829,14 +885,17 @@ def rows_of(numbers):
     return [{"x": torch.full((3,), float(number))} for number in numbers]
 
 
-def fit_linear(folder, rows, data_fingerprint=None, **options):
-    """Train a linear layer on a list of rows, by the loop's own options alone; the rows of each batch."""
-    config = LoopConfig(output_dir=str(folder), batch_size=2, lr_warmup_steps=0, **options)
+def fit_linear(folder, rows, data_fingerprint=None, before_step=None, **options):
+    """Train a linear layer on a list of rows, by the loop's own options alone; the rows of each batch. `before_step` is
+    called with the number of steps that are done."""
+    config = LoopConfig(**{"output_dir": str(folder), "batch_size": 2, "lr_warmup_steps": 0} | options)
     accelerator, seen = make_accelerator(config), []
 
     class Linear(Task):
         def compute_loss(self, state, batch, draws):
             seen.append(batch["x"][:, 0].tolist())
+            if before_step is not None:
+                before_step(state.progress["step"])
             return state.model(batch["x"]).square().mean(), {}
 
     torch.manual_seed(0)

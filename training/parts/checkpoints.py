@@ -58,6 +58,8 @@ PLACES = {
     *("text_column", "label_bins", "tokenizer", "vocab_size"),
     *("audio_column", "video_column", "array_column", "columns"),
 }
+# of those what is read of the files, which their names and sizes don't tell
+READ = {"image_column", "audio_column", "video_column", "array_column"}
 # free to change, but it is said
 SAID = {
     *("learning_rate", "lr_scheduler", "lr_warmup_steps", "batch_size", "gradient_accumulation_steps"),
@@ -217,6 +219,8 @@ def check_same_run(folder, state, config, modules, data_fingerprint):
             f"{config.max_train_steps:,}: pass more steps, or an older checkpoint by its folder"
         )
     other = differences(state["data"], json.loads(json.dumps(data_fingerprint))) if known else []
+    if known and not now.get("latents"):
+        other += differences(*({name: options[name] for name in now if name in READ} for options in (before, now)))
     if other and not config.allow_other_data:
         raise ValueError(
             f"checkpoint {folder!r} was trained on other data: {', '.join(other[:5])}{', ...' * (len(other) > 5)}. "
@@ -274,6 +278,8 @@ def load(folder, state, accelerator, averages, lr_scheduler):
         accelerator.scaler = None
     try:
         accelerator.load_state(folder)
+        # a checkpoint is of a whole optimizer step, of however many micro-batches: the next begins with its first
+        accelerator.step = 0
         lay_out(lr_scheduler.optimizer)
         averages.load(folder, state["ema"])
         lr_scheduler.load_state_dict(state["lr_scheduler"])
@@ -304,14 +310,19 @@ def lay_out(optimizer):
                 state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
+def within(position, progress, config):
+    """Where the schedule of the learning rate stands that shall be at a position, in steps: never behind the steps that
+    are done, nor ahead of them and of the time."""
+    seconds = config.max_train_seconds or math.inf
+    return max(progress["step"], min(position, config.max_train_steps * min(1.0, progress["seconds"] / seconds)))
+
+
 def follow_schedule(config, accelerator, lr_scheduler, state):
     """Give the optimizer the learning rate that the options ask for at this step of a checkpoint's state, and say so
     where it jumps."""
-    if config.max_train_seconds != state["config"].get("max_train_seconds"):
-        # where another end would have it; what the old one has hurried is taken back
-        progress, seconds = state["progress"], config.max_train_seconds or math.inf
-        along = config.max_train_steps * progress["seconds"] / seconds
-        lr_scheduler.last_epoch = max(progress["step"], min(lr_scheduler.last_epoch, along))
+    # the same share of the way, as far as another end would have it
+    longer = config.max_train_steps / state["config"]["max_train_steps"]
+    lr_scheduler.last_epoch = within(lr_scheduler.last_epoch * longer, state["progress"], config)
     groups, jumps = lr_scheduler.optimizer.param_groups, set()
     lr_scheduler.base_lrs = [config.learning_rate] * len(groups)
     for group, rate_at in zip(groups, lr_scheduler.lr_lambdas, strict=True):

@@ -45,7 +45,7 @@ from score_sde.schedulers.paths import moved
 
 from .averages import Averages, gathered
 from .batches import training_batches
-from .checkpoints import resume, save_checkpoint
+from .checkpoints import resume, save_checkpoint, within
 from .cores import warn_of_busy_cores
 from .flops import FlopCounter, measured_peak
 from .optimizers import check_optimizer, leave_out, make_optimizer
@@ -298,6 +298,8 @@ def fit(config, accelerator, run, task):
         now, took = time.monotonic(), last_step and time.monotonic() - last_step
         if config.max_train_seconds and took:
             hurry(lr_scheduler, config.max_train_steps, took, started + config.max_train_seconds - now)
+            # an evaluation, or a step that took long, hurries nothing that is in time without
+            lr_scheduler.last_epoch = within(lr_scheduler.last_epoch, progress | {"seconds": now - started}, config)
         last_step = now
         lr_scheduler.step()
         averages.step(skipped)
