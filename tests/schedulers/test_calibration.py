@@ -125,6 +125,13 @@ def test_the_cost_is_as_documented():
     assert sum(timestep == 1000 for timestep in calls) == 1
 
 
+def test_two_times_of_a_path_that_begins_in_noise_alone_are_fitted():
+    """The one that can move has an infinite way to the first."""
+    scheduler, errors = calibrated(2, sde_type="linear", prediction_type="flow_prediction")
+    assert scheduler.path.half_log_snr(scheduler.t_max) == -math.inf
+    assert errors[2][1] < errors[2][0]
+
+
 def test_a_search_that_ends_early_leaves_a_full_bar(capsys):
     scheduler = ScoreSDEScheduler()
     perfect = MIXTURE.network(scheduler)

@@ -150,7 +150,8 @@ class Search:
     def improve(self) -> Evaluations:
         """Move one time after another in lambda, back and forth, until no time can move."""
         path, t_min = self.scheduler.path, self.scheduler.t_min
-        gaps = path.half_log_snr(self.best.times).diff()
+        # where a path begins in noise alone lambda is infinite
+        gaps = path.half_log_snr(self.best.times).clamp(-10, 10).diff()
         reach = torch.minimum(gaps, torch.cat([gaps[1:], gaps[-1:]])) / 3
         while (reach > 1e-4).any():
             # late times first: what comes before them need not run again
