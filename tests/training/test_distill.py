@@ -159,6 +159,9 @@ def test_a_stock_unet_becomes_a_consistency_model(photographs, tmp_path, capsys)
     assert isinstance(pipeline.unet, UNet2DModel) and pipeline.scheduler.config.network_map == "consistency"
     found = refused(capsys, "--teacher", tmp_path / "ddpm", *arguments, "--method", "mean_flow")
     assert "a UNet2DModel cannot be told the second time of method mean_flow" in found
+    # a scale of 0 is one, too
+    found = refused(capsys, "--teacher", tmp_path / "ddpm", *arguments, "--method", "ect", "--folded_guidance", 0)
+    assert "a UNet2DModel cannot say in its config which guidance it has folded in" in found
 
 
 def test_a_derivative_by_a_difference_needs_float32(photographs, tmp_path, capsys):

@@ -152,7 +152,8 @@ class FewStepConfig(ObjectiveConfig):
         }
         for name in what:
             # a scale of 0 is one, too
-            if options.get(name) not in (None, False) and name not in taken:
+            asked = options.get(name) is not None and options[name] is not False
+            if asked and name not in taken:
                 yield f"network {self.network!r}: a {found.__name__} cannot {what[name]}"
 
     def teacher_problems(self):
