@@ -135,7 +135,7 @@ def report(arguments):
     tables = [{name: results[name] for name in names if results.get(name, {}).get("runs")} for names in GROUPS]
     tables = [table for table in tables if table]
     figure, all_axes = plt.subplots(
-        *(len(tables), 1),
+        nrows=len(tables),
         figsize=(8, 1 + 0.35 * sum(map(len, tables)) + 0.4 * len(tables)),
         height_ratios=[len(table) for table in tables],
         layout="constrained",

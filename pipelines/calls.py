@@ -1,7 +1,6 @@
 """What pipelines of every kind of data share: the state of one call, its callbacks, and class labels."""
 
 import copy
-import numbers
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from .conditions import label_ids, null_conditions, number_of_classes
 from .protocols import Conditions, Network
-from .wording import quoted
+from .wording import check_count, quoted
 
 
 class CallMixin:
@@ -96,8 +95,7 @@ class CallMixin:
 
     def check_call(self, batch_size, generator, callback_inputs, conditions):
         """Raise ValueError for arguments of every call that contradict each other, before any work."""
-        if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"batch_size {quoted(batch_size)} must be a whole number, at least 1")
+        check_count("batch_size", batch_size)
         for each in generator if isinstance(generator, list) else [generator]:
             if generator is not None and not isinstance(each, torch.Generator):
                 raise ValueError(

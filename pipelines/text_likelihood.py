@@ -1,13 +1,12 @@
 """Bounds on the likelihood of texts under a model of tokens."""
 
 import math
-import numbers
 from dataclasses import dataclass
 
 import torch
 
 from .texts import encode_texts, end_ids
-from .wording import quoted
+from .wording import check_count, quoted
 
 
 @dataclass
@@ -139,9 +138,8 @@ def text_likelihood(bound, tokenizer, texts, token_ids, length, filled, num_samp
     Raises ValueError for texts that are empty, no texts, or of characters that the tokenizer lacks, for numbers that
     are not whole or below 1, and for what is no generator.
     """
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
+    check_count("num_samples", num_samples)
+    check_count("batch_size", batch_size)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator {quoted(generator)} must be one torch.Generator, of all draws")
     if token_ids is not None:

@@ -1,6 +1,7 @@
 """Values in messages: of bounded length, whatever they are."""
 
 import math
+import numbers
 import re
 
 
@@ -48,6 +49,12 @@ def check_finite(name, value):
         fits = False
     if not fits:
         raise ValueError(f"{name} {quoted(value)} must be a finite number")
+
+
+def check_count(name, value):
+    """Raise ValueError for what is no whole number from 1 on."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} {quoted(value)} must be a whole number, at least 1")
 
 
 def check_choice(name, value, choices):
