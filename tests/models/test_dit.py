@@ -20,6 +20,7 @@ from score_sde.models.transformer_score_dit import (
     CONDITIONINGS,
     HAS_ONEDNN,
     MAX_TABLES,
+    POSITION_EMBEDDINGS,
     Linear,
     convolution_pays,
     explicit_attention,
@@ -183,7 +184,7 @@ def test_tokens_that_are_not_kept_go_around_the_blocks_unchanged(options):
         call(small_dit(), kept_tokens=kept)
 
 
-@pytest.mark.parametrize("position_embedding", ["sincos", "rotary"])
+@pytest.mark.parametrize("position_embedding", POSITION_EMBEDDINGS)
 def test_kept_tokens_keep_their_places_and_see_each_other_alone(position_embedding):
     """Beside the same blocks run by hand on each sample's tokens, with the rows of the tables that are theirs."""
     model, calls = small_dit(num_layers=3, position_embedding=position_embedding, conditioning="adaln"), []
@@ -192,7 +193,7 @@ def test_kept_tokens_keep_their_places_and_see_each_other_alone(position_embeddi
     model.run = lambda block, *inputs: calls.append((block, inputs, run(block, *inputs))) or calls[-1][2]
     call(model, kept_tokens=kept)
     (_, _, before), (block, (tokens, modulation, *_), found), _ = calls
-    table = model.positions if position_embedding == "rotary" else None
+    table = model.rotary_table if "rotary" in position_embedding else None
     for i in range(2):
         assert torch.equal(tokens[i], before[i, kept[i]])
         rotary = None if table is None else (table[0, kept[i]], table[1, kept[i]])
@@ -395,7 +396,7 @@ def test_positions_in_other_sizes_are_worked_out_once(position_embedding):
     """For every size, of which the last ones are kept; and such that training can use what sampling made."""
     model, made = small_dit(position_embedding=position_embedding), []
     work_out = model.position_table
-    model.position_table = lambda *arguments: (made.append(arguments[0]), work_out(*arguments))[1]
+    model.position_table = lambda *arguments: (made.append(arguments[1]), work_out(*arguments))[1]
     with torch.inference_mode():
         first = call(model, size=(8, 12))
     again = call(model, size=(8, 12))
@@ -408,7 +409,8 @@ def test_positions_in_other_sizes_are_worked_out_once(position_embedding):
     model.double()
     assert call(model, size=(8, 12)).dtype == torch.float64
     assert len(made) == MAX_TABLES + 2
-    assert (model.other_positions[(4, 6), torch.device("cpu"), torch.float64] - work_out((4, 6))).abs().max() == 0
+    kept = model.other_positions[position_embedding, (4, 6), torch.device("cpu"), torch.float64]
+    assert (kept - work_out(position_embedding, (4, 6))).abs().max() == 0
 
 
 def test_positions_of_tensors_without_values_are_not_kept():
@@ -419,7 +421,7 @@ def test_positions_of_tensors_without_values_are_not_kept():
     call(model, size=(8, 12))
 
 
-@pytest.mark.parametrize("position_embedding", ["sincos", "rotary"])
+@pytest.mark.parametrize("position_embedding", POSITION_EMBEDDINGS)
 def test_other_sizes_break_no_graph(position_embedding):
     torch._dynamo.reset()
     model = small_dit(position_embedding=position_embedding, num_layers=1)
@@ -456,7 +458,9 @@ def test_further_tokens_are_not_rotated():
     assert (cosines[-2:] == 1).all() and (sines[-2:] == 0).all() and (sines[1:-2].abs().amax(1) > 0).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"position_embedding": "rotary"}, {"position_scaling": "extrapolate"}])
+@pytest.mark.parametrize(
+    "options", [*({"position_embedding": each} for each in POSITION_EMBEDDINGS), {"position_scaling": "extrapolate"}]
+)
 def test_other_sizes_than_trained(options):
     model = small_dit(**options)
     for size in ((8, 8), (16, 8), (4, 12)):

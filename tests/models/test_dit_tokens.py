@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from score_sde import DiTModel
-from score_sde.models.transformer_score_dit import CONDITIONINGS
+from score_sde.models.transformer_score_dit import CONDITIONINGS, POSITION_EMBEDDINGS
 
 
 V, L, D, LAYERS, HEADS = 7, 10, 32, 2, 2
@@ -156,6 +156,22 @@ def test_rotary_positions_see_distances_alone():
     assert (model(ids, None).sample - logits).abs().max() < 1e-5
     model.rotary_positions = lambda grid, extra=0: None
     assert (model(ids[:, permuted], None).sample - model(ids, None).sample[:, permuted]).abs().max() < 1e-5
+
+
+def test_masks_alone_tell_no_place_from_another_by_rotary_positions():
+    """Each attends to the same value everywhere, whatever the distances: what may stand first or last is not known.
+    Added positions tell the places apart, and with both so do distances."""
+    masks = torch.full((1, L), V)
+    spread = {}
+    for kind in POSITION_EMBEDDINGS:
+        logits = awake(fresh(time_conditioning=False, position_embedding=kind))(masks, None).sample
+        spread[kind] = float((logits - logits[:, :1]).abs().max())
+    assert spread["rotary"] < 1e-5 and min(spread["sincos"], spread["sincos_rotary"]) > 1e-2
+    # what sincos_rotary has beside the added positions: turning does something
+    model = awake(fresh(time_conditioning=False, position_embedding="sincos_rotary"))
+    before = model(tokens(1), None).sample
+    model.rotary_positions = lambda grid, extra=0: None
+    assert (model(tokens(1), None).sample - before).abs().max() > 1e-3
 
 
 def test_other_conditions_are_as_those_of_samples_of_numbers():

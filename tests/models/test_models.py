@@ -339,7 +339,7 @@ def test_attention_backend_can_be_set(build):
         before = model(x, t, labels).sample
         model.set_attention_backend("native")
         assert len(model.attn_processors) > 0
-        assert torch.equal(model(x, t, labels).sample, before)
+        assert (model(x, t, labels).sample - before).abs().max() < 1e-6
 
 
 def test_fused_projections_give_the_same_output():
@@ -432,7 +432,7 @@ def test_bfloat16_weights_keep_exact_positions_and_frequencies(build, tmp_path):
     assert output.dtype == torch.bfloat16
     assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
     if build is tiny_dit:
-        assert torch.equal(loaded.positions, model.positions)
+        assert torch.equal(loaded.sincos_table, model.sincos_table)
     if build is tiny_ncsnpp:
         assert torch.equal(loaded.fourier.weight, model.fourier.weight)
         # cast later, too

@@ -87,7 +87,7 @@ def test_temporal_attention_by_hand():
     """The first temporal block's attention, of one place and head, from its weights."""
     model = awake(small_dit(**VIDEO_DIT, num_attention_heads=1))
     attn, tokens = model.temporal_transformer_blocks[0].attn, randn(2, FRAMES * 8, 48)
-    cosines, sines = model.embed_positions((FRAMES,))
+    cosines, sines = model.embed_positions("frames", (FRAMES,))
     own = tokens.unflatten(1, (FRAMES, 8))[1, :, 3]  # of the second sample the fourth place, (frames, D)
 
     def turned(x):

@@ -66,8 +66,8 @@ def test_images_of_a_height_and_width(kind):
 def test_a_square_network_is_one_of_patches_everywhere():
     """Where a network sees each patch alone, and positions are left out, a wide image is what its halves are."""
     network = random_dit(num_classes=None)
-    network.positions.zero_()
-    network.position_table = lambda grid, *_: torch.zeros(grid[0] * grid[1], 16)
+    network.sincos_table.zero_()
+    network.position_table = lambda kind, grid, *_: torch.zeros(grid[0] * grid[1], 16)
     for block in network.blocks:
         torch.nn.init.zeros_(block.attn.to_out[0].weight)
     pipeline, noise = tiny_pipeline(network=network), torch.randn(1, 1, 4, 8, generator=seeded(0))

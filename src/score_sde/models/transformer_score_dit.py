@@ -34,7 +34,7 @@ DIT_PATCHES = (2, 4, 8)
 # number of vectors that modulate a block; None where conditioning comes as tokens
 CONDITIONINGS = {"adaln_zero": 6, "adaln": 4, "cross_attention": None, "in_context": None}
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
-POSITION_EMBEDDINGS = ("sincos", "rotary")
+POSITION_EMBEDDINGS = ("sincos", "rotary", "sincos_rotary")
 POSITION_SCALINGS = ("resize", "extrapolate")
 # what isn't said, of samples of numbers and of tokens
 DEFAULTS: dict[str, Any] = {"patch_size": 2, "in_channels": 4, "position_embedding": "sincos"}
@@ -490,8 +490,10 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             instead of one matrix for every block.
         qk_norm: RMS norm of queries and keys, for each head (Dehghani et al. 2023).
         swiglu: SwiGLU in the MLPs (Shazeer 2020) instead of GELU.
-        position_embedding: sincos, added to the tokens, the default; or rotary, on queries and keys (RoPE, Su et al.
-            2021), the default of token ids.
+        position_embedding: sincos, added to the tokens, the default; rotary, on queries and keys (RoPE, Su et al.
+            2021), the default of token ids; or both, sincos_rotary. Rotary positions tell distances alone, from which a
+            sequence of nothing but masks cannot be told where it begins and ends: where places have a meaning, as in
+            texts that each fill a sequence of their own, take both.
         position_scaling: positions in samples of another size: resize spreads them over the extent that was trained,
             the default; extrapolate goes on counting, the default of token ids.
         frequency_shift: the lowest frequency of the timestep's embedding is 10000^(-127 / (128 - frequency_shift)): 0
@@ -651,10 +653,11 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         ):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
-        turned = 2 * axes if position_embedding == "rotary" else 2 if factorized_attention else 1
+        is_rotary = "rotary" in position_embedding
+        turned = 2 * axes if is_rotary else 2 if factorized_attention else 1
         if hidden_size // num_attention_heads % turned:
             raise ValueError(
-                f"rotary positions{'' if position_embedding == 'rotary' else ' of frames'} need heads of a multiple of "
+                f"rotary positions{'' if is_rotary else ' of frames'} need heads of a multiple of "
                 f"{turned} channels; hidden_size {hidden_size} with {num_attention_heads} heads has "
                 f"{hidden_size // num_attention_heads}"
             )
@@ -673,7 +676,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                     "head_hidden_size needs conditioning 'adaln_zero' or 'adaln', no vocab_size and no "
                     "factorized_attention: leave it out"
                 )
-            turned = 2 * dimensions if position_embedding == "rotary" else 1
+            turned = 2 * dimensions if is_rotary else 1
             if head_hidden_size % (head_heads * turned):
                 raise ValueError(
                     f"head_hidden_size {head_hidden_size} must be a multiple of head_num_attention_heads {head_heads}"
@@ -743,11 +746,12 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         else:
             # the last row is that of the mask
             self.token_embed = nn.Embedding(vocab_size + 1, hidden_size)
-        own = self.grid_of_attention(self.trained_grid)
-        self.register_buffer("positions", self.position_table(own), persistent=False)
-        if factorized_attention:
-            self.register_buffer("frame_positions", self.position_table(self.trained_grid[:1]), persistent=False)
-        # of other sizes: {(grid, device, dtype), of the head also "head": table}
+        kinds = {"sincos": "sincos" in position_embedding, "rotary": is_rotary, "frames": factorized_attention}
+        kinds["head"] = head_hidden_size is not None and is_rotary
+        for kind in [kind for kind, has in kinds.items() if has]:
+            table = self.position_table(kind, self.trained_positions(kind))
+            self.register_buffer(f"{kind}_table", table, persistent=False)
+        # of other sizes
         self.other_positions: dict[tuple, torch.Tensor] = {}
         self.time_embed = None
         if time_conditioning:
@@ -812,8 +816,6 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
                 DiTHeadBlock(head_hidden_size, head_heads, mlp_ratio, qk_norm, swiglu) for _ in range(head_num_layers)
             )
             self.head_adaln = Linear(head_hidden_size, 2 * head_hidden_size)
-            if position_embedding == "rotary":
-                self.register_buffer("head_positions", self.position_table(own, of_head=True), persistent=False)
         outputs = math.prod(self.patch) * derived_channels if vocab_size is None else vocab_size
         self.proj_out = Linear(head_hidden_size or hidden_size, hidden_size if tied_head else outputs)
         self.gradient_checkpointing = False
@@ -1031,8 +1033,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         if self.patch_embed is not None:
             patches = self.patchify(hidden_states)  # (B, T, C * patch)
             tokens = self.patch_embed(patches)  # (B, T, D)
-        if self.config.position_embedding == "sincos":
-            positions = self.embed_positions(self.grid_of_attention(grid)).to(tokens.dtype)
+        if "sincos" in self.config.position_embedding:
+            positions = self.embed_positions("sincos", self.grid_of_attention(grid)).to(tokens.dtype)
             if self.config.factorized_attention:
                 positions = positions.repeat(grid[0], 1)
             tokens = tokens + positions
@@ -1083,7 +1085,7 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             frames, span = grid[0], math.prod(grid[1:])
             modulation = self.temporal_adaln(F.silu(conditioning)).unflatten(1, (-1, self.config.hidden_size))
             of_frames = modulation.split(6, dim=1)
-            rotary_of_frames = tuple(self.embed_positions(grid[:1]))
+            rotary_of_frames = tuple(self.embed_positions("frames", grid[:1]))
         routed = range(0) if kept is None else self.routed_blocks
         for index, block in enumerate(self.blocks):
             if routed and index == routed.start:
@@ -1108,8 +1110,8 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         (B, T, head_hidden_size)."""
         condition = F.silu(self.head_condition(F.silu(tokens + conditioning.unsqueeze(1))))
         hidden_states, rotary = self.head_patch_embed(patches), None
-        if self.config.position_embedding == "rotary":
-            rotary = tuple(self.embed_positions(grid, of_head=True))
+        if "rotary" in self.config.position_embedding:
+            rotary = tuple(self.embed_positions("head", grid))
         for block in self.head_blocks:
             hidden_states = self.run(block, hidden_states, condition, rotary)
         return modulate(hidden_states, *self.head_adaln(condition).chunk(2, dim=-1))
@@ -1207,36 +1209,38 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
         """Of a grid of patches that within which the blocks attend: all of it, or a frame."""
         return grid[1:] if self.config.factorized_attention else grid
 
-    def position_table(self, grid, device=None, of_head=False):
-        """Of a grid of patches: (T, D) that is added to the tokens, or rotary (2, T, D / heads). With
-        factorized_attention the grid is that of a frame, or (frames,), which are rotary; so are those of the head."""
-        config, trained = self.config, self.grid_of_attention(self.trained_grid)
-        of_frames = config.factorized_attention and len(grid) == 1
-        build, width = sincos_position_embedding, config.hidden_size
-        if config.position_embedding == "rotary" or of_frames:
-            build, width = rotary_position_embedding, config.hidden_size // config.num_attention_heads
-        if of_head:
-            width = config.head_hidden_size // (config.head_num_attention_heads or config.num_attention_heads)
-        return build(grid, self.trained_grid[:1] if of_frames else trained, config.position_scaling, width, device)
+    def trained_positions(self, kind):
+        """The grid that a table of positions is of in training: that of the attention, or the frames alone."""
+        return self.trained_grid[:1] if kind == "frames" else self.grid_of_attention(self.trained_grid)
 
-    def embed_positions(self, grid, of_head=False):
+    def position_table(self, kind, grid, device=None):
+        """Of a grid of patches: of kind sincos (T, D), which is added to the tokens; else cosines and sines (2, T,
+        D / heads): rotary, of frames with factorized_attention, or of the head, whose width is its own."""
+        config = self.config
+        build, width = rotary_position_embedding, config.hidden_size // config.num_attention_heads
+        if kind == "sincos":
+            build, width = sincos_position_embedding, config.hidden_size
+        elif kind == "head":
+            width = config.head_hidden_size // (config.head_num_attention_heads or config.num_attention_heads)
+        return build(grid, self.trained_positions(kind), config.position_scaling, width, device)
+
+    def embed_positions(self, kind, grid):
         """`position_table` on the model's device and in its dtype, worked out once for every grid; in a compiled model
         as a part of its graph, where it is small."""
-        if grid == self.grid_of_attention(self.trained_grid):
-            return self.head_positions if of_head else self.positions
-        if self.config.factorized_attention and grid == self.trained_grid[:1]:
-            return self.frame_positions
+        own = getattr(self, f"{kind}_table")
+        if grid == self.trained_positions(kind):
+            return own
         if torch.compiler.is_compiling():
             # Apple's GPUs have no float64
-            device = None if self.positions.device.type == "mps" else self.positions.device
-            return self.position_table(grid, device, of_head).to(self.positions)
-        key = (grid, self.positions.device, self.positions.dtype, *("head",) * of_head)
+            device = None if own.device.type == "mps" else own.device
+            return self.position_table(kind, grid, device).to(own)
+        key = (kind, grid, own.device, own.dtype)
         table = self.other_positions.get(key)
         # FakeTensors have no values to keep
-        if table is None or isinstance(self.positions, FakeTensor):
+        if table is None or isinstance(own, FakeTensor):
             # that training can use, too
             with torch.inference_mode(False):
-                table = self.position_table(grid, None, of_head).to(self.positions)
+                table = self.position_table(kind, grid).to(own)
             if not isinstance(table, FakeTensor):
                 for oldest in list(self.other_positions)[: 1 - MAX_TABLES]:
                     self.other_positions.pop(oldest, None)
@@ -1246,9 +1250,9 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
     def rotary_positions(self, grid, num_extra_tokens=0):
         """(cosines, sines) for a grid of patches and for further tokens, which aren't rotated; None without rotary
         positions."""
-        if self.config.position_embedding != "rotary":
+        if "rotary" not in self.config.position_embedding:
             return None
-        cosines, sines = self.embed_positions(grid)
+        cosines, sines = self.embed_positions("rotary", grid)
         if num_extra_tokens == 0:
             return cosines, sines
         return F.pad(cosines, (0, 0, 0, num_extra_tokens), value=1), F.pad(sines, (0, 0, 0, num_extra_tokens))
