@@ -289,6 +289,25 @@ def test_outputs_of_a_corrector_that_are_not_finite_are_refused():
         scheduler.step_correct(logits(2, 3, 5) * math.nan, 0, scheduler.init_noise((2, 3), seeded(0)))
 
 
+@pytest.mark.parametrize("process", ["absorbing", "uniform"])
+def test_a_likelihood_of_outputs_that_are_not_finite_is_refused(process):
+    scheduler, tokens = DiscreteScoreScheduler(5, process), torch.zeros(2, 3, dtype=torch.long)
+    u = torch.tensor([0.2, 0.7], dtype=torch.float64)
+
+    def bound(value, row):
+        def network(x_t, timesteps):
+            output = logits(2, 3, 5)
+            output[row, 1, 2] = value
+            return output
+
+        return scheduler.likelihood_bound(network, tokens, u, seeded(0))
+
+    with pytest.raises(ValueError, match="model_output is not finite .nan, infinite. at timestep [0-9]"):
+        bound(math.nan, 1)
+    # a token that a network rules out, and that isn't there
+    assert bound(-math.inf, 1).isfinite().all()
+
+
 def test_continuous_and_discrete_configs_are_not_mistaken_for_each_other():
     for other in (ScoreSDEScheduler(), DDPMScheduler(), VQDiffusionScheduler(num_vec_classes=5)):
         with pytest.raises(ValueError, match="continuous|no process over tokens is known|VQDiffusionScheduler has no"):

@@ -318,11 +318,15 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             network: f(x_t (B, L), timesteps (B,)) -> output (B, L, V), as `step` takes it.
+
+        Raises ValueError where the network's output is not finite.
         """
 
         def denoise(x_t, t):
             timesteps = self.timestep(t).to(x_t.device)
-            return self.clean_log_probs(network(x_t, timesteps), x_t, t)
+            log_p0 = self.clean_log_probs(network(x_t, timesteps), x_t, t)
+            self._check_numbers(log_p0, t)
+            return log_p0
 
         return likelihood_bound(self.path, denoise, tokens, u, self.t_min, self.t_max, generator, given)
 
@@ -580,12 +584,19 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         masks, or no tokens at all."""
         log_p0 = self.clean_log_probs(output, sample, t)
         # on a device the check would wait for it in every step
-        if (sample.device.type == "cpu" or self._step_index is None) and log_p0.isnan().any():
+        if sample.device.type == "cpu" or self._step_index is None:
+            self._check_numbers(log_p0, t)
+        return log_p0
+
+    def _check_numbers(self, log_p0, t):
+        """Raise ValueError where log-probabilities at time t, or at times (B,), are none."""
+        failed = log_p0.isnan().flatten(1).any(1)
+        if failed.any():
+            t = torch.as_tensor(t).expand(len(failed))[failed.cpu()][0]
             raise ValueError(
                 f"model_output is not finite (nan, infinite) at timestep {float(self.timestep(t)):g}: the training of "
                 f"the network failed, or its numbers overflow in half precision; use bfloat16 or float32"
             )
-        return log_p0
 
     @staticmethod
     def check_limits(temperature=None, top_k=None, top_p=None, guidance_scale=1.0):
