@@ -20,7 +20,7 @@ from .guidance import run, sides
 from .protocols import Conditions, Generators, Network
 from .text_likelihood import TextLikelihood, text_likelihood
 from .texts import GAP, decode_texts, encode_prompts, end_ids, lengths_of_texts
-from .wording import check_choice, check_finite, one_line, quoted
+from .wording import check_choice, check_count, check_finite, one_line, quoted
 from .writing import whole_file  # noqa: F401
 
 
@@ -290,8 +290,8 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         """(length, block_length), by default the model's, and all at once. Raises ValueError for those that are no
         whole numbers from 1 on, or that don't fit the model."""
         for name, value in (("length", length), ("block_length", block_length)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
+            if value is not None:
+                check_count(name, value)
         length = self.length if length is None else length
         most = self.length - 1 if length > self.length else self.length
         if block_length is None and length > self.length:

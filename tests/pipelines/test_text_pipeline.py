@@ -3,6 +3,7 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from enumerable import MarkovSource, agrees, all_sequences, counts
@@ -190,7 +191,7 @@ def test_blocks_end_when_all_texts_have_ended():
     pipeline = tiny_text_pipeline(letters("abcdefg", **END))
     with torch.no_grad():
         pipeline.transformer.proj_out.bias[7] = 100.0
-    output = pipeline(length=100, block_length=4, num_inference_steps=4, generator=seed())
+    output = pipeline(length=np.int64(100), block_length=np.int64(4), num_inference_steps=4, generator=seed())
     assert output.texts == [""] and (output.token_ids == 7).all() and output.nfe <= 4
 
 
