@@ -220,8 +220,11 @@ class Recording(_Scheduler):
         t_start=None,
         mu=None,
         guidance_scale=None,
+        original_inference_steps=None,
+        strength=1.0,
     ):
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, t_start, mu, guidance_scale)
+        given = (timesteps, sigmas, t_start, mu, guidance_scale, original_inference_steps, strength)
+        super().set_timesteps(num_inference_steps, device, *given)
         n, shift = self.nfe, shift_of(self, mu)
         if not torch.equal(self._planned().times, grid(self, n, self.t_max, shift)):
             raise ValueError(
@@ -293,7 +296,7 @@ class Recording(_Scheduler):
         if self.finished:
             self._bar.close()
         prev_sample = self._x.to(sample.dtype, copy=True)
-        return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+        return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample, denoised.to(sample.dtype))
 
 
 def search_in_call(scheduler, pipeline, n, call, reference_steps, sweeps) -> Search:

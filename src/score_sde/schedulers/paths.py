@@ -869,19 +869,31 @@ def _straight(path, n, t_min, t_max, *, to_data=True, **_):
     return path.t_from_straight(torch.linspace(*ends, n + to_data, dtype=torch.float64)[:n], 1.0)
 
 
+def karras_level_times(path, numbers, t_min, t_max, levels, rho=7.0):
+    """The times of levels of karras by their numbers, 0 at t_max to levels - 1 at t_min, float64."""
+    begin, end = (u ** (1 / rho) for u in _ends(path, t_min, t_max, 0.0))
+    share = numbers.to(torch.float64) / max(levels - 1, 1)
+    return path.t_from_straight((begin + share * (end - begin)) ** rho, 0.0)
+
+
 def _karras_levels(path, n, t_min, t_max, *, levels, rho=7.0, to_data=True, **_):
     # of the levels of karras every so many, as diffusers' CMStochasticIterativeScheduler has them
     steps = n if to_data else n - 1
-    begin, end = (u ** (1 / rho) for u in _ends(path, t_min, t_max, 0.0))
-    share = torch.arange(steps, dtype=torch.float64) * (levels // steps) / max(levels - 1, 1)
-    times = path.t_from_straight((begin + share * (end - begin)) ** rho, 0.0)
+    times = karras_level_times(path, torch.arange(steps) * (levels // steps), t_min, t_max, levels, rho)
     return times if to_data else torch.cat([times, torch.full((1,), t_min).to(times)])
 
 
-def _skipping(path, n, t_min, t_max, *, levels, original=None, to_data=True, **_):
-    # of `original` equal steps every so many, as diffusers' LCM and TCD schedulers have them
-    steps, size = n if to_data else n - 1, levels // (original or levels)
-    most = int(t_max * levels / size + 1e-9)
+def _skipping(path, n, t_min, t_max, *, levels, original=None, strength=1.0, to_data=True, **_):
+    # of the first of `original` equal steps every so many, as diffusers' LCM and TCD schedulers have them
+    steps, original = n if to_data else n - 1, original or levels
+    size = levels // original
+    most = min(int(t_max * levels / size + 1e-9), int(original * strength))
+    if steps > most:
+        share = f" at strength {strength:g}" if strength < 1 else ""
+        raise ValueError(
+            f"{steps} time steps are more than the {most} of {original} original_inference_steps{share}: use fewer, or "
+            f"more of the original ones"
+        )
     times = (most - (torch.arange(steps, dtype=torch.float64) * (most / steps)).floor()) * size / levels
     return times if to_data else torch.cat([times, torch.full((1,), t_min).to(times)])
 
@@ -954,7 +966,8 @@ def time_grid(path, spacing, n, t_min, t_max, *, levels, **options):
             karras, log_snr (uniform in lambda), logistic (equal shares of a logistic distribution of lambda; where it
             ends depends on n), beta (quantiles of Beta(0.6, 0.6) in t), beta_sigmas (the same in sigma / alpha),
             straight (equal steps of sigma / (alpha + sigma), the last of which leads to t_min), karras_levels (of
-            `levels` levels of karras every so many), or skipping (of `original` equal steps every so many).
+            `levels` levels of karras every so many), or skipping (of the first int(original * strength) of `original`
+            equal steps every so many).
         levels: number of training time steps, in which leading, trailing and linspace count.
         offset: added to the levels of leading (diffusers' steps_offset).
         open_end: linspace and leading are those of n + 1 levels without the last.
@@ -962,7 +975,7 @@ def time_grid(path, spacing, n, t_min, t_max, *, levels, **options):
             between levels.
         slope: karras, log_snr and beta_sigmas are grids of sigma / (alpha + slope sigma).
         rho: exponent of karras and karras_levels.
-        original: of skipping.
+        original, strength: of skipping.
         to_data: straight, karras_levels and skipping have n evaluations; otherwise the last of the n times is t_min,
             where a trajectory ends without one.
         center, width, tail: of logistic; `tail` is the share of lambda that is left to the last step, to clean data,

@@ -34,10 +34,12 @@ from .saved_config import SavedConfig
 from .solvers import ON_GIVEN_TIMES, PREDICTORS
 from .sphere_kernel import heat_kernel  # noqa: F401 (diffusers copies the files that this one names, and no further)
 from .stock_attributes import TABLES, stock_tables, why_not
-from .stock_configs import not_of_the_path, of_network
+from .stock_configs import check_boundary, not_of_the_path, of_network
 from .timetables import (
     are_of_flow_pipelines,
+    check_original,
     ends_of_sigmas,
+    first_of,
     given_times,
     grid,
     shift_of,
@@ -210,7 +212,8 @@ class ScoreSDEScheduler(SavedConfig):
             and told its own it is a denoiser; consistency, it leads to t_min, whether it is told or not.
         map_steps: number of steps that such a network was made for, which pipelines take by themselves; None for 2.
         original_inference_steps: of a consistency model as diffusers' LCM and TCD schedulers have it: the grid is
-            skipping, whatever timestep_spacing says, of this number of steps of training; None for neither.
+            skipping, whatever timestep_spacing says, of this number of steps of training, of which `set_timesteps` may
+            take another number or a part (strength); None for neither.
         shift_terminal: on the linear path, the time of the last evaluation, to which grids are stretched (LTX-Video).
             Not used by auto.
         domain: where samples (B, C, ...) live: None for flat space, torus (angles in radians in [-pi, pi)), box ([-1,
@@ -551,6 +554,8 @@ class ScoreSDEScheduler(SavedConfig):
         t_start: float | None = None,
         mu: float | None = None,
         guidance_scale: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float = 1.0,
     ):
         """Plan a trajectory. Call it before `step`, and again before every new trajectory.
 
@@ -560,7 +565,10 @@ class ScoreSDEScheduler(SavedConfig):
             device: where `timesteps` shall be.
             timesteps: the falling numbers (as the network receives them) at which to evaluate. On the linear path
                 with sigmas, what the network receives at these levels, whatever their own times are (CogView 4); in
-                between, as interpolated. A last 0 of Wuerstchen's is left out.
+                between, as interpolated. A last 0 of Wuerstchen's is left out. Where the network receives log sigma
+                and timestep_spacing is karras_levels, as of diffusers' CMStochasticIterativeScheduler, whole numbers
+                (int, not float) are those of levels instead, as there: 0 to num_train_timesteps - 1, of which 0 has
+                the most noise and comes first although it is given last.
             sigmas: the falling noise levels at which to evaluate, as diffusers counts them: sigma / alpha, but
                 sigma itself on the linear path, before they are shifted. A last 0 is where every trajectory leads, and
                 is left out; a first one of all noise is the largest that the predictor can begin at, where that is
@@ -571,10 +579,22 @@ class ScoreSDEScheduler(SavedConfig):
             guidance_scale: of classifier-free guidance, by which `auto` chooses: what is best without guidance (0 to 1)
                 is unstable with much of it. None where it isn't known, as in stock pipelines: what holds for 1 to 12.
                 Other predictors don't use it.
+            original_inference_steps: as the pipelines of LCM pass it, instead of that of the config: the grid is that
+                of this number of steps, also with `auto`.
+            strength: as they pass it, from 0 to 1: the num_inference_steps are taken of the first int(strength *
+                original_inference_steps) of the original steps, so that they begin at less noise. `auto` begins there
+                in a grid of its own. Of given timesteps it leaves the last int(strength * number).
 
-        Raises ValueError where none of number, timesteps and sigmas is given, where they contradict each other, or when
-        no falling grid of this size exists.
+        Raises ValueError where none of number, timesteps and sigmas is given, where they contradict each other, when no
+        falling grid of this size exists, and for original_inference_steps or a strength below 1 without the config's
+        original_inference_steps.
         """
+        check_original(self, original_inference_steps, strength)
+        is_of_original = original_inference_steps is not None or strength < 1
+        if is_of_original and (sigmas is not None or t_start is not None):
+            raise ValueError("original_inference_steps and strength go with num_inference_steps or timesteps alone")
+        if is_of_original and timesteps is not None:
+            timesteps = first_of(self, timesteps, original_inference_steps, strength)
         told = None
         if timesteps is not None and sigmas is not None and isinstance(self.path, LinearSDE):
             told, timesteps = as_list("timesteps", timesteps), None
@@ -602,17 +622,20 @@ class ScoreSDEScheduler(SavedConfig):
                 f"num_inference_steps"
             )
         given = times
-        if n is None:
+        if n is None or original_inference_steps is not None:
             own = self.config.network_map or ON_GIVEN_TIMES
             predictor = own if self.config.predictor == "auto" else self.config.predictor
+        else:
+            predictor = solver(self, n)
+        if n is None:
             # all that are given are evaluated at, but for the end itself, up to the rounding of float32
             if not self.config.denoise_final and times[-1] > self.t_min * (1 + 1e-5):
                 times = torch.cat([times, torch.full((1,), self.t_min).to(times)])
-        elif t_start is None and self._is_calibrated(n):
+        elif t_start is None and not is_of_original and self._is_calibrated(n):
             times, predictor = fitted(self, n, shift)
         else:
-            times = grid(self, n, self.t_max if t_start is None else t_start, shift)
-            predictor = solver(self, n)
+            begin = self.t_max if t_start is None else t_start
+            times = grid(self, n, begin, shift, original_inference_steps, strength)
 
         self._lay(times, predictor, device)
         if told is not None:
@@ -623,7 +646,7 @@ class ScoreSDEScheduler(SavedConfig):
         self._step_index = None
         self._begin_index = None
         self._grid_shift, self._moves_with_stock = shift, None
-        if self.config.predictor == "auto" and n is not None and t_start is None:
+        if self.config.predictor == "auto" and n is not None and t_start is None and not is_of_original:
             self._moves_with_stock = times, predictor, given
 
     def _lay(self, times, predictor, device=None):
@@ -632,6 +655,7 @@ class ScoreSDEScheduler(SavedConfig):
         walk = PlannedTrajectory if self.domain is None else DomainTrajectory
         self._trajectory = walk(self.parameterization, times, predictor, stages)
         self._tell(self._trajectory.evaluated, device)
+        check_boundary(self.config, self.timestep(self._trajectory.evaluated))
         self._timesteps_to, self._ends_are_told = None, False
         if self.config.network_map is not None:
             ends = told_ends(self, stages)
@@ -807,7 +831,7 @@ class ScoreSDEScheduler(SavedConfig):
             timestep: an entry of `timesteps`; it only matters for the first call, which finds its place by it.
             sample: the current sample (B, C, ...), any floating dtype; half precision is computed in float32.
             generator: source of the noise, one or one per sample.
-            return_dict: return a `ScoreSDESchedulerOutput` instead of the tuple (prev_sample,).
+            return_dict: return a `ScoreSDESchedulerOutput` instead of the tuple (prev_sample, pred_original_sample).
             prev_timestep: passed by pipelines of UnCLIP and Kandinsky, which pass the next entry of `timesteps`; the
                 step goes there anyway.
             use_clipped_model_output: instead of the scheduler's own, unless None.
@@ -859,11 +883,11 @@ class ScoreSDEScheduler(SavedConfig):
                 self.config.use_clipped_model_output if use_clipped_model_output is None else use_clipped_model_output
             )
             prev_sample, denoised = trajectory.step(at, model_output, x, draw_noise, variance, redone)
-        prev_sample = prev_sample.to(sample.dtype)
+        prev_sample, denoised = prev_sample.to(sample.dtype), denoised.to(sample.dtype)
         self._step_index = at + 1
         if not return_dict:
-            return (prev_sample,)
-        return ScoreSDESchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised.to(sample.dtype))
+            return (prev_sample, denoised)
+        return ScoreSDESchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised)
 
     def _check_told(self, stage):
         """Raise ValueError where a flow map should have been told the time that it leads to."""

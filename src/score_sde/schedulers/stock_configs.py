@@ -155,8 +155,8 @@ SOLVER = (
 )
 # honoured, as t_max
 CUT = "lambda_min_clipped"
-# of LCM and TCD: honoured under the same name; and refused where LCM mixes the sample into the denoised one by it, at
-# times that its grid holds
+# of LCM and TCD: honoured under the same name; and refused where LCM mixes the sample into the denoised one by it, when
+# a trajectory has such times
 ORIGINAL, BOUNDARY = "original_inference_steps", "timestep_scaling"
 
 # --- keys of the others -----------------------------------------------------------------------------------------------
@@ -255,8 +255,6 @@ def _of_chain(name, given, stock, defaults):
     ours |= (ACCEPTED | MAPS)[name]
     if name in MAPS:
         ours[ORIGINAL] = given[ORIGINAL]
-    if name == "LCMScheduler":
-        _check_boundary(given)
     ours["exact_zero_snr"] = bool(ours.get("exact_zero_snr") and ours.get("rescale_betas_zero_snr"))
     ours |= {flag: bool(given.get(flag)) for flag in GRIDS}
     has_grid = any(ours[flag] for flag in GRIDS)
@@ -281,15 +279,19 @@ def _of_chain(name, given, stock, defaults):
     return ours
 
 
-def _check_boundary(given):
-    """Raise ValueError where the last time of LCM's grids is so early that its c_skip counts."""
-    last = given["num_train_timesteps"] // given[ORIGINAL] - 1
-    skip = 0.25 / ((last * given[BOUNDARY]) ** 2 + 0.25)
+def check_boundary(config, timesteps):
+    """Raise ValueError where an evaluation by a config of ours, made of LCM's, is at so little noise that LCM's c_skip
+    counts; `timesteps` is what the network receives. TCD, whose trajectories end with noise, has the key without use.
+    """
+    if config.get(BOUNDARY) is None or config["network_map"] != "consistency" or not config["denoise_final"]:
+        return
+    last = float(timesteps[-1])
+    skip = 0.25 / ((last * config[BOUNDARY]) ** 2 + 0.25)
     if skip > 1e-4:
         raise ValueError(
-            f"{BOUNDARY}={given[BOUNDARY]!r} of LCMScheduler with {ORIGINAL} {given[ORIGINAL]} has no counterpart: at "
-            f"timestep {last} it mixes {skip:.2g} of the sample into the denoised one; pass fewer {ORIGINAL}, or a "
-            f"larger {BOUNDARY}"
+            f"{BOUNDARY}={config[BOUNDARY]!r} of LCMScheduler has no counterpart at timestep {last:g}, where it mixes "
+            f"{skip:.2g} of the sample into the denoised one: take fewer steps, or fewer {ORIGINAL}, which end at more "
+            f"noise"
         )
 
 

@@ -3,11 +3,12 @@ are given; and the numbers that stand for times outside, `timesteps` and `sigmas
 """
 
 import math
+import warnings
 
 import torch
 
 from .checks import NUMBERS, as_list, check_number
-from .paths import LinearSDE, shifted, time_grid
+from .paths import LinearSDE, karras_level_times, shifted, time_grid
 from .solvers import automatic
 from .stock_configs import GRIDS, curve
 
@@ -34,10 +35,12 @@ def _rule(scheduler, n):
     return automatic(n, scheduler._guidance_scale, -float(scheduler.path.half_log_snr(1.0)))
 
 
-def grid(scheduler, n, t_max, shift=1.0):
-    """The times of n steps up to t_max."""
-    if scheduler.config.predictor != "auto" or scheduler.domain is not None:
-        return stock_grid(scheduler, n, t_max, shift)
+def grid(scheduler, n, t_max, shift=1.0, original=None, strength=1.0):
+    """The times of n steps up to t_max; `original` and `strength` as `check_original` takes them."""
+    if scheduler.config.predictor != "auto" or scheduler.domain is not None or original is not None:
+        return stock_grid(scheduler, n, t_max, shift, original, strength)
+    if strength < 1:
+        t_max = float(_spaced(scheduler, "skipping", 1, t_max, strength=strength)[0])
     if scheduler.config.network_map is not None:
         return shifted(scheduler.path, _spaced(scheduler, "straight", n, t_max), shift)
     rule = _rule(scheduler, n)
@@ -46,7 +49,7 @@ def grid(scheduler, n, t_max, shift=1.0):
     return _spaced(scheduler, "logistic", n, t_max, center=center, width=rule.width, tail=rule.tail)
 
 
-def stock_grid(scheduler, n, t_max, shift):
+def stock_grid(scheduler, n, t_max, shift, original=None, strength=1.0):
     """The same, of timestep_spacing and the stock schedulers' keys beside it, whatever the predictor."""
     config = scheduler.config
     spacing = config.timestep_spacing
@@ -55,7 +58,8 @@ def stock_grid(scheduler, n, t_max, shift):
         spacing = "linspace"
     if config.original_inference_steps is not None:
         spacing = "skipping"
-    times = _spaced(scheduler, spacing, n, t_max, rho=config.rho)
+    of_original = {"strength": strength} | ({} if original is None else {"original": original})
+    times = _spaced(scheduler, spacing, n, t_max, rho=config.rho, **of_original)
     times = _stretched(config, shifted(scheduler.path, times, shift))
     return _curved(scheduler, times, t_max) if curve(config) else times
 
@@ -74,9 +78,24 @@ def _spaced(scheduler, spacing, n, t_max, **options):
         open_end=config.open_end,
         whole_levels=config.whole_levels,
         to_data=config.denoise_final,
-        original=config.original_inference_steps,
-        **options,
+        **{"original": config.original_inference_steps} | options,
     )
+
+
+def check_original(scheduler, original, strength):
+    """Raise ValueError unless a trajectory can be on the first int(original * strength) of `original` steps of
+    training, as the pipelines of LCM ask for it; None for the config's."""
+    config = scheduler.config
+    if original is not None:
+        check_number("original_inference_steps", original, 1, config.num_train_timesteps, whole=True)
+    check_number("strength", strength, 0, 1)
+    if config.original_inference_steps is None and (original is not None or strength < 1):
+        given = f"strength {strength:g}" if original is None else f"original_inference_steps {original}"
+        raise ValueError(
+            f"{given} is of a grid of original steps, as diffusers' LCM and TCD schedulers have it, and this scheduler "
+            f"has none: leave it out, or say how many steps the network's training had, "
+            f"ScoreSDEScheduler.from_config(scheduler.config, original_inference_steps=50)"
+        )
 
 
 def _stretched(config, times):
@@ -149,6 +168,8 @@ def given_times(scheduler, timesteps, sigmas, shift):
     config, path, is_flow = scheduler.config, scheduler.path, isinstance(scheduler.path, LinearSDE)
     given, name = (sigmas, "sigmas") if timesteps is None else (timesteps, "timesteps")
     values = torch.tensor(as_list(name, given), dtype=torch.float64)
+    if timesteps is not None and are_numbers_of_levels(scheduler, timesteps):
+        return _numbered(scheduler, values)
     if timesteps is not None and values[-1] == 0 and len(values) > 1 and ends_with_zero(config):
         values = values[:-1]
     if timesteps is not None:
@@ -168,6 +189,48 @@ def given_times(scheduler, timesteps, sigmas, shift):
     if not small or not (times.diff() < 0).all() or not times[-1] > 0:
         raise ValueError(f"{name} {values.tolist()} must fall strictly, from at most {largest:g}")
     return times
+
+
+def are_numbers_of_levels(scheduler, timesteps):
+    """Whether these number levels, 0 the noisiest, and are not what the network receives: whole numbers (by their type)
+    where it receives log sigma and the grid is karras_levels, as of diffusers' CMStochasticIterativeScheduler."""
+    is_numbered = scheduler.config.timestep_spacing == "karras_levels"
+    if not is_numbered or scheduler.parameterization.time_input != "log_sigma":
+        return False
+    return not torch.is_floating_point(torch.as_tensor(timesteps))
+
+
+def _numbered(scheduler, numbers):
+    """The times of levels of karras_levels, given as in diffusers by their falling numbers."""
+    config, levels = scheduler.config, scheduler.config.num_train_timesteps
+    if not (numbers.diff() < 0).all() or numbers[0] >= levels or numbers[-1] < 0:
+        raise ValueError(
+            f"timesteps {numbers.long().tolist()} are whole, so that they number levels of noise, as with diffusers' "
+            f"CMStochasticIterativeScheduler, and must fall strictly, from at most {levels - 1} to at least 0, the "
+            f"noisiest: pass floats for what the network receives"
+        )
+    return karras_level_times(scheduler.path, numbers.flip(0), scheduler.t_min, scheduler.t_max, levels, config.rho)
+
+
+def first_of(scheduler, timesteps, original, strength):
+    """Of given timesteps those that LCM's pipelines mean by a strength: the last int(strength * number).
+
+    Raises ValueError where none is left. Warns of those that are none of the `original` steps, where it is given.
+    """
+    timesteps = as_list("timesteps", timesteps)
+    if original is not None:
+        size = scheduler.config.num_train_timesteps // original
+        others = [value for value in timesteps if (value + 1) % size or not 0 < value + 1 <= size * original]
+        if others:
+            warnings.warn(
+                f"timesteps {others} are none of the {original} original_inference_steps, the multiples of {size} "
+                f"less 1: they are evaluated, though the network may not have been trained there",
+                stacklevel=3,
+            )
+    left = int(len(timesteps) * strength)
+    if not left:
+        raise ValueError(f"strength {strength:g} leaves none of the {len(timesteps)} timesteps: pass more of either")
+    return timesteps[-left:]
 
 
 def are_of_flow_pipelines(path, sigmas):
