@@ -68,10 +68,6 @@ ARGUMENTS: dict[str, typing.Any] = {
 }
 # schedulers that no solver can stand for, by class, and why
 REASONS = {
-    "CMStochasticIterativeScheduler": "a consistency model",
-    "LCMScheduler": "a consistency model",
-    "TCDScheduler": "a consistency model",
-    "SCMScheduler": "a consistency model",
     "FlowMapEulerDiscreteScheduler": "a flow map",
     "AmusedScheduler": "discrete tokens",
     "VQDiffusionScheduler": "discrete tokens",
@@ -124,10 +120,12 @@ def reason_of(kind):
 
 def why_not_auto(kind, case):
     """Why `auto`, whose grid is its own, means something else in the pipeline; None where it doesn't."""
+    if case.auto:
+        return case.auto
     cuts = any(re.fullmatch("(inpaint_)?strength", name) for name in inspect.signature(kind.__call__).parameters)
     if cuts and "set_begin_index" not in inspect.getsource(sys.modules[kind.__module__]):
         return "cuts the grid by strength, and does not tell the scheduler"
-    return case.auto
+    return None
 
 
 def components_of(kind, case):
@@ -272,6 +270,8 @@ def one_step_method(scheduler, whole_timesteps=False):
         return WuerstchenToData.from_config(config), "ancestral"
     if name in ("DDPMScheduler", "UnCLIPScheduler"):
         return scheduler, "ancestral"
+    if name in ("LCMScheduler", "CMStochasticIterativeScheduler"):
+        return scheduler, "consistency"
     if name == "PNDMScheduler":
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         return diffusers.DDIMScheduler.from_config(config | {"set_alpha_to_one": True, "clip_sample": False}), "ddim"

@@ -8,6 +8,8 @@ import torch
 import transformers
 from tiny_cases import Case, mask, picture, video
 
+from score_sde.schedulers.stock_configs import REFUSED
+
 
 # one character, one token
 CHARACTERS = [chr(code) for code in range(33, 127)]
@@ -884,7 +886,8 @@ CASES: list[tuple[str, Case]] = [
         embedded("prompt_embeds", "prompt_attention_mask", components={"scheduler": flow()}, negative_prompt=None),
     ),
     (r"Sana(PAG|ControlNet)?", Case(call={"use_resolution_binning": False})),
-    (r"SanaSprint.*", Case(reason="a consistency model")),
+    # by the type hint it has another scheduler
+    (r"SanaSprint.*", Case(reason=f"SCMScheduler's: {REFUSED['SCMScheduler']}")),
     (
         r"QwenImageControlNet.*",
         Case(

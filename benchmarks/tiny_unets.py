@@ -94,6 +94,15 @@ def unconditional_unet(**changes):
     return diffusers.UNet2DModel(**(config | changes))
 
 
+def class_unet():
+    return unconditional_unet(num_class_embeds=10)
+
+
+def lcm_scheduler():
+    # as from_pretrained gives it: its config says whose it is, since TCD's has the same keys
+    return diffusers.LCMScheduler.from_config({"_class_name": "LCMScheduler"})
+
+
 def controlnet(**changes):
     config = {
         "block_out_channels": (8, 16),
@@ -630,6 +639,13 @@ CASES: list[tuple[str, Case]] = [
     ),
     (r"TextToVideoZero.*", Case(call={"t0": 6, "t1": 8}, auto=WHOLE)),
     (r"StableDiffusionSAG", Case(auto=WHOLE)),
+    # consistency models
+    (r".*ConsistencyModel.*", Case(auto="a consistency model, whose samples of more steps have no limit")),
+    (r"ConsistencyModel", Case(components={"unet": class_unet}, call={"class_labels": [3]})),
+    (
+        r"LatentConsistencyModel.*",
+        Case(components={"unet": lambda: unet(time_cond_proj_dim=8), "scheduler": lcm_scheduler}),
+    ),
     (r"UniDiffuser", Case(without=("image",))),
     (
         r"BlipDiffusion.*",

@@ -172,6 +172,7 @@ def test_ordinary_configs_are_what_they_were(tmp_path):
 STOCK = [
     *(("LCMScheduler", LATENTS | {"prediction_type": kind}) for kind in ("epsilon", "sample", "v_prediction")),
     ("LCMScheduler", LATENTS | {"original_inference_steps": 25, "clip_sample": True, "clip_sample_range": 0.5}),
+    *(("LCMScheduler", LATENTS | {"original_inference_steps": original}) for original in (30, 600, 1000)),
     ("LCMScheduler", LATENTS | {"thresholding": True, "dynamic_thresholding_ratio": 0.5}),
     *(("TCDScheduler", LATENTS | {"prediction_type": kind}) for kind in ("epsilon", "sample", "v_prediction")),
     ("TCDScheduler", LATENTS | {"clip_sample": True}),

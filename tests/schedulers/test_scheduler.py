@@ -604,8 +604,8 @@ def test_step_returns_what_was_asked_for():
     x, x0 = noise(2, 3, 4, 4), noise(2, 3, 4, 4, seed=1)
     output = copy.deepcopy(scheduler).step(x0, scheduler.timesteps[0], x)
     assert torch.equal(output.pred_original_sample, x0)
-    (prev_sample,) = scheduler.step(x0, scheduler.timesteps[0], x, return_dict=False)
-    assert torch.equal(prev_sample, output.prev_sample)
+    prev_sample, denoised = scheduler.step(x0, scheduler.timesteps[0], x, return_dict=False)
+    assert torch.equal(prev_sample, output.prev_sample) and torch.equal(denoised, x0)
 
 
 @pytest.mark.parametrize("eta", [0, 0.0, None])

@@ -21,9 +21,15 @@ FAST = (
     + ("DDPMPipeline", "DDIMPipeline", "LDMTextToImagePipeline", "IFPipeline", "KandinskyV22PriorPipeline")
     + ("UnCLIPPipeline", "StableDiffusionSAGPipeline", "FluxPipeline", "WanPipeline", "StableDiffusion3Pipeline")
     + ("ZImagePipeline", "LTXPipeline", "CogView3PlusPipeline", "WuerstchenCombinedPipeline", "StableAudioPipeline")
+    + ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline", "ConsistencyModelPipeline")
 )
 PIPELINES = stock_pipelines.pipelines()
-TAKE_STRENGTH = [name for name, kind in PIPELINES.items() if "strength" in inspect.signature(kind.__call__).parameters]
+# those of a consistency model are in test_consistency_pipelines
+TAKE_STRENGTH = [
+    name
+    for name, kind in PIPELINES.items()
+    if "strength" in inspect.signature(kind.__call__).parameters and "Consistency" not in name
+]
 FAST_FROM_IMAGES = ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLInpaintPipeline", "FluxImg2ImgPipeline")
 
 

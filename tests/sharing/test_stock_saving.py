@@ -147,7 +147,7 @@ def test_copies_go_on_where_the_scheduler_is(copied):
     x = scheduler.step(output, scheduler.timesteps[0], x).prev_sample
     twin = copied(scheduler)
     assert twin.config == scheduler.config and twin.__module__ == "score_sde"
-    (a,), (b,) = (each.step(output, scheduler.timesteps[1], x, return_dict=False) for each in (twin, scheduler))
+    (a, _), (b, _) = (each.step(output, scheduler.timesteps[1], x, return_dict=False) for each in (twin, scheduler))
     assert torch.equal(a, b)
 
 

@@ -101,7 +101,9 @@ _STAGES = "it changes the size of the sample within a trajectory, and adds noise
 REFUSED = {
     "FlowMatchLCMScheduler": "it changes the size of the sample within a trajectory, or the grid as it does",
     "ConsistencyDecoderScheduler": "its network decodes latents, in two fixed steps",
-    "SCMScheduler": "its path, the cosine and sine of an angle, is none here; cosine_vp has an offset",
+    "SCMScheduler": "its path, the cosine and sine of an angle, with noise of the data's standard deviation, is none "
+    "here (cosine_vp has an offset), and its pipelines pass angles beside the number of steps, to a grid that ends "
+    "with 0",
     "PiflowScheduler": "its network returns a policy for a whole step, not one denoised sample",
     "DDIMInverseScheduler": _INVERSE,
     "DPMSolverMultistepInverseScheduler": _INVERSE,
@@ -290,8 +292,8 @@ def check_boundary(config, timesteps):
     if skip > 1e-4:
         raise ValueError(
             f"{BOUNDARY}={config[BOUNDARY]!r} of LCMScheduler has no counterpart at timestep {last:g}, where it mixes "
-            f"{skip:.2g} of the sample into the denoised one: take fewer steps, or fewer {ORIGINAL}, which end at more "
-            f"noise"
+            f"{skip:.2g} of the sample into the denoised one: let the trajectory end at more noise, by fewer steps, "
+            f"fewer {ORIGINAL} or other timesteps"
         )
 
 
