@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -267,6 +268,16 @@ def test_a_run_that_is_told_to_stop_writes_in_the_end_what_another_does(tmp_path
     assert [line[0] for line in evaluations] == [2, 4, 6, 8] and len(samples) == 3
     assert written(tmp_path / "parts") == (log, evaluations, samples)
     assert parts[0].pushed + task.pushed == whole.pushed and len(whole.pushed) == 1
+
+
+@pytest.mark.parametrize(
+    ("now", "rank", "expected"), [(2, 1, [2.0, 5]), (3, 0, [3.0, 9]), (1, 0, [3.0, 9]), (3, 2, [0.0, 0.0])]
+)
+def test_what_was_not_logged_is_of_the_process_that_had_it_or_of_the_main_one(now, rank, expected):
+    left = [{"loss": [1.0, 4]}, {"loss": [2.0, 5]}]
+    accelerator = SimpleNamespace(num_processes=now, process_index=rank, is_main_process=rank == 0)
+    assert loop.own_sums(left, accelerator) == {"loss": expected}
+    assert loop.own_sums([], accelerator) == {}
 
 
 def test_what_was_left_for_later_is_written_once_however_often_it_is_done(tmp_path):

@@ -301,7 +301,7 @@ def fit(config, accelerator, run, task):
     # what a run that was told to stop left for later
     if progress.pop("unseen", False):
         look()
-    window = Window(progress.pop("unlogged", []), accelerator)
+    window = Window(own_sums(progress.pop("unlogged", []), accelerator))
     while not done:
         # one optimizer step
         window.begin_step(progress)
@@ -528,20 +528,21 @@ class StopSignal:
             signal.signal(number, handler)
 
 
+def own_sums(unlogged, accelerator):
+    """The `Window.sums` of this process, of those that the processes of a run left; the main one has them all where
+    they were another number."""
+    if len(unlogged) == accelerator.num_processes:
+        return unlogged[accelerator.process_index]
+    of_all = {name: [sum(each[name][i] for each in unlogged) for i in (0, 1)] for name in (unlogged or [{}])[0]}
+    return of_all if accelerator.is_main_process else dict.fromkeys(of_all, [0.0, 0.0])
+
+
 class Window:
-    """The values of the steps since the last log. Nothing here waits for the device until they are asked for.
+    """The values of the steps since the last log. Nothing here waits for the device until they are asked for. `sums`:
+    {name: [sum, how many were added]} of this process, of what was read and isn't logged."""
 
-    Args:
-        before: the `sums` of every process, of steps that another run has done; [] for none. The main process has them.
-    """
-
-    def __init__(self, before=(), accelerator=None):
-        # {name: [sum, how many were added]} of what was read and isn't logged
-        self.sums = {
-            name: [sum(each[name][i] for each in before) if accelerator.is_main_process else 0.0 for i in (0, 1)]
-            for name in (before[0] if before else ())
-        }
-        self.records, self.steps = [], 0
+    def __init__(self, sums=None):
+        self.sums, self.records, self.steps = sums or {}, [], 0
         self.started, self.seconds_of_waiting = time.monotonic(), 0.0
 
     def seconds(self):
