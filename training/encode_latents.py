@@ -49,6 +49,7 @@ from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
 from score_sde.training.parts.signal_data import AudioDataConfig, VideoDataConfig
 from score_sde.training.parts.signal_rows import SoundRows, VideoRows
 from score_sde.training.parts.sources import IMAGES, on_hub
+from score_sde.training.parts.workers import DataLoader
 
 
 @dataclass
@@ -265,13 +266,9 @@ def main(argv=None):
         shard for shard in own if not is_done(config.output_dir, shard, recorded, dataset, rows_of_shards[shard])
     ]
     batches = {shard: in_batches(rows_of_shards[shard], config.batch_size) for shard in missing}
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=[rows for shard in missing for rows in batches[shard]],
-        num_workers=loading_processes(config, accelerator, dataset),
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    loader = iter(loader)
+    workers = loading_processes(config, accelerator, dataset)
+    in_turn = [rows for shard in missing for rows in batches[shard]]
+    loader = iter(DataLoader(dataset, workers, accelerator, batch_sampler=in_turn))
     WORK_BEGUN.set()
     for shard in tqdm(missing, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
         rows = rows_of_shards[shard]

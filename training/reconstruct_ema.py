@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from score_sde.ema import reconstruction_weights
 from score_sde.sharing.bundles import load_bundle, save_bundle
 from score_sde.training.parts.averages import file_of_decay, list_snapshots
-from score_sde.training.parts.checkpoints import list_checkpoints, read_state
+from score_sde.training.parts.checkpoints import facts_of_progress, list_checkpoints, read_state
 from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.options import OneLineParser
 
@@ -93,13 +93,16 @@ def main(argv=None):
             facts |= {"steps": step, "ema_sigma_rel": options.sigma_rel}
         else:
             checkpoints = list_checkpoints(options.run)
-            path = os.path.join(checkpoints[-1], file_of_decay(options.decay)) if checkpoints else ""
-            if not os.path.isfile(path):
-                kept = facts["config"]["further_ema_decays"]
-                raise ValueError(f"no checkpoint of {options.run!r} holds the decay {options.decay:g}; it kept {kept}")
-            check_run(read_state(checkpoints[-1])["run_id"], facts.get("run_id"), checkpoints[-1])
-            weights = load_file(path)
+            state = read_state(checkpoints[-1]) if checkpoints else facts
+            kept = state["config"]["further_ema_decays"]
+            if not checkpoints or options.decay not in kept:
+                raise ValueError(f"no checkpoint of {options.run!r} holds the decay {options.decay}; it kept {kept}")
+            check_run(state["run_id"], facts.get("run_id"), checkpoints[-1])
+            weights = load_file(os.path.join(checkpoints[-1], file_of_decay(options.decay)))
             facts["config"]["ema_decay"] = options.decay
+            # the run may have gone on since its pipeline was written, or have lost its last checkpoints
+            facts |= facts_of_progress(state["progress"])
+            print(f"decay {options.decay} at step {facts['steps']}")
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 

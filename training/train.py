@@ -51,7 +51,7 @@ from score_sde.training.parts.samples import sample_grid
 from score_sde.training.parts.signal_config import SIGNAL_KINDS
 from score_sde.training.parts.sources import has_no_splits, of_no_splits
 from score_sde.training.parts.starting import StartConfig, begun, check_told, encoder_of
-from score_sde.training.parts.tasks import loss_by_time
+from score_sde.training.parts.tasks import loss_by_time, share_done
 from score_sde.training.parts.text_task import TextTask, TextTrainConfig
 from score_sde.training.parts.trackers import main_process_goes_on
 from score_sde.training.parts.validation import Validation, ValidationConfig, conditions_of_rows
@@ -98,7 +98,8 @@ class TrainConfig(
     @staticmethod
     def stated_kind(stated):
         """The kind of data that a command line is for; `stated`(option) is what it says for an option, or None."""
-        return stated("data_kind") or ("points" if stated("domain") else TrainConfig.data_kind)
+        of_points = stated("domain") not in (None, "null")
+        return stated("data_kind") or ("points" if of_points else TrainConfig.data_kind)
 
     def problems(self):
         started = list(self.start_problems())
@@ -260,11 +261,8 @@ class DiffusionTask(PublishedTask):
         return {} if self.alignment is None else {"align_projection": self.alignment.projection}
 
     def compute_loss(self, state, batch, draws):
-        config, done = self.config, state.progress
-        share = done["step"] / config.max_train_steps
-        if config.max_train_seconds:
-            share = min(1.0, max(share, done["seconds"] / config.max_train_seconds))
-        network = state.model
+        config, network = self.config, state.model
+        share = share_done(state.progress, config.max_train_steps, config.max_train_seconds)
         if config.token_routing:
             network = Routed(network, self.model.patch, config.token_routing, draws)
         if self.alignment is None:

@@ -28,6 +28,7 @@ from score_sde.training.parts.options import one_line_errors, parse
 from score_sde.training.parts.run_folder import open_run, surviving
 from score_sde.training.parts.tasks import Task
 from score_sde.training.parts.trackers import main_process_goes_on
+from score_sde.training.parts.workers import DataLoader
 
 
 @dataclass
@@ -157,7 +158,7 @@ def train(config, accelerator, run):
             vae = model.vae
             rows = torch.utils.data.Subset(dataset, range(min(config.statistics_images, len(dataset))))
             workers = loading_processes(config, accelerator, dataset)
-            loader = torch.utils.data.DataLoader(rows, batch_size=128, num_workers=workers)
+            loader = DataLoader(rows, workers, accelerator, batch_size=128)
             with torch.no_grad():
                 statistics = latent_statistics(
                     encode_moments(vae, batch["images"].to(accelerator.device))

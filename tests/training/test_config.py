@@ -73,6 +73,27 @@ def test_null_takes_back_what_a_file_says(tmp_path, capsys):
     assert "argument --learning_rate/--learning-rate: invalid float value: 'null'" in capsys.readouterr().err
 
 
+def test_null_takes_back_a_list_that_a_file_says(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("further_ema_decays: [0.9, 0.99]\nema_sigma_rel: 0.2\nfreeze: [blocks]\n")
+    nulls = ["--further_ema_decays", "null", "--ema_sigma_rel=null"]
+    config = parse(train.TrainConfig, [str(tmp_path / "config.yaml"), *nulls, "--freeze", "null"])
+    # ema_sigma_rel has others by itself
+    assert (config.further_ema_decays, config.ema_sigma_rel, config.freeze) == ([], [0.05, 0.1], [])
+    assert config.given == set()
+    (tmp_path / "nulls.yaml").write_text("further_ema_decays: null\nema_sigma_rel: null\nsample_prompts: []\n")
+    config = parse(train.TrainConfig, [str(tmp_path / "nulls.yaml")])
+    assert (config.further_ema_decays, config.ema_sigma_rel, config.sample_prompts) == ([], [0.05, 0.1], [])
+    with pytest.raises(SystemExit):
+        parse(train.TrainConfig, ["--further_ema_decays", "0.9", "null"])
+    assert "further_ema_decays: null stands alone" in capsys.readouterr().err
+
+
+def test_a_domain_that_is_null_makes_no_points(capsys):
+    with pytest.raises(SystemExit):
+        parse(train.TrainConfig, ["--domain", "null"])
+    assert "domain is an option for data of the kind points, and these are of the kind image" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_said_once(capsys):
     with pytest.raises(SystemExit):
         parse(train.TrainConfig, ["--condition_from", "sharpen", "--batch_size", "0"])
@@ -94,6 +115,9 @@ def test_what_is_wrong_is_said_once(capsys):
         ("license: 1.10", "license must be text; YAML reads 1.1 there: write it in quotes"),
         ("dataset: {a: b}", "dataset must be text"),
         ("label_column: null", "label_column must be text; YAML reads None"),
+        ("further_ema_decays: [0.9, null]", "further_ema_decays must be a number; YAML reads None"),
+        ("ema_sigma_rel: []", "argument --ema_sigma_rel/--ema-sigma-rel: expected at least one argument"),
+        ("log_with: []", "argument --log_with/--log-with: expected one argument"),
         ("further_ema_decays: [0.9, no]", "further_ema_decays must be a number; YAML reads False"),
         ("seed: 1\nseed: 2", "'seed' stands there twice"),
         ("seed: [", "cannot read"),

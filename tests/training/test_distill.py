@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from runs import TINY_DIT, TINY_RUN, equal, forget_runs, run
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, cli, load_bundle, save_bundle
 from score_sde.losses import FEW_STEP_METHODS
+from score_sde.losses.few_step_objectives import Consistency
 from score_sde.training import distill, evaluate, train
 from score_sde.training.parts.options import parse
 
@@ -275,6 +276,20 @@ def test_data_that_the_teacher_does_not_know(teacher, photographs, tmp_path, cap
     assert "the teacher doesn't know the classes zebra; it knows dog, cat" in refused(capsys, *where)
     found = refused(capsys, *where, "--class_conditional", "false", "--resolution", 16)
     assert "the teacher's samples are of shape (1, 8, 8), those of the data of (1, 16, 16)" in found
+
+
+def test_a_stage_that_was_reached_is_not_left_where_the_end_moves_away(teacher, photographs, tmp_path, monkeypatch):
+    seen, original = [], Consistency.levels
+
+    def levels(self, progress):
+        seen.append(progress)
+        return original(self, progress)
+
+    monkeypatch.setattr(Consistency, "levels", levels)
+    arguments = ["--dataset", photographs, "--method", "consistency", "--resume_from_checkpoint", "latest"]
+    for steps in (2, 4):
+        distilled(teacher, tmp_path / "run", *arguments, "--max_train_steps", steps)
+    assert seen == [0, 0.5, 1, 1]
 
 
 def test_a_resumed_run_needs_its_teacher(teacher, photographs, tmp_path, capsys):

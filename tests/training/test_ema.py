@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from score_sde import load_bundle
 from score_sde.ema import PowerFunctionEMA, gamma_of, inner_product, reconstruction_weights, sigma_rel_of
 from score_sde.training import reconstruct_ema
 from score_sde.training.parts import averages
+from score_sde.training.parts.checkpoints import read_state
 
 
 def test_gamma_and_sigma_rel_are_inverse():
@@ -164,6 +166,10 @@ def test_a_pipeline_is_published_with_another_average(tmp_path, capsys):
     assert json.loads((tmp_path / "other" / "training.json").read_text())["config"]["ema_decay"] == 0.5
     card = tmp_path / "pipeline" / "training.json"
     facts = card.read_text()
+    assert (
+        json.loads((tmp_path / "other" / "training.json").read_text()).items()
+        >= {key: json.loads(facts)[key] for key in ("steps", "images_seen", "final_loss", "train_seconds")}.items()
+    )
     card.write_text(json.dumps(json.loads(facts) | {"run_id": "another"}))
     with pytest.raises(SystemExit):
         reconstruct_ema.main([str(tmp_path), "--decay", "0.5", "--output", output])
@@ -182,6 +188,20 @@ def test_a_pipeline_is_published_with_another_average(tmp_path, capsys):
         assert (facts["steps"], facts["ema_sigma_rel"]) == (step, sigma_rel)
         assert ("images_seen" in facts, "ema_decay" in facts["config"]) == (step == 6, False)
     assert "EMA sigma_rel, reconstructed | 0.05" in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_another_average_is_of_the_step_of_its_checkpoint(tmp_path, capsys):
+    """Where the last one could not be written: the pipeline is of a later step."""
+    arguments = ["--ema_decay", 0.9, "--further_ema_decays", 0.5, "--checkpointing_steps", 1, "--logging_steps", 1]
+    train_tiny(tmp_path, *arguments, "--max_train_steps", 3)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000003")
+    reconstruct_ema.main([str(tmp_path), "--decay", "0.5", "--output", str(tmp_path / "other")])
+    assert "decay 0.5 at step 2" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "other" / "training.json").read_text())
+    progress = read_state(tmp_path / "checkpoints" / "step-00000002")["progress"]
+    assert (facts["steps"], facts["images_seen"], facts["final_loss"]) == (2, 8, progress["loss"])
+    assert facts["train_seconds"] == round(progress["seconds"], 1)
+    assert "| optimizer steps | 2 |" in (tmp_path / "other" / "README.md").read_text()
 
 
 def test_what_cannot_be_reconstructed_is_refused(tmp_path, capsys):

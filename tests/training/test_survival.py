@@ -57,6 +57,12 @@ def wait_for_checkpoint(process, output_dir, after=None):
     raise AssertionError("no checkpoint was written")
 
 
+def workers_of(process):
+    """The ids of the processes that load data for a process."""
+    children = psutil.Process(process.pid).children()
+    return [child.pid for child in children if not any("resource_tracker" in part for part in child.cmdline())]
+
+
 LONG_RUN = ["--max_train_steps", 400, "--checkpointing_steps", 5, "--logging_steps", 5]
 
 
@@ -103,13 +109,26 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, processes):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_says_resume_me(tmp_path):
-    arguments = ["--max_train_steps", 100_000, "--checkpointing_steps", 20, "--logging_steps", 7]
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_sigterm_saves_and_says_resume_me(tmp_path, whole_group):
+    """Also one that reaches the processes that load data, too, as a scheduler's and `timeout`'s does."""
+    arguments = ["--max_train_steps", 100_000, "--checkpointing_steps", 20, "--logging_steps", 7, "--num_workers", 2]
     process = subprocess.Popen(
-        command(tmp_path, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command(tmp_path, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
     )
-    wait_for_checkpoint(process, tmp_path)
-    process.terminate()
+    first = wait_for_checkpoint(process, tmp_path)
+    if whole_group:
+        for name in ("TERM", "INT"):
+            subprocess.run(["kill", f"-{name}", *map(str, workers_of(process))], check=True)
+        wait_for_checkpoint(process, tmp_path, first)
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
     out, _ = process.communicate(timeout=60)
     assert process.returncode == loop.EXIT_RESUME
     newest = checkpoints.list_checkpoints(tmp_path)[-1]
@@ -399,19 +418,26 @@ def test_a_data_worker_that_dies_is_named_and_nothing_is_lost(tmp_path):
         command(tmp_path, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
     )
     wait_for_checkpoint(process, tmp_path)
-    workers = [child for child in psutil.Process(process.pid).children() if "resource_tracker" not in child.cmdline()]
-    workers[0].kill()
+    pid = workers_of(process)[0]
+    os.kill(pid, signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode not in (0, loop.EXIT_RESUME)
     # PyTorch's own message, where its handler of signals is the first to see it
-    pid = workers[0].pid
     assert re.search(rf"data died: pid {pid} \(|DataLoader worker \(pid {pid}\) is killed", error), error[-2000:]
     newest = checkpoints.list_checkpoints(tmp_path)[-1]
     arguments[1] = int(newest[-8:]) + 1
     train_tiny(tmp_path, *arguments, "--resume_from_checkpoint", "latest")
 
 
-@pytest.mark.parametrize(("where", "optimizer"), [("loss", "adamw"), ("gradient", "adamw"), ("gradient", "rmsprop")])
+# what becomes of the losses of a step
+NOT_FINITE = {
+    "loss": lambda losses: losses * float("nan"),
+    "gradient": lambda losses: losses + (losses - losses.detach()) * float("inf"),
+    "loss_alone": lambda losses: losses + float("inf"),
+}
+
+
+@pytest.mark.parametrize(("where", "optimizer"), [*((where, "adamw") for where in NOT_FINITE), ("gradient", "rmsprop")])
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, where, optimizer, capsys):
     """Weights, moments and averages of step 2 are those of step 1, and the run goes on."""
     original, calls = Objective.__call__, []
@@ -419,9 +445,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, where,
     def poisoned(self, *arguments):
         losses = original(self, *arguments)
         calls.append(losses)
-        if len(calls) == 2:
-            losses = losses * float("nan") if where == "loss" else losses + (losses - losses.detach()) * float("inf")
-        return losses
+        return NOT_FINITE[where](losses) if len(calls) == 2 else losses
 
     monkeypatch.setattr(Objective, "__call__", poisoned)
     arguments = [

@@ -2,8 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +19,8 @@ from runs import equal, forget_runs
 from score_sde.training.parts import loop
 from score_sde.training.parts.config import LoopConfig
 from score_sde.training.parts.loop import fit, make_accelerator
-from score_sde.training.parts.run_folder import open_run
-from score_sde.training.parts.tasks import Task
+from score_sde.training.parts.run_folder import EVALUATIONS, open_run
+from score_sde.training.parts.tasks import Task, share_done
 
 
 class Denoiser(torch.nn.Module):
@@ -201,6 +205,142 @@ def test_every_logged_step_has_a_line_and_no_step_two(tmp_path):
     for name in ("step", "images_seen", "loss", "error", "gradient_norm", "learning_rate"):
         assert [line[name] for line in lines] == [line[name] for line in others]
     assert {"images_per_second", "waiting_for_data"} <= others[0].keys()
+
+
+class Watched(Consistency):
+    """One that is sampled, evaluated and pushed on the way."""
+
+    evaluation_steps, push_steps, samples_suffix = 2, 4, ".txt"
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.pushed = []
+
+    def size(self, network):
+        return sum(float(weight.detach().double().square().sum()) for weight in network.parameters())
+
+    def sample(self, network, path):
+        Path(path).write_text(str(self.size(network)))
+
+    def evaluate(self, network):
+        return {"size": self.size(network)}
+
+    def push(self, network, facts):
+        self.pushed.append((facts["steps"], self.size(network)))
+
+
+def stopping(at, number=signal.SIGTERM):
+    """A `Watched` that is told to stop in these steps."""
+
+    class Stopping(Watched):
+        def compute_loss(self, state, batch, draws):
+            if state.progress["step"] + 1 in at:
+                os.kill(os.getpid(), number)
+            return super().compute_loss(state, batch, draws)
+
+    return Stopping
+
+
+def written(folder):
+    """What a run has logged, without what hangs on the clock, evaluated and sampled."""
+    names = ("step", "images_seen", "loss", "error", "gradient_norm", "learning_rate")
+    log = [[line[name] for name in names] for line in records(folder)]
+    evaluations = [[line[name] for name in ("step", "images_seen", "size")] for line in records(folder, EVALUATIONS)]
+    return log, evaluations, {path.name: path.read_text() for path in (folder / "samples").iterdir()}
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 8])
+def test_a_run_that_is_told_to_stop_writes_in_the_end_what_another_does(tmp_path, at):
+    """At any step, one at which an evaluation, samples and a push are due, and the last, too."""
+    options = {"logging_steps": 3, "sample_steps": 2, "checkpointing_steps": 5, "max_train_steps": 8}
+    whole, network, _ = fit_task(tmp_path / "whole", Watched, **options)
+    parts = []
+    with pytest.raises(SystemExit) if at < 8 else nullcontext():
+        fit_task(tmp_path / "parts", lambda rows: parts.append(stopping({at})(rows)) or parts[0], **options)
+    if at < 8:
+        # what may take long is not done before the end
+        assert not (tmp_path / "parts" / "samples" / f"step-{at:08d}.txt").exists()
+        assert at not in dict(parts[0].pushed)
+    task, resumed, _ = fit_task(tmp_path / "parts", Watched, resume_from_checkpoint="latest", **options)
+    assert equal(network.state_dict(), resumed.state_dict())
+    log, evaluations, samples = written(tmp_path / "whole")
+    assert [line[0] for line in log] == [3, 5, 6, 8]
+    assert [line[0] for line in evaluations] == [2, 4, 6, 8] and len(samples) == 3
+    assert written(tmp_path / "parts") == (log, evaluations, samples)
+    assert parts[0].pushed + task.pushed == whole.pushed and len(whole.pushed) == 1
+
+
+@pytest.mark.parametrize(
+    ("now", "rank", "expected"), [(2, 1, [2.0, 5]), (3, 0, [3.0, 9]), (1, 0, [3.0, 9]), (3, 2, [0.0, 0.0])]
+)
+def test_what_was_not_logged_is_of_the_process_that_had_it_or_of_the_main_one(now, rank, expected):
+    left = [{"loss": [1.0, 4]}, {"loss": [2.0, 5]}]
+    accelerator = SimpleNamespace(num_processes=now, process_index=rank, is_main_process=rank == 0)
+    assert loop.own_sums(left, accelerator) == {"loss": expected}
+    assert loop.own_sums([], accelerator) == {}
+
+
+def test_what_was_left_for_later_is_written_once_however_often_it_is_done(tmp_path):
+    """Told to stop in step 4, then killed after step 7, before a checkpoint, it goes on from step 4 again."""
+    options = {"logging_steps": 3, "sample_steps": 2, "checkpointing_steps": 0, "max_train_steps": 8}
+    fit_task(tmp_path / "whole", Watched, **options)
+    with pytest.raises(SystemExit):
+        fit_task(tmp_path / "parts", stopping({4}), **options)
+
+    class Killed(Watched):
+        def compute_loss(self, state, batch, draws):
+            if state.progress["step"] == 7:
+                raise RuntimeError("killed")
+            return super().compute_loss(state, batch, draws)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fit_task(tmp_path / "parts", Killed, resume_from_checkpoint="latest", **options)
+    assert [line["step"] for line in records(tmp_path / "parts", EVALUATIONS)] == [2, 4, 6]
+    fit_task(tmp_path / "parts", Watched, resume_from_checkpoint="latest", **options)
+    assert written(tmp_path / "parts") == written(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("lr_scheduler", "lr_warmup_steps", "highest"), [("linear", 5, 0.02), ("linear", 2, None), ("constant", 5, None)]
+)
+def test_a_warm_up_that_the_run_is_too_short_for_is_named(tmp_path, lr_scheduler, lr_warmup_steps, highest, capsys):
+    """With the learning rate of the last step, which is the highest."""
+    options = {"lr_scheduler": lr_scheduler, "lr_warmup_steps": lr_warmup_steps, "logging_steps": 2}
+    fit_task(tmp_path, max_train_steps=3, **options)
+    message = "lr_warmup_steps 5 are no fewer than max_train_steps 3: the learning rate rises to 0.02 and never gets to"
+    assert (message + " learning_rate 0.05" in capsys.readouterr().out) == (highest is not None)
+    if highest:  # of the step that is next
+        assert records(tmp_path)[0]["learning_rate"] == pytest.approx(highest)
+
+
+def test_the_share_of_a_run_is_never_less_than_it_was(tmp_path):
+    """Where its end moves away, it stays until the steps have come up to it."""
+    shares = []
+
+    class Staged(Consistency):
+        def compute_loss(self, state, batch, draws):
+            shares.append(share_done(state.progress, self.steps))
+            return super().compute_loss(state, batch, draws)
+
+    def staged(steps):
+        shares.clear()
+        with pytest.raises(SystemExit) if steps in stops else nullcontext():
+            make = type("Stopping", (Staged,), {"steps": steps, "after_step": lambda self, state: stop(state, steps)})
+            fit_task(tmp_path, make, max_train_steps=steps, resume_from_checkpoint="latest")
+        return list(shares)
+
+    stops = {4: 2, 5: 3}
+
+    def stop(state, steps):
+        if state.progress["step"] == stops.get(steps):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert staged(4) == [0, 1 / 4]
+    assert staged(5) == [1 / 2]  # not 2 / 5
+    assert staged(10) == [3 / 5] * 4 + [7 / 10, 8 / 10, 9 / 10]  # not 3 / 10, ...
+    assert share_done({"step": 1, "seconds": 30.0}, 10, 60.0) == 0.5
+    assert share_done({"step": 1, "seconds": 90.0}, 10, 60.0) == 1.0
+    assert share_done({"step": 1, "seconds": 3.0, "share": 0.3}, 10, 60.0) == 0.3
 
 
 def test_what_is_not_finite_is_null_in_the_log(tmp_path):

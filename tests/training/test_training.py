@@ -268,6 +268,11 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--on_existing_run", "delete"], "on_existing_run 'delete' is unknown; choose one of refuse, set_aside"),
         (["--ema_decay", "1"], "ema_decay 1.0 must lie in [0, 1)"),
         (["--further_ema_decays", "0.9", "-1"], "further_ema_decays -1.0 must lie in [0, 1)"),
+        (
+            ["--further_ema_decays", "0.9", "0.9999999", "0.99999991"],
+            "further_ema_decays 0.9999999 and 0.99999991 agree to six digits",
+        ),
+        (["--ema_sigma_rel", "0.1", "0.1"], "ema_sigma_rel 0.1 and 0.1 agree to six digits"),
         (["--ema_sigma_rel", "0.3"], "ema_sigma_rel: sigma_rel 0.3 must lie in (0, 0.2887)"),
         (["--ema_snapshot_steps", "-1"], "ema_snapshot_steps -1 must be at least 0"),
         (["--log_with", "tensorbord"], "log_with 'tensorbord' is unknown; choose one of aim, comet_ml"),

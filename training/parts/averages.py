@@ -4,6 +4,7 @@ import copy
 import os
 import re
 from contextlib import contextmanager
+from itertools import combinations
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -24,6 +25,11 @@ MAIN = "ema.safetensors"
 def file_of_decay(decay):
     """Where a checkpoint holds the average of a decay beside the main one."""
     return f"ema-decay-{decay:g}.safetensors"
+
+
+def same_in_file_names(numbers):
+    """The first two decays, or widths, whose files would have one name; None where there are none."""
+    return next((pair for pair in combinations(numbers, 2) if len({f"{each:g}" for each in pair}) == 1), None)
 
 
 def list_snapshots(output_dir):

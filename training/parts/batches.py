@@ -8,6 +8,7 @@ from datasets.distributed import split_dataset_by_node
 from .buckets import in_words
 from .cores import loading_processes
 from .seeds import mix_seeds
+from .workers import DataLoader
 
 
 class GlobalBatchSampler:
@@ -154,6 +155,4 @@ def training_batches(dataset, config, accelerator, progress):
                 )
             sampler = BucketBatchSampler(buckets, step, config.batch_size, *position)
         batches = {"batch_sampler": sampler}
-    pin_memory = accelerator.device.type == "cuda"
-    loader = torch.utils.data.DataLoader(dataset, num_workers=workers, pin_memory=pin_memory, **batches)
-    return itertools.islice(loader, skip, None)
+    return itertools.islice(DataLoader(dataset, workers, accelerator, **batches), skip, None)

@@ -23,6 +23,7 @@ from score_sde.pipelines.writing import whole_folder
 from .hashes import hash_of, hash_of_file
 from .options import mapping
 from .run_folder import surviving
+from .tasks import share_done
 
 
 # options that what was trained hangs on: a run goes on with the same
@@ -69,6 +70,16 @@ SAID = {
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint that is not whole."""
+
+
+def facts_of_progress(progress):
+    """What a card says of where a run stands: JSON-able."""
+    return {
+        "steps": progress["step"],
+        "images_seen": progress["images_seen"],
+        "final_loss": progress["loss"],
+        "train_seconds": round(progress["seconds"], 1),
+    }
 
 
 def list_checkpoints(output_dir):
@@ -263,8 +274,11 @@ def resume(config, accelerator, run, averages, modules, lr_scheduler, data_finge
         accelerator.print(f"resuming from {folder}: step {progress['step']}, {progress['images_seen']} images seen")
         if changed:
             accelerator.print(f"changed since then: {', '.join(changed)}")
+        progress["share"] = share_done(
+            progress, state["config"]["max_train_steps"], state["config"].get("max_train_seconds")
+        )
         follow_schedule(config, accelerator, lr_scheduler, state)
-        run.rewind(progress["step"])
+        run.rewind(progress["step"], evaluated=not progress.get("unseen"))
         accelerator.wait_for_everyone()
         return progress
     return None

@@ -14,6 +14,7 @@ from PIL import ImageColor
 from score_sde.ema import gamma_of
 from score_sde.pipelines.wording import unknown
 
+from .averages import same_in_file_names
 from .optimizers import optimizer_arguments, optimizers
 
 
@@ -260,6 +261,10 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
         for name, value in [(n, getattr(self, n)) for n in ("adam_beta1", "adam_beta2", "ema_decay")] + decays:
             if value is not None and not 0 <= value < 1:
                 yield f"{name} {value} must lie in [0, 1)"
+        for name, given in (("further_ema_decays", self.further_ema_decays), ("ema_sigma_rel", self.ema_sigma_rel)):
+            if alike := same_in_file_names(given):
+                one, other = alike
+                yield f"{name} {one} and {other} agree to six digits, by which their files are named: leave one out"
         for width in self.ema_sigma_rel:
             try:
                 gamma_of(width)

@@ -35,6 +35,7 @@ from accelerate.utils import (
     ProjectConfiguration,
     TorchDynamoPlugin,
     convert_outputs_to_fp32,
+    gather_object,
 )
 from diffusers.optimization import get_scheduler
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -45,7 +46,7 @@ from score_sde.schedulers.paths import moved
 
 from .averages import Averages, gathered
 from .batches import training_batches
-from .checkpoints import resume, save_checkpoint, within
+from .checkpoints import facts_of_progress, resume, save_checkpoint, within
 from .cores import warn_of_busy_cores
 from .flops import FlopCounter, measured_peak
 from .optimizers import check_optimizer, leave_out, make_optimizer
@@ -53,7 +54,7 @@ from .options import WORK_BEGUN
 from .plots import plot_runs
 from .precision import automatic_precision
 from .provenance import provenance, typed_command
-from .run_folder import surviving
+from .run_folder import EVALUATIONS, surviving
 from .seeds import mix_seeds
 from .tasks import TrainingState
 from .trackers import show_picture, show_text, start_trackers
@@ -229,6 +230,12 @@ def fit(config, accelerator, run, task):
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.max_train_steps,
     )
+    if config.lr_warmup_steps >= config.max_train_steps and config.lr_scheduler != "constant":
+        highest = config.learning_rate * (config.max_train_steps - 1) / config.lr_warmup_steps
+        accelerator.print(
+            f"lr_warmup_steps {config.lr_warmup_steps:,} are no fewer than max_train_steps {config.max_train_steps:,}: "
+            f"the learning rate rises to {highest:.3g} and never gets to learning_rate {config.learning_rate:g}"
+        )
     # what is no parameter but saved, such as a batch norm's statistics, is to be the same in all processes
     accelerator.ddp_handler.broadcast_buffers = any(has_saved_buffers(each) for each in (model, *modules.values()))
     model, optimizer, *prepared = accelerator.prepare(model, optimizer, *modules.values())
@@ -259,14 +266,42 @@ def fit(config, accelerator, run, task):
     trained = [model, *modules.values()]
     parameters = trained_parameters(*trained)
     started = time.monotonic() - progress["seconds"]
-    window, stop = Window(), StopSignal(accelerator)
+    stop = StopSignal(accelerator)
     run.closing.callback(stop.restore)
 
     def is_done():
         out_of_time = config.max_train_seconds and time.monotonic() - started >= config.max_train_seconds
         return progress["step"] >= config.max_train_steps or bool(out_of_time)
 
+    def look():
+        """Sample, push and evaluate the averaged weights of a step that is one for it."""
+        if config.sample_steps and progress["step"] % config.sample_steps == 0 and not done:
+            with averages.averaged_network() as averaged:
+                if accelerator.is_main_process:
+                    with surviving(f"samples of step {progress['step']}"):
+                        path = sample_path(config.output_dir, progress["step"], task.samples_suffix)
+                        task.sample(averaged, path)
+                        show_samples(accelerator, run, task, path, progress["step"])
+            accelerator.wait_for_everyone()
+        if task.push_steps and progress["step"] % task.push_steps == 0 and not done and not progress["skipped"]:
+            with averages.averaged_network() as averaged:
+                if accelerator.is_main_process:
+                    with surviving(f"the bundle of step {progress['step']}"):
+                        task.push(averaged, run_facts(config, accelerator, run, network, progress))
+            accelerator.wait_for_everyone()
+        if task.evaluation_steps and progress["step"] % task.evaluation_steps == 0:
+            with averages.averaged_network() as averaged:
+                values = task.evaluate(averaged)
+            with surviving("the log"):
+                accelerator.log(values, step=progress["step"])
+            if accelerator.is_main_process:
+                run.write_line(EVALUATIONS, {key: progress[key] for key in ("step", "images_seen")} | values)
+
     done, last_step = is_done(), None
+    # what a run that was told to stop left for later
+    if progress.pop("unseen", False):
+        look()
+    window = Window(own_sums(progress.pop("unlogged", []), accelerator))
     while not done:
         # one optimizer step
         window.begin_step(progress)
@@ -283,7 +318,8 @@ def fit(config, accelerator, run, task):
                     config.seed, step_began, accelerator, config.batch_size, i, config.gradient_accumulation_steps
                 )
                 value, details = task.compute_loss(state, batch, draws)
-                accelerator.backward(value)
+                # of a loss that is not finite no gradient is finite, in any process: its step changes nothing
+                accelerator.backward(value * torch.where(torch.isfinite(value.detach()), 1.0, math.nan))
                 if accelerator.sync_gradients:
                     norm = gathered(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
                     norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
@@ -310,10 +346,13 @@ def fit(config, accelerator, run, task):
         # log; before a checkpoint, too: none is written after a step that was not finite, but in the end
         done = is_done()
         stopped = stop.is_set(progress["step"])
-        saves = stopped or config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done)
-        if progress["step"] % config.logging_steps == 0 or saves or done:
+        leaves = stopped and not done
+        saves = config.checkpointing_steps and (progress["step"] % config.checkpointing_steps == 0 or done)
+        logs = progress["step"] % config.logging_steps == 0 or saves or done
+        if logs or leaves:
             values, finite = window.read(accelerator)
             progress["skipped"] = window.skipped_in_a_row(finite, progress["skipped"], config, accelerator, run)
+        if logs:
             if math.isfinite(values["loss"]):
                 progress["loss"] = values["loss"]
             speed = window.steps * micro_batch * config.gradient_accumulation_steps / window.seconds()
@@ -342,36 +381,18 @@ def fit(config, accelerator, run, task):
                 )
             window = Window()
 
-        # sample and save
+        # sample, evaluate and save; who is told to stop may have no time, and leaves all but the last for later
         progress["seconds"] = time.monotonic() - started
-        samples = config.sample_steps and progress["step"] % config.sample_steps == 0
-        if samples and not done and not stopped:
-            with averages.averaged_network() as averaged:
-                if accelerator.is_main_process:
-                    with surviving(f"samples of step {progress['step']}"):
-                        path = sample_path(config.output_dir, progress["step"], task.samples_suffix)
-                        task.sample(averaged, path)
-                        show_samples(accelerator, run, task, path, progress["step"])
-            accelerator.wait_for_everyone()
-        if task.push_steps and progress["step"] % task.push_steps == 0 and not done and not progress["skipped"]:
-            with averages.averaged_network() as averaged:
-                if accelerator.is_main_process:
-                    with surviving(f"the bundle of step {progress['step']}"):
-                        task.push(averaged, run_facts(config, accelerator, run, network, progress))
-            accelerator.wait_for_everyone()
-        if task.evaluation_steps and progress["step"] % task.evaluation_steps == 0 and not stopped:
-            with averages.averaged_network() as averaged:
-                values = task.evaluate(averaged)
-            with surviving("the log"):
-                accelerator.log(values, step=progress["step"])
-            if accelerator.is_main_process:
-                run.write_line("evaluation.jsonl", {key: progress[key] for key in ("step", "images_seen")} | values)
+        if leaves:
+            progress |= {"unseen": True, "unlogged": gather_object([window.sums])}
+        else:
+            look()
         if config.ema_snapshot_steps and progress["step"] % config.ema_snapshot_steps == 0:
             averages.save_snapshots(config, accelerator, run, progress["step"])
         saved = False
-        if saves and (done or stopped or not progress["skipped"]):
+        if stopped or saves and (done or not progress["skipped"]):
             saved = save_checkpoint(config, accelerator, run, state, lr_scheduler, task.data_fingerprint, task.origin)
-        if stopped and not done:
+        if leaves:
             bar.close()
             command = typed_command()
             command += [] if config.resume_from_checkpoint == "latest" else ["--resume_from_checkpoint", "latest"]
@@ -444,10 +465,7 @@ def run_facts(config, accelerator, run, network, progress):
     """What is known of a run: JSON-able."""
     return {
         "run_id": run.id,
-        "steps": progress["step"],
-        "images_seen": progress["images_seen"],
-        "final_loss": progress["loss"],
-        "train_seconds": round(progress["seconds"], 1),
+        **facts_of_progress(progress),
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
         **peak_memory(accelerator.device),
@@ -510,11 +528,21 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-class Window:
-    """The values of the steps since the last log. Nothing here waits for the device until they are asked for."""
+def own_sums(unlogged, accelerator):
+    """The `Window.sums` of this process, of those that the processes of a run left; the main one has them all where
+    they were another number."""
+    if len(unlogged) == accelerator.num_processes:
+        return unlogged[accelerator.process_index]
+    of_all = {name: [sum(each[name][i] for each in unlogged) for i in (0, 1)] for name in (unlogged or [{}])[0]}
+    return of_all if accelerator.is_main_process else dict.fromkeys(of_all, [0.0, 0.0])
 
-    def __init__(self):
-        self.records, self.steps = [], 0
+
+class Window:
+    """The values of the steps since the last log. Nothing here waits for the device until they are asked for. `sums`:
+    {name: [sum, how many were added]} of this process, of what was read and isn't logged."""
+
+    def __init__(self, sums=None):
+        self.sums, self.records, self.steps = sums or {}, [], 0
         self.started, self.seconds_of_waiting = time.monotonic(), 0.0
 
     def seconds(self):
@@ -546,7 +574,7 @@ class Window:
         values = [each for record in self.records for each in record["values"]]
         numbers = torch.cat([joined for joined, _ in values]).float().cpu()
         pieces = iter(numbers.split([size for _, of_names in values for size, _ in of_names.values()]))
-        sums, finite = {}, []
+        sums, finite = self.sums, []
         for record in self.records:
             finite.append(1.0)
             for _, of_names in record["values"]:

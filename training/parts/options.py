@@ -3,7 +3,8 @@
     score-sde train quick_start/diffusion --learning_rate 1e-4
 
 Every field of a dataclass is a key of the YAML file and an option of the command line, which wins; null is as if an
-option that may be missing were not there. A file is named by its path, or by its name in training/configs/.
+option that may be missing, or takes several values, were not there. A file is named by its path, or by its name in
+training/configs/.
 """
 
 import argparse
@@ -65,6 +66,15 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, False, "", [], "{}") else super()._get_help_string(action)
 
 
+def default_of(field):
+    return field.default_factory() if field.default is MISSING else field.default
+
+
+def may_be_null(field):
+    """Whether null is as if an option were not there: one that may be missing, or takes several values."""
+    return field.default in (None, MISSING)
+
+
 def type_of(field):
     """The type of one value of an option: X of X | None and of list[X]."""
     return next((each for each in get_args(field.type) if each is not type(None)), field.type)
@@ -94,8 +104,8 @@ def make_parser(config_class, everything=False):
         read = {int: whole_number, bool: true_or_false}.get(kind, kind)
         groups[each.metadata["group"]].add_argument(
             *dict.fromkeys([f"--{each.name}", f"--{each.name.replace('_', '-')}"]),
-            type=or_null(read) if each.default is None else read,
-            default=each.default_factory() if each.default is MISSING else each.default,
+            type=or_null(read) if may_be_null(each) else read,
+            default=default_of(each),
             # a switch takes a value or none
             **{"nargs": "?", "const": True} if kind is bool else {},
             **{"nargs": "+"} if each.default is MISSING else {},
@@ -135,7 +145,9 @@ def parse(config_class, argv):
         name, *_ = unknown[0].split("=")
         near = nearest(name, [f"--{each}" for each in known])
         parser.error(f"{name} is unknown{near or ';'} --help_all lists all options")
-    given = {name: value for name, value in vars(values).items() if value not in (MISSING, None)}
+    given = {name: value for name, value in vars(values).items() if value not in (MISSING, None, [None])}
+    if mixed := [name for name, value in given.items() if isinstance(value, list) and None in value]:
+        parser.error(f"{mixed[0]}: null stands alone, for none of its values")
     config = config_class(**given)
     config.given = frozenset(given)
     problems = list(dict.fromkeys(config.problems()))
@@ -293,7 +305,7 @@ def yaml_arguments(path, values, known):
         if key not in known:
             near = nearest(str(key), list(known))
             raise ValueError(f"{path}: option {key!r} is unknown{near}; the options are {', '.join(sorted(known))}")
-        if value is None and known[key].default is None:
+        if (value is None and may_be_null(known[key])) or (value == [] and default_of(known[key]) == []):
             continue
         try:
             texts = [option_text(each, known[key]) for each in (value if isinstance(value, list) else [value])]

@@ -6,6 +6,7 @@ from tqdm.auto import tqdm
 from score_sde.schedulers.paths import moved
 
 from .cores import loading_processes
+from .workers import DataLoader
 
 
 def rounds(count, batch_size, accelerator):
@@ -46,12 +47,8 @@ def real_batches(data, count, config, accelerator, what=None):
     """(numbers of the rows, batch, size of the round) of the first images of a dataset, those of each height and width
     together, with a progress bar where it has a name."""
     parts = list(rounds_by_size(by_size(data, range(count)), config.batch_size, accelerator))
-    loader = torch.utils.data.DataLoader(
-        data,
-        batch_sampler=[own for _, own, _ in parts],
-        num_workers=loading_processes(config, accelerator, data),
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    workers = loading_processes(config, accelerator, data)
+    loader = DataLoader(data, workers, accelerator, batch_sampler=[own for _, own, _ in parts])
     bar = tqdm(loader, desc=what, unit="batch", disable=what is None or not accelerator.is_main_process)
     for (_, own, size), batch in zip(parts, bar, strict=True):
         yield own, {name: moved(values, accelerator.device) for name, values in batch.items()}, size

@@ -23,7 +23,8 @@ from score_sde.pipelines.writing import whole_file
 # what is written step by step, under the names step-00001000...
 BY_STEP = ("checkpoints", "ema_snapshots", "samples")
 # lines of JSON, each with its step
-RECORDS = ("log.jsonl", "evaluation.jsonl", "nonfinite.jsonl")
+EVALUATIONS = "evaluation.jsonl"
+RECORDS = ("log.jsonl", EVALUATIONS, "nonfinite.jsonl")
 RESULTS = ("pipeline", "pushed", "vae", "classifier", "init_from")
 
 
@@ -157,9 +158,10 @@ class Run:
                 file.truncate(size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def rewind(self, step):
-        """Forget what was written after this step, from which the run now goes on: it is written again. Newer
-        checkpoints, damaged ones or those that were passed over by name, are set aside."""
+    def rewind(self, step, evaluated=True):
+        """Forget what was written after this step, from which the run now goes on: it is written again, and so is its
+        own evaluation unless the step was `evaluated`. Newer checkpoints, damaged ones or those that were passed over
+        by name, are set aside."""
         if not self.writes:
             return
         newer = [
@@ -175,7 +177,8 @@ class Run:
             for name in newer if not checkpoints else []:
                 os.remove(os.path.join(self.folder, name))
             for name in RECORDS:
-                self.rewind_record(os.path.join(self.folder, name), step)
+                last = step if evaluated or name != EVALUATIONS else step - 1
+                self.rewind_record(os.path.join(self.folder, name), last)
 
     def rewind_record(self, path, step):
         if not os.path.exists(path):

@@ -19,7 +19,8 @@ class TrainingState:
         modules: {name: module} as the task named them in `modules_to_save`, to call in the loss: of several processes
             wrapped, so that their gradients are shared. The task's own are the bare ones.
         averages: the averages of the network's weights; `averages.teacher` is a network that has them.
-        progress: {"step": optimizer steps that are done, "images_seen": images up to now, ...}.
+        progress: {"step": optimizer steps that are done, "images_seen": images up to now, "seconds": ..., and of a run
+            that was resumed "share": the `share_done` by then, ...}.
     """
 
     model: Callable
@@ -27,6 +28,13 @@ class TrainingState:
     modules: dict[str, torch.nn.Module]
     averages: Averages
     progress: dict[str, Any]
+
+
+def share_done(progress, max_train_steps, max_train_seconds=None):
+    """The share of a run that is done, in [0, 1], by a `TrainingState.progress` and where the run is to end: what a
+    schedule of stages hangs on. It is never less than it was where the end has moved since."""
+    share = max(progress.get("share", 0.0), progress["step"] / max_train_steps)
+    return min(1.0, max(share, progress["seconds"] / max_train_seconds) if max_train_seconds else share)
 
 
 class Task:
