@@ -156,6 +156,15 @@ def test_original_steps_of_a_scheduler_that_has_none_are_refused(call):
     ScoreSDEScheduler.from_config(ours.config, original_inference_steps=50).set_timesteps(4, **{"strength": 0.8})
 
 
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.8, 1.0])
+def test_a_strength_leaves_the_last_of_given_timesteps(strength):
+    stock = lcm()
+    ours = of(stock)
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(timesteps=[999, 799, 499, 99], strength=strength)
+    assert torch.equal(ours.timesteps, stock.timesteps)
+
+
 def test_timesteps_that_the_training_did_not_have_are_named():
     ours = of(lcm(), predictor="auto")
     with pytest.warns(UserWarning, match=r"timesteps \[498.0\] are none of the 50 original_inference_steps"):
