@@ -80,7 +80,8 @@ def test_a_step_waits_for_nothing(options, on_cuda, tmp_path):
         # noise by one block of rows, and the values to log
         drawn = [kernel for kernel in of(work, "parts/loop.py") if "randn" in kernel or "cat" in kernel]
         assert len(drawn) == 3
-    assert len(of(inner, "parts/loop.py")) == 3
+    # noise, the joining of its draws and of the log; and by what the loss is multiplied
+    assert len(of(inner, "parts/loop.py")) == 5
     assert of(inner, "parts/averages.py") == []
     # one for each average
     assert len(of(outer, "parts/averages.py")) == 2

@@ -318,8 +318,8 @@ def fit(config, accelerator, run, task):
                     config.seed, step_began, accelerator, config.batch_size, i, config.gradient_accumulation_steps
                 )
                 value, details = task.compute_loss(state, batch, draws)
-                # of a loss that is not finite no gradient is finite, in any process: its step changes nothing
-                accelerator.backward(value * torch.where(torch.isfinite(value.detach()), 1.0, math.nan))
+                # times 1 - 0 * loss, which is nan unless the loss is finite: its step changes nothing, in any process
+                accelerator.backward(value * torch.rsub(value.detach(), 1, alpha=0))
                 if accelerator.sync_gradients:
                     norm = gathered(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
                     norm = details["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
