@@ -216,6 +216,7 @@ def test_names_are_printed_without_what_a_terminal_obeys(bundle, capsys):
         "classics",
         "clothing128",
         "emoji64",
+        "fashion_mnist",
         "qm9",
         "quick_start",
         "torsions",

@@ -251,6 +251,7 @@ def test_limits_are_those_of_the_model(tmp_path):
         "quick_start",
         "cifar10",
         "cifar10_one_gpu",
+        "fashion_mnist",
         "clothing128",
         "emoji64",
         "classics",
