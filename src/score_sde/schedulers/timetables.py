@@ -58,13 +58,12 @@ def stock_grid(scheduler, n, t_max, shift, original=None, strength=1.0):
         spacing = "linspace"
     if config.original_inference_steps is not None:
         spacing = "skipping"
-    of_original = {"strength": strength} | ({} if original is None else {"original": original})
-    times = _spaced(scheduler, spacing, n, t_max, rho=config.rho, **of_original)
+    times = _spaced(scheduler, spacing, n, t_max, original, rho=config.rho, strength=strength)
     times = _stretched(config, shifted(scheduler.path, times, shift))
     return _curved(scheduler, times, t_max) if curve(config) else times
 
 
-def _spaced(scheduler, spacing, n, t_max, **options):
+def _spaced(scheduler, spacing, n, t_max, original=None, **options):
     config = scheduler.config
     return time_grid(
         scheduler.path,
@@ -78,7 +77,8 @@ def _spaced(scheduler, spacing, n, t_max, **options):
         open_end=config.open_end,
         whole_levels=config.whole_levels,
         to_data=config.denoise_final,
-        **{"original": config.original_inference_steps} | options,
+        original=original or config.original_inference_steps,
+        **options,
     )
 
 
