@@ -1,22 +1,24 @@
 """CIFAR-10 in pixels: this package's U-Net and training beside the recipe of diffusers' train_unconditional.py, at
-equal images seen and the same evaluation.
+equal processor time and the same evaluation.
 
-    python benchmarks/cifar10.py --train cifar10_train.parquet --test cifar10_test.parquet \\
+    OMP_NUM_THREADS=1 python benchmarks/cifar10.py --train cifar10_train.parquet --test cifar10_test.parquet \\
         --classifier resnet56_cifar10.safetensors --statistics cifar10_resnet56_stats.npz --output benchmarks/cifar10
 
 Ours is training/configs/cifar10/diffusion.yaml. The recipe is that script's defaults: DDPM's linear betas, epsilon,
-AdamW with betas (0.95, 0.999) and weight decay 1e-6, learning rate 1e-4 with a cosine schedule and 500 steps of
-warm-up, batches of 16, mirrored images, EMA with power 3/4; its own network has 114 million parameters, so the same
-class in little, with more parameters and Gflops than ours. --recipe_learning_rate gives it another learning rate.
+AdamW with betas (0.95, 0.999) and weight decay 1e-6, a cosine schedule with 500 steps of warm-up, batches of 16,
+mirrored images, EMA with power 3/4; its own network has 114 million parameters, so the same class in little, with more
+parameters and Gflops than ours. Its learning rate is 1e-4, which is for longer runs: it is trained with each of
+--recipe_learning_rates, and has bfloat16 where ours has.
 
-Both are measured by the Fréchet distance of samples to all training images in the 64 features of a ResNet-56 that
-classifies CIFAR-10 (akamaster/pytorch_resnet_cifar10): no FID. A model that is already in RUNS is not trained again;
---models takes one of them, so that they can be trained side by side. Writes OUTPUT.json and, once both are there,
-OUTPUT.png.
+All are measured by the Fréchet distance of samples to all training images in the 64 features of a ResNet-56 that
+classifies CIFAR-10 (akamaster/pytorch_resnet_cifar10), no FID; ours and the best of the recipe by bits/dim, too. A
+model that is already in RUNS is not trained again, nor measured what stands in OUTPUT.json; --models takes one of them,
+so that they can be trained side by side. Writes OUTPUT.json and, once all are there, OUTPUT.png.
 """
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -24,7 +26,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
 from safetensors.torch import load_file
@@ -41,11 +42,14 @@ from score_sde.training.parts.config import DataConfig  # noqa: E402
 from score_sde.training.parts.data import ImageDataset  # noqa: E402
 from score_sde.training.parts.metrics import Features, features_of, frechet_distance, moments  # noqa: E402
 from score_sde.training.parts.options import parse  # noqa: E402
+from score_sde.training.parts.precision import automatic_precision  # noqa: E402
 from score_sde.training.parts.samples import quantized  # noqa: E402
 
 
 OURS = str(TRAINING / "configs/cifar10/diffusion.yaml")
-PIPELINES = {"score_sde": ScoreSDEPipeline, "diffusers": DDPMPipeline}
+# of the recipe
+BATCH, WARMUP = 16, 500
+DTYPES = {"bf16": "bfloat16", "no": "float32"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -80,21 +84,26 @@ class ResNet56Features(Features):
 
 
 def train_ours(options):
-    """The folder of the pipeline of this package's recipe, and the seconds that its training took."""
+    """The folder of the pipeline of this package's recipe, and facts of its training."""
     output = options.runs / "score_sde"
     if not (output / "pipeline").is_dir():
-        steps = options.images // parse(train.TrainConfig, [OURS]).batch_size
-        arguments = {"dataset": options.train, "output_dir": output, "max_train_steps": steps, "seed": options.seed}
-        arguments["resume_from_checkpoint"] = "latest"
+        arguments = {"dataset": options.train, "output_dir": output, "max_train_seconds": options.seconds}
+        # as many steps as there is time for
+        arguments |= {"max_train_steps": 1_000_000, "seed": options.seed, "resume_from_checkpoint": "latest"}
         train.main([OURS, *(str(part) for key, value in arguments.items() for part in (f"--{key}", value))])
     facts = json.loads((output / "pipeline/training.json").read_text())
-    return output / "pipeline", facts["train_seconds"]
+    return output / "pipeline", {
+        "steps": facts["steps"],
+        "images_seen": facts["images_seen"],
+        "seconds": facts["train_seconds"],
+        "dtype": DTYPES[facts["config"]["mixed_precision"]],
+    }
 
 
-def train_recipe(options):
-    """The folder of the pipeline of diffusers' recipe, and the seconds that its training took."""
-    output = options.runs / f"diffusers-{options.recipe_learning_rate:g}"
-    if not (output / "seconds.json").is_file():
+def train_recipe(options, rate):
+    """The folder of the pipeline of diffusers' recipe at a learning rate, and facts of its training."""
+    output = options.runs / f"diffusers-{rate:g}"
+    if not (output / "facts.json").is_file():
         torch.manual_seed(options.seed)
         model = UNet2DModel(
             sample_size=32,
@@ -104,34 +113,38 @@ def train_recipe(options):
             up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
             norm_num_groups=8,
         )
-        scheduler, steps = DDPMScheduler(num_train_timesteps=1000), options.images // 16
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=options.recipe_learning_rate, betas=(0.95, 0.999), weight_decay=1e-6
-        )
-        lr_scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=steps)
+        precision = automatic_precision()
+        scheduler = DDPMScheduler(num_train_timesteps=1000)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.95, 0.999), weight_decay=1e-6)
         ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
-        loader = DataLoader(real_images(options.train, "train"), batch_size=16, shuffle=True)
-        batches, started = iter(()), time.monotonic()
-        for _ in tqdm(range(steps), desc="diffusers", unit="step"):
-            batch = next(batches, None)
-            if batch is None:
-                batches = iter(loader)
-                batch = next(batches)
-            clean = batch["images"]
-            clean = torch.where(torch.rand(len(clean), 1, 1, 1) < 0.5, clean.flip(-1), clean)
-            noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
-            loss = F.mse_loss(model(scheduler.add_noise(clean, noise, timesteps), timesteps).sample, noise)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            lr_scheduler.step()
-            optimizer.zero_grad()
-            ema.step(model.parameters())
-        seconds = time.monotonic() - started
+        loader = DataLoader(real_images(options.train, "train"), batch_size=BATCH, shuffle=True)
+        batches, step, began = iter(()), 0, time.process_time()
+        with tqdm(desc=f"diffusers, rate {rate:g}", unit="step") as bar:
+            while (share := (time.process_time() - began) / options.seconds) < 1:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * min(1, step / WARMUP) * (1 + math.cos(math.pi * share)) / 2
+                batch = next(batches, None)
+                if batch is None:
+                    batches = iter(loader)
+                    batch = next(batches)
+                clean = batch["images"]
+                clean = torch.where(torch.rand(len(clean), 1, 1, 1) < 0.5, clean.flip(-1), clean)
+                noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+                    predicted = model(scheduler.add_noise(clean, noise, timesteps), timesteps).sample
+                F.mse_loss(predicted.float(), noise).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                ema.step(model.parameters())
+                step += 1
+                bar.update()
+        seconds = time.process_time() - began
         ema.copy_to(model.parameters())
         DDPMPipeline(model, scheduler).save_pretrained(output)
-        (output / "seconds.json").write_text(json.dumps(seconds))
-    return output, json.loads((output / "seconds.json").read_text())
+        facts = {"steps": step, "images_seen": step * BATCH, "seconds": seconds, "dtype": DTYPES[precision]}
+        (output / "facts.json").write_text(json.dumps(facts))
+    return output, json.loads((output / "facts.json").read_text())
 
 
 def real_images(path, split):
@@ -139,14 +152,16 @@ def real_images(path, split):
     return ImageDataset(parse(DataConfig, options), split)
 
 
-def draw(pipeline, scheduler, options):
-    """Samples (N, 3, 32, 32) in [-1, 1] of a network by a scheduler; image i from the seed's and its number."""
+def draw(pipeline, scheduler, options, numbers):
+    """Samples (N, 3, 32, 32) in [-1, 1] of a network by a scheduler, image i from the seed's and its number."""
     pipeline = ScoreSDEPipeline(scheduler, unet=pipeline.unet)
     pipeline.set_progress_bar_config(disable=True)
     images = []
-    for start in tqdm(range(0, options.samples, 100), desc="samples", unit="batch"):
-        generators = [torch.Generator().manual_seed(options.seed + start + i) for i in range(100)]
-        output = pipeline(batch_size=100, num_inference_steps=options.steps, generator=generators, output_type="pt")
+    for start in tqdm(range(0, len(numbers), 100), desc="samples", unit="batch"):
+        generators = [torch.Generator().manual_seed(options.seed + number) for number in numbers[start : start + 100]]
+        output = pipeline(
+            batch_size=len(generators), num_inference_steps=options.steps, generator=generators, output_type="pt"
+        )
         images.append(output.images * 2 - 1)
     return torch.cat(images)
 
@@ -159,10 +174,13 @@ def main():
     parser.add_argument("--statistics", required=True, help="its mean and covariance of the training images, .npz")
     parser.add_argument("--runs", type=Path, default=Path("runs/cifar10"), help="(default: %(default)s)")
     parser.add_argument("--models", nargs="+", choices=["score_sde", "diffusers"], default=["score_sde", "diffusers"])
-    parser.add_argument("--images", type=int, default=48_000, help="training images seen (default: %(default)s)")
-    parser.add_argument("--recipe_learning_rate", type=float, default=1e-4, help="(default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1200, help="of each training (default: %(default)s)")
+    parser.add_argument(
+        "--recipe_learning_rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3], help="(default: %(default)s)"
+    )
     parser.add_argument("--samples", type=int, default=2000, help="a multiple of 100 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="network evaluations a sample (default: %(default)s)")
+    parser.add_argument("--likelihood", type=int, default=100, help="test images for bits/dim (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--output", required=True, help="the beginning of the names of what is written")
     options = parser.parse_args()
@@ -173,44 +191,65 @@ def main():
     if "score_sde" in options.models:
         found["score_sde"] = train_ours(options)
     if "diffusers" in options.models:
-        found["diffusers"] = train_recipe(options)
-    if len(found) < 2:
+        found |= {f"diffusers, rate {rate:g}": train_recipe(options, rate) for rate in options.recipe_learning_rates}
+    if len(options.models) < 2:
         return
 
     network = ResNet56Features(options.classifier)
     statistics = np.load(options.statistics)
     reference = torch.from_numpy(statistics["train_mu"]), torch.from_numpy(statistics["train_sigma"])
     test = torch.stack([row["images"] for row in Subset(real_images(options.test, "test"), range(options.samples))])
-    rows = [{"images": "real test images", "distance": distance(network, test, reference)}]
-    ours, recipe = (kind.from_pretrained(found[name][0]) for name, kind in PIPELINES.items())
-    stock = DDIMScheduler.from_config(recipe.scheduler.config)
-    grids = []
-    for name, pipeline, scheduler in (
-        ("score_sde", ours, ours.scheduler),
-        ("diffusers", recipe, stock),
-        ("diffusers", recipe, ScoreSDEScheduler.from_config(recipe.scheduler.config)),
-    ):
-        images = draw(pipeline, scheduler, options)
-        grids.append(images[:32])
-        rows.append(
-            {
-                "images": f"{name}, sampled by {type(scheduler).__name__}",
-                "distance": distance(network, images, reference),
-                "parameters": sum(each.numel() for each in pipeline.unet.parameters()),
-                "train_seconds": found[name][1],
-            }
-        )
-    print(f"| images | Fréchet distance, {options.samples:,} to the 50,000 of train | parameters | training, minutes |")
-    print("|---|---|---|---|")
-    for row in rows:
-        facts = f"{row['parameters']:,} | {row['train_seconds'] / 60:.0f}" if "parameters" in row else " | "
-        print(f"| {row['images']} | {row['distance']:.2f} | {facts} |")
-    document = {key: vars(options)[key] for key in ("images", "recipe_learning_rate", "samples", "steps", "seed")}
-    document |= {"features": network.name, "threads": torch.get_num_threads(), "rows": rows}
-    Path(f"{options.output}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    images = torch.cat(grids)
+    path = Path(f"{options.output}.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
+    settings = {key: vars(options)[key] for key in ("seconds", "samples", "steps", "likelihood", "seed")}
+
+    def once(name, measured):
+        """What is written of a row, or `measured`() now."""
+        if name not in rows:
+            rows[name] = measured()
+            document = settings | {"features": network.name, "threads": torch.get_num_threads(), "rows": rows}
+            path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        return rows[name]
+
+    def measure(name, pipeline, scheduler, likelihood=False):
+        row = {**found[name][1], "parameters": sum(each.numel() for each in pipeline.unet.parameters())}
+        row["distance"] = distance(network, draw(pipeline, scheduler, options, range(options.samples)), reference)
+        if likelihood:
+            row |= bits_per_dim(ScoreSDEPipeline(scheduler, unet=pipeline.unet), test[: options.likelihood], options)
+        return row
+
+    once("real test images", lambda: {"distance": distance(network, test, reference)})
+    ours = ScoreSDEPipeline.from_pretrained(found["score_sde"][0])
+    shown = [(ours, ours.scheduler)]
+    once("score_sde", lambda: measure("score_sde", ours, ours.scheduler, likelihood=True))
+    recipes = {name: DDPMPipeline.from_pretrained(folder) for name, (folder, _) in found.items() if name != "score_sde"}
+    stock = {name: DDIMScheduler.from_config(recipe.scheduler.config) for name, recipe in recipes.items()}
+    for name, recipe in recipes.items():
+        once(f"{name}, by DDIMScheduler", lambda name=name, recipe=recipe: measure(name, recipe, stock[name]))
+    best = min(recipes, key=lambda name: rows[f"{name}, by DDIMScheduler"]["distance"])
+    scheduler = ScoreSDEScheduler.from_config(recipes[best].scheduler.config)
+    once(f"{best}, by ScoreSDEScheduler", lambda: measure(best, recipes[best], scheduler, likelihood=True))
+    shown += [(recipes[best], stock[best]), (recipes[best], scheduler)]
+
+    print("| images | Fréchet distance to the 50,000 of train | bits/dim | images seen | seconds of training |")
+    print("|---|---|---|---|---|")
+    for name, row in rows.items():
+        bits = f"{row['bits_per_dim']:.3f} ± {row['bits_per_dim_error']:.3f}" if "bits_per_dim" in row else ""
+        facts = f"{row['images_seen']:,} | {row['seconds']:,.0f}" if "seconds" in row else " | "
+        print(f"| {name} | {row['distance']:.2f} | {bits} | {facts} |")
+    images = torch.cat([draw(*each, options, range(32)) for each in shown])
     kind = kinds.Image(images.shape[1], tuple(images.shape[2:]), images.shape[1])
     kind.save_grid(kind.output(images), f"{options.output}.png", columns=16)
+
+
+def bits_per_dim(pipeline, images, options):
+    """Of whole numbers, uniformly dequantised, with the standard error over images."""
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(options.seed)
+    found = pipeline.log_likelihood(
+        images=images, dequantization="uniform", rtol=1e-4, atol=1e-4, generator=generator
+    ).bits_per_dim()
+    return {"bits_per_dim": found.mean().item(), "bits_per_dim_error": (found.std() / len(found) ** 0.5).item()}
 
 
 @torch.no_grad()
