@@ -46,6 +46,7 @@ from score_sde.training.parts.latent_shards import (
 )
 from score_sde.training.parts.latents import fingerprint, latent_shape, latent_statistics, load_vae
 from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
+from score_sde.training.parts.precision import frozen
 from score_sde.training.parts.signal_data import AudioDataConfig, VideoDataConfig
 from score_sde.training.parts.signal_rows import SoundRows, VideoRows
 from score_sde.training.parts.sources import IMAGES, on_hub
@@ -64,8 +65,8 @@ class EncodeOptions(PrecisionConfig):
     batch_size: int = option(64, "Rows encoded at once.", "optimisation", common=True)
     mixed_precision: str | None = option(
         None,
-        "no, or bf16 for the autoencoder, faster where a device has it: latents differ by 0.5 to 1 % of their standard "
-        "deviation (with TAESD 0.03 to 0.05 dB). That of `accelerate launch` where it isn't given.",
+        "no, or bf16 for the autoencoder and what else encodes, faster where a device has it: latents differ by 0.5 to "
+        "1 % of their standard deviation (with TAESD 0.03 to 0.05 dB). Unless given that of `accelerate launch`.",
         "speed and memory",
     )
 
@@ -324,23 +325,23 @@ def encode_shard(vae, batches, rows, path, config, source, captions=None, condit
         taken += batch["row"].tolist()
         images = batch["images"].to(vae.device, non_blocking=True)
         found = {"labels": batch["labels"]} if "labels" in batch else {}
-        with torch.autocast(vae.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        shown = None if condition is None else condition.pixels(batch).to(vae.device)
+        with frozen(vae.device, config.mixed_precision):
             found["mean"], found["std"] = encode_moments(vae, images)
             if config.both_flips:
                 found["mean_flipped"], found["std_flipped"] = encode_moments(vae, images.flip(-1))
-        found |= {name: values.float() for name, values in found.items() if name != "labels"}
-        if condition is not None:
-            shown = condition.pixels(batch).to(vae.device)
-            found["condition_mean"] = condition.encoded(shown)
-            if config.both_flips:
-                found["condition_mean_flipped"] = condition.encoded(shown.flip(-1))
-        if vision is not None:
-            found["features"] = vision.features(images).bfloat16()
-            if config.both_flips:
-                found["features_flipped"] = vision.features(images.flip(-1)).bfloat16()
-        if captions is not None:
-            found |= captions.encoded(*(batch[name].to(vae.device) for name in ("caption_ids", "caption_mask")))
-            found["caption_count"] = batch["caption_count"]
+            found |= {name: values.float() for name, values in found.items() if name != "labels"}
+            if condition is not None:
+                found["condition_mean"] = condition.encoded(shown)
+                if config.both_flips:
+                    found["condition_mean_flipped"] = condition.encoded(shown.flip(-1))
+            if vision is not None:
+                found["features"] = vision.features(images).bfloat16()
+                if config.both_flips:
+                    found["features_flipped"] = vision.features(images.flip(-1)).bfloat16()
+            if captions is not None:
+                found |= captions.encoded(*(batch[name].to(vae.device) for name in ("caption_ids", "caption_mask")))
+                found["caption_count"] = batch["caption_count"]
         for name, values in found.items():
             parts.setdefault(name, []).append(values.cpu())
     skipped = [row for row, other in zip(rows, taken, strict=True) if row != other]

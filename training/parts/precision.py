@@ -1,6 +1,7 @@
-"""Whether bfloat16 pays on a device."""
+"""Whether bfloat16 pays on a device, and in what networks compute that are not trained."""
 
 import time
+from contextlib import nullcontext
 
 import torch
 from accelerate.state import PartialState
@@ -9,6 +10,12 @@ from accelerate.utils import broadcast_object_list
 
 # how many times as fast as float32 it must be: a network is more than matrix products
 PAYS = 1.3
+
+
+def frozen(device, precision):
+    """A context for networks that are not trained and come before one that is, such as its autoencoder: bfloat16 with a
+    `mixed_precision` of "bf16", else float32, as the range of float16 is too small for some."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def automatic_precision():
