@@ -46,7 +46,7 @@ from score_sde.training.parts.latent_shards import (
 )
 from score_sde.training.parts.latents import fingerprint, latent_shape, latent_statistics, load_vae
 from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
-from score_sde.training.parts.precision import frozen
+from score_sde.training.parts.precision import choose_kernels, frozen
 from score_sde.training.parts.signal_data import AudioDataConfig, VideoDataConfig
 from score_sde.training.parts.signal_rows import SoundRows, VideoRows
 from score_sde.training.parts.sources import IMAGES, on_hub
@@ -58,6 +58,7 @@ class EncodeOptions(PrecisionConfig):
     """What all kinds of data have."""
 
     configs = "latents"
+    precisions = ("no", "bf16")
 
     vae: str = option("", "Autoencoder in diffusers format: a folder or Hub id.", "data", common=True)
     output_dir: str = option("runs/latents", "Folder for the shards.", "run", common=True)
@@ -70,8 +71,12 @@ class EncodeOptions(PrecisionConfig):
         "speed and memory",
     )
 
+    allow_tf32: bool = option(
+        False, "Let matrix products and convolutions of float32 round to TF32, on a GPU.", "speed and memory"
+    )
+
     def encode_problems(self):
-        yield from self.precision_problems(("no", "bf16"))
+        yield from self.precision_problems()
         if not self.vae:
             yield "vae is missing: the folder or Hub id of an autoencoder"
         if self.shard_size < 1 or self.batch_size < 1:
@@ -197,6 +202,7 @@ def main(argv=None):
     config = parse(EncodeConfig, sys.argv[1:] if argv is None else argv)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     warn_of_busy_cores(accelerator)
+    choose_kernels(config, accelerator)
     captions = reader = None
     if config.reads_captions:
         captions = CaptionEncoder(config.text_encoder, config.given_settings())

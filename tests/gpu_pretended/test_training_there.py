@@ -14,12 +14,13 @@ from words import save_encoder
 
 from runs import TINY_DATA, TINY_DIT, forget_runs
 from score_sde.losses import FEW_STEP_METHODS
-from score_sde.training import train
+from score_sde.training import encode_latents, train
 from score_sde.training.parts import clean_data
 from score_sde.training.parts.averages import Averages
 from score_sde.training.parts.flops import FlopCounter
 from score_sde.training.parts.loop import fit, make_accelerator
 from score_sde.training.parts.options import parse
+from score_sde.training.parts.precision import choose_kernels
 from score_sde.training.parts.run_folder import open_run
 
 
@@ -96,6 +97,8 @@ def test_a_step_waits_for_nothing(options, on_cuda, tmp_path):
     assert of(inner, "parts/averages.py") == []
     # one for each average
     assert len(of(outer, "parts/averages.py")) == 2
+    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert line["peak_memory_gb"] == 3.0
 
 
 def tiny_dit(**more):
@@ -184,10 +187,18 @@ def test_a_grid_on_the_way_copies_no_weights(on_cuda, tmp_path):
     assert work.counts == (0, 0, 0)
 
 
-def test_float32_without_tf32_is_advised_against(on_cuda, tmp_path, capsys):
-    for options, said in ((["--allow_tf32"], False), ([], True)):
+@pytest.mark.parametrize("config_class", [train.TrainConfig, encode_latents.EncodeConfig])
+def test_float32_without_tf32_is_advised_against(config_class, on_cuda, tmp_path, monkeypatch, capsys):
+    def chosen(options, major=9):
         forget_runs()
-        config = parse(train.TrainConfig, ["--output_dir", str(tmp_path), *options])
-        make_accelerator(config)
-        assert ("--mixed_precision bf16, or --allow_tf32 true, is several" in capsys.readouterr().out) == said
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+        more = ["--vae", "an autoencoder"] if config_class is encode_latents.EncodeConfig else []
+        config = parse(config_class, ["--output_dir", str(tmp_path), *more, *options])
+        choose_kernels(config, Accelerator())
         assert torch.backends.cudnn.allow_tf32 == config.allow_tf32 == torch.backends.cuda.matmul.allow_tf32
+        return capsys.readouterr().out
+
+    assert chosen(["--allow_tf32"]) == chosen(["--mixed_precision", "bf16"]) == chosen([], major=6) == ""
+    assert "--mixed_precision bf16, or --allow_tf32 true, is several" in chosen([])
+    # which encoding hasn't
+    assert ("--mixed_precision fp16 is several" in chosen([], major=7)) == (config_class is train.TrainConfig)

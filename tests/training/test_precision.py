@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
+from places import CONFIGS
 from test_alignment import save_vision
 from words import save_encoder
 
@@ -111,3 +113,10 @@ def test_float16_is_for_what_is_trained_alone():
     for wanted in ("no", "fp16", None):
         with precision.frozen(torch.device("cpu"), wanted):
             assert not torch.is_autocast_enabled("cpu")
+
+
+def test_files_that_are_not_for_a_gpu_alone_measure():
+    """bfloat16 where it was never asked whether it pays may be slower than float32."""
+    for path in CONFIGS.glob("*/*.yaml"):
+        if "gpu" not in path.stem:
+            assert yaml.safe_load(path.read_text()).get("mixed_precision", "auto") == "auto", path

@@ -673,9 +673,18 @@ def test_bf16_trains_nearly_as_float32_does(tmp_path):
 
 def test_tf32_is_used_where_asked_for(tmp_path):
     train_tiny(tmp_path / "with", "--max_train_steps", 1, "--allow_tf32")
-    assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
     train_tiny(tmp_path / "without", "--max_train_steps", 1)
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_latents_are_encoded_with_tf32_where_asked_for(allowed, tiny_vae, small_data, tmp_path):
+    torch.backends.cudnn.allow_tf32 = not allowed
+    encode(small_data, tiny_vae, tmp_path / "latents", *["--allow_tf32"] * allowed)
+    assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    assert torch.backends.cudnn.allow_tf32 == allowed
+    torch.set_float32_matmul_precision("highest")
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

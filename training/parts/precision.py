@@ -18,6 +18,20 @@ def frozen(device, precision):
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+def choose_kernels(config, accelerator):
+    """Say how a device computes: with TF32, in convolutions, too, or without."""
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    if accelerator.device.type != "cuda":
+        return
+    major, _ = torch.cuda.get_device_capability(accelerator.device)
+    # TF32 and bfloat16 came after float16
+    has_faster = major >= 8 or (major == 7 and "fp16" in config.precisions)
+    if config.mixed_precision == "no" and not config.allow_tf32 and has_faster:
+        faster = "--mixed_precision bf16, or --allow_tf32 true," if major >= 8 else "--mixed_precision fp16"
+        accelerator.print(f"float32 leaves this GPU's tensor cores unused: {faster} is several times as fast")
+
+
 def automatic_precision():
     """ "bf16" where it pays on this machine, else "no": the same in every process. On a GPU that has it, it does; on a
     CPU it is measured, in a tenth of a second. Before there is an `Accelerator`."""
