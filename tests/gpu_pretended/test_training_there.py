@@ -10,13 +10,16 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from pretended_cuda import CUDA, PretendedCuda, generator
+from vision import save_vision
 from words import save_encoder
 
 from runs import TINY_DATA, TINY_DIT, forget_runs
+from score_sde import ScoreSDEScheduler
 from score_sde.losses import FEW_STEP_METHODS
-from score_sde.training import encode_latents, train
+from score_sde.training import encode_latents, train, train_autoencoder, train_classifier
 from score_sde.training.parts import clean_data
 from score_sde.training.parts.averages import Averages
+from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.flops import FlopCounter
 from score_sde.training.parts.loop import fit, make_accelerator
 from score_sde.training.parts.options import parse
@@ -53,14 +56,20 @@ OPTIONS += ["--further_ema_decays", 0.9]
 TINY_DATA = [*TINY_DATA, "--network_kwargs", TINY_DIT, "--random_flip"]
 
 
-def work_of_micro_steps(cuda, folder, *more, data=TINY_DATA):
+def make_task(task_class, config, accelerator):
+    return task_class(config, accelerator)
+
+
+def work_of_micro_steps(
+    cuda, folder, *more, data=TINY_DATA, config_class=train.TrainConfig, task_class=None, make=make_task
+):
     """What the device is given to do from each loss to the next."""
     arguments = [*data, *OPTIONS, "--output_dir", folder, *more]
     forget_runs()
-    config = parse(train.TrainConfig, [str(each) for each in arguments])
+    config = parse(config_class, [str(each) for each in arguments])
     accelerator, found = make_accelerator(config), []
 
-    class Watched(train.TASKS[config.data_kind]):
+    class Watched(task_class or train.TASKS[config.data_kind]):
         def compute_loss(self, state, batch, draws):
             if found:
                 found[-1][0].__exit__(None, None, None)
@@ -69,7 +78,7 @@ def work_of_micro_steps(cuda, folder, *more, data=TINY_DATA):
             return super().compute_loss(state, batch, draws)
 
     with open_run(config, accelerator) as run:
-        fit(config, accelerator, run, Watched(config, accelerator))
+        fit(config, accelerator, run, make(Watched, config, accelerator))
     # the last ends with the log
     return [work for _, work in found[:-1]]
 
@@ -152,6 +161,12 @@ def test_captions_wait_for_their_encoder_alone(rows, on_cuda, tmp_path):
         assert len(work.waits) <= 1 and all("transformers/masking_utils.py" in each for each in work.waits)
 
 
+def test_alignment_waits_for_nothing(on_cuda, tmp_path):
+    torch.manual_seed(0)
+    told = ["--align_to", save_vision(tmp_path), "--align_block", 1, "--max_train_steps", 3]
+    check_that_nothing_waits(work_of_micro_steps(on_cuda, tmp_path / "run", *told))
+
+
 NETWORK = ["--network_kwargs", "{hidden_size: 16, num_layers: 1, num_attention_heads: 2}", "--max_train_steps", 3]
 
 
@@ -168,6 +183,29 @@ def test_points_wait_for_nothing(domain, rows, on_cuda, tmp_path):
     data = ["--domain", domain, "--columns", "phi,psi", "--dataset", rows, "--num_workers", 0, *units]
     data += ["--label_column", "label"]
     check_that_nothing_waits(work_of_micro_steps(on_cuda, tmp_path / "run", *NETWORK, data=data))
+
+
+def test_autoencoders_and_classifiers_wait_for_nothing(on_cuda, tmp_path):
+    def autoencoder(task_class, config, accelerator):
+        return task_class(config, ImageDataset(config), accelerator.device)
+
+    def classifier(task_class, config, accelerator):
+        return task_class(config, clean_data.CleanData(config, accelerator), ScoreSDEScheduler())
+
+    small = ["--block_out_channels", 8, 8, "--norm_num_groups", 4]
+    for module, name, make, options in (
+        (train_autoencoder, "Autoencoder", autoencoder, small),
+        (
+            train_classifier,
+            "Classifier",
+            classifier,
+            ["--pipeline", "a pipeline", "--network_kwargs", "{block_out_channels: [16, 32]}"],
+        ),
+    ):
+        kind = {"config_class": getattr(module, f"{name}Config"), "task_class": getattr(module, f"{name}Task")}
+        data = ["--resolution", 8, "--image_channels", 1, "--num_workers", 0, "--random_flip", *options]
+        works = work_of_micro_steps(on_cuda, tmp_path / name, "--max_train_steps", 3, data=data, make=make, **kind)
+        check_that_nothing_waits(works)
 
 
 def test_latents_are_drawn_without_waiting(on_cuda, tmp_path, monkeypatch):

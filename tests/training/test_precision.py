@@ -9,7 +9,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from places import CONFIGS
-from test_alignment import save_vision
+from vision import save_vision
 from words import save_encoder
 
 from runs import TINY_DIT, train_tiny
