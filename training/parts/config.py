@@ -64,7 +64,7 @@ class LoaderConfig:
 class PrecisionConfig:
     """What has a `mixed_precision`, one of its `precisions`, by default that of the launcher."""
 
-    precisions = MIXED_PRECISIONS
+    precisions: tuple[str, ...] = MIXED_PRECISIONS
     mixed_precision: str | None
 
     def precision_problems(self):
