@@ -46,6 +46,7 @@ from score_sde.training.parts.latent_shards import (
 )
 from score_sde.training.parts.latents import fingerprint, latent_shape, latent_statistics, load_vae
 from score_sde.training.parts.options import WORK_BEGUN, one_line_errors, parse
+from score_sde.training.parts.precision import choose_kernels, frozen
 from score_sde.training.parts.signal_data import AudioDataConfig, VideoDataConfig
 from score_sde.training.parts.signal_rows import SoundRows, VideoRows
 from score_sde.training.parts.sources import IMAGES, on_hub
@@ -57,6 +58,7 @@ class EncodeOptions(PrecisionConfig):
     """What all kinds of data have."""
 
     configs = "latents"
+    precisions = ("no", "bf16")
 
     vae: str = option("", "Autoencoder in diffusers format: a folder or Hub id.", "data", common=True)
     output_dir: str = option("runs/latents", "Folder for the shards.", "run", common=True)
@@ -64,13 +66,17 @@ class EncodeOptions(PrecisionConfig):
     batch_size: int = option(64, "Rows encoded at once.", "optimisation", common=True)
     mixed_precision: str | None = option(
         None,
-        "no, or bf16 for the autoencoder, faster where a device has it: latents differ by 0.5 to 1 % of their standard "
-        "deviation (with TAESD 0.03 to 0.05 dB). That of `accelerate launch` where it isn't given.",
+        "no, or bf16 for the autoencoder and what else encodes, faster where a device has it: latents differ by 0.5 to "
+        "1 % of their standard deviation (with TAESD 0.03 to 0.05 dB). Unless given that of `accelerate launch`.",
         "speed and memory",
     )
 
+    allow_tf32: bool = option(
+        False, "Let matrix products and convolutions of float32 round to TF32, on a GPU.", "speed and memory"
+    )
+
     def encode_problems(self):
-        yield from self.precision_problems(("no", "bf16"))
+        yield from self.precision_problems()
         if not self.vae:
             yield "vae is missing: the folder or Hub id of an autoencoder"
         if self.shard_size < 1 or self.batch_size < 1:
@@ -196,6 +202,7 @@ def main(argv=None):
     config = parse(EncodeConfig, sys.argv[1:] if argv is None else argv)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     warn_of_busy_cores(accelerator)
+    choose_kernels(config, accelerator)
     captions = reader = None
     if config.reads_captions:
         captions = CaptionEncoder(config.text_encoder, config.given_settings())
@@ -324,23 +331,23 @@ def encode_shard(vae, batches, rows, path, config, source, captions=None, condit
         taken += batch["row"].tolist()
         images = batch["images"].to(vae.device, non_blocking=True)
         found = {"labels": batch["labels"]} if "labels" in batch else {}
-        with torch.autocast(vae.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        shown = None if condition is None else condition.pixels(batch).to(vae.device)
+        with frozen(vae.device, config.mixed_precision):
             found["mean"], found["std"] = encode_moments(vae, images)
             if config.both_flips:
                 found["mean_flipped"], found["std_flipped"] = encode_moments(vae, images.flip(-1))
-        found |= {name: values.float() for name, values in found.items() if name != "labels"}
-        if condition is not None:
-            shown = condition.pixels(batch).to(vae.device)
-            found["condition_mean"] = condition.encoded(shown)
-            if config.both_flips:
-                found["condition_mean_flipped"] = condition.encoded(shown.flip(-1))
-        if vision is not None:
-            found["features"] = vision.features(images).bfloat16()
-            if config.both_flips:
-                found["features_flipped"] = vision.features(images.flip(-1)).bfloat16()
-        if captions is not None:
-            found |= captions.encoded(*(batch[name].to(vae.device) for name in ("caption_ids", "caption_mask")))
-            found["caption_count"] = batch["caption_count"]
+            found |= {name: values.float() for name, values in found.items() if name != "labels"}
+            if condition is not None:
+                found["condition_mean"] = condition.encoded(shown)
+                if config.both_flips:
+                    found["condition_mean_flipped"] = condition.encoded(shown.flip(-1))
+            if vision is not None:
+                found["features"] = vision.features(images).bfloat16()
+                if config.both_flips:
+                    found["features_flipped"] = vision.features(images.flip(-1)).bfloat16()
+            if captions is not None:
+                found |= captions.encoded(*(batch[name].to(vae.device) for name in ("caption_ids", "caption_mask")))
+                found["caption_count"] = batch["caption_count"]
         for name, values in found.items():
             parts.setdefault(name, []).append(values.cpu())
     skipped = [row for row, other in zip(rows, taken, strict=True) if row != other]

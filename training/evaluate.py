@@ -21,7 +21,8 @@ that they had in training.
 Loss: the one that a model was trained by, of test images.
 
 Likelihood: the exact one of the probability-flow ODE (Song et al. 2021, section 4.3) of test images without a class: of
-a model of pixels in bits/dim, with uniform dequantisation, of a latent model in nats/dim of its latents.
+a model of pixels in bits/dim, with uniform or truncated-normal dequantisation, of a latent model in nats/dim of its
+latents.
 
 The real images are those that the pipeline was trained on, in its size: neither need be given. Figures of another
 dataset say so in their names. Everything is opened before the first image is drawn, and no more than a batch of images

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from tqdm.auto import tqdm
 
+from score_sde.pipelines.denoising_pipeline import PIXELS_AT_ONCE
 from score_sde.pipelines.kinds import Image
 from score_sde.pipelines.latents import encode_moments
 from score_sde.training.parts.config import DataConfig, ImageLoopConfig, option
@@ -86,12 +87,18 @@ class Reconstruction(nn.Module):
         return self.vae.decode(posterior.mean + posterior.std * noise).sample, posterior.kl()
 
 
+def at_once(pixels):
+    """How many images of so many pixels go through an autoencoder together, at most 128."""
+    return min(128, max(1, PIXELS_AT_ONCE // pixels))
+
+
 @torch.no_grad()
 def reconstruction_grid(vae, dataset, count, path, device):
     """Write images and, below each row of them, their reconstructions; return the mean PSNR in dB."""
     images = torch.stack([dataset[i]["images"] for i in range(min(count, len(dataset)))])
-    mean, _ = encode_moments(vae, images.to(device))
-    decoded = vae.decode(mean).sample.clamp(-1, 1).cpu()
+    parts = images.split(at_once(images.shape[2] * images.shape[3]))
+    decoded = torch.cat([vae.decode(encode_moments(vae, part.to(device))[0]).sample.cpu() for part in parts])
+    decoded = decoded.clamp(-1, 1)
     error = ((decoded - images) / 2).square().flatten(1).mean(1)
     kind, rows = Image(images.shape[1], tuple(images.shape[2:]), images.shape[1]), []
     for start in range(0, len(images), 8):
@@ -158,7 +165,7 @@ def train(config, accelerator, run):
             vae = model.vae
             rows = torch.utils.data.Subset(dataset, range(min(config.statistics_images, len(dataset))))
             workers = loading_processes(config, accelerator, dataset)
-            loader = DataLoader(rows, workers, accelerator, batch_size=128)
+            loader = DataLoader(rows, workers, accelerator, batch_size=at_once(config.resolution**2))
             with torch.no_grad():
                 statistics = latent_statistics(
                     encode_moments(vae, batch["images"].to(accelerator.device))

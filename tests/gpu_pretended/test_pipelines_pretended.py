@@ -80,6 +80,24 @@ def test_images_and_other_sizes(cuda):
     assert within_a_trajectory(cuda, tiny_pipeline(), class_labels=[0, 2], height=8, width=4) == ([], [])
 
 
+@pytest.mark.parametrize("scheduler", [{"network_map": "flow_map"}, {"network_map": "consistency"}, {}], ids=str)
+@pytest.mark.parametrize("guidance", [{"guidance_embeds": True}, {"folded_guidance": 3.0}], ids=str)
+def test_maps_and_learned_guidance(cuda, scheduler, guidance):
+    guidance = guidance | {"two_times": scheduler.get("network_map") == "flow_map"}
+    network = DiTModel(4, 2, 1, hidden_size=16, num_layers=1, num_attention_heads=2, num_classes=3, **guidance)
+    pipeline = tiny_pipeline(network=network.eval(), **scheduler)
+    assert within_a_trajectory(cuda, pipeline, class_labels=[0, 2], guidance_scale=3.0) == ([], [])
+
+
+@pytest.mark.parametrize("domain", ["torus", "box", "sphere", {"torus": 1, "flat": 2}], ids=str)
+def test_points_of_a_domain(cuda, domain):
+    options = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "num_classes": 3, "domain": domain}
+    network = DiTModel(sample_size=(1,), patch_size=1, in_channels=3, **options).eval()
+    scheduler = ScoreSDEScheduler(sde_type="ve", domain=domain, prediction_type="score")
+    pipeline = ScoreSDEPipeline(scheduler, transformer=network)
+    assert within_a_trajectory(cuda, pipeline, class_labels=[0, 2], guidance_scale=2.0) == ([], [])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_inverse_problems(cuda, method):
     operator = inpainting(torch.arange(16).reshape(4, 4) % 3 > 0)
@@ -143,6 +161,12 @@ def test_a_network_takes_what_is_on_the_host(cuda, build):
         model.to(CUDA)
         assert (model(x.to(CUDA), **told).sample.cpu() - expected).abs().max() < 1e-4 * expected.abs().max()
     on_it = {name: each.to(CUDA) for name, each in told.items()}
+    told_numbers = build(two_times=True, guidance_embeds=True).to(CUDA)
+    inside = x.to(CUDA)
+    for numbers in ({}, {"timestep_to": 3.0, "guidance": 2.0}):
+        with cuda.watched() as work:
+            told_numbers(inside, 30, class_labels=on_it["class_labels"], **numbers)
+        assert not work.transfers and not work.waits
     with cuda.watched() as work:
         model(x.to(CUDA), **on_it)
         model.null_conditions(on_it)

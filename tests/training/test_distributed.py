@@ -9,11 +9,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from places import CONFIGS, HELPERS, TRAINING
 from recording import recorded_run
 from safetensors.torch import load_file
+from test_tasks import Consistency, fit_task
+from torch.nn.parallel import DistributedDataParallel
 
 from runs import TINY_DIT, TINY_RUN, equal, run, train_tiny
 from score_sde import DiTModel, load_bundle
@@ -132,6 +136,7 @@ def test_sharded_training_goes_on_bit_for_bit(tmp_path):
         assert equal(load_file(path), load_file(tmp_path / "parts" / "ema_snapshots" / path.name))
 
 
+TINY_UNET = {"block_out_channels": [8, 8], "layers_per_block": 1, "attention_resolutions": [4]}
 TINY_NCSNPP = {
     "block_out_channels": [16, 16],
     "layers_per_block": 1,
@@ -199,6 +204,85 @@ def test_a_process_for_each_gpu_needs_no_launcher(tmp_path):
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     one = train_tiny(tmp_path / "one", "--network_kwargs", NO_DROPOUT, "--batch_size", 8, "--max_train_steps", 2)
     assert difference(one, weights(tmp_path / "two")) < 1e-4
+
+
+# --- how gradients are shared --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wrapped(monkeypatch):
+    """The networks that DistributedDataParallel gets, of a group of this process alone: a parameter without a gradient
+    is an error there, too."""
+    found, prepare_model = [], Accelerator.prepare_model
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.MULTI_CPU)
+    monkeypatch.setattr(Accelerator, "use_distributed", True)
+
+    def note(self, model, *arguments, **options):
+        found.append(prepare_model(self, model, *arguments, **options))
+        return found[-1]
+
+    monkeypatch.setattr(Accelerator, "prepare_model", note)
+    yield found
+    if torch.distributed.is_initialized():  # a run ends with its group
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("with_buffers", [True, False])
+def test_gradients_are_shared_once_a_step_and_buffers_where_there_are_some(with_buffers, wrapped, tmp_path):
+    shared = []
+
+    class Watched(Consistency):
+        def __init__(self, rows):
+            super().__init__(rows)
+            if not with_buffers:
+                self.model.layers[1] = torch.nn.SiLU()
+
+        def modules_to_save(self):
+            return super().modules_to_save() if with_buffers else {"head": self.head}
+
+        def compute_loss(self, state, batch, draws):
+            shared.append([each.require_backward_grad_sync for each in wrapped])
+            return super().compute_loss(state, batch, draws)
+
+    fit_task(tmp_path, Watched, max_train_steps=2, gradient_accumulation_steps=3)
+    networks = [each for each in wrapped if isinstance(each, DistributedDataParallel)]
+    assert networks == wrapped and len(networks) == 2 + with_buffers
+    for network in networks:
+        assert network.gradient_as_bucket_view and network.broadcast_buffers == with_buffers
+    assert shared == [[last] * len(networks) for last in (False, False, True)] * 2
+
+
+LEARNED_VARIANCE = ["--sde_type", "discrete_vp", "--prediction_type", "epsilon", "--vlb_weight", 0.001]
+# {name: (network_kwargs beside those of TINY_DIT, options)}
+WITHOUT_UNUSED = {
+    "plain": ({}, []),
+    "no classes": ({}, ["--class_conditional", "false"]),
+    "learned variance": ({}, LEARNED_VARIANCE),
+    "in context": ({"conditioning": "in_context"}, []),
+    "cross-attention": ({"conditioning": "cross_attention", "qk_norm": True}, []),
+    "one modulation": ({"shared_adaln": True, "swiglu": True, "position_embedding": "sincos_rotary"}, []),
+    "a wide head": ({"head_hidden_size": 16, "patch_bottleneck": 2}, []),
+    "routing": ({"num_layers": 3}, ["--token_routing", 0.5]),
+    "recomputed": ({}, ["--gradient_checkpointing"]),
+    "a U-Net": (None, ["--network", "unet"]),
+    "flow map": ({}, ["--method", "flow_map", "--guidance_range", 1, 3]),
+    "consistency": ({}, ["--method", "consistency"]),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_UNUSED)
+def test_every_parameter_gets_a_gradient(name, wrapped, tmp_path):
+    arguments, options = WITHOUT_UNUSED[name]
+    kwargs = TINY_UNET if arguments is None else json.loads(TINY_DIT) | arguments
+    run(
+        train.main,
+        *TINY_RUN,
+        *("--network_kwargs", json.dumps(kwargs), "--output_dir", tmp_path, "--max_train_steps", 2, *options),
+        *("--sample_num_images", 1, "--sample_num_inference_steps", 1, "--gradient_accumulation_steps", 2),
+    )
+    [network] = wrapped
+    assert isinstance(network, DistributedDataParallel) and not network.find_unused_parameters
 
 
 # --- what a launcher says -----------------------------------------------------------------------------------------

@@ -673,9 +673,18 @@ def test_bf16_trains_nearly_as_float32_does(tmp_path):
 
 def test_tf32_is_used_where_asked_for(tmp_path):
     train_tiny(tmp_path / "with", "--max_train_steps", 1, "--allow_tf32")
-    assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
     train_tiny(tmp_path / "without", "--max_train_steps", 1)
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_latents_are_encoded_with_tf32_where_asked_for(allowed, tiny_vae, small_data, tmp_path):
+    torch.backends.cudnn.allow_tf32 = not allowed
+    encode(small_data, tiny_vae, tmp_path / "latents", *["--allow_tf32"] * allowed)
+    assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    assert torch.backends.cudnn.allow_tf32 == allowed
+    torch.set_float32_matmul_precision("highest")
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
@@ -1128,6 +1137,35 @@ def test_two_processes_encode_the_same_latents(tiny_vae, small_data, tmp_path):
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert len(one) == 5
     assert one == two
+
+
+def test_an_autoencoder_is_measured_in_parts(small_data, tmp_path, monkeypatch):
+    """Its statistics, and the grid of its reconstructions: of 128 large images at once a GPU has no room."""
+    found, seen = {}, []
+
+    def noting(function):
+        def call(self, data, *arguments, **options):
+            if not torch.is_grad_enabled():
+                seen.append(len(data))
+            return function(self, data, *arguments, **options)
+
+        return call
+
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(diffusers.AutoencoderKL, name, noting(getattr(diffusers.AutoencoderKL, name)))
+    arguments = ["--block_out_channels", 8, 8, "--norm_num_groups", 4, "--lr_warmup_steps", 0, "--batch_size", 4]
+    arguments += ["--dataset", small_data, "--max_train_steps", 2]
+    for pixels, images in ((None, 60), (7 * 64, 7), (1, 1)):
+        if pixels:
+            monkeypatch.setattr(train_autoencoder, "PIXELS_AT_ONCE", pixels)
+        seen.clear()
+        run(train_autoencoder.main, *TINY_DATA, *arguments, "--output_dir", tmp_path / str(images))
+        # twice 32 for the grid
+        assert max(seen) == images and sum(seen) == 60 + 2 * 32
+        facts = json.loads((tmp_path / str(images) / "vae" / "training.json").read_text())
+        config = json.loads((tmp_path / str(images) / "vae" / "config.json").read_text())
+        found[images] = torch.tensor([facts["training_psnr_db"], *config["latents_mean"], *config["latents_std"]])
+    assert all(torch.allclose(each, found[60], rtol=1e-4, atol=1e-6) for each in found.values())
 
 
 def test_an_autoencoder_resumes_bit_for_bit(small_data, tmp_path):

@@ -15,6 +15,7 @@ from torch import nn
 from score_sde.pipelines.wording import shortened
 
 from .config import option, unknown
+from .precision import frozen
 
 
 PROJECTIONS = ("mlp", "conv")
@@ -273,7 +274,9 @@ class Alignment:
     def __call__(self, projection, heard, batch):
         """The loss of each sample (B,) of a batch that a `Listening` network has seen."""
         grid = tuple(side // patch for side, patch in zip(heard.size, self.patch, strict=True))
-        return alignment_loss(projection(heard.tokens, grid), self.vision.of(batch), self.config.align_gamma)
+        with frozen(heard.tokens.device, self.config.mixed_precision):
+            features = self.vision.of(batch)
+        return alignment_loss(projection(heard.tokens, grid), features, self.config.align_gamma)
 
     def facts(self):
         """What training.json says of it."""

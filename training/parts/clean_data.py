@@ -144,6 +144,7 @@ class CleanData(CleanSamples):
 
     def __init__(self, config, accelerator, captions=None, conditions=None, align=None):
         super().__init__(random_flip=config.random_flip)
+        self.precision = accelerator.mixed_precision
         align_to = align and align.align_to
         self.caption_column, self.caption_facts, self.examples = None, {}, []
         if config.latents:

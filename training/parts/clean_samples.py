@@ -5,6 +5,8 @@ import torch
 
 from score_sde.pipelines.latents import encode_moments, normalize_latents
 
+from .precision import frozen
+
 
 class CleanSamples:
     """What is made of a batch of rows.
@@ -17,11 +19,12 @@ class CleanSamples:
         random_flip: mirror half of the images.
 
     Attributes: `units`, of the data, arguments of a pipeline, see `pipelines.units`; none of images. `vision`, an
-    `alignment.VisionModel` whose features of the images a batch has or gets; None without.
+    `alignment.VisionModel` whose features of the images a batch has or gets; None without. `precision`, the
+    `mixed_precision` of what encodes images and captions on the way, as `frozen` takes it.
     """
 
     units: dict = {}
-    vision = None
+    vision = precision = None
 
     def __init__(self, vae=None, num_classes=None, captions=None, condition=None, random_flip=False):
         self.vae, self.num_classes, self.captions, self.condition = vae, num_classes, captions, condition
@@ -45,8 +48,9 @@ class CleanSamples:
         tensor (B, ...)}; `draws` choose among captions."""
         found = {} if self.num_classes is None else {"class_labels": batch["labels"]}
         if self.captions is not None:
-            found |= self.captions.conditions(batch, draws)
-        return found if self.condition is None else found | self.condition.conditions(batch)
+            with frozen(self.captions.text_encoder.device, self.precision):
+                found |= self.captions.conditions(batch, draws)
+        return found if self.condition is None else found | self.condition.conditions(batch, self.precision)
 
     def mirrored(self, batch, draws):
         """A batch of the dataset's rows with half of the images, or latents, and what they are seen beside mirrored,
@@ -67,6 +71,9 @@ class CleanSamples:
         posterior."""
         if self.vae is None:
             return batch["images"]
-        with torch.no_grad():
-            mean, std = (batch["mean"], batch["std"]) if "mean" in batch else encode_moments(self.vae, batch["images"])
+        if "mean" in batch:
+            mean, std = batch["mean"], batch["std"]
+        else:
+            with torch.no_grad(), frozen(batch["images"].device, self.precision):
+                mean, std = (each.float() for each in encode_moments(self.vae, batch["images"]))
         return normalize_latents(mean + std * draws.normal(mean.shape[1:]), self.vae.config)

@@ -62,17 +62,18 @@ class LoaderConfig:
 
 
 class PrecisionConfig:
-    """What has a `mixed_precision`, by default that of the launcher."""
+    """What has a `mixed_precision`, one of its `precisions`, by default that of the launcher."""
 
+    precisions: tuple[str, ...] = MIXED_PRECISIONS
     mixed_precision: str | None
 
-    def precision_problems(self, known):
+    def precision_problems(self):
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
         # "no" is what the launcher says unasked, too
         if self.mixed_precision is None or (self.mixed_precision == "auto" and launched != "no"):
             self.mixed_precision = launched
-        if self.mixed_precision not in known:
-            yield unknown("mixed_precision", self.mixed_precision, known)
+        if self.mixed_precision not in self.precisions:
+            yield unknown("mixed_precision", self.mixed_precision, self.precisions)
         elif launched not in ("no", self.mixed_precision):
             yield (
                 f"mixed_precision {self.mixed_precision!r} contradicts {launched!r} of accelerate launch: leave one of "
@@ -208,7 +209,9 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
         "speed and memory",
     )
     allow_tf32: bool = option(
-        False, "Let matrix products of float32 round to TF32: much faster on recent GPUs.", "speed and memory"
+        False,
+        "Let matrix products and convolutions of float32 round to TF32: much faster on recent GPUs.",
+        "speed and memory",
     )
     seed: int = option(0, "Seed of everything that is random in the run.", "run", common=True)
     checkpointing_steps: int = option(1000, "Optimizer steps between checkpoints; 0 for none.", "run")
@@ -286,7 +289,7 @@ class LoopConfig(PrecisionConfig, LoaderConfig):
             yield unknown("lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
         if self.on_existing_run not in ("refuse", "set_aside"):
             yield unknown("on_existing_run", self.on_existing_run, ("refuse", "set_aside"))
-        yield from self.precision_problems(MIXED_PRECISIONS)
+        yield from self.precision_problems()
         resume = self.resume_from_checkpoint
         if resume not in (None, "latest") and not os.path.isdir(resume):
             yield f"resume_from_checkpoint {resume!r} is not a folder; pass a checkpoint folder or 'latest'"

@@ -9,6 +9,7 @@ from score_sde.pipelines.image_conditions import Measurement
 from score_sde.pipelines.latents import data_channels, encode_moments, normalize_latents
 
 from .config import option
+from .precision import frozen
 
 
 @dataclass
@@ -115,15 +116,17 @@ class ImageCondition:
         return batch["condition_images"] if self.measurement is None else self.measurement(batch["images"])
 
     @torch.no_grad()
-    def encoded(self, images):
-        """The mean latents (B, C, h, w) of condition images, in the autoencoder's own units, as sampling takes them."""
-        return encode_moments(self.vae, images.expand(-1, data_channels(self.vae.config), -1, -1))[0]
+    def encoded(self, images, precision=None):
+        """The mean latents (B, C, h, w), float32, of condition images, in the autoencoder's own units, as sampling
+        takes them; `precision` as `frozen` takes it."""
+        with frozen(images.device, precision):
+            return encode_moments(self.vae, images.expand(-1, data_channels(self.vae.config), -1, -1))[0].float()
 
-    def conditions(self, batch):
+    def conditions(self, batch, precision=None):
         """What a network is told of a batch of images or latents, {keyword of its forward: tensor (B, ...)}."""
         if self.vae is None:
             return {"condition_sample": self.pixels(batch)}
-        latents = batch["condition_mean"] if "condition_mean" in batch else self.encoded(self.pixels(batch))
+        latents = batch["condition_mean"] if "condition_mean" in batch else self.encoded(self.pixels(batch), precision)
         return {"condition_sample": normalize_latents(latents, self.vae.config)}
 
 

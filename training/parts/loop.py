@@ -52,7 +52,7 @@ from .flops import FlopCounter, measured_peak
 from .optimizers import check_optimizer, leave_out, make_optimizer
 from .options import WORK_BEGUN
 from .plots import plot_runs
-from .precision import automatic_precision
+from .precision import automatic_precision, choose_kernels
 from .provenance import provenance, typed_command
 from .run_folder import EVALUATIONS, surviving
 from .seeds import mix_seeds
@@ -108,18 +108,6 @@ def make_accelerator(config):
     choose_kernels(config, accelerator)
     torch.manual_seed(config.seed)
     return accelerator
-
-
-def choose_kernels(config, accelerator):
-    """Say how a device computes: with TF32, in convolutions, too, or without."""
-    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = config.allow_tf32
-    if accelerator.device.type != "cuda":
-        return
-    major, _ = torch.cuda.get_device_capability(accelerator.device)
-    if config.mixed_precision == "no" and not config.allow_tf32 and major >= 7:
-        faster = "--mixed_precision bf16, or --allow_tf32 true," if major >= 8 else "--mixed_precision fp16"
-        accelerator.print(f"float32 leaves this GPU's tensor cores unused: {faster} is several times as fast")
 
 
 class Draws:

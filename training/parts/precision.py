@@ -1,6 +1,7 @@
-"""Whether bfloat16 pays on a device."""
+"""Whether bfloat16 pays on a device, and in what networks compute that are not trained."""
 
 import time
+from contextlib import nullcontext
 
 import torch
 from accelerate.state import PartialState
@@ -9,6 +10,26 @@ from accelerate.utils import broadcast_object_list
 
 # how many times as fast as float32 it must be: a network is more than matrix products
 PAYS = 1.3
+
+
+def frozen(device, precision):
+    """A context for networks that are not trained and come before one that is, such as its autoencoder: bfloat16 with a
+    `mixed_precision` of "bf16", else float32, as the range of float16 is too small for some."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def choose_kernels(config, accelerator):
+    """Say how a device computes: with TF32, in convolutions, too, or without."""
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    if accelerator.device.type != "cuda":
+        return
+    major, _ = torch.cuda.get_device_capability(accelerator.device)
+    # TF32 and bfloat16 came after float16
+    has_faster = major >= 8 or (major == 7 and "fp16" in config.precisions)
+    if config.mixed_precision == "no" and not config.allow_tf32 and has_faster:
+        faster = "--mixed_precision bf16, or --allow_tf32 true," if major >= 8 else "--mixed_precision fp16"
+        accelerator.print(f"float32 leaves this GPU's tensor cores unused: {faster} is several times as fast")
 
 
 def automatic_precision():

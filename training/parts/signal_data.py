@@ -194,6 +194,7 @@ class SignalData(CleanSamples):
 
     def __init__(self, config, accelerator):
         super().__init__()
+        self.precision = accelerator.mixed_precision
         self.statistics = {"data_mean": None, "data_std": None}
         if config.latents:
             self.dataset, self.vae = open_latents(config, config.data_kind, accelerator)

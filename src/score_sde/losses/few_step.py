@@ -109,14 +109,16 @@ def guided(velocity, without, scale):
 def _dropout_of_now(device):
     """A context in which random numbers are those that come next now, whenever it is entered; it uses none of them
     up."""
-    state = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    own = [device] if device.type == "cuda" else []
+    state, states = torch.get_rng_state(), [torch.cuda.get_rng_state(each) for each in own]
 
     @contextmanager
     def again():
-        with torch.random.fork_rng():
-            torch.set_rng_state(state[0])
-            if state[1] is not None:
-                torch.cuda.set_rng_state(state[1], device)
+        # of this device alone, of however many there are
+        with torch.random.fork_rng(own):
+            torch.set_rng_state(state)
+            for each, its_state in zip(own, states, strict=True):
+                torch.cuda.set_rng_state(its_state, each)
             yield
 
     return again

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from ..schedulers.checks import check_number
-from ..schedulers.paths import expand_to, time_grid
+from ..schedulers.paths import expand_to, sent, time_grid
 from .denoising import TIME_DENSITIES, check_row
 from .few_step import (
     composed_loss,
@@ -166,7 +166,7 @@ class FewStepObjective:
 
     def told_guidance(self, drawn, y):
         """The keyword that tells the network its guidance scale, where that is drawn."""
-        return {"guidance": drawn.scale.to(y.device, torch.float32)} if isinstance(self.guidance, tuple) else {}
+        return {"guidance": sent(drawn.scale, y.device, torch.float32)} if isinstance(self.guidance, tuple) else {}
 
     def loss(self, network, y, v, drawn, conditions, told, dropped, progress):
         """The loss of samples y in straight coordinates, whose data have the velocity v; `told` are the conditions of
@@ -273,7 +273,7 @@ class Consistency(FewStepObjective):
             error_weight="pseudo_huber",
             of_end=True,
         )
-        return losses / self.gap(drawn).to(losses)
+        return losses / sent(self.gap(drawn), losses.device, losses.dtype)
 
 
 class EasyConsistencyTuning(FewStepObjective):
@@ -298,7 +298,7 @@ class EasyConsistencyTuning(FewStepObjective):
             error_weight="pseudo_huber",
             of_end=True,
         )
-        return losses / self.gap(drawn).to(losses)
+        return losses / sent(self.gap(drawn), losses.device, losses.dtype)
 
 
 class ContinuousConsistency(FewStepObjective):
@@ -388,7 +388,8 @@ class FlowMap(FewStepObjective):
         expected = self.velocity(network, y, v, drawn, conditions, dropped).clone()
         moving = drawn.s < drawn.t
         if moving.any():
-            rows, times = moving.to(y.device), [each[moving] for each in drawn[:3]]
+            # by their numbers: how many there are, the host knows
+            rows, times = sent(moving.nonzero()[:, 0], y.device, torch.long), [each[moving] for each in drawn[:3]]
             own = {name: value[rows] for name, value in told.items()}
             expected[rows] = composed_velocity(network, self.scheduler, y[rows], *times, conditions=own)
         value = mean_velocity(network, self.scheduler, y, drawn.t, drawn.s, told)

@@ -396,6 +396,13 @@ def nearest_sizes(sizes, divisors):
     return ", ".join(f"{size} could be {near}" for size, near in found.items())
 
 
+def numbers_on(device, numbers):
+    """A number, or several, as float32 on a device; for one number nobody waits."""
+    if isinstance(numbers, (int, float)):
+        return torch.full((), numbers, dtype=torch.float32, device=device)
+    return torch.as_tensor(numbers, dtype=torch.float32, device=device)
+
+
 def check_ids(what, ids, most, remedy):
     """Raise ValueError for whole numbers that are not from 0 to `most`. Of those on the CPU alone: to look at others
     would be to wait for their device, and where they are there, the device itself stops."""
@@ -1271,13 +1278,13 @@ class DiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterM
             to = timestep if timestep_to is None else timestep_to
             time = time + self.time_to_embed(self.frequencies(to, hidden_states))
         if self.guidance_embed is not None:
-            scale = GUIDANCE_STEPS * torch.as_tensor(1.0 if guidance is None else guidance, dtype=torch.float32)
+            scale = GUIDANCE_STEPS * numbers_on(hidden_states.device, 1.0 if guidance is None else guidance)
             time = time + self.guidance_embed(self.frequencies(scale, hidden_states))
         return time
 
     def frequencies(self, timestep, hidden_states):
         """Cosines and sines of a time (B, FREQUENCY_EMBEDDING_SIZE), in the dtype of `hidden_states`."""
-        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=hidden_states.device)
+        timestep = numbers_on(hidden_states.device, timestep)
         # cosines first
         frequencies = get_timestep_embedding(
             timestep.expand(len(hidden_states)),

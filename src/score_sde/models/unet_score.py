@@ -964,6 +964,9 @@ class ScoreUNetModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     @staticmethod
     def checked_time(name, timestep, sample):
         """One time or one for each sample, as float32 (B,). Raises ValueError for another shape."""
+        if isinstance(timestep, (int, float)):
+            # a kernel fills it in: nobody waits
+            timestep = torch.full((), timestep, dtype=torch.float32, device=sample.device)
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device)
         if timestep.shape not in ((), (1,), sample.shape[:1]):
             raise ValueError(
