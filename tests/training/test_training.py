@@ -859,6 +859,21 @@ def test_another_column_of_the_same_file_is_other_data(tmp_path):
     train_tiny(tmp_path / "run", *options, *more, "--allow_other_data")
 
 
+def test_other_labels_of_the_same_stream_are_other_data(tmp_path):
+    """Of which no row is read before: nothing but the name of their column tells them from those before."""
+    folder, names = tmp_path / "images", [f"{i}.png" for i in range(4)]
+    folder.mkdir()
+    for name in names:
+        Image.new("L", (8, 8), 60).save(folder / name)
+    rows = [json.dumps({"file_name": name, "label": i % 2, "sort": i // 2}) for i, name in enumerate(names)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    options = ["--dataset", folder, "--streaming", "--num_classes", 2, "--checkpointing_steps", 1]
+    train_tiny(tmp_path / "run", *options, "--max_train_steps", 1)
+    more = ["--max_train_steps", 2, "--resume_from_checkpoint", "latest", "--label_column", "sort"]
+    with pytest.raises(ValueError, match="trained on other data: label_column was 'label', is 'sort'"):
+        train_tiny(tmp_path / "run", *options, *more)
+
+
 def learning_rates(folder):
     """Of the step that follows each checkpoint."""
     paths = [Path(path) / "optimizer.bin" for path in checkpoints.list_checkpoints(folder)]

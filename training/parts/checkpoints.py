@@ -61,6 +61,8 @@ PLACES = {
 }
 # of those what is read of the files, which their names and sizes don't tell
 READ = {"image_column", "audio_column", "video_column", "array_column"}
+# of a stream, whose rows nobody has read before, also these
+READ_OF_STREAMS = READ | {"text_column", "label_column", "caption_column"}
 # free to change, but it is said
 SAID = {
     *("learning_rate", "lr_scheduler", "lr_warmup_steps", "batch_size", "gradient_accumulation_steps"),
@@ -231,7 +233,8 @@ def check_same_run(folder, state, config, modules, data_fingerprint):
         )
     other = differences(state["data"], json.loads(json.dumps(data_fingerprint))) if known else []
     if known and not now.get("latents"):
-        other += differences(*({name: options[name] for name in now if name in READ} for options in (before, now)))
+        read = READ_OF_STREAMS if now.get("streaming") else READ
+        other += differences(*({name: options[name] for name in now if name in read} for options in (before, now)))
     if other and not config.allow_other_data:
         raise ValueError(
             f"checkpoint {folder!r} was trained on other data: {', '.join(other[:5])}{', ...' * (len(other) > 5)}. "
