@@ -53,8 +53,8 @@ class PointTrainConfig(StartConfig, ObjectiveConfig, LoopConfig, PointDataConfig
     sample_num_images: int = option(2000, "Points in a picture of samples.", "samples and logs")
     evaluation_steps: int = option(
         0,
-        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl): the negative log-likelihood "
-        "of held-out points in nats; 0 for none.",
+        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl), the last of them at the end: "
+        "the negative log-likelihood of held-out points in nats; 0 for none.",
         "samples and logs",
         common=True,
     )

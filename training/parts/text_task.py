@@ -64,8 +64,8 @@ class TextTrainConfig(TextStartConfig, LoopConfig, TextDataConfig, NetworkConfig
     sample_num_inference_steps: int = option(128, "Time steps of the samples.", "samples and logs")
     evaluation_steps: int = option(
         0,
-        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl): the bound on the likelihood "
-        "of held-out texts; 0 for none.",
+        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl), the last of them at the end: "
+        "the bound on the likelihood of held-out texts; 0 for none.",
         "samples and logs",
         common=True,
     )
