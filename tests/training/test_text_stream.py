@@ -138,7 +138,7 @@ def test_another_column_of_a_stream_is_other_data(tmp_path, monkeypatch, column,
     """Of the same classes, so that nothing but its name tells it from the one before."""
     kinds = datasets.ClassLabel(names=["a", "b"])
     features = datasets.Features({each: datasets.Value("string") for each in ("text", "title")})
-    features |= {each: kinds for each in ("kind", "sort")}
+    features |= dict.fromkeys(("kind", "sort"), kinds)
     rows = {"text": ["abcdefgh"] * 4, "title": ["hgfedcba"] * 4, "kind": [0, 1, 0, 1], "sort": [1, 1, 0, 0]}
     data = datasets.Dataset.from_dict(rows, datasets.Features(features)).to_iterable_dataset()
     monkeypatch.setattr(text_stream, "open_texts", lambda *_, **__: (data, Origin(sizes={"train.jsonl": 9})))

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import math
 import os
 import re
 import shutil
