@@ -218,6 +218,18 @@ def test_a_pipeline_that_cannot_be_saved_costs_no_training(words, tmp_path, monk
     assert json.loads((tmp_path / "pipeline" / "training.json").read_text())["steps"] == 2
 
 
+def test_the_card_of_a_run_has_its_last_bound_also_where_it_is_resumed_at_its_end(words, tmp_path):
+    """Of weights whose step is none of those that are evaluated on the way."""
+    found = []
+    for more in ([], ["--resume_from_checkpoint", "latest"]):
+        train_text(words, tmp_path, "--evaluation_steps", 3, "--checkpointing_steps", 2, *more)
+        found.append(json.loads((tmp_path / "pipeline" / "metrics.json").read_text()))
+        assert "bits/character" in (tmp_path / "pipeline" / "README.md").read_text()
+    assert [each["value"] for each in found[0]] == [each["value"] for each in found[1]]
+    [line] = [json.loads(each) for each in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    assert line["step"] == 2 and found[0][0]["value"] == round(line["bits_per_token"], 4)
+
+
 def test_samples_that_cannot_be_drawn_cost_themselves_alone(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(text_task, "sample_texts", lambda *_: 1 / 0)
     train_text(words, tmp_path, "--sample_steps", 1)
