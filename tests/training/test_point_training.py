@@ -376,6 +376,7 @@ def test_classes_without_rows_are_none_of_the_model(tmp_path):
         (["--missing", "skip"], "missing 'skip' is unknown"),
         (["--prediction_type", "v_prediction"], "prediction_type 'v_prediction' has no meaning on domain 'torus'"),
         (["--sde_type", "vp"], "sde_type 'vp' has no meaning on domain 'torus'"),
+        (["--scheduler_kwargs", "{domain: box}"], "scheduler_kwargs: domain is an option of its own: --domain box"),
         (["--scheduler_kwargs", "{predictor: dpmpp_2m}"], "predictor 'dpmpp_2m' has no meaning on domain 'torus'"),
         (["--network", "unet"], "network 'unet' is of images and signals: points need dit"),
         (["--network_kwargs", "{domain: box}"], "network_kwargs: domain 'box' is for the data to say"),

@@ -156,6 +156,15 @@ def test_a_figure_is_a_row(trained, tmp_path, monkeypatch):
             "noise 'linear' is unknown; choose one of log_linear",
         ),
         (train.main, ["--data_kind", "text", "--sample_guidance_scale", 2], "sample_guidance_scale 2 needs classes"),
+        *(
+            (train.main, ["--data_kind", "text", "--scheduler_kwargs", f"{{{stated}}}"], message)
+            for stated, message in [
+                ("vocab_size: 9", "scheduler_kwargs: vocab_size 9 is for the data to say: leave it out"),
+                ("timestep_type: index", "scheduler_kwargs: timestep_type 'index' is of pipelines of diffusers"),
+                ("noise: cosine", "scheduler_kwargs: noise is an option of its own: --noise cosine"),
+                ("predictr: margin", "scheduler_kwargs: 'predictr' is no argument of DiscreteScoreScheduler"),
+            ]
+        ),
         (
             train.main,
             ["--data_kind", "text", "--network_kwargs", "{vocab_size: 9}"],

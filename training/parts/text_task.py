@@ -16,7 +16,7 @@ from score_sde.sharing.bundles import save_bundle
 from .bound import bound_metrics, measure_bound, nats
 from .config import LoopConfig, one_of, option
 from .networks import NetworkConfig, check_conditions, make_token_network, network_class
-from .options import mapping
+from .options import arguments_of, mapping
 from .provenance import provenance
 from .publishing import PublishConfig, PublishedTask
 from .samples import labels_of
@@ -24,7 +24,7 @@ from .sources import text_on_hub
 from .starting import begun
 from .tasks import loss_by_time
 from .text_data import TextData, TextDataConfig
-from .text_start import TextStartConfig
+from .text_start import NAMED, TextStartConfig
 
 
 @dataclass
@@ -112,13 +112,15 @@ class TextTrainConfig(TextStartConfig, LoopConfig, TextDataConfig, NetworkConfig
             yield str(error)
 
     def make_scheduler(self, vocab_size):
-        return DiscreteScoreScheduler(
-            vocab_size,
-            process=self.process,
-            noise=self.noise,
-            prediction_type=self.prediction_type,
-            **mapping("scheduler_kwargs", self.scheduler_kwargs),
-        )
+        named = {name: getattr(self, name) for name in NAMED}
+        options = arguments_of(DiscreteScoreScheduler, "scheduler_kwargs", self.scheduler_kwargs, named)
+        for name, why in (
+            ("vocab_size", "is for the data to say"),
+            ("timestep_type", "is of pipelines of diffusers, which tell their networks no time"),
+        ):
+            if name in options:
+                raise ValueError(f"scheduler_kwargs: {name} {options[name]!r} {why}: leave it out")
+        return DiscreteScoreScheduler(vocab_size, **named, **options)
 
     def make_objective(self, scheduler):
         return DiscreteObjective(scheduler, self.loss, self.time_density)
