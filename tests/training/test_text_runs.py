@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -15,7 +16,7 @@ from score_sde import ScoreSDETextPipeline, load_bundle
 from score_sde.training import evaluate, quick_start, train
 from score_sde.training.parts import publishing, text_figures, text_task
 from score_sde.training.parts.text_evaluation import HeldOutTexts, TextEvaluateConfig
-from score_sde.training.parts.text_figures import distinct, entropy, ngrams
+from score_sde.training.parts.text_figures import distinct, entropy, ngram_figures, ngrams
 
 
 TINY = "{hidden_size: 16, num_layers: 1, num_attention_heads: 2}"
@@ -72,7 +73,7 @@ def test_a_run_makes_a_pipeline_with_its_samples_and_its_bound(trained, capsys):
     assert character["value"] == pytest.approx(token["value"] * 7 / 6, rel=0.01)
     assert token["n"] == 8 and token["split"] == "validation" and token["standard_error"] > 0
     card = (trained / "pipeline" / "README.md").read_text()
-    assert "greetings" in card and "bits/character" in card
+    assert "greetings" in card and "bits/character" in card and "tokens, given the class of each, standard" in card
     assert {path.name for path in (trained / "samples").iterdir()} == {"step-00000001.txt", "step-00000002.txt"}
     written = (trained / "samples" / "step-00000002.txt").read_text()
     for number, (name, text) in enumerate(zip(["bye", "hello", "bye"], facts["samples"]["texts"], strict=True)):
@@ -116,6 +117,17 @@ def test_figures_count_what_they_say():
     assert entropy(ngrams(["abab", "ab"], 1)) == 1.0
     assert distinct(ngrams([["a", "b", "a", "b"]], 2)) == 2 / 3
     assert entropy(ngrams(["a"], 2)) == distinct(ngrams(["a"], 2)) == 0
+
+
+def test_runs_that_no_real_text_has_are_no_figures():
+    data = SimpleNamespace(tokenizer=lambda texts, **_: {"input_ids": [list(text) for text in texts]})
+    found = ngram_figures(["CC C", "", "OO"], ["CO", "CCO"], data)
+    assert [(each["name"], each["value"], each["of_real_texts"]) for each in found][:2] == [
+        ("distinct-1", 1.0, 1.0),
+        ("1-gram entropy", pytest.approx(0.8113, abs=1e-4), pytest.approx(0.9710, abs=1e-4)),
+    ]
+    assert [each["name"] for each in found][2:] == ["2-gram entropy", "3-gram entropy"]
+    assert {each["n"] for each in found} == {2}
 
 
 def test_a_figure_is_a_row(trained, tmp_path, monkeypatch):

@@ -220,7 +220,7 @@ class TextTask(PublishedTask):
         metrics = []
         if self.measured:
             shared = {"dataset": self.config.dataset, "seed": self.config.seed}
-            metrics = bound_metrics(self.measured, shared | provenance(self.accelerator.device))
+            metrics = bound_metrics(self.measured, shared | provenance(self.accelerator.device), bool(self.conditions))
         save = save_adapter if self.config.lora_rank else save_bundle
         return save(pipeline, folder, facts=facts, metrics=metrics)
 
