@@ -119,6 +119,11 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
                 f"a ScoreSDETextPipeline needs a DiscreteScoreScheduler, not a {type(scheduler).__name__}: make one by "
                 f"DiscreteScoreScheduler(vocab_size=...), as the network was trained"
             )
+        if scheduler.config.timestep_type != "time":
+            raise ValueError(
+                f"timestep_type {scheduler.config.timestep_type!r} counts steps, as pipelines of diffusers do, whose "
+                f"networks are told no time: DiscreteScoreScheduler.from_config(scheduler.config, timestep_type='time')"
+            )
         if network.config.get("vocab_size") is None:
             raise ValueError(
                 f"this {type(network).__name__} is of numbers, not of tokens (it has no vocab_size): use it in a "

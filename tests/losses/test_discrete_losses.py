@@ -1,5 +1,7 @@
 """Objectives for noise on tokens against the exact bound of an enumerable source."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from enumerable import MarkovSource, all_sequences, number_of
@@ -153,6 +155,28 @@ def test_what_is_given_stays_clean_and_does_not_count():
     cross_entropy = -torch.log_softmax(network.logits, -1).expand(8, -1, -1).gather(2, tokens[..., None])[..., 0]
     ratio = cross_entropy[:, :2].mean(1) / cross_entropy.mean(1)
     assert torch.allclose(loss[1:], (whole * ratio)[1:], rtol=1e-5) and float(loss[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, [500.0, 250.0]),
+        ({"prediction_type": "score"}, [500.0, 500.0]),
+        ({"process": "uniform"}, [500.0, 500.0]),
+    ],
+)
+def test_beside_given_tokens_a_network_is_told_what_sampling_tells_it(options, told):
+    scheduler = DiscreteScoreScheduler(3, noise=lambda t: 1 - 0.999 * t, **options)
+    seen = []
+
+    def network(tokens, timestep):
+        seen.append(timestep)
+        return SimpleNamespace(sample=torch.zeros(*tokens.shape, 3))
+
+    mask = torch.tensor([4 * [True], [True, True, False, False]])
+    tokens, uniforms = torch.zeros(2, 4, dtype=torch.long), torch.tensor([0.1, 0.9, 0.9, 0.1]).double().expand(2, 4)
+    DiscreteObjective(scheduler)(network, tokens, torch.full((2,), 0.5).double(), uniforms, mask=mask)
+    assert seen[0].tolist() == pytest.approx(told, rel=2e-3)
 
 
 def test_conditions_go_to_the_network_and_are_dropped_as_others_are():

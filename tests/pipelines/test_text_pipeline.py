@@ -205,15 +205,11 @@ def test_nfe_is_the_number_of_evaluations(told):
     output = pipeline(batch_size=3, num_inference_steps=100, generator=seeds(0, 1, 2))
     assert output.nfe == len(seen)
     assert output.nfe_of_each.sum() == sum(len(tokens) for tokens in seen)
-    if told:
-        # until the last mask is gone
-        assert output.nfe > 12
-    else:
-        # once in the beginning, then after every change
-        assert output.nfe_of_each.max() <= 12
-        # never the same twice
-        every = [tuple(row) for tokens in seen for row in tokens.tolist() if set(row) != {7}]
-        assert len(every) == len(set(every))
+    # once in the beginning, then after every change: the time that a network is told is of what it sees
+    assert output.nfe_of_each.max() <= 12
+    # never the same twice
+    every = [tuple(row) for tokens in seen for row in tokens.tolist() if set(row) != {7}]
+    assert len(every) == len(set(every))
 
 
 @pytest.mark.parametrize("predictor", ["ancestral", "confidence", "tau_leaping"])
@@ -228,39 +224,61 @@ def test_skipped_evaluations_change_nothing(predictor):
     assert again.texts == output.texts and again.nfe >= output.nfe
 
 
-def test_a_network_that_is_told_the_time_is_told_it():
-    pipeline = tiny_text_pipeline(scheduler_options={"predictor": "ancestral"}, time_conditioning=True)
-    times = []
-    pipeline.transformer.register_forward_pre_hook(lambda module, inputs: times.append(inputs[1].clone()))
-    pipeline(batch_size=2, num_inference_steps=4, generator=seed())
-    scheduler = DiscreteScoreScheduler(7, predictor="ancestral")
-    scheduler.set_timesteps(4)
-    assert [float(each[0]) for each in times] == scheduler.timesteps[: len(times)].tolist()
-
-
-@pytest.mark.parametrize("predictor", ["auto", "confidence", "dilated", "margin"])
+@pytest.mark.parametrize("predictor", ["auto", "ancestral", "confidence", "dilated", "margin", "tweedie"])
 @pytest.mark.parametrize("arguments", [{"num_inference_steps": 40}, {"prompt": "abcdefg", "num_inference_steps": 3}])
-def test_where_positions_are_ordered_a_network_is_told_the_time_of_as_many_masks(predictor, arguments):
-    """As in training, in which the share of masks is 1 - alpha on average, and not that of a plan of other steps."""
+def test_with_masks_a_network_is_told_the_time_of_as_many(predictor, arguments):
+    """As in training, in which the share of masks is 1 - alpha on average: beside a prompt it is less, and by an order
+    another than that of the plan."""
     options = {"predictor": predictor, "noise": "cosine"}
     pipeline = tiny_text_pipeline(scheduler_options=options, time_conditioning=True)
     seen, path = [], pipeline.scheduler.path
     pipeline.transformer.register_forward_pre_hook(lambda module, inputs: seen.append((inputs[0], inputs[1].double())))
     output = pipeline(batch_size=2, generator=seed(), **arguments)
-    tokens, times = (torch.stack(each) for each in zip(*seen, strict=True))
+    tokens, times = (torch.cat(each) for each in zip(*seen, strict=True))
     masked = (tokens == 7).double().mean(-1)
     assert masked.min() < 0.2 and output.nfe == len(seen)
     assert ((1 - path.alpha(times / 1000)) - masked).abs().max() < 2e-3  # up to alpha_min
-    assert float(masked[0, 0]) == (1.0 if "prompt" not in arguments else 5 / 12)
+    assert float(masked[0]) == (1.0 if "prompt" not in arguments else 5 / 12)
 
 
-@pytest.mark.parametrize("options", [{"process": "uniform", "predictor": "confidence"}, {"predictor": "tau_leaping"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"process": "uniform", "predictor": "confidence"},
+        {"process": "uniform", "corrector": "gibbs"},
+        # the scale of what is taken as it is hangs on the time
+        {"predictor": "tau_leaping", "prediction_type": "score"},
+        {"predictor": "tweedie", "prediction_type": "score"},
+    ],
+)
 def test_elsewhere_a_network_is_told_the_time_of_the_plan(options):
     scheduler = DiscreteScoreScheduler(7, **options)
     scheduler.set_timesteps(5)
     tokens = scheduler.init_noise((2, 4), seed()) * 0
     for timestep in scheduler.timesteps:
         assert scheduler.told_timesteps(tokens, timestep).tolist() == 2 * [float(timestep)]
+
+
+def test_the_bound_beside_given_tokens_tells_a_network_what_sampling_tells_it():
+    """Of a text that is longer than the model, whose last window has seen all but a token of it before."""
+    pipeline = tiny_text_pipeline(time_conditioning=True)
+    seen = []
+    pipeline.transformer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[:2]))
+    pipeline.log_likelihood("abcdefgabcdef", num_samples=20, generator=seed())
+    tokens, times = (torch.cat(each) for each in zip(*seen, strict=True))
+    given = (tokens[:, :11] == torch.tensor([1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4])).all(1)
+    masks = (tokens[given] == 7).sum(1)
+    assert set(masks.tolist()) == {0, 1}
+    assert torch.allclose(times[given], pipeline.scheduler.timestep(masks / 12 / 0.999), atol=1e-3)
+    # the window before has no such tokens: its times are those of its noise
+    assert len(times[~given].unique()) == 22
+
+
+def test_a_function_that_begins_below_one_is_noise_of_shown_tokens_too():
+    scheduler = DiscreteScoreScheduler(7, noise=lambda t: 0.995 - 0.99 * t)
+    scheduler.set_timesteps(3)
+    tokens = torch.tensor([[0, 1, 2], [7, 7, 7]])
+    assert scheduler.told_timesteps(tokens, scheduler.timesteps[0]).tolist() == pytest.approx([0.0, 1000.0])
 
 
 # --- guidance and classes ---------------------------------------------------------------------------------------------
@@ -536,6 +554,7 @@ def test_components_of_other_tokens_are_refused():
         ({"tokenizer": letters_of_six}, "PreTrainedTokenizerFast has 6 tokens|TokenizersBackend has 6 tokens"),
         ({"scheduler": DiscreteScoreScheduler(8)}, "DiscreteScoreScheduler has 8 tokens"),
         ({"scheduler": ScoreSDEScheduler()}, "needs a DiscreteScoreScheduler, not a ScoreSDEScheduler"),
+        ({"scheduler": DiscreteScoreScheduler(7, timestep_type="index")}, "timestep_type 'index' counts steps"),
         ({"transformer": tiny_dit()}, "is of numbers, not of tokens"),
         ({"tokenizer": None}, "needs a fast tokenizer"),
     ):

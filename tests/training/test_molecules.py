@@ -67,7 +67,10 @@ def test_figures_of_samples_are_shares_of_what_is_before_them():
     assert found["valid molecules"]["n"] == 4 and "of 4 texts" in found["valid molecules"]["explanation"]
     # of no molecule nothing is known but that
     found = molecule_figures(["C1"], ["CCO"], data)
-    assert [each["value"] for each in found] == [0, 0, 0, 0]
+    assert {each["name"]: each["value"] for each in found} == {"valid molecules": 0, "valid, unique and novel": 0}
+    # and of real texts that are none, no distance
+    found = molecule_figures(["CCO"], ["C1"], data)
+    assert not [each["name"] for each in found if "distance" in each["name"]]
 
 
 def test_pictures_of_molecules_and_their_properties(tmp_path):

@@ -118,6 +118,14 @@ def test_points_go_from_files_to_a_bundle_and_back(rows, tmp_path, domain, capsy
     assert f"{whole['value']:.4f} on 20 points" in capsys.readouterr().out
 
 
+def test_the_card_of_a_run_that_is_resumed_at_its_end_has_its_likelihood(rows, tmp_path):
+    found = []
+    for more in ([], ["--resume_from_checkpoint", "latest"]):
+        run(train.main, *arguments_of(rows, "torus", "--evaluation_steps", 4, "--output_dir", tmp_path, *more))
+        found.append(json.loads((tmp_path / "pipeline" / "metrics.json").read_text()))
+    assert [each["value"] for each in found[0]] == pytest.approx([each["value"] for each in found[1]], rel=1e-6)
+
+
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(rows, tmp_path):
     def trained(folder, *more):
         run(
@@ -368,6 +376,7 @@ def test_classes_without_rows_are_none_of_the_model(tmp_path):
         (["--missing", "skip"], "missing 'skip' is unknown"),
         (["--prediction_type", "v_prediction"], "prediction_type 'v_prediction' has no meaning on domain 'torus'"),
         (["--sde_type", "vp"], "sde_type 'vp' has no meaning on domain 'torus'"),
+        (["--scheduler_kwargs", "{domain: box}"], "scheduler_kwargs: domain is an option of its own: --domain box"),
         (["--scheduler_kwargs", "{predictor: dpmpp_2m}"], "predictor 'dpmpp_2m' has no meaning on domain 'torus'"),
         (["--network", "unet"], "network 'unet' is of images and signals: points need dit"),
         (["--network_kwargs", "{domain: box}"], "network_kwargs: domain 'box' is for the data to say"),

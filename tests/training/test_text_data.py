@@ -162,6 +162,7 @@ def test_what_is_no_data_is_refused_by_name(jsonl, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": ""}\n{"text": null}\n{"text": ""}\n')
     (tmp_path / "other.csv").write_text("a\n")
+    (tmp_path / "latin.txt").write_text("caf\u00e9", encoding="latin-1")
     for dataset, options, message in [
         (jsonl, {"text_column": "words"}, "has no column 'words'; it has text, kind, number: name its text column"),
         (jsonl, {"label_column": "sort"}, "has no column 'sort'; .*name its label column by --label_column"),
@@ -187,6 +188,7 @@ def test_what_is_no_data_is_refused_by_name(jsonl, tmp_path):
         ),
         (empty, {}, "all of its 3 texts are empty"),
         (tmp_path / "nothing.txt", {}, "nothing.txt' does not exist"),
+        (tmp_path / "latin.txt", {}, "cannot be opened: its files must be written in UTF-8: .*0xe9"),
         (tmp_path / "letters", {}, "the folder holds no .parquet or .jsonl or .txt files, but .json"),
     ]:
         with pytest.raises(ValueError, match=message):

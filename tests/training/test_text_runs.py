@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -15,7 +16,7 @@ from score_sde import ScoreSDETextPipeline, load_bundle
 from score_sde.training import evaluate, quick_start, train
 from score_sde.training.parts import publishing, text_figures, text_task
 from score_sde.training.parts.text_evaluation import HeldOutTexts, TextEvaluateConfig
-from score_sde.training.parts.text_figures import distinct, entropy, ngrams
+from score_sde.training.parts.text_figures import distinct, entropy, ngram_figures, ngrams
 
 
 TINY = "{hidden_size: 16, num_layers: 1, num_attention_heads: 2}"
@@ -72,7 +73,7 @@ def test_a_run_makes_a_pipeline_with_its_samples_and_its_bound(trained, capsys):
     assert character["value"] == pytest.approx(token["value"] * 7 / 6, rel=0.01)
     assert token["n"] == 8 and token["split"] == "validation" and token["standard_error"] > 0
     card = (trained / "pipeline" / "README.md").read_text()
-    assert "greetings" in card and "bits/character" in card
+    assert "greetings" in card and "bits/character" in card and "tokens, given the class of each, standard" in card
     assert {path.name for path in (trained / "samples").iterdir()} == {"step-00000001.txt", "step-00000002.txt"}
     written = (trained / "samples" / "step-00000002.txt").read_text()
     for number, (name, text) in enumerate(zip(["bye", "hello", "bye"], facts["samples"]["texts"], strict=True)):
@@ -118,6 +119,17 @@ def test_figures_count_what_they_say():
     assert entropy(ngrams(["a"], 2)) == distinct(ngrams(["a"], 2)) == 0
 
 
+def test_runs_that_no_real_text_has_are_no_figures():
+    data = SimpleNamespace(tokenizer=lambda texts, **_: {"input_ids": [list(text) for text in texts]})
+    found = ngram_figures(["CC C", "", "OO"], ["CO", "CCO"], data)
+    assert [(each["name"], each["value"], each["of_real_texts"]) for each in found][:2] == [
+        ("distinct-1", 1.0, 1.0),
+        ("1-gram entropy", pytest.approx(0.8113, abs=1e-4), pytest.approx(0.9710, abs=1e-4)),
+    ]
+    assert [each["name"] for each in found][2:] == ["2-gram entropy", "3-gram entropy"]
+    assert {each["n"] for each in found} == {2}
+
+
 def test_a_figure_is_a_row(trained, tmp_path, monkeypatch):
     def lengths(texts, real, data):
         assert len(real) == 4 and data.split("train").row_facts()["rows"] == 24
@@ -156,6 +168,15 @@ def test_a_figure_is_a_row(trained, tmp_path, monkeypatch):
             "noise 'linear' is unknown; choose one of log_linear",
         ),
         (train.main, ["--data_kind", "text", "--sample_guidance_scale", 2], "sample_guidance_scale 2 needs classes"),
+        *(
+            (train.main, ["--data_kind", "text", "--scheduler_kwargs", f"{{{stated}}}"], message)
+            for stated, message in [
+                ("vocab_size: 9", "scheduler_kwargs: vocab_size 9 is for the data to say: leave it out"),
+                ("timestep_type: index", "scheduler_kwargs: timestep_type 'index' is of pipelines of diffusers"),
+                ("noise: cosine", "scheduler_kwargs: noise is an option of its own: --noise cosine"),
+                ("predictr: margin", "scheduler_kwargs: 'predictr' is no argument of DiscreteScoreScheduler"),
+            ]
+        ),
         (
             train.main,
             ["--data_kind", "text", "--network_kwargs", "{vocab_size: 9}"],
@@ -216,6 +237,18 @@ def test_a_pipeline_that_cannot_be_saved_costs_no_training(words, tmp_path, monk
     monkeypatch.undo()
     train_text(words, tmp_path, "--resume_from_checkpoint", "latest")
     assert json.loads((tmp_path / "pipeline" / "training.json").read_text())["steps"] == 2
+
+
+def test_the_card_of_a_run_has_its_last_bound_also_where_it_is_resumed_at_its_end(words, tmp_path):
+    """Of weights whose step is none of those that are evaluated on the way."""
+    found = []
+    for more in ([], ["--resume_from_checkpoint", "latest"]):
+        train_text(words, tmp_path, "--evaluation_steps", 3, "--checkpointing_steps", 2, *more)
+        found.append(json.loads((tmp_path / "pipeline" / "metrics.json").read_text()))
+        assert "bits/character" in (tmp_path / "pipeline" / "README.md").read_text()
+    assert [each["value"] for each in found[0]] == [each["value"] for each in found[1]]
+    [line] = [json.loads(each) for each in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    assert line["step"] == 2 and found[0][0]["value"] == round(line["bits_per_token"], 4)
 
 
 def test_samples_that_cannot_be_drawn_cost_themselves_alone(words, tmp_path, monkeypatch, capsys):

@@ -133,6 +133,24 @@ def test_training_on_a_stream_resumes_bit_for_bit_and_is_measured(files, tmp_pat
     assert "bits/character" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("column", "was", "other"), [("label", "kind", "sort"), ("text", "text", "title")])
+def test_another_column_of_a_stream_is_other_data(tmp_path, monkeypatch, column, was, other):
+    """Of the same classes, so that nothing but its name tells it from the one before."""
+    kinds = datasets.ClassLabel(names=["a", "b"])
+    features = datasets.Features({each: datasets.Value("string") for each in ("text", "title")})
+    features |= dict.fromkeys(("kind", "sort"), kinds)
+    rows = {"text": ["abcdefgh"] * 4, "title": ["hgfedcba"] * 4, "kind": [0, 1, 0, 1], "sort": [1, 1, 0, 0]}
+    data = datasets.Dataset.from_dict(rows, datasets.Features(features)).to_iterable_dataset()
+    monkeypatch.setattr(text_stream, "open_texts", lambda *_, **__: (data, Origin(sizes={"train.jsonl": 9})))
+    options = [*SETTINGS, "--dataset", "rows", "--streaming", "--shuffle_buffer", 3, "--tokenizer", "bytes"]
+    options += ["--label_column", "kind", "--checkpointing_steps", 1, "--output_dir", tmp_path]
+    run(train.main, *options, "--max_train_steps", 1)
+    options += ["--max_train_steps", 2, "--resume_from_checkpoint", "latest", f"--{column}_column", other]
+    with pytest.raises(ValueError, match=f"trained on other data: .*{column}_column was '{was}', is '{other}'"):
+        run(train.main, *options)
+    run(train.main, *options, "--allow_other_data")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

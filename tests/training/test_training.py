@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import math
 import os
 import re
 import shutil
@@ -49,9 +48,10 @@ from score_sde.training.parts.batches import GlobalBatchSampler
 from score_sde.training.parts.config import LoopConfig
 from score_sde.training.parts.data import ImageDataset
 from score_sde.training.parts.image_rows import resize_and_crop
-from score_sde.training.parts.loop import Draws, fit, hurry, make_accelerator
+from score_sde.training.parts.loop import Draws, fit, make_accelerator
 from score_sde.training.parts.options import parse
-from score_sde.training.parts.run_folder import open_run
+from score_sde.training.parts.run_folder import open_run, read_records
+from score_sde.training.parts.schedule import follow_schedule, position
 from score_sde.training.parts.tasks import Task
 
 
@@ -288,7 +288,8 @@ def test_a_yaml_file_states_differences_and_the_command_line_wins(tmp_path):
         (["--sde_type", "vpp"], "sde_type 'vpp' is unknown; choose one of vp"),
         (["--prediction_type", "noise"], "prediction_type 'noise' is unknown"),
         (["--scheduler_kwargs", "{"], "scheduler_kwargs '{' is not YAML"),
-        (["--scheduler_kwargs", '{"beta": 1}'], "unexpected keyword argument 'beta'"),
+        (["--scheduler_kwargs", '{"beta": 1}'], "scheduler_kwargs: 'beta' is no argument of ScoreSDEScheduler"),
+        (["--scheduler_kwargs", "{sde_type: ve}"], "scheduler_kwargs: sde_type is an option of its own: --sde_type ve"),
         (["--network_kwargs", "[1]"], "network_kwargs '[1]' must be a mapping"),
         (["--time_density", "normal"], "time_density 'normal' is unknown; choose one of uniform, log_normal"),
         (["--image_channels", "2"], "image_channels 2 must be 1 or 3"),
@@ -774,20 +775,32 @@ def test_what_changes_no_weights_may_change_on_resume(tmp_path, capsys):
     assert "changed since then: batch_size was 4, is 2, gradient_accumulation_steps was 1, is 2" in out
 
 
-@pytest.mark.parametrize(("seconds", "taken"), [(100.0, 100), (5000.0, 1000)])
+def positions(seconds, durations):
+    """Where the schedule over as many steps as durations stands after each of them that is in time."""
+    config = LoopConfig(max_train_steps=len(durations), max_train_seconds=seconds)
+    found, passed = [0], 0.0
+    for step, took in enumerate(durations):
+        passed += took
+        if seconds and passed > seconds:
+            break
+        found.append(position(found[-1], {"step": step, "seconds": passed}, config, took) + 1)
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(100.0, 100), (5000.0, 1000), (None, 1000)])
 def test_the_schedule_of_the_learning_rate_ends_with_the_time_or_the_steps(seconds, taken):
     """1,000 steps of a second each, in 100 s or in more than enough."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=1000)
-    rates = []
-    for step in range(taken):
-        optimizer.step()
-        hurry(schedule, 1000, 1.0, seconds - step)
-        schedule.step()
-        rates.append(schedule.get_last_lr()[0])
-    expected = [0.5 + 0.5 * math.cos(math.pi * (step + 1) / taken) for step in range(taken)]
-    assert np.abs(np.subtract(rates, expected)).max() < 0.02
-    assert rates[-1] < 1e-5
+    found = positions(seconds, [1.0] * 1000)
+    assert len(found) == taken + 1 and found[-1] == pytest.approx(1000, abs=1)
+    assert np.abs(found - np.linspace(0, 1000, taken + 1)).max() <= 10
+
+
+def test_a_step_that_takes_long_hurries_the_schedule_no_further_than_the_time_and_nothing_that_is_in_time():
+    """100 steps of a second each, one of which takes 30: in 400 s, and in 60."""
+    durations = [1.0] * 10 + [30.0] + [1.0] * 89
+    assert (positions(400.0, durations) == np.arange(101)).all()
+    found = positions(60.0, durations)
+    assert found[11] == pytest.approx(100 * 40 / 60, abs=1) and found[-1] == pytest.approx(100, abs=1)
 
 
 def test_training_ends_in_time(tmp_path):
@@ -802,15 +815,47 @@ def test_training_ends_in_time(tmp_path):
 
 
 def test_more_time_raises_the_learning_rate_that_had_come_to_its_end(tmp_path, capsys):
-    options = ["--max_train_steps", 10**6, "--lr_scheduler", "linear", "--resume_from_checkpoint", "latest"]
-    train_tiny(tmp_path / "run", *options, "--max_train_seconds", 1)
-    assert learning_rates(tmp_path / "run")[-1] < 1e-3
-    took = json.loads((tmp_path / "run/pipeline/training.json").read_text())["train_seconds"]
-    train_tiny(tmp_path / "run", *options, "--max_train_seconds", 3)
+    options = {"max_train_steps": 10**6, "lr_scheduler": "linear", "learning_rate": 0.01, "checkpointing_steps": 10**6}
+    fit_linear(tmp_path, rows_of(range(8)), max_train_seconds=0.5, **options)
+    assert learning_rates(tmp_path)[-1] < 1e-3
+    took = checkpoints.read_state(checkpoints.list_checkpoints(tmp_path)[-1])["progress"]["seconds"]
+    fit_linear(tmp_path, rows_of(range(8)), max_train_seconds=1.5, resume_from_checkpoint="latest", **options)
     [was] = re.findall("the next step's learning rate was .*, is (.*): .* its end changed", capsys.readouterr().out)
-    assert float(was) == pytest.approx(0.01 * (1 - took / 3), rel=0.02)
+    assert float(was) == pytest.approx(0.01 * (1 - took / 1.5), rel=0.01)
     # time over again
-    assert learning_rates(tmp_path / "run")[-1] < 1e-3
+    assert learning_rates(tmp_path)[-1] < 1e-3
+
+
+class Counting(Task):
+    """A network of one weight, whose evaluations are numbered."""
+
+    evaluation_steps = 2
+
+    def __init__(self):
+        super().__init__(torch.nn.Linear(1, 1), rows_of(range(8)))
+        self.done = []
+
+    def compute_loss(self, state, batch, draws):
+        return state.model(batch["x"][:, :1]).square().mean(), {}
+
+    def evaluate(self, network):
+        self.done.append(network.weight.item())
+        return {"weight": self.done[-1]}
+
+
+def test_the_last_weights_are_evaluated_once_also_of_a_run_that_goes_on_at_its_end(tmp_path):
+    tasks, options = [], {"output_dir": str(tmp_path), "batch_size": 2, "checkpointing_steps": 4, "learning_rate": 0.1}
+    for steps in (5, 5, 7, 7):
+        config, task = LoopConfig(max_train_steps=steps, resume_from_checkpoint="latest", **options), Counting()
+        accelerator = make_accelerator(config)
+        with open_run(config, accelerator) as run:
+            fit(config, accelerator, run, task)
+        tasks.append(task.done)
+    assert [len(done) for done in tasks] == [3, 1, 2, 1]
+    assert (tasks[1], tasks[3]) == (tasks[0][-1:], tasks[2][-1:])
+    records = read_records(tmp_path / "evaluation.jsonl")
+    assert [each["step"] for each in records] == [2, 4, 5, 6, 7]
+    assert [each["weight"] for each in records] == tasks[0] + tasks[2]
 
 
 def test_a_pause_hurries_no_schedule_whose_steps_are_in_time(tmp_path):
@@ -835,7 +880,7 @@ def test_other_steps_in_the_same_time_keep_the_share_of_the_schedule(steps):
     config = LoopConfig(max_train_steps=steps, max_train_seconds=60.0, learning_rate=1.0)
     before = {"max_train_steps": 1000, "max_train_seconds": 60.0}
     state = {"progress": {"step": 20, "seconds": 30.0}, "config": before}
-    checkpoints.follow_schedule(config, SimpleNamespace(print=print), schedule, state)
+    follow_schedule(config, SimpleNamespace(print=print), schedule, state)
     assert schedule.get_last_lr() == [0.5]
 
 
@@ -866,6 +911,21 @@ def test_another_column_of_the_same_file_is_other_data(tmp_path):
     with pytest.raises(ValueError, match="trained on other data: image_column was 'image', is 'depth'"):
         train_tiny(tmp_path / "run", *options, *more)
     train_tiny(tmp_path / "run", *options, *more, "--allow_other_data")
+
+
+def test_other_labels_of_the_same_stream_are_other_data(tmp_path):
+    """Of which no row is read before: nothing but the name of their column tells them from those before."""
+    folder, names = tmp_path / "images", [f"{i}.png" for i in range(4)]
+    folder.mkdir()
+    for name in names:
+        Image.new("L", (8, 8), 60).save(folder / name)
+    rows = [json.dumps({"file_name": name, "label": i % 2, "sort": i // 2}) for i, name in enumerate(names)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    options = ["--dataset", folder, "--streaming", "--num_classes", 2, "--checkpointing_steps", 1]
+    train_tiny(tmp_path / "run", *options, "--max_train_steps", 1)
+    more = ["--max_train_steps", 2, "--resume_from_checkpoint", "latest", "--label_column", "sort"]
+    with pytest.raises(ValueError, match="trained on other data: label_column was 'label', is 'sort'"):
+        train_tiny(tmp_path / "run", *options, *more)
 
 
 def learning_rates(folder):

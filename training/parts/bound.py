@@ -61,9 +61,10 @@ def ratio(values, units):
     return mean, float(error)
 
 
-def bound_metrics(found, shared):
-    """The measurements of a bundle of what `measure_bound` found, with what they share."""
-    metrics = []
+def bound_metrics(found, shared, by_class):
+    """The measurements of a bundle of what `measure_bound` found, with what they share; `by_class`: whether the bound
+    is given the class of each sequence."""
+    metrics, given = [], ", given the class of each" if by_class else ""
     for name, unit in (("bits_per_token", "bits/token"), ("bits_per_character", "bits/character")):
         value, error = found[name], found[f"{name}_error"]
         metrics.append(
@@ -74,8 +75,8 @@ def bound_metrics(found, shared):
                 "n": found["n"],
                 "split": found["split"],
                 "type": name,
-                "explanation": f"bound on the likelihood of {found['n']:,} sequences of {found['tokens']:,} tokens, "
-                f"standard error {error:.4f} over sequences and times.",
+                "explanation": f"bound on the likelihood of {found['n']:,} sequences of {found['tokens']:,} "
+                f"tokens{given}, standard error {error:.4f} over sequences and times.",
             }
             | shared
         )

@@ -7,7 +7,6 @@ resume like code that you run.
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from score_sde.pipelines.writing import whole_folder
 from .hashes import hash_of, hash_of_file
 from .options import mapping
 from .run_folder import surviving
+from .schedule import follow_schedule
 from .tasks import share_done
 
 
@@ -61,6 +61,8 @@ PLACES = {
 }
 # of those what is read of the files, which their names and sizes don't tell
 READ = {"image_column", "audio_column", "video_column", "array_column"}
+# of a stream, whose rows nobody has read before, also these
+READ_OF_STREAMS = READ | {"text_column", "label_column", "caption_column"}
 # free to change, but it is said
 SAID = {
     *("learning_rate", "lr_scheduler", "lr_warmup_steps", "batch_size", "gradient_accumulation_steps"),
@@ -231,7 +233,8 @@ def check_same_run(folder, state, config, modules, data_fingerprint):
         )
     other = differences(state["data"], json.loads(json.dumps(data_fingerprint))) if known else []
     if known and not now.get("latents"):
-        other += differences(*({name: options[name] for name in now if name in READ} for options in (before, now)))
+        read = READ_OF_STREAMS if now.get("streaming") else READ
+        other += differences(*({name: options[name] for name in now if name in read} for options in (before, now)))
     if other and not config.allow_other_data:
         raise ValueError(
             f"checkpoint {folder!r} was trained on other data: {', '.join(other[:5])}{', ...' * (len(other) > 5)}. "
@@ -278,7 +281,7 @@ def resume(config, accelerator, run, averages, modules, lr_scheduler, data_finge
             progress, state["config"]["max_train_steps"], state["config"].get("max_train_seconds")
         )
         follow_schedule(config, accelerator, lr_scheduler, state)
-        run.rewind(progress["step"], evaluated=not progress.get("unseen"))
+        run.rewind(progress["step"])
         accelerator.wait_for_everyone()
         return progress
     return None
@@ -322,28 +325,3 @@ def lay_out(optimizer):
                         f"{parameter.stride()}: go on on a device of the kind that the run began on"
                     )
                 state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-
-
-def within(position, progress, config):
-    """Where the schedule of the learning rate stands that shall be at a position, in steps: never behind the steps that
-    are done, nor ahead of them and of the time."""
-    seconds = config.max_train_seconds or math.inf
-    return max(progress["step"], min(position, config.max_train_steps * min(1.0, progress["seconds"] / seconds)))
-
-
-def follow_schedule(config, accelerator, lr_scheduler, state):
-    """Give the optimizer the learning rate that the options ask for at this step of a checkpoint's state, and say so
-    where it jumps."""
-    # the same share of the way, as far as another end would have it
-    longer = config.max_train_steps / state["config"]["max_train_steps"]
-    lr_scheduler.last_epoch = within(lr_scheduler.last_epoch * longer, state["progress"], config)
-    groups, jumps = lr_scheduler.optimizer.param_groups, set()
-    lr_scheduler.base_lrs = [config.learning_rate] * len(groups)
-    for group, rate_at in zip(groups, lr_scheduler.lr_lambdas, strict=True):
-        rate = config.learning_rate * rate_at(lr_scheduler.last_epoch)
-        if rate != group["lr"]:
-            jumps.add(f"the next step's learning rate was {group['lr']:.3g}, is {rate:.3g}")
-        group["lr"], group["initial_lr"] = rate, config.learning_rate
-    lr_scheduler._last_lr = [group["lr"] for group in groups]
-    for jump in jumps:
-        accelerator.print(f"{jump}: learning_rate, its schedule or its end changed since the checkpoint")

@@ -46,7 +46,7 @@ from score_sde.schedulers.paths import moved
 
 from .averages import Averages, gathered
 from .batches import training_batches
-from .checkpoints import facts_of_progress, resume, save_checkpoint, within
+from .checkpoints import facts_of_progress, resume, save_checkpoint
 from .cores import warn_of_busy_cores
 from .flops import FlopCounter, measured_peak
 from .optimizers import check_optimizer, leave_out, make_optimizer
@@ -55,8 +55,9 @@ from .plots import plot_runs
 from .precision import automatic_precision, choose_kernels
 from .provenance import provenance, typed_command
 from .run_folder import EVALUATIONS, surviving
+from .schedule import position
 from .seeds import mix_seeds
-from .tasks import TrainingState
+from .tasks import TrainingState, is_over
 from .trackers import show_picture, show_text, start_trackers
 
 
@@ -258,8 +259,7 @@ def fit(config, accelerator, run, task):
     run.closing.callback(stop.restore)
 
     def is_done():
-        out_of_time = config.max_train_seconds and time.monotonic() - started >= config.max_train_seconds
-        return progress["step"] >= config.max_train_steps or bool(out_of_time)
+        return is_over(progress | {"seconds": time.monotonic() - started}, config)
 
     def look():
         """Sample, push and evaluate the averaged weights of a step that is one for it."""
@@ -277,17 +277,20 @@ def fit(config, accelerator, run, task):
                     with surviving(f"the bundle of step {progress['step']}"):
                         task.push(averaged, run_facts(config, accelerator, run, network, progress))
             accelerator.wait_for_everyone()
-        if task.evaluation_steps and progress["step"] % task.evaluation_steps == 0:
+        if task.evaluation_steps and (progress["step"] % task.evaluation_steps == 0 or done):
             with averages.averaged_network() as averaged:
                 values = task.evaluate(averaged)
             with surviving("the log"):
                 accelerator.log(values, step=progress["step"])
             if accelerator.is_main_process:
+                # that of a run that went on from this step takes the place of the one before
+                with surviving("the log"):
+                    run.rewind_record(EVALUATIONS, progress["step"] - 1)
                 run.write_line(EVALUATIONS, {key: progress[key] for key in ("step", "images_seen")} | values)
 
     done, last_step = is_done(), None
-    # what a run that was told to stop left for later
-    if progress.pop("unseen", False):
+    # what a run that was told to stop left for later; of one that is over already, what its card says of its weights
+    if progress.pop("unseen", False) or done:
         look()
     window = Window(own_sums(progress.pop("unlogged", []), accelerator))
     while not done:
@@ -319,12 +322,9 @@ def fit(config, accelerator, run, task):
             progress["images_seen"] += micro_batch
             window.add({"loss": value, **details}, draws.times)
         # the first step of a process, which may have compiled the network, says nothing of the others
-        now, took = time.monotonic(), last_step and time.monotonic() - last_step
-        if config.max_train_seconds and took:
-            hurry(lr_scheduler, config.max_train_steps, took, started + config.max_train_seconds - now)
-            # an evaluation, or a step that took long, hurries nothing that is in time without
-            lr_scheduler.last_epoch = within(lr_scheduler.last_epoch, progress | {"seconds": now - started}, config)
-        last_step = now
+        now = time.monotonic()
+        took, last_step = 0.0 if last_step is None else now - last_step, now
+        lr_scheduler.last_epoch = position(lr_scheduler.last_epoch, progress | {"seconds": now - started}, config, took)
         lr_scheduler.step()
         averages.step(skipped)
         progress["step"] += 1
@@ -399,13 +399,6 @@ def fit(config, accelerator, run, task):
     if progress["skipped"]:
         accelerator.print(f"the last {progress['skipped']} steps were not finite and changed nothing: nonfinite.jsonl")
     return averages.publish(), run_facts(config, accelerator, run, network, progress)
-
-
-def hurry(lr_scheduler, steps, took, left):
-    """Move the schedule of the learning rate on, where at the pace of the last step, of `took` seconds, those that are
-    `left` are too few for all of its steps: it then ends with them."""
-    share = took / max(left, took)
-    lr_scheduler.last_epoch += max(0.0, share * (steps - lr_scheduler.last_epoch) - 1)
 
 
 def has_saved_buffers(model):

@@ -78,7 +78,8 @@ def wasserstein(first, second):
 
 def molecule_figures(texts, real, data):
     """Shares of generated texts that are molecules, different ones, and new ones, and how far the distributions of
-    their properties are from those of real ones: a row of `text_figures.FIGURES`."""
+    their properties are from those of real ones: a row of `text_figures.FIGURES`. A share of none, or a distance to
+    none, is left out."""
     found = counts(texts, {smiles for smiles in canonical_smiles(data.split(data.config.split).texts) if smiles})
     samples, valid, unique, novel = (found[name] for name in ("samples", "valid", "unique", "novel"))
     shares = [
@@ -93,11 +94,12 @@ def molecule_figures(texts, real, data):
         ("valid, unique and novel", novel, samples, f"of {samples:,} texts"),
     ]
     figures = [
-        {"name": name, "value": part / whole if whole else 0.0, "n": samples, "explanation": f"{explanation}."}
+        {"name": name, "value": part / whole, "n": samples, "explanation": f"{explanation}."}
         for name, part, whole, explanation in shares
+        if whole
     ]
     own, theirs = (properties([smiles for smiles in canonical_smiles(each) if smiles]) for each in (texts, real))
-    for name, title in PROPERTIES.items() if valid else ():
+    for name, title in PROPERTIES.items() if valid and len(theirs["qed"]) else ():
         distance = wasserstein(own[name], theirs[name])
         explanation = (
             f"Wasserstein-1 distance between the {title} of {valid:,} valid samples, mean {own[name].mean():.3f}, and "

@@ -9,7 +9,7 @@ from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 
 from .config import one_of, option
-from .options import mapping
+from .options import arguments_of, mapping
 
 
 # of Zheng et al. 2025: the dimension whose times are as they are
@@ -90,11 +90,9 @@ class ObjectiveConfig:
     def make_scheduler(self, shape=None, **more):
         """The scheduler of samples of this shape (channels, *size), where it is known."""
         learned = {"variance_type": "learned_range"} if self.vlb_weight > 0 else {}
-        return ScoreSDEScheduler(
-            sde_type=self.sde_type,
-            prediction_type=self.prediction_type,
-            **learned | mapping("scheduler_kwargs", self.scheduler_kwargs) | self.shift_of(shape) | more,
-        )
+        named = {"sde_type": self.sde_type, "prediction_type": self.prediction_type}
+        options = arguments_of(ScoreSDEScheduler, "scheduler_kwargs", self.scheduler_kwargs, named)
+        return ScoreSDEScheduler(**named, **learned | options | self.shift_of(shape) | more)
 
     def make_objective(self, scheduler):
         return Objective(

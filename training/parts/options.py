@@ -342,13 +342,16 @@ def mapping(name, text):
     return value
 
 
-def arguments_of(network_class, name, text):
-    """As `mapping`, of arguments of a class. Raises ValueError for others, with the nearest name."""
-    value, known = mapping(name, text), inspect.signature(network_class).parameters
+def arguments_of(found, name, text, elsewhere=()):
+    """As `mapping`, of arguments of a class. Raises ValueError for others, with the nearest name, and for those
+    `elsewhere`, which are options of their own."""
+    value, known = mapping(name, text), inspect.signature(found).parameters
     for each in value:
         if each not in known:
             near = nearest(each, list(known))
-            raise ValueError(f"{name}: {each!r} is no argument of {network_class.__name__}{near}")
+            raise ValueError(f"{name}: {each!r} is no argument of {found.__name__}{near}")
+        if each in elsewhere:
+            raise ValueError(f"{name}: {each} is an option of its own: --{each} {value[each]}")
     return value
 
 

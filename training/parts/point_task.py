@@ -16,7 +16,7 @@ from .config import LoopConfig, option
 from .diffusion_loss import DiffusionLoss
 from .networks import NetworkConfig, check_conditions, make_point_network, network_class
 from .objective_config import ObjectiveConfig
-from .options import mapping
+from .options import arguments_of, mapping
 from .point_data import PointData, PointDataConfig
 from .point_likelihood import likelihood_metrics, point_nats
 from .provenance import provenance
@@ -53,8 +53,8 @@ class PointTrainConfig(StartConfig, ObjectiveConfig, LoopConfig, PointDataConfig
     sample_num_images: int = option(2000, "Points in a picture of samples.", "samples and logs")
     evaluation_steps: int = option(
         0,
-        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl): the negative log-likelihood "
-        "of held-out points in nats; 0 for none.",
+        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl), the last of them at the end: "
+        "the negative log-likelihood of held-out points in nats; 0 for none.",
         "samples and logs",
         common=True,
     )
@@ -112,13 +112,9 @@ class PointTrainConfig(StartConfig, ObjectiveConfig, LoopConfig, PointDataConfig
         yield from super().adopt({name: each for name, each in options.items() if name != "domain"}, whence)
 
     def make_scheduler(self):
-        domain = self.domain_of_scheduler
-        return ScoreSDEScheduler(
-            sde_type=self.sde_type,
-            prediction_type=self.prediction_type,
-            **({} if domain is None else {"domain": domain}),
-            **mapping("scheduler_kwargs", self.scheduler_kwargs),
-        )
+        named = {"sde_type": self.sde_type, "prediction_type": self.prediction_type, "domain": self.domain_of_scheduler}
+        options = arguments_of(ScoreSDEScheduler, "scheduler_kwargs", self.scheduler_kwargs, named)
+        return ScoreSDEScheduler(**{name: each for name, each in named.items() if each is not None}, **options)
 
 
 class PointTask(PublishedTask):

@@ -158,10 +158,9 @@ class Run:
                 file.truncate(size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def rewind(self, step, evaluated=True):
-        """Forget what was written after this step, from which the run now goes on: it is written again, and so is its
-        own evaluation unless the step was `evaluated`. Newer checkpoints, damaged ones or those that were passed over
-        by name, are set aside."""
+    def rewind(self, step):
+        """Forget what was written after this step, from which the run now goes on: it is written again. Newer
+        checkpoints, damaged ones or those that were passed over by name, are set aside."""
         if not self.writes:
             return
         newer = [
@@ -177,10 +176,11 @@ class Run:
             for name in newer if not checkpoints else []:
                 os.remove(os.path.join(self.folder, name))
             for name in RECORDS:
-                last = step if evaluated or name != EVALUATIONS else step - 1
-                self.rewind_record(os.path.join(self.folder, name), last)
+                self.rewind_record(name, step)
 
-    def rewind_record(self, path, step):
+    def rewind_record(self, name, step):
+        """Forget the lines of one of the run's records that are of later steps."""
+        path = os.path.join(self.folder, name)
         if not os.path.exists(path):
             return
         with open(path, encoding="utf-8", errors="replace") as file:

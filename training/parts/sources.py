@@ -160,7 +160,8 @@ def reason(error):
     """What a reader's error says, in one line: of those that say nothing themselves, that which they come from."""
     while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
-    return one_line(error)
+    of_encoding = "its files must be written in UTF-8: " if isinstance(error, UnicodeDecodeError) else ""
+    return of_encoding + one_line(error)
 
 
 def open_texts(name, split, lines, streaming=False):

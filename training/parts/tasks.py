@@ -37,6 +37,12 @@ def share_done(progress, max_train_steps, max_train_seconds=None):
     return min(1.0, max(share, progress["seconds"] / max_train_seconds) if max_train_seconds else share)
 
 
+def is_over(progress, config):
+    """Whether a run is at its end, by a `TrainingState.progress` and the options that say where that is."""
+    out_of_time = config.max_train_seconds and progress["seconds"] >= config.max_train_seconds
+    return progress["step"] >= config.max_train_steps or bool(out_of_time)
+
+
 class Task:
     """What `fit` trains: a network, on which rows, by which loss, and what is done on the way. A subclass states
     `compute_loss`; what else it leaves out does nothing.
@@ -49,7 +55,8 @@ class Task:
             carry it.
     """
 
-    # optimizer steps between calls of `evaluate` and `push`, 0 for none; those of `sample` are config.sample_steps
+    # optimizer steps between calls of `evaluate`, the last of which is at the end, and `push`, 0 for none; those of
+    # `sample` are config.sample_steps
     evaluation_steps = push_steps = 0
     # what trackers call what `sample` writes, the suffix of its file, a PNG or a text, and what the data are
     pictures = "samples"

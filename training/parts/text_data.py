@@ -136,7 +136,7 @@ def open_tokenizer(name, texts=(), vocab_size=None):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the library has no common class of errors
         raise ValueError(
-            f"tokenizer {quoted(name)} cannot be opened: {shortened(one_line(error))}. Give "
+            f"tokenizer {quoted(name)} cannot be opened: {shortened(one_line(error)).rstrip('.')}. Give "
             f"{' or '.join(TOKENIZERS)}, or a folder or Hub id of a fast tokenizer"
         ) from error
     if not hasattr(tokenizer, "backend_tokenizer"):

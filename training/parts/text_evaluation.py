@@ -169,7 +169,7 @@ def measure_likelihood(pipeline, data, config, accelerator):
     for name in ("bits_per_token", "bits_per_character"):
         error = found[f"{name}_error"]
         accelerator.print(f"at most {found[name]:.4f} {name.replace('_', ' ')}, standard error {error:.4f}")
-    return [metric | {"num_times": config.num_times} for metric in bound_metrics(found, {})]
+    return bound_metrics(found, {"num_times": config.num_times}, data.classes is not None)
 
 
 def draw(pipeline, config, accelerator):

@@ -24,23 +24,25 @@ def distinct(counts):
 
 def ngram_figures(texts, real, data):
     """Distinct-n of words, n = 1 to 3, and the entropy of the n-grams of tokens, n = 1 to 4: of as many texts as there
-    are real ones, since both depend on how many."""
-    found = []
+    are real ones, since both depend on how many. Runs that no real text has, as molecules have none of two words, are
+    left out."""
     count = min(len(texts), len(real))
     pairs = texts[:count], real[:count]
     of_words = [[text.split() for text in each] for each in pairs]
     of_tokens = [data.tokenizer(each, add_special_tokens=False)["input_ids"] for each in pairs]
-    for n in (1, 2, 3):
-        own, theirs = (distinct(ngrams(each, n)) for each in of_words)
-        meaning = f"share of {'words' if n == 1 else f'runs of {n} words'} that are different ones (Li et al. 2016)"
-        found.append({"name": f"distinct-{n}", "value": own, "of_real_texts": theirs, "explanation": meaning})
-    for n in (1, 2, 3, 4):
-        own, theirs = (entropy(ngrams(each, n)) for each in of_tokens)
-        meaning = f"of {'tokens' if n == 1 else f'runs of {n} tokens'}, in bits"
-        found.append({"name": f"{n}-gram entropy", "value": own, "of_real_texts": theirs, "explanation": meaning})
-    for figure in found:
-        figure["explanation"] += f"; of as many real texts {figure['of_real_texts']:.4g}."
-    return [figure | {"n": count} for figure in found]
+    found = []
+    for runs, what, most, measure, name, meaning in (
+        (of_words, "words", 3, distinct, "distinct-{}", "share of {} that are different ones (Li et al. 2016)"),
+        (of_tokens, "tokens", 4, entropy, "{}-gram entropy", "of {}, in bits"),
+    ):
+        for n in range(1, most + 1):
+            own, theirs = (ngrams(each, n) for each in runs)
+            if theirs:
+                meant = meaning.format(what if n == 1 else f"runs of {n} {what}")
+                figure = {"name": name.format(n), "value": measure(own), "of_real_texts": measure(theirs), "n": count}
+                explanation = f"{meant}; of as many real texts {figure['of_real_texts']:.4g}."
+                found.append(figure | {"explanation": explanation})
+    return found
 
 
 # name -> f(texts, real texts, data), a list of {"name", "value", "n", "explanation", ...}: `data` is a `HeldOutTexts`,

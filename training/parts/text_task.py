@@ -16,7 +16,7 @@ from score_sde.sharing.bundles import save_bundle
 from .bound import bound_metrics, measure_bound, nats
 from .config import LoopConfig, one_of, option
 from .networks import NetworkConfig, check_conditions, make_token_network, network_class
-from .options import mapping
+from .options import arguments_of, mapping
 from .provenance import provenance
 from .publishing import PublishConfig, PublishedTask
 from .samples import labels_of
@@ -24,7 +24,7 @@ from .sources import text_on_hub
 from .starting import begun
 from .tasks import loss_by_time
 from .text_data import TextData, TextDataConfig
-from .text_start import TextStartConfig
+from .text_start import NAMED, TextStartConfig
 
 
 @dataclass
@@ -64,8 +64,8 @@ class TextTrainConfig(TextStartConfig, LoopConfig, TextDataConfig, NetworkConfig
     sample_num_inference_steps: int = option(128, "Time steps of the samples.", "samples and logs")
     evaluation_steps: int = option(
         0,
-        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl): the bound on the likelihood "
-        "of held-out texts; 0 for none.",
+        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl), the last of them at the end: "
+        "the bound on the likelihood of held-out texts; 0 for none.",
         "samples and logs",
         common=True,
     )
@@ -112,13 +112,15 @@ class TextTrainConfig(TextStartConfig, LoopConfig, TextDataConfig, NetworkConfig
             yield str(error)
 
     def make_scheduler(self, vocab_size):
-        return DiscreteScoreScheduler(
-            vocab_size,
-            process=self.process,
-            noise=self.noise,
-            prediction_type=self.prediction_type,
-            **mapping("scheduler_kwargs", self.scheduler_kwargs),
-        )
+        named = {name: getattr(self, name) for name in NAMED}
+        options = arguments_of(DiscreteScoreScheduler, "scheduler_kwargs", self.scheduler_kwargs, named)
+        for name, why in (
+            ("vocab_size", "is for the data to say"),
+            ("timestep_type", "is of pipelines of diffusers, which tell their networks no time"),
+        ):
+            if name in options:
+                raise ValueError(f"scheduler_kwargs: {name} {options[name]!r} {why}: leave it out")
+        return DiscreteScoreScheduler(vocab_size, **named, **options)
 
     def make_objective(self, scheduler):
         return DiscreteObjective(scheduler, self.loss, self.time_density)
@@ -218,7 +220,7 @@ class TextTask(PublishedTask):
         metrics = []
         if self.measured:
             shared = {"dataset": self.config.dataset, "seed": self.config.seed}
-            metrics = bound_metrics(self.measured, shared | provenance(self.accelerator.device))
+            metrics = bound_metrics(self.measured, shared | provenance(self.accelerator.device), bool(self.conditions))
         save = save_adapter if self.config.lora_rank else save_bundle
         return save(pipeline, folder, facts=facts, metrics=metrics)
 

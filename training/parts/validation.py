@@ -23,7 +23,8 @@ from .seeds import mix_seeds
 class HeldOutConfig:
     evaluation_steps: int = option(
         0,
-        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl); 0 for none.",
+        "Optimizer steps between evaluations of the averaged weights (evaluation.jsonl), the last of them at the end; "
+        "0 for none.",
         "samples and logs",
     )
     evaluation_images: int = option(

@@ -3,7 +3,7 @@
 import torch
 
 from ..schedulers.checks import check_choice
-from ..schedulers.paths import as_time, expand_to, sent
+from ..schedulers.paths import as_time, expand_to
 from .denoising import inverse_uniform, uniform_times
 
 
@@ -106,7 +106,7 @@ class DiscreteObjective:
         x_t = self.scheduler.path.corrupt(tokens, t, uniforms=uniforms)
         if mask is not None:
             x_t = torch.where(mask, x_t, tokens)
-        timestep = sent(self.scheduler.timestep(t), tokens.device, torch.float32).expand(len(tokens))
+        timestep = self.scheduler.timesteps_beside(None if mask is None else ~mask, x_t, t)
         output = network(x_t, timestep, **conditions or {}).sample
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         rates = DISCRETE_LOSSES[self.loss](self.scheduler, output, tokens, x_t, t)

@@ -38,7 +38,7 @@ from .discrete_solvers import (
     time_grid,
 )
 from .discrete_stock import TAKEN, from_stock_config, has_ended, moved_mask, refuse_editing, without_mask
-from .paths import as_time, finest
+from .paths import as_time, finest, sent
 
 
 # whether this code came out of a folder, where diffusers keeps such code
@@ -280,15 +280,28 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
     def told_timesteps(self, sample, timestep):
         """The numbers (B,) that the network receives as time for tokens (B, L) at this entry () of `timesteps`.
 
-        Predictors that order positions show them by their number, and the plan's time is that of the process only where
-        all positions are free and no more than the steps. With masks, the network is told the time at which as many
-        tokens are masks on average, which is how it saw such tokens in training; p(x0 | x_t) itself doesn't depend on
-        the time. With others it is the timestep.
+        With masks, it is told the time at which as many tokens are masks on average, which is how it saw such tokens in
+        training. The plan's time, by which the step goes, is the same only where all positions are free and none is
+        shown by its order; and what the network says of a mask does not depend on the time. The scale of its concrete
+        score does: tau_leaping and tweedie, which take it as it is, and uniform noise are told the timestep.
         """
-        if self.mask_token_id is None or not PREDICTORS[self.predictor].is_order:
-            return timestep.expand(len(sample))
+        of_scale = PREDICTORS[self.predictor].of_score and self.config.prediction_type == "score"
+        return timestep.expand(len(sample)) if self.mask_token_id is None or of_scale else self._of_masks(sample)
+
+    def timesteps_beside(self, given, sample, t):
+        """The numbers (B,) that the network receives as time for tokens (B, L) at path times t, () or (B,). Where some
+        of them are `given`, (B, L) bool or None for none, it is that of the masks, as in `told_timesteps`, unless the
+        noise is uniform or the network says the concrete score."""
+        timesteps = sent(self.timestep(t), sample.device, torch.float32).expand(len(sample))
+        if given is None or self.mask_token_id is None or self.config.prediction_type == "score":
+            return timesteps
+        return torch.where(given.any(-1), self._of_masks(sample), timesteps)
+
+    def _of_masks(self, sample):
+        """The numbers (B,) of the times at which on average as many tokens are masks as of (B, L)."""
         shown = (sample != self.mask_token_id).to(finest(sample.device)).mean(-1)
-        return self.timestep(self.path.t_from_alpha(shown.clamp_min(float(self.path.alpha(1.0)))))
+        first, last = float(self.path.alpha(0.0)), float(self.path.alpha(1.0))
+        return self.timestep(self.path.t_from_alpha(shown.clamp(last, first)))
 
     def add_noise(self, original_samples, timesteps, generator=None):
         """Tokens at the noise of timesteps, () or (B,), as the network has them, for clean tokens (B, L).
@@ -323,8 +336,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         """
 
         def denoise(x_t, t):
-            timesteps = self.timestep(t).to(x_t.device)
-            log_p0 = self.clean_log_probs(network(x_t, timesteps), x_t, t)
+            log_p0 = self.clean_log_probs(network(x_t, self.timesteps_beside(given, x_t, t)), x_t, t)
             self._check_numbers(log_p0, t)
             return log_p0
 
