@@ -88,6 +88,7 @@ TESTS = {
     "training/parts/trackers.py": "plots",
     "training/parts/checkpoints.py": "survival tasks attacks/training training",
     "training/parts/averages.py": "ema tasks training",
+    "training/parts/schedule.py": "training",
     "training/parts/metrics.py": "metrics",
     "training/evaluate.py": "evaluate",
     "training/parts/validation.py": "evaluate",
