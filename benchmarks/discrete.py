@@ -78,10 +78,11 @@ PROMPTS = {"a ring in front": "c1cc", "a ring within": "[MASK]c1ccoc1[MASK]", "a
 CARDS = {"qm9": "qm9", "classics_words": "classics"}
 CARD_FILES = ("model_index.json", "training.json", "metrics.json", "samples.png", "*/*config.json")
 # {name: (options of the scheduler, of the call)}: the model's own distribution; an order that prefers what is likely;
-# and one that draws again, colder, what it has drawn
+# one that prefers what has no rival, colder; and one that draws again, colder, what it has drawn
 MOLECULE_SAMPLERS = {
     "first_hitting": ({"predictor": "first_hitting"}, {}),
     "confidence": ({"predictor": "confidence"}, {}),
+    "margin": ({"predictor": "margin"}, {"temperature": 0.5}),
     "remasking": (
         {"predictor": "ancestral", "corrector": "remasking", "remasking_eta": 0.1},
         {"temperature": 0.25, "num_inference_steps": 70},

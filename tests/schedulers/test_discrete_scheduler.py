@@ -48,6 +48,16 @@ def test_every_predictor_ends_at_tokens_and_repeats_itself(name, process):
     assert torch.equal(together[1], alone[1]) and not torch.equal(alone[0], alone[1])
 
 
+def test_another_corrector_takes_its_own_steps():
+    scheduler = DiscreteScoreScheduler(vocab_size=5, process="uniform")
+    corrected = DiscreteScoreScheduler.from_config(scheduler.config, corrector="gibbs")
+    assert (scheduler.config.corrector_steps, corrected.config.corrector_steps) == (0, 1)
+    more = DiscreteScoreScheduler.from_config(corrected.config, corrector_steps=3)
+    same = DiscreteScoreScheduler.from_config(more.config, corrector="gibbs")
+    without = DiscreteScoreScheduler.from_config(more.config, corrector=None)
+    assert [each.config.corrector_steps for each in (more, same, without)] == [3, 3, 0]
+
+
 @pytest.mark.parametrize(("name", "process"), EVERY)
 def test_what_is_not_free_stays(name, process):
     scheduler = DiscreteScoreScheduler(5, process, predictor=name)

@@ -240,6 +240,9 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
                 refuse_unknown_arguments(cls, kwargs, own)
             if "process" not in config:
                 config = from_stock_config(config, kwargs)
+            if kwargs.get("corrector", config.get("corrector")) != config.get("corrector"):
+                # the config's number is of the corrector that it had
+                kwargs.setdefault("corrector_steps", None)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
