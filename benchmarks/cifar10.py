@@ -34,6 +34,8 @@ from tqdm.auto import tqdm
 
 from score_sde import ScoreSDEPipeline, ScoreSDEScheduler
 from score_sde.pipelines import kinds
+from score_sde.pipelines.writing import write_json
+from score_sde.sharing.facts import read_json
 
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
@@ -199,8 +201,8 @@ def main():
     statistics = np.load(options.statistics)
     reference = torch.from_numpy(statistics["train_mu"]), torch.from_numpy(statistics["train_sigma"])
     test = torch.stack([row["images"] for row in Subset(real_images(options.test, "test"), range(options.samples))])
-    path = Path(f"{options.output}.json")
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
+    path = f"{options.output}.json"
+    rows = (read_json(path) or {"rows": {}})["rows"]
     settings = {key: vars(options)[key] for key in ("seconds", "samples", "steps", "likelihood", "seed")}
 
     def once(name, measured):
@@ -208,13 +210,13 @@ def main():
         if name not in rows:
             rows[name] = measured()
             document = settings | {"features": network.name, "threads": torch.get_num_threads(), "rows": rows}
-            path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            write_json(path, document)
         return rows[name]
 
     def measure(name, pipeline, scheduler, likelihood=False):
         row = {**found[name][1], "parameters": sum(each.numel() for each in pipeline.unet.parameters())}
         row["distance"] = distance(network, draw(pipeline, scheduler, options, range(options.samples)), reference)
-        if likelihood:
+        if likelihood and options.likelihood:
             row |= bits_per_dim(ScoreSDEPipeline(scheduler, unet=pipeline.unet), test[: options.likelihood], options)
         return row
 

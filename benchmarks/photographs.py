@@ -12,13 +12,12 @@ after each row, is not measured again.
 """
 
 import argparse
-import json
 import os
-from pathlib import Path
 
 from few_steps import Judge, opened
 
 from score_sde.pipelines.writing import write_json
+from score_sde.sharing.facts import read_json
 
 
 def main():
@@ -30,19 +29,19 @@ def main():
     parser.add_argument("--guidance_scale", nargs="+", type=float, default=[1, 2, 4, 6], help="(default: 1 2 4 6)")
     parser.add_argument("--steps", type=int, default=20, help="evaluations (default: %(default)s)")
     parser.add_argument("--count", type=int, default=300, help="images a row, hundreds (default: %(default)s)")
-    parser.add_argument("--output", required=True, type=Path, help="the file of the figures")
+    parser.add_argument("--output", required=True, help="the file of the figures")
     arguments = parser.parse_args()
 
     os.makedirs(arguments.features, exist_ok=True)
     judge = Judge.of_photographs(arguments.features, arguments.photographs, arguments.efficientnet)
-    rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    rows = read_json(arguments.output) or {}
     print("| run | guidance | Fréchet distance | recognised | precision | recall |\n|---|---|---|---|---|---|")
     for name, folder in (each.split("=", 1) for each in arguments.run):
         pipeline, own = opened(os.path.join(folder, "diffusion", "pipeline")), rows.setdefault(name, {})
         for scale in arguments.guidance_scale:
             if f"{scale:g}" not in own:
                 own[f"{scale:g}"] = judge.measure(pipeline, arguments.steps, scale, arguments.count)
-                write_json(str(arguments.output), rows)
+                write_json(arguments.output, rows)
             row = own[f"{scale:g}"]
             figures = f"{row['frechet_distance']:.0f} | {row['accuracy']:.1%}"
             print(f"| {name} | {scale:g} | {figures} | {row['precision']:.3f} | {row['recall']:.3f} |", flush=True)
