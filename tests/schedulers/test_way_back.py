@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import schedulers
 
-from score_sde import ScoreSDEScheduler
+from score_sde import DiscreteScoreScheduler, ScoreSDEScheduler
 from score_sde.schedulers.stock_configs import TAKEN
 
 
@@ -220,3 +220,15 @@ def test_the_number_of_levels_is_that_of_trained_betas(tmp_path):
     assert (len(ours), ours.config.num_train_timesteps) == (2, 2)
     ours.save_pretrained(tmp_path)
     assert ScoreSDEScheduler.from_pretrained(tmp_path).betas.tolist() == ours.betas.tolist() == betas.tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [(ScoreSDEScheduler, (500, "ve", "score", "euler")), (DiscreteScoreScheduler, (5, "uniform", "cosine"))],
+)
+def test_what_is_given_by_position_comes_back(kind, given):
+    ours = kind(*given)
+    again = kind.from_config(ours.config)
+    names = list(inspect.signature(kind).parameters)[: len(given)]
+    assert tuple(again.config[name] for name in names) == given
+    assert again.config == ours.config

@@ -89,3 +89,15 @@ def refuse_unknown_arguments(scheduler_class, given, known):
     for name in given.keys() - known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(f"{name!r} is no argument of {scheduler_class.__name__}; the nearest is {nearest!r}")
+
+
+def without_given(scheduler_class, config):
+    """The config that a scheduler is made with, in whose `_use_default_values` no argument stands that holds another
+    value: diffusers counts those given by position among them, and `from_config` would forget their values."""
+    if "_use_default_values" not in config:
+        return config
+    defaults = {name: each.default for name, each in inspect.signature(scheduler_class).parameters.items()}
+    left = [
+        name for name in config["_use_default_values"] if config.get(name, defaults.get(name)) is defaults.get(name)
+    ]
+    return config | {"_use_default_values": left}

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, KarrasDiffusionSchedulers, SchedulerMixin
 
-from .checks import check_choice, refuse_unknown_arguments
+from .checks import check_choice, refuse_unknown_arguments, without_given
 from .parameterization import Parameterization
 from .paths import PREDICTIONS
 from .stock_configs import FLOW, HANDED_ON, from_stock_config, refuse_unknown_meaning
@@ -66,7 +66,7 @@ class SavedConfig(SchedulerMixin, ConfigMixin):
             allowed = PREDICTIONS if self.parameterization.domain is None else ("score",)
             check_choice("prediction_type", kwargs["prediction_type"], allowed)
             self.parameterization = replace(self.parameterization, prediction_type=kwargs["prediction_type"])
-        super().register_to_config(**kwargs)
+        super().register_to_config(**without_given(type(self), kwargs))
 
     def _hand_on(self):
         """Let stock schedulers that are made from this config find in it what they need: diffusers leaves out what it

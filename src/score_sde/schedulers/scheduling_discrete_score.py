@@ -17,7 +17,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from .checks import LARGEST_NFE, check_choice, check_number, refuse_unknown_arguments
+from .checks import LARGEST_NFE, check_choice, check_number, refuse_unknown_arguments, without_given
 from .discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, at, draw_uniforms, likelihood_bound
 from .discrete_solvers import (
     AUTOMATIC,
@@ -249,6 +249,10 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
     def config(self) -> Any:
         """The arguments, as a mapping with attributes: `scheduler.config.process`."""
         return super().config
+
+    def register_to_config(self, **kwargs):
+        """As of every scheduler of diffusers, but what is given by position is remembered as given."""
+        super().register_to_config(**without_given(type(self), kwargs))
 
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
         """As of every scheduler of diffusers. Where this class came out of a folder, its code goes along.
