@@ -73,7 +73,7 @@ def test_a_run_makes_a_pipeline_with_its_samples_and_its_bound(trained, capsys):
     assert character["value"] == pytest.approx(token["value"] * 7 / 6, rel=0.01)
     assert token["n"] == 8 and token["split"] == "validation" and token["standard_error"] > 0
     card = (trained / "pipeline" / "README.md").read_text()
-    assert "greetings" in card and "bits/character" in card and "tokens, given the class of each, standard" in card
+    assert "greetings" in card and "bits/character" in card and "tokens given the class, standard" in card
     assert {path.name for path in (trained / "samples").iterdir()} == {"step-00000001.txt", "step-00000002.txt"}
     written = (trained / "samples" / "step-00000002.txt").read_text()
     for number, (name, text) in enumerate(zip(["bye", "hello", "bye"], facts["samples"]["texts"], strict=True)):
@@ -88,7 +88,7 @@ def test_evaluate_adds_the_bound_and_figures_of_texts(trained, tmp_path, capsys)
     metrics = {
         each["name"]: each for each in json.loads((folder / "metrics.json").read_text()) if each["split"] == "test"
     }
-    bound = metrics["negative log-likelihood, at most, bits/token"]
+    bound = metrics["negative log-likelihood given the class, at most, bits/token"]
     assert bound["n"] == 8 and bound["num_times"] == 2 and bound["dataset"] == "{split}.parquet"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     assert [row["label"] for row in rows] == [0, 1, 0, 1, 0, 1]
@@ -102,6 +102,12 @@ def test_evaluate_adds_the_bound_and_figures_of_texts(trained, tmp_path, capsys)
     run(evaluate.main, "--pipeline", folder, *options, "--batch_size", 4)
     after = json.loads((folder / "metrics.json").read_text())
     assert [each["value"] for each in after] == pytest.approx([each["value"] for each in before], rel=1e-4)
+    # a bound that isn't given the classes stands beside the one that is
+    run(evaluate.main, "--pipeline", folder, *options[4:8], "--num_texts", 0, "--label_column", "none")
+    beside = json.loads((folder / "metrics.json").read_text())
+    assert {each["name"] for each in beside} - {each["name"] for each in after} == {
+        f"negative log-likelihood, at most, bits/{unit}" for unit in ("token", "character")
+    }
 
 
 def test_the_length_of_a_network_may_be_a_plain_number(trained):

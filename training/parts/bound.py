@@ -64,12 +64,12 @@ def ratio(values, units):
 def bound_metrics(found, shared, by_class):
     """The measurements of a bundle of what `measure_bound` found, with what they share; `by_class`: whether the bound
     is given the class of each sequence."""
-    metrics, given = [], ", given the class of each" if by_class else ""
+    metrics, given = [], " given the class" if by_class else ""
     for name, unit in (("bits_per_token", "bits/token"), ("bits_per_character", "bits/character")):
         value, error = found[name], found[f"{name}_error"]
         metrics.append(
             {
-                "name": f"negative log-likelihood, at most, {unit}",
+                "name": f"negative log-likelihood{given}, at most, {unit}",
                 "value": round(value, 4),
                 "standard_error": round(error, 4),
                 "n": found["n"],

@@ -149,12 +149,13 @@ def measure_likelihood(pipeline, rows, labelled, config, accelerator):
         return []
     values, nfe = torch.cat(values).double(), torch.cat(nfe)
     error, what = float(values.std() / count**0.5), "the data" if pipeline.vae is None else "the normalised latents"
+    given = " given the class" if told else ""
     print(f"{values.mean():.4f} nats/dim of {what} on {count} rows, standard error {error:.4f}")
-    metric = {"name": f"negative log-likelihood of {what}, nats/dim", "value": float(f"{values.mean():.5g}")}
+    metric = {"name": f"negative log-likelihood of {what}{given}, nats/dim", "value": float(f"{values.mean():.5g}")}
     metric |= {"n": count, "split": config.test_split, "type": "nats_per_dim", "nfe": round(float(nfe.mean()))}
     metric |= {"num_probes": config.num_probes, "tolerance": config.tolerance, "standard_error": float(f"{error:.3g}")}
     metric["explanation"] = (
-        f"exact density by the probability-flow ODE{' given the class' if told else ''}, in the units of {what}, "
+        f"exact density by the probability-flow ODE{given}, in the units of {what}, "
         f"standard error {error:.4f}; in bits {values.mean() / math.log(2):.4f}."
     )
     return [metric]
