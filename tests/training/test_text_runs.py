@@ -253,6 +253,17 @@ def test_the_card_of_a_run_has_its_last_bound_also_where_it_is_resumed_at_its_en
         found.append(json.loads((tmp_path / "pipeline" / "metrics.json").read_text()))
         assert "bits/character" in (tmp_path / "pipeline" / "README.md").read_text()
     assert [each["value"] for each in found[0]] == [each["value"] for each in found[1]]
+    # what was measured since is of the same weights
+    run(evaluate.main, "--pipeline", tmp_path / "pipeline", "--num_texts", 3, "--num_inference_steps", 2)
+    measured = json.loads((tmp_path / "pipeline" / "metrics.json").read_text())
+    train_text(words, tmp_path, "--evaluation_steps", 3, "--resume_from_checkpoint", "latest")
+    kept = json.loads((tmp_path / "pipeline" / "metrics.json").read_text())
+    assert {(each["name"], each["value"]) for each in kept} == {(each["name"], each["value"]) for each in measured}
+    assert len(kept) == len(measured) > len(found[1])
+    assert "distinct-1" in (tmp_path / "pipeline" / "README.md").read_text()
+    # of those of a longer run it isn't known
+    train_text(words, tmp_path, "--max_train_steps", 3, "--resume_from_checkpoint", "latest")
+    assert not (tmp_path / "pipeline" / "metrics.json").exists()
     [line] = [json.loads(each) for each in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
     assert line["step"] == 2 and found[0][0]["value"] == round(line["bits_per_token"], 4)
 

@@ -1,14 +1,17 @@
 """What a run makes of its network on the way and at the end: a pipeline folder with its card, and uploads of it to the
 Hub."""
 
+import hashlib
 import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import diffusers
 from huggingface_hub.utils import validate_repo_id
 
-from score_sde.sharing.facts import check_license
+from score_sde.sharing.bundles import add_metrics
+from score_sde.sharing.facts import check_license, read_json
 from score_sde.sharing.hub import push_to_hub
 
 from .config import option
@@ -50,7 +53,7 @@ class PublishConfig:
 class PublishedTask(Task):
     """A task whose network becomes a pipeline folder. A subclass states how: `make_pipeline`(network), the pipeline;
     `sampled`(pipeline, path), which writes its samples and returns what the card says of them; `facts`(), what the card
-    says of the data; and `save`(pipeline, folder, facts, samples), which returns the folder."""
+    says of the data; and `save`(pipeline, folder, facts, samples)."""
 
     def __init__(self, config, network, dataset, data_fingerprint=None, origin=None):
         super().__init__(network, dataset, data_fingerprint, origin)
@@ -75,7 +78,13 @@ class PublishedTask(Task):
             path = sample_path(config.output_dir, facts["steps"], self.samples_suffix)
             facts["samples"] = self.sampled(pipeline, path)
             samples = path
-        return self.save(pipeline, os.path.join(config.output_dir, name), facts, samples), samples
+        folder = os.path.join(config.output_dir, name)
+        before = measured(folder)
+        self.save(pipeline, folder, facts, samples)
+        if before and before["model"] == digests(folder):
+            # a run that is resumed at its end: what `evaluate` found is true of this model, too
+            add_metrics(folder, before["metrics"])
+        return folder, samples
 
     def push(self, network, facts):
         if self.uploads.is_busy():
@@ -83,6 +92,22 @@ class PublishedTask(Task):
             return
         folder, _ = self.make_bundle(network, facts, "pushed")
         self.uploads.begin(folder, facts["steps"])
+
+
+def measured(folder):
+    """The figures of the bundle in a folder, and of which model they are; None where there are none."""
+    metrics = read_json(os.path.join(folder, "metrics.json"))
+    return {"metrics": metrics, "model": digests(folder)} if metrics else None
+
+
+def digests(folder):
+    """{path: digest} of the weights and configs of a pipeline's parts."""
+    found = {}
+    for pattern in ("*/*.safetensors", "*/*config.json"):
+        for path in Path(folder).glob(pattern):
+            with open(path, "rb") as file:
+                found[path.relative_to(folder)] = hashlib.file_digest(file, "sha256").digest()
+    return found
 
 
 class Uploads:
