@@ -4,19 +4,20 @@ equal processor time and the same evaluation.
     OMP_NUM_THREADS=1 python benchmarks/cifar10.py --train cifar10_train.parquet --test cifar10_test.parquet \\
         --classifier resnet56_cifar10.safetensors --statistics cifar10_resnet56_stats.npz --output benchmarks/cifar10
 
-Ours is training/configs/cifar10/diffusion.yaml. The recipe is that script's defaults: DDPM's linear betas, epsilon,
-AdamW with betas (0.95, 0.999) and weight decay 1e-6, a cosine schedule with 500 steps of warm-up, batches of 16,
-mirrored images, EMA with power 3/4; its own network has 114 million parameters, so the same class in little, with more
-parameters and Gflops than ours. Its learning rate is 1e-4, which is for longer runs: it is trained with each of
---recipe_learning_rates, and has bfloat16 where ours has.
+Ours is training/configs/cifar10/diffusion.yaml, trained with each of --optimizers. The recipe is that script's
+defaults: DDPM's linear betas, epsilon, AdamW with betas (0.95, 0.999) and weight decay 1e-6, a cosine schedule with 500
+steps of warm-up, batches of 16, mirrored images, EMA with power 3/4; its own network has 114 million parameters, so the
+same class in little, with more parameters and Gflops than ours. Its learning rate is 1e-4, which is for longer runs: it
+is trained with each of --recipe_learning_rates, and has bfloat16 where ours has.
 
 All are measured by the Fréchet distance of samples to all training images in the 64 features of a ResNet-56 that
-classifies CIFAR-10 (akamaster/pytorch_resnet_cifar10), no FID; ours and the best of the recipe by bits/dim, too. A
+classifies CIFAR-10 (akamaster/pytorch_resnet_cifar10), no FID; the best of ours and of the recipe by bits/dim, too. A
 model that is already in RUNS is not trained again, nor measured what stands in OUTPUT.json; --models takes one of them,
 so that they can be trained side by side. Writes OUTPUT.json and, once all are there, OUTPUT.png.
 """
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -85,13 +86,21 @@ class ResNet56Features(Features):
         return features, F.linear(features, self.weights["linear.weight"], self.weights["linear.bias"])
 
 
-def train_ours(options):
-    """The folder of the pipeline of this package's recipe, and facts of its training."""
-    output = options.runs / "score_sde"
+def optimizer_and_rate(text):
+    name, separator, rate = text.partition(":")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an optimizer and its learning rate: muon:2e-3")
+    return name, float(rate)
+
+
+def train_ours(options, optimizer, rate):
+    """The folder of the pipeline of this package's recipe by an optimizer, and facts of its training."""
+    output = options.runs / f"score_sde-{optimizer}-{rate:g}"
     if not (output / "pipeline").is_dir():
         arguments = {"dataset": options.train, "output_dir": output, "max_train_seconds": options.seconds}
         # as many steps as there is time for
         arguments |= {"max_train_steps": 1_000_000, "seed": options.seed, "resume_from_checkpoint": "latest"}
+        arguments |= {"optimizer": optimizer, "learning_rate": rate}
         train.main([OURS, *(str(part) for key, value in arguments.items() for part in (f"--{key}", value))])
     facts = json.loads((output / "pipeline/training.json").read_text())
     return output / "pipeline", {
@@ -154,9 +163,8 @@ def real_images(path, split):
     return ImageDataset(parse(DataConfig, options), split)
 
 
-def draw(pipeline, scheduler, options, numbers):
-    """Samples (N, 3, 32, 32) in [-1, 1] of a network by a scheduler, image i from the seed's and its number."""
-    pipeline = ScoreSDEPipeline(scheduler, unet=pipeline.unet)
+def draw(pipeline, options, numbers):
+    """Samples (N, 3, 32, 32) in [-1, 1] of a pipeline, image i from the seed's and its number."""
     pipeline.set_progress_bar_config(disable=True)
     images = []
     for start in tqdm(range(0, len(numbers), 100), desc="samples", unit="batch"):
@@ -178,7 +186,19 @@ def main():
     parser.add_argument("--models", nargs="+", choices=["score_sde", "diffusers"], default=["score_sde", "diffusers"])
     parser.add_argument("--seconds", type=float, default=1200, help="of each training (default: %(default)s)")
     parser.add_argument(
-        "--recipe_learning_rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3], help="(default: %(default)s)"
+        "--optimizers",
+        type=optimizer_and_rate,
+        nargs="+",
+        default=[("adamw", 1e-3), ("adamw", 3e-3), ("muon", 2e-3), ("muon", 5e-3)],
+        metavar="OPTIMIZER:RATE",
+        help="of ours (default: adamw:1e-3 adamw:3e-3 muon:2e-3 muon:5e-3)",
+    )
+    parser.add_argument(
+        "--recipe_learning_rates",
+        type=float,
+        nargs="+",
+        default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
+        help="(default: %(default)s)",
     )
     parser.add_argument("--samples", type=int, default=2000, help="a multiple of 100 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="network evaluations a sample (default: %(default)s)")
@@ -189,15 +209,17 @@ def main():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
-    found = {}
+    ours, recipes = {}, {}
     if "score_sde" in options.models:
-        found["score_sde"] = train_ours(options)
+        ours = {
+            f"score_sde, {name}, rate {rate:g}": train_ours(options, name, rate) for name, rate in options.optimizers
+        }
     if "diffusers" in options.models:
-        found |= {f"diffusers, rate {rate:g}": train_recipe(options, rate) for rate in options.recipe_learning_rates}
+        recipes = {f"diffusers, rate {rate:g}": train_recipe(options, rate) for rate in options.recipe_learning_rates}
     if len(options.models) < 2:
         return
 
-    network = ResNet56Features(options.classifier)
+    judge = ResNet56Features(options.classifier)
     statistics = np.load(options.statistics)
     reference = torch.from_numpy(statistics["train_mu"]), torch.from_numpy(statistics["train_sigma"])
     test = torch.stack([row["images"] for row in Subset(real_images(options.test, "test"), range(options.samples))])
@@ -205,33 +227,37 @@ def main():
     rows = (read_json(path) or {"rows": {}})["rows"]
     settings = {key: vars(options)[key] for key in ("seconds", "samples", "steps", "likelihood", "seed")}
 
-    def once(name, measured):
-        """What is written of a row, or `measured`() now."""
-        if name not in rows:
-            rows[name] = measured()
-            document = settings | {"features": network.name, "threads": torch.get_num_threads(), "rows": rows}
+    def once(name, figure, measured):
+        """A row with what `measured`() finds, unless this figure of it is there."""
+        row = rows.setdefault(name, {})
+        if figure not in row:
+            row |= measured()
+            document = settings | {"features": judge.name, "threads": torch.get_num_threads(), "rows": rows}
             write_json(path, document)
-        return rows[name]
+        return row[figure]
 
-    def measure(name, pipeline, scheduler, likelihood=False):
-        row = {**found[name][1], "parameters": sum(each.numel() for each in pipeline.unet.parameters())}
-        row["distance"] = distance(network, draw(pipeline, scheduler, options, range(options.samples)), reference)
-        if likelihood and options.likelihood:
-            row |= bits_per_dim(ScoreSDEPipeline(scheduler, unet=pipeline.unet), test[: options.likelihood], options)
-        return row
+    def measure(name, facts, pipeline):
+        """The distance of what a pipeline draws, in a row with facts of its training."""
+        facts = facts | {"parameters": sum(each.numel() for each in pipeline.unet.parameters())}
+        images = functools.partial(draw, pipeline, options, range(options.samples))
+        return once(name, "distance", lambda: facts | {"distance": distance(judge, images(), reference)})
 
-    once("real test images", lambda: {"distance": distance(network, test, reference)})
-    ours = ScoreSDEPipeline.from_pretrained(found["score_sde"][0])
-    shown = [(ours, ours.scheduler)]
-    once("score_sde", lambda: measure("score_sde", ours, ours.scheduler, likelihood=True))
-    recipes = {name: DDPMPipeline.from_pretrained(folder) for name, (folder, _) in found.items() if name != "score_sde"}
-    stock = {name: DDIMScheduler.from_config(recipe.scheduler.config) for name, recipe in recipes.items()}
-    for name, recipe in recipes.items():
-        once(f"{name}, by DDIMScheduler", lambda name=name, recipe=recipe: measure(name, recipe, stock[name]))
-    best = min(recipes, key=lambda name: rows[f"{name}, by DDIMScheduler"]["distance"])
-    scheduler = ScoreSDEScheduler.from_config(recipes[best].scheduler.config)
-    once(f"{best}, by ScoreSDEScheduler", lambda: measure(best, recipes[best], scheduler, likelihood=True))
-    shown += [(recipes[best], stock[best]), (recipes[best], scheduler)]
+    once("real test images", "distance", lambda: {"distance": distance(judge, test, reference)})
+    pipelines = {name: ScoreSDEPipeline.from_pretrained(folder) for name, (folder, _) in ours.items()}
+    best_of_ours = min(ours, key=lambda name: measure(name, ours[name][1], pipelines[name]))
+    stock = {}
+    for name, (folder, _) in recipes.items():
+        recipe = DDPMPipeline.from_pretrained(folder)
+        stock[name] = ScoreSDEPipeline(DDIMScheduler.from_config(recipe.scheduler.config), unet=recipe.unet)
+    best = min(recipes, key=lambda name: measure(f"{name}, by DDIMScheduler", recipes[name][1], stock[name]))
+    by_ours = f"{best}, by ScoreSDEScheduler"
+    scheduler = ScoreSDEScheduler.from_config(stock[best].scheduler.config)
+    pipelines[by_ours] = ScoreSDEPipeline(scheduler, unet=stock[best].unet)
+    measure(by_ours, recipes[best][1], pipelines[by_ours])
+    for name in (best_of_ours, by_ours):
+        if options.likelihood:
+            measured = functools.partial(bits_per_dim, pipelines[name], test[: options.likelihood], options)
+            once(name, "bits_per_dim", measured)
 
     print("| images | Fréchet distance to the 50,000 of train | bits/dim | images seen | seconds of training |")
     print("|---|---|---|---|---|")
@@ -239,7 +265,8 @@ def main():
         bits = f"{row['bits_per_dim']:.3f} ± {row['bits_per_dim_error']:.3f}" if "bits_per_dim" in row else ""
         facts = f"{row['images_seen']:,} | {row['seconds']:,.0f}" if "seconds" in row else " | "
         print(f"| {name} | {row['distance']:.2f} | {bits} | {facts} |")
-    images = torch.cat([draw(*each, options, range(32)) for each in shown])
+    shown = (pipelines[best_of_ours], stock[best], pipelines[by_ours])
+    images = torch.cat([draw(each, options, range(32)) for each in shown])
     kind = kinds.Image(images.shape[1], tuple(images.shape[2:]), images.shape[1])
     kind.save_grid(kind.output(images), f"{options.output}.png", columns=16)
 

@@ -37,9 +37,9 @@ from matplotlib.ticker import ScalarFormatter
 from ngrams import Alphabet, NGrams, read_texts
 from safetensors.torch import load_file
 
-from score_sde import DiscreteScoreScheduler, load_bundle
+from score_sde import DiscreteScoreScheduler, DiTModel, ScoreSDETextPipeline, load_bundle
 from score_sde.schedulers.discrete_solvers import PREDICTORS
-from score_sde.sharing.bundles import add_metrics
+from score_sde.sharing.bundles import add_metrics, save_bundle
 from score_sde.sharing.model_card import write_card
 from score_sde.training import evaluate
 from score_sde.training.parts.molecules import (
@@ -66,8 +66,11 @@ RUNS_OF = {
     "classics_uniform": ("classics/diffusion", "classics", UNIFORM),
     "tinyshakespeare": ("tinyshakespeare/diffusion", "tinyshakespeare", []),
     "tinyshakespeare_uniform": ("tinyshakespeare/diffusion", "tinyshakespeare", UNIFORM),
+    "tinyshakespeare_uniform_from_masked": ("tinyshakespeare/diffusion", "tinyshakespeare", UNIFORM),
 }
 BASELINE = "_autoregressive"
+# goes on with the weights of the run of the same name without it, whose noise is masks
+FROM_MASKED = "_uniform_from_masked"
 # of other data and far larger networks (12 layers of 768, 27 symbols, 90 million characters, up to a million steps)
 PUBLISHED = {"SEDD absorb": 1.39, "MDLM": 1.40, "autoregressive": 1.23}
 # the pieces of words of classics_words
@@ -136,6 +139,12 @@ def train(options, findings):
             more = ["--max_train_steps", json.loads(facts.read_text())["steps"]]
             command = [sys.executable, Path(__file__).with_name("autoregressive.py")]
         command += [config, *data_options(options, data), "--output_dir", options.runs / run, *more]
+        if run.endswith(FROM_MASKED):
+            start = options.runs / f"{run}_start"
+            if not start.exists():
+                uniform_start(options.runs / run.removesuffix(FROM_MASKED) / "pipeline", start)
+            # its network is that of the start
+            more = [*more, "--init_from", start, "--network_kwargs", "{}"]
         if config.startswith("classics_words"):
             folder = options.runs / f"pieces_{PIECES}"
             if not folder.exists():
@@ -152,6 +161,17 @@ def train(options, findings):
         with open(options.runs / f"{run}.cpu", "a") as file:
             print(*(f"{each:.1f}" for each in used), file=file)
         ended.check_returncode()
+
+
+def uniform_start(masked, folder):
+    """Save a pipeline of uniform noise whose network has the weights of one that learned masks, and is told the time:
+    by zeros at first, so that its outputs are the same."""
+    pipeline = load_bundle(masked)
+    network = DiTModel.from_config(pipeline.transformer.config, time_conditioning=True)
+    network.load_state_dict(pipeline.transformer.state_dict(), strict=False)
+    vocab_size = pipeline.scheduler.config.vocab_size
+    scheduler = DiscreteScoreScheduler(vocab_size, process="uniform", prediction_type="leave_one_out")
+    save_bundle(ScoreSDETextPipeline(scheduler, network, pipeline.tokenizer), folder)
 
 
 def processor_seconds(options, run):
