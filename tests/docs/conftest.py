@@ -129,6 +129,9 @@ def save_texts(root):
     tokenizer.save_pretrained(root / "runs/tokenizer")
     for run in ("books", "quick_start_text/diffusion"):
         save_bundle(text_pipeline(tokenizer, 64), root / "runs" / run / "pipeline")
+    uniform = text_pipeline(tokenizer, 64)
+    uniform.scheduler = DiscreteScoreScheduler(len(tokenizer), "uniform", prediction_type="leave_one_out")
+    save_bundle(uniform, root / "runs/uniform_start")
     tokenizer = make_tokenizer("characters", MOLECULES["smiles"], end_mark=True)
     classes = {0: "0.1 to 0.3", 1: "0.3 to 0.6"}
     save_bundle(text_pipeline(tokenizer, 32, classes), root / "runs/molecules/pipeline")
