@@ -189,9 +189,9 @@ def main():
         "--optimizers",
         type=optimizer_and_rate,
         nargs="+",
-        default=[("adamw", 1e-3), ("adamw", 3e-3), ("muon", 2e-3), ("muon", 5e-3)],
+        default=[("adamw", 1e-3), ("adamw", 3e-3), ("muon", 2e-3)],
         metavar="OPTIMIZER:RATE",
-        help="of ours (default: adamw:1e-3 adamw:3e-3 muon:2e-3 muon:5e-3)",
+        help="of ours (default: adamw:1e-3 adamw:3e-3 muon:2e-3)",
     )
     parser.add_argument(
         "--recipe_learning_rates",

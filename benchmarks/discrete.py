@@ -62,6 +62,7 @@ RUNS_OF = {
     "qm9": ("qm9/diffusion", "qm9_smiles", []),
     "classics_words": ("classics_words/diffusion", "classics", []),
     "classics_words_uniform": ("classics_words/diffusion", "classics", UNIFORM),
+    "classics_words_uniform_from_masked": ("classics_words/diffusion", "classics", UNIFORM),
     "classics": ("classics/diffusion", "classics", []),
     "classics_uniform": ("classics/diffusion", "classics", UNIFORM),
     "tinyshakespeare": ("tinyshakespeare/diffusion", "tinyshakespeare", []),
@@ -138,13 +139,13 @@ def train(options, findings):
             facts = options.runs / run.removesuffix(BASELINE) / "pipeline" / "training.json"
             more = ["--max_train_steps", json.loads(facts.read_text())["steps"]]
             command = [sys.executable, Path(__file__).with_name("autoregressive.py")]
-        command += [config, *data_options(options, data), "--output_dir", options.runs / run, *more]
         if run.endswith(FROM_MASKED):
             start = options.runs / f"{run}_start"
             if not start.exists():
                 uniform_start(options.runs / run.removesuffix(FROM_MASKED) / "pipeline", start)
             # its network is that of the start
             more = [*more, "--init_from", start, "--network_kwargs", "{}"]
+        command += [config, *data_options(options, data), "--output_dir", options.runs / run, *more]
         if config.startswith("classics_words"):
             folder = options.runs / f"pieces_{PIECES}"
             if not folder.exists():
