@@ -38,8 +38,10 @@ from ngrams import Alphabet, NGrams, read_texts
 from safetensors.torch import load_file
 
 from score_sde import DiscreteScoreScheduler, DiTModel, ScoreSDETextPipeline, load_bundle
+from score_sde.pipelines.writing import write_json
 from score_sde.schedulers.discrete_solvers import PREDICTORS
 from score_sde.sharing.bundles import add_metrics, save_bundle
+from score_sde.sharing.facts import read_json
 from score_sde.sharing.model_card import write_card
 from score_sde.training import evaluate
 from score_sde.training.parts.molecules import (
@@ -100,7 +102,7 @@ class Findings:
     """What has been measured, {key: JSON-able}, in a file that is whole after every part."""
 
     def __init__(self, path):
-        self.path, self.found = path, json.loads(path.read_text()) if path.exists() else {}
+        self.path, self.found = path, read_json(path) or {}
 
     def once(self, key, measure):
         """What `measure`() finds, or has found before under this key."""
@@ -110,9 +112,7 @@ class Findings:
             if value is None:
                 return None
             self.found[key] = value | {"processor_seconds": round(time.process_time() - began, 1)}
-            temporary = self.path.with_suffix(".partial")
-            temporary.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.path)
+            write_json(self.path, self.found)
             print(key, json.dumps({k: v for k, v in self.found[key].items() if not isinstance(v, (list, dict))}))
         return self.found[key]
 

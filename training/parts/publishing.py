@@ -1,7 +1,6 @@
 """What a run makes of its network on the way and at the end: a pipeline folder with its card, and uploads of it to the
 Hub."""
 
-import hashlib
 import os
 import threading
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from score_sde.sharing.facts import check_license, read_json
 from score_sde.sharing.hub import push_to_hub
 
 from .config import option
+from .hashes import hash_of_file
 from .loop import sample_path
 from .run_folder import surviving
 from .tasks import Task
@@ -79,7 +79,7 @@ class PublishedTask(Task):
             facts["samples"] = self.sampled(pipeline, path)
             samples = path
         folder = os.path.join(config.output_dir, name)
-        before = measured(folder)
+        before = measured(folder, facts["steps"])
         self.save(pipeline, folder, facts, samples)
         if before and before["model"] == digests(folder):
             # a run that is resumed at its end: what `evaluate` found is true of this model, too
@@ -94,20 +94,19 @@ class PublishedTask(Task):
         self.uploads.begin(folder, facts["steps"])
 
 
-def measured(folder):
-    """The figures of the bundle in a folder, and of which model they are; None where there are none."""
-    metrics = read_json(os.path.join(folder, "metrics.json"))
-    return {"metrics": metrics, "model": digests(folder)} if metrics else None
+def measured(folder, steps):
+    """The figures of the bundle in a folder, and of which model they are; None where there are none, or of other
+    steps, whose weights need not be read."""
+    metrics, facts = (read_json(os.path.join(folder, f"{name}.json")) for name in ("metrics", "training"))
+    if not metrics or not facts or facts.get("steps") != steps:
+        return None
+    return {"metrics": metrics, "model": digests(folder)}
 
 
 def digests(folder):
     """{path: digest} of the weights and configs of a pipeline's parts."""
-    found = {}
-    for pattern in ("*/*.safetensors", "*/*config.json"):
-        for path in Path(folder).glob(pattern):
-            with open(path, "rb") as file:
-                found[path.relative_to(folder)] = hashlib.file_digest(file, "sha256").digest()
-    return found
+    paths = (path for pattern in ("*/*.safetensors", "*/*config.json") for path in Path(folder).glob(pattern))
+    return {path.relative_to(folder): hash_of_file(path) for path in paths}
 
 
 class Uploads:
