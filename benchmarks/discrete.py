@@ -134,7 +134,7 @@ def data_options(options, name):
 def train(options, findings):
     for run in options.only or RUNS_OF:
         config, data, more = RUNS_OF[run.removesuffix(BASELINE)]
-        command = [sys.executable, "-m", "score_sde.training.train"]
+        command = [sys.executable, "-m", "score_sde.cli", "train"]
         if run.endswith(BASELINE):
             facts = options.runs / run.removesuffix(BASELINE) / "pipeline" / "training.json"
             more = ["--max_train_steps", json.loads(facts.read_text())["steps"]]

@@ -32,9 +32,12 @@ score_0(y) = q_t(y | x0) / q_t(x_t | x0):
 (8)  beta pi(x_t) sum_{y != x_t} [score(y) - score_0(y) log score(y) + score_0(y) (log score_0(y) - 1)]
      denoising score entropy (Lou et al. 2024, theorems 3.4 and 3.6). With (5) and absorbing noise it is the cross
      entropy of masked tokens, times -alpha' / (1 - alpha) (Sahoo et al. 2024; Shi et al. 2024); with (5) and uniform
-     noise that of Schiff et al. 2025.                                                             (elbo_rate)
+     noise that of Schiff et al. 2025, see (10).                                                   (elbo_rate)
 (9)  at t_min  E[-log p(x0 | x_t)]; at t_max  KL(q(x_t | x0) | pi) for uniform noise. Absorbing noise: as if alpha fell
      to 0 after t_max, in one more step, whose part is -alpha log p(x0 | all masked).              (likelihood_bound)
+(10) (8) with uniform noise: with b = (1 - alpha) / V and g(y) = log(1 + alpha o(y) / b), log score(y) = g(y) - g(x_t);
+     with D, how much more g is than where o is one(x0):
+     beta / (V q(x_t | x0)) [expm1(-D(x_t)) + D(x_t) - alpha D(x0) - b sum_y D(y)]                  (elbo_rate)
 
 Numbers: times are floats or tensors of shape () or (B,), best on the CPU; what a path returns about them is a float64
 tensor. Tokens are int64 (B, L). Distributions over tokens keep the dtype of the network's log-probabilities.
@@ -470,10 +473,12 @@ class UniformPath(DiscretePath):
     def _own(self, x_t):
         return torch.arange(self.vocab_size, device=x_t.device) == x_t.unsqueeze(-1)  # (B, L, V)
 
-    def _likelihood(self, x_t, t, like):
-        """log q(x_t | x0) for every x0: (B, L, V)."""
-        own, other = expand_to(self._log_own(t), like), expand_to(self._log_other(t), like)
-        return torch.where(self._own(x_t), own, other)
+    def _times_likelihood(self, values, x_t, t, power=1):
+        """values + power log q(x_t | x0), (B, L, V), less a number of each place: but at x_t all are the same."""
+        # finite at t = 0, too
+        log_odds = power * (self._log_own(t) - self._log_other(t)).clamp_max(1e30)
+        index = x_t.unsqueeze(-1)
+        return values.scatter_add(-1, index, values.new_zeros(index.shape) + expand_to(log_odds, values))
 
     def _mixed(self, log_o, t):
         """log of (1 - alpha) / V + alpha o, the distribution of x_t at a place given the other tokens."""
@@ -483,11 +488,11 @@ class UniformPath(DiscretePath):
         """Without t the logits are those of p(x0 | x_t) itself; with t of o, what the other tokens say (the "sample" of
         Schiff et al. 2025), and Bayes' rule adds what the token itself says."""
         if t is not None:
-            logits = logits + self._likelihood(x_t, t, logits)
+            logits = self._times_likelihood(logits, x_t, t)
         return torch.log_softmax(logits, -1)
 
     def leave_one_out(self, log_p0, x_t, t):
-        return torch.log_softmax(log_p0 - self._likelihood(x_t, t, log_p0), -1)
+        return torch.log_softmax(self._times_likelihood(log_p0, x_t, t, power=-1), -1)
 
     def score(self, log_p0, x_t, t):
         log_marginal = self._mixed(self.leave_one_out(log_p0, x_t, t), t)
@@ -513,14 +518,23 @@ class UniformPath(DiscretePath):
 
     def score_entropy_rate(self, log_score, x0, x_t, t):
         # score_0 (r - 1 - log r), r = score / score_0
-        exact = self._likelihood(x0, t, log_score)
+        exact = self._times_likelihood(torch.zeros_like(log_score), x0, t)
         exact = exact - at(exact, x_t).unsqueeze(-1)
         excess = log_score - exact
         entropy = torch.where(self._own(x_t), 0.0, exact.exp() * (torch.expm1(excess) - excess)).sum(-1)
         return expand_to(self.rate(t) / self.vocab_size, entropy) * entropy
 
     def elbo_rate(self, log_p0, x0, x_t, t):
-        return self.score_entropy_rate(self.score(log_p0, x_t, t), x0, x_t, t)
+        # g at x_t and x0 and its sum, less what they are where o is one(x0), Eq. (10)
+        log_odds = self.log_alpha(t) - self._log_other(t)
+        gains = softplus(self.leave_one_out(log_p0, x_t, t) + expand_to(log_odds, log_p0))
+        exact, same = expand_to(softplus(log_odds), gains[..., 0]), x0 == x_t
+        here, clean = gains.gather(-1, torch.stack((x_t, x0), -1)).unbind(-1)
+        here, clean, total = here - same * exact, clean - exact, gains.sum(-1) - exact
+        alpha, other = (expand_to(each(t).exp(), here) for each in (self.log_alpha, self._log_other))
+        weight = self.rate(t) / self.vocab_size * (-self._log_other(t)).exp()
+        nats = torch.expm1(-here) + here - alpha * clean - other * total
+        return expand_to(weight, here) * torch.where(same, (-exact).exp(), 1.0) * nats
 
     def prior_gap(self, denoise, x0, t):
         own, other = self._log_own(t), self._log_other(t)
@@ -531,6 +545,11 @@ class UniformPath(DiscretePath):
 def at(values, tokens):
     """values[..., token] of (B, L, V) and (B, L)."""
     return values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def softplus(x):
+    """log(1 + e^x), in float64 as exact as others are."""
+    return torch.nn.functional.softplus(x, threshold=40)
 
 
 DISCRETE_PATHS: dict[str, type[DiscretePath]] = {"absorbing": AbsorbingPath, "uniform": UniformPath}
