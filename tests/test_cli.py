@@ -424,10 +424,18 @@ def test_a_signal_ends_all_processes_with_a_checkpoint_and_status_75(number, pro
 
 
 @pytest.mark.slow
-def test_the_status_of_processes_that_fail_is_theirs(tmp_path):
-    command = [sys.executable, "-m", "score_sde.cli", "train", "--num_processes", "2", "--dataset", "no/such_data"]
-    result = subprocess.run([*command, "--output_dir", tmp_path], capture_output=True, text=True)
-    assert result.returncode == 2 and "score-sde train: error: dataset 'no/such_data'" in result.stderr
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ("--cpu", "dataset '/no/such_data'"),
+        ("--tpu", "accelerate launch: You can only use one of"),
+    ],
+)
+def test_the_status_of_processes_that_fail_is_theirs(option, error, tmp_path):
+    command = [sys.executable, "-m", "score_sde.cli", "train", "--num_processes", "2", option]
+    command += ["--dataset", "/no/such_data", "--output_dir", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and f"score-sde train: error: {error}" in result.stderr
     assert "Traceback" not in result.stderr and "ChildFailedError" not in result.stderr
 
 

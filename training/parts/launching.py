@@ -69,9 +69,15 @@ def launch(options, module, argv):
     """Run a module in the processes that `accelerate launch` makes of its options; return their exit status.
 
     SIGTERM and Ctrl-C are passed on to them as SIGTERM, at which training saves itself; a second Ctrl-C interrupts.
+
+    Raises ValueError for a configuration that isn't there, and options that Accelerate refuses.
     """
     parser = launch_command_parser()
     arguments = parser.parse_args([*options, "--module", module, *argv])
+    if arguments.cpu and (arguments.num_processes or 1) > 1:
+        # Accelerate would want MPI for them
+        arguments.cpu, arguments.multi_gpu = False, True
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     if arguments.config_file is not None:
         arguments.config_file = accelerate_config(arguments.config_file)
     elif not os.path.isfile(default_config_file):
@@ -88,12 +94,14 @@ def launch(options, module, argv):
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.num_processes)))
     # what the processes say themselves is enough
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    status, interrupts = [], 0
+    status, interrupts, refused = [], 0, []
 
     def run():
         try:
             launch_command(arguments)
             status.append(0)
+        except ValueError as error:
+            refused.append(error)
         except subprocess.CalledProcessError as error:
             status.append(error.returncode)
         except ChildFailedError as error:
@@ -115,5 +123,7 @@ def launch(options, module, argv):
     thread.join()
     for number, handler in before.items():
         signal.signal(number, handler)
+    if refused:
+        raise ValueError(f"accelerate launch: {refused[0]}") from refused[0]
     found = status[0] if status else 1
     return found if found >= 0 else 128 - found
