@@ -473,7 +473,7 @@ class UniformPath(DiscretePath):
     def _own(self, x_t):
         return torch.arange(self.vocab_size, device=x_t.device) == x_t.unsqueeze(-1)  # (B, L, V)
 
-    def _times_likelihood(self, values, x_t, t, power=1):
+    def _with_likelihood(self, values, x_t, t, power=1):
         """values + power log q(x_t | x0), (B, L, V), less a number of each place: but at x_t all are the same."""
         # finite at t = 0, too
         log_odds = power * (self._log_own(t) - self._log_other(t)).clamp_max(1e30)
@@ -488,11 +488,11 @@ class UniformPath(DiscretePath):
         """Without t the logits are those of p(x0 | x_t) itself; with t of o, what the other tokens say (the "sample" of
         Schiff et al. 2025), and Bayes' rule adds what the token itself says."""
         if t is not None:
-            logits = self._times_likelihood(logits, x_t, t)
+            logits = self._with_likelihood(logits, x_t, t)
         return torch.log_softmax(logits, -1)
 
     def leave_one_out(self, log_p0, x_t, t):
-        return torch.log_softmax(self._times_likelihood(log_p0, x_t, t, power=-1), -1)
+        return torch.log_softmax(self._with_likelihood(log_p0, x_t, t, power=-1), -1)
 
     def score(self, log_p0, x_t, t):
         log_marginal = self._mixed(self.leave_one_out(log_p0, x_t, t), t)
@@ -518,7 +518,7 @@ class UniformPath(DiscretePath):
 
     def score_entropy_rate(self, log_score, x0, x_t, t):
         # score_0 (r - 1 - log r), r = score / score_0
-        exact = self._times_likelihood(torch.zeros_like(log_score), x0, t)
+        exact = self._with_likelihood(torch.zeros_like(log_score), x0, t)
         exact = exact - at(exact, x_t).unsqueeze(-1)
         excess = log_score - exact
         entropy = torch.where(self._own(x_t), 0.0, exact.exp() * (torch.expm1(excess) - excess)).sum(-1)
