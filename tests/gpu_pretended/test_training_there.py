@@ -170,7 +170,10 @@ def test_alignment_waits_for_nothing(on_cuda, tmp_path):
 NETWORK = ["--network_kwargs", "{hidden_size: 16, num_layers: 1, num_attention_heads: 2}", "--max_train_steps", 3]
 
 
-@pytest.mark.parametrize("options", [[], ["--process", "uniform", "--prediction_type", "score"]], ids=str)
+UNIFORM = ["--process", "uniform", "--prediction_type"]
+
+
+@pytest.mark.parametrize("options", [[], [*UNIFORM, "score"], [*UNIFORM, "leave_one_out"]], ids=str)
 def test_texts_wait_for_nothing(options, rows, on_cuda, tmp_path):
     data = ["--data_kind", "text", "--dataset", rows, "--text_column", "caption", "--packing", "false", "--length", 16]
     data += ["--label_column", "label", "--num_workers", 0, *options]
