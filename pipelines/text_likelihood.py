@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .texts import encode_texts, end_ids
+from .texts import encode_texts, end_ids, filled_up
 from .wording import check_count, quoted
 
 
@@ -67,10 +67,9 @@ def windows_of(number, ids, length, filled, tokenizer):
     if filled:
         if len(ids) > length:
             raise ValueError(f"text {number} has {len(ids)} tokens, more than the model's {length}: it is none of its")
-        end, pad = end_ids(tokenizer)
-        if end is None and len(ids) < length:
+        if tokenizer.eos_token_id is None and len(ids) < length:
             raise ValueError("filled=True needs an end mark, and this tokenizer has none (no eos_token)")
-        ids = [*ids, *[end, *[pad] * length][: length - len(ids)]]
+        ids = filled_up(ids, length, tokenizer)
     tokens, windows = torch.tensor(ids), []
     for begin in range(0, len(ids), length):
         first = max(0, min(begin, len(ids) - length))

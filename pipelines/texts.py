@@ -12,22 +12,33 @@ HIDDEN = "\u2591"
 
 
 def lacking_characters(tokenizer, texts):
-    """The characters of texts that a tokenizer has no token for, and would leave out or make one unknown token of."""
+    """The characters of texts that a tokenizer has no token for, and would leave out. Those that its unknown token may
+    stand for are of `unknown_parts`."""
 
     def is_known(character):
         try:
             ids = tokenizer(character, add_special_tokens=False, verbose=False)["input_ids"]
         except Exception:  # what `tokenizers` raises of a vocabulary without an unknown token
             return False
-        return tokenizer.unk_token_id not in ids if ids else character.isspace()
+        return bool(ids) or character.isspace()
 
     return [each for each in sorted(set().union(*map(set, texts))) if not is_known(each)]
 
 
+def unknown_parts(tokenizer, texts):
+    """The parts of texts, words or characters, that a tokenizer makes its unknown token of; [] where it has none."""
+    found = set()
+    for text in texts if tokenizer.unk_token_id is not None else ():
+        made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        places = zip(made["input_ids"], made["offset_mapping"], strict=True)
+        found |= {text[begin:end] for number, (begin, end) in places if number == tokenizer.unk_token_id}
+    return sorted(found)
+
+
 def encode_texts(tokenizer, texts):
     """Token ids of texts, a list for each, without any that the tokenizer would add. Raises ValueError for characters
-    that it lacks, naming them."""
-    if lacking := lacking_characters(tokenizer, texts):
+    and words that it lacks, naming them."""
+    if lacking := lacking_characters(tokenizer, texts) or unknown_parts(tokenizer, texts):
         raise ValueError(f"the tokenizer has no token for {few(map(repr, lacking), 10)}: leave them out")
     return [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
 
@@ -46,8 +57,7 @@ def encode_prompts(tokenizer, prompts, gap, length, complete=False):
     """
     if not isinstance(gap, str) or not gap:
         raise ValueError(f"gap {gap!r} must be a text, and not empty: it stands for a token to be filled in")
-    end, pad = end_ids(tokenizer)
-    if complete and end is None:
+    if complete and tokenizer.eos_token_id is None:
         raise ValueError("complete=True needs an end mark, and this tokenizer has none (no eos_token)")
     tokens = torch.zeros(len(prompts), length, dtype=torch.long)
     given, last = torch.zeros_like(tokens, dtype=torch.bool), torch.full((len(prompts),), -1)
@@ -61,7 +71,7 @@ def encode_prompts(tokenizer, prompts, gap, length, complete=False):
         places = [place for place, number in enumerate(ids) if number is not None]
         last[row] = max(places, default=-1)
         if complete:
-            ids = [*ids, end, *[pad] * (length - len(ids) - 1)] if len(ids) < length else ids
+            ids = filled_up(ids, length, tokenizer)
         if len(ids) > length:
             raise ValueError(
                 f"prompt {quoted(prompt)} has {len(ids)} tokens, more than the length {length}: shorten it, or pass a "
@@ -82,6 +92,12 @@ def end_ids(tokenizer):
     """(end mark, what fills up behind it) of a tokenizer; None for one without an end mark."""
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     return end, end if pad is None else pad
+
+
+def filled_up(ids, length, tokenizer):
+    """Token ids, a list, as a sequence of at least this length: the end mark behind them, and what fills up."""
+    end, pad = end_ids(tokenizer)
+    return [*ids, *[end, *[pad] * length][: max(length - len(ids), 0)]]
 
 
 def lengths_of_texts(tokenizer, tokens, last=None):

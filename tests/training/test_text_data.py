@@ -98,6 +98,16 @@ def test_sequences_of_classes_hold_one_class_each(jsonl):
     assert streams[1] == "a dog sat|the end of it all|"[:27]
 
 
+def test_the_first_sequences_are_of_all_classes_as_the_whole_is(tmp_path):
+    texts, kinds = ["aaaa" * 30, "bb" * 30, "cccc"], ["x", "y", "z"]
+    datasets.Dataset.from_dict({"text": texts, "kind": kinds}).to_parquet(tmp_path / "train.parquet")
+    data = data_of(tmp_path / "train.parquet", label_column="kind").dataset
+    labels = np.asarray([data[i]["labels"] for i in range(len(data))])
+    assert np.bincount(labels).tolist() == [30, 15, 1]
+    for count in (6, 15, 30):
+        assert np.allclose(np.bincount(labels[:count], minlength=3)[:2] / count, [2 / 3, 1 / 3], atol=1 / count)
+
+
 def test_bins_of_numbers_are_of_equal_size_and_the_same_for_held_out_rows(tmp_path):
     numbers = np.random.default_rng(0).permutation(100) / 10
     for split, values in (("train", numbers), ("test", [-5.0, 2.4, 2.6, 99.0])):
@@ -129,6 +139,19 @@ def test_marks_of_the_encoding_and_ends_of_lines_of_windows_are_none_of_the_text
     found = data.dataset.data if data.config.streaming else data.dataset.texts.data
     text = "\n".join(row["text"] for row in found).removesuffix("\n")
     assert text == "it is\nit\ufeffwas"  # one inside of a text stays
+
+
+def test_tokenizers_that_differ_in_what_they_are_told_keep_other_tokens(jsonl, tmp_path):
+    jsonl.write_text('{"text": "an <end> in it"}\n')
+    counts, hashes = [], set()
+    for split in (True, False):
+        tokenizer = make_tokenizer("bytes", end_mark=True)
+        tokenizer.split_special_tokens = split
+        tokenizer.save_pretrained(tmp_path / str(split))
+        data = data_of(jsonl, tokenizer=str(tmp_path / str(split)))
+        counts.append(data.dataset.row_facts()["tokens"])
+        hashes.add(data.fingerprint()["tokenizer"])
+    assert counts == [15, 11] and len(hashes) == 2
 
 
 def test_the_tokens_are_kept_in_two_bytes_and_are_the_same_by_any_tokenizer(jsonl, tmp_path):

@@ -9,7 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from test_text_data import data_of
 from test_text_runs import SETTINGS, WEIGHTS
+from words import WORDS, tiny_tokenizer
 
 from runs import equal, run
 from score_sde.training import evaluate, train
@@ -176,13 +178,14 @@ def test_options_that_a_stream_has_not_are_refused(files, options, message, caps
             "has no column 'words'; it has text, kind: name its text column by --text_column",
         ),
         (["ab"], {"label_column": "kind"}, "doesn't say which classes its column 'kind' has.*: leave streaming out"),
-        (["a" * 30], {"packing": False}, "row 0 of pass 0 .* has 30 tokens, more than length 8"),
+        (["a" * 30], {"packing": False}, "row 0 of the stream .* has 30 tokens, more than length 8"),
+        (80 * ["ab"] + ["a" * 30], {"packing": False}, "row [678]\\d of pass 0 .* has 30 tokens, more than length 8"),
         (["a" * 30], {"packing": False, "long_texts": "leave_out"}, "found no text of at most 8 tokens in dataset"),
-        (["", None], {}, "found no text in dataset"),
+        (["", None], {}, "dataset '.*', split 'train': all of its texts are empty"),
         (
             ["ab", "\u00e9"],
             {"tokenizer": "letters"},
-            "row [01] of pass 0 .*: the tokenizer lacks '\u00e9': take",
+            "row [01] of the stream .*: the tokenizer lacks '\u00e9': take",
         ),
         ([1, 2], {}, "column 'text' must hold texts, not Value\\('int64'\\)"),
     ],
@@ -194,5 +197,20 @@ def test_rows_that_cannot_be_are_named(rows, options, message, tmp_path):
         make_tokenizer("characters", ["abc"], end_mark=True).save_pretrained(tmp_path / "letters")
         options = {"tokenizer": str(tmp_path / "letters")}
     with pytest.raises(ValueError) as error:
-        taken(stream(path, **options), 1)
+        taken(stream(path, **options), 100)
     assert re.search(message, str(error.value)), error.value
+
+
+def test_words_that_are_unknown_are_named_and_known_words_need_no_letters(tmp_path):
+    tiny_tokenizer(special=False).save_pretrained(tmp_path / "words")
+    options = {"tokenizer": str(tmp_path / "words"), "packing": False}
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "a red hat"}\n')
+    expected = [4, 7, WORDS.split().index("hat") + 4, 3, 0, 0, 0, 0]
+    assert next(iter(stream(path, **options).dataset))["tokens"].tolist() == expected
+    assert data_of(path, length=8, **options).dataset[0]["tokens"].tolist() == expected
+    path.write_text('{"text": "a red hat"}\n{"text": "a redhat with dots"}\n')
+    with pytest.raises(ValueError, match="row 1 of the stream .*: the tokenizer has no tokens for 'redhat': take"):
+        stream(path, **options)
+    with pytest.raises(ValueError, match="the tokenizer has no tokens for 1 places, such as 'redhat'. Take another"):
+        data_of(path, length=8, **options)

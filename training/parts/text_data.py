@@ -2,8 +2,8 @@
 
 With packing, documents follow one another in a stream, each with the tokenizer's end mark behind it where it has one,
 and sequences are cut from the stream wherever they fall. In every epoch the cuts are elsewhere, and no token comes
-twice. Without, a row is a sequence: its tokens, filled up by end marks. Documents of different classes are never in one
-sequence.
+twice. Without, a row is a sequence: its tokens, filled up by an end mark and, behind it, what the tokenizer pads with or
+more of them. Documents of different classes are never in one sequence.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import torch
 import transformers
 from datasets import Features, List, Value
 
-from score_sde.pipelines.texts import lacking_characters
+from score_sde.pipelines.texts import filled_up, lacking_characters, unknown_parts
 from score_sde.pipelines.wording import few, one_line, quoted, shortened, unknown
 
 from .config import LoaderConfig, option
@@ -147,8 +147,9 @@ def open_tokenizer(name, texts=(), vocab_size=None):
 def tokenizer_hash(tokenizer):
     """What tells a tokenizer from others."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    own = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "split_special_tokens")}
     # what it is told at each call
-    return hash_of(rules | {"truncation": None, "padding": None} | {"eos": tokenizer.eos_token_id})
+    return hash_of(rules | {"truncation": None, "padding": None} | own)
 
 
 class Texts:
@@ -202,9 +203,21 @@ class Texts:
             desc="tokens",
         )
         column = found.with_format("arrow")[:].column("tokens")
-        return (
-            np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks]),
-            pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64),
+        tokens = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
+        lengths = pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
+        self.check_known(tokenizer, tokens, lengths)
+        return tokens, lengths
+
+    def check_known(self, tokenizer, tokens, lengths):
+        """Raise ValueError where there are words that the tokenizer has no tokens for, with some of them."""
+        if tokenizer.unk_token_id is None or not (unknown := tokens == tokenizer.unk_token_id).any():
+            return
+        where = np.repeat(np.arange(len(lengths)), lengths)[unknown]
+        some = [self.data[int(row)][self.column] for row in np.unique(where)[:10]]
+        named = few(map(repr, unknown_parts(tokenizer, some)), 10)
+        raise ValueError(
+            f"dataset {self.name!r}, split {self.split!r}: the tokenizer has no tokens for {int(unknown.sum()):,} "
+            f"places, such as {named}. Take another tokenizer, such as bytes, or change the texts"
         )
 
     def check_characters(self, tokenizer):
@@ -278,7 +291,11 @@ class TokenDataset(torch.utils.data.Dataset):
                 f"shorter length"
             )
         self.unused = int((self.sizes - self.counts * self.length).sum())
-        self.firsts = np.cumsum(self.counts) - self.counts
+        # the streams take turns, so that the first sequences, which are measured, are of all classes
+        streams = np.repeat(np.arange(len(self.counts)), self.counts)
+        within = np.concatenate([np.arange(count) for count in self.counts])
+        order = np.argsort((within + 0.5) / self.counts[streams], kind="stable")
+        self.streams, self.within = streams[order], within[order]
 
     def fill(self, config, tokens, lengths, labels):
         long = lengths > self.length
@@ -303,8 +320,11 @@ class TokenDataset(torch.utils.data.Dataset):
         # an end mark counts where there is room for one
         self.count, self.rows = int((lengths + 1).clip(max=self.length).sum()), len(lengths)
         self.count_classes(self.labels)
-        self.tokens = np.full((len(lengths), self.length), 0 if self.end is None else self.end, dtype=tokens.dtype)
-        self.tokens[np.arange(self.length) < lengths[:, None]] = tokens
+        places = np.arange(self.length)
+        # what is behind an empty text, so far behind each text
+        filling = filled_up([], self.length, self.tokenizer) if self.end is not None else self.length * [0]
+        self.tokens = np.asarray(filling, dtype=tokens.dtype)[(places - lengths[:, None]).clip(min=0)]
+        self.tokens[places < lengths[:, None]] = tokens
 
     def __len__(self):
         return int(self.counts.sum()) if self.packing else len(self.tokens)
@@ -318,8 +338,8 @@ class TokenDataset(torch.utils.data.Dataset):
         """Items for the keys of a `GlobalBatchSampler`."""
         epochs, rows = np.divmod(np.asarray(keys), len(self))
         if self.packing:
-            stream = np.searchsorted(self.firsts, rows, side="right") - 1
-            begins = (rows - self.firsts[stream]) * self.length + self.shifts(epochs, stream)
+            stream = self.streams[rows]
+            begins = self.within[rows] * self.length + self.shifts(epochs, stream)
             # around the end of a stream it goes on at its beginning
             places = (begins[:, None] + np.arange(self.length)) % self.sizes[stream][:, None]
             tokens, labels = self.tokens[self.begins[stream][:, None] + places], self.labels[stream]

@@ -7,7 +7,7 @@ import pyarrow
 import torch
 from datasets import ClassLabel, Features
 
-from score_sde.pipelines.texts import lacking_characters
+from score_sde.pipelines.texts import filled_up, lacking_characters, unknown_parts
 from score_sde.pipelines.wording import few
 
 from .hashes import hash_of
@@ -15,6 +15,10 @@ from .seeds import mix_seeds
 from .sources import open_texts
 from .streams import Stream
 from .text_rows import TextClasses, as_item, check_columns
+
+
+# texts that are read before work begins
+CHECKED = 64
 
 
 class TokenStream(Stream):
@@ -50,6 +54,18 @@ class TokenStream(Stream):
             self.id2label, self.num_classes = self.classes.id2label, len(self.classes.id2label)
         self.known = set()
         self.begin(rank=0, world_size=1, given=0)
+        self.check_first()
+
+    def check_first(self):
+        """Raise ValueError for what is wrong with the first texts, before work begins, and where there are none."""
+        where, number = "the stream", -1
+        for number, (text, _) in enumerate(itertools.islice(self.texts(0, where), CHECKED)):
+            place = f"row {number} of {where} of dataset {self.name!r}"
+            tokens = self.encode(text, place)
+            if not self.packing:
+                self.fill(tokens, place)
+        if number < 0:
+            raise ValueError(f"dataset {self.name!r}, split {self.split!r}: all of its texts are empty")
 
     def features(self):
         """The features of the columns; of files that don't say, by their first row."""
@@ -136,6 +152,11 @@ class TokenStream(Stream):
                 )
             self.known |= new
         tokens = self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in tokens:
+            raise ValueError(
+                f"{where}: the tokenizer has no tokens for {few(map(repr, unknown_parts(self.tokenizer, [text])), 10)}: "
+                f"take another one, such as bytes, or change the texts"
+            )
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.vocab_size:
             raise ValueError(f"{where}: the tokenizer makes ids up to {max(tokens)}, of {self.vocab_size} tokens")
         return tokens
@@ -155,7 +176,7 @@ class TokenStream(Stream):
                 f"{where} has {len(tokens):,} tokens, fewer than length {self.length}, and the tokenizer has no end "
                 f"mark to fill it up with: take one that has (an eos_token), or packing"
             )
-        return tokens + [self.end] * (self.length - len(tokens))
+        return filled_up(tokens, self.length, self.tokenizer)
 
     def row_facts(self):
         """As `TokenDataset.row_facts`, of what a stream knows."""
