@@ -108,6 +108,26 @@ def test_a_function_may_be_flat_at_its_ends():
     assert torch.allclose(path.rate(t), 8 * t**7 / (1 - t**8)) and torch.allclose(path.t_from_alpha(1 - t**8), t)
 
 
+@pytest.mark.parametrize(
+    ("noise", "options", "t_min"),
+    [
+        *((noise, {}, 1e-3) for noise in NOISES),
+        ("polynomial", {"exponent": 1.0}, 1e-3),
+        ("polynomial", {"exponent": 10.0}, 1e-3),
+        ("geometric", {"sigma_min": 1.0, "sigma_max": 500.0}, 1e-3),
+        ("polynomial", {"exponent": 0.5}, (1e-3 / 0.999) ** 2),
+        ("polynomial", {"exponent": 0.1}, (1e-3 / 0.999) ** 10),
+        (lambda t: 1 - t**0.25, {}, 1e-12),
+        # rounds to 1 before
+        (lambda t: 1 - t**8, {}, 10**-1.5),
+    ],
+)
+def test_training_sees_the_process_from_its_beginning_on(noise, options, t_min):
+    path = DISCRETE_PATHS["absorbing"](5, noise, **options)
+    assert path.t_min == pytest.approx(t_min, rel=1e-4)
+    assert 0.99 < float(path.alpha(path.t_min)) and float(path.log_noised(path.t_min)) > -math.inf
+
+
 @pytest.mark.parametrize(("noise", "slope"), [("log_linear", 0.999), ("cosine", 0.999 * math.pi / 2)])
 def test_both_ends_keep_their_digits(noise, slope):
     path = DISCRETE_PATHS["uniform"](5, noise)
@@ -579,6 +599,7 @@ def test_everything_is_finite_at_both_ends(process, noise):
         ((5, lambda t: t * math.nan), {}, "it has nan and nan"),
         ((5, lambda t: 1 - 4 * t * (t - 0.5) ** 2), {}, "falls strictly"),
         ((5, lambda t: torch.where(t < 0.5, 1 - t, 0.5).clamp_max(2 - 2 * t)), {}, "falls strictly"),
+        ((5, lambda t: (1 - t / 0.9).clamp(min=0)), {}, "alpha = 0 from t = 0.9 on, .* stretch it"),
         ((5, lambda t: 0.5), {}, "must be a function of a tensor of times that returns alpha, of the same shape"),
     ],
 )

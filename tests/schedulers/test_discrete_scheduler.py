@@ -48,6 +48,18 @@ def test_every_predictor_ends_at_tokens_and_repeats_itself(name, process):
     assert torch.equal(together[1], alone[1]) and not torch.equal(alone[0], alone[1])
 
 
+@pytest.mark.parametrize(("name", "process"), EVERY)
+def test_no_noise_is_left_where_alpha_begins_below_one(name, process):
+    scheduler = DiscreteScoreScheduler(5, process, noise=lambda t: 0.99 * (1 - t), predictor=name)
+    x = scheduler.init_noise((2, 1000), seeded(0))
+    scheduler.set_timesteps(10)
+    output = torch.full((2, 1000, 5), -100.0)
+    output[..., 3] = 0
+    for t in scheduler.timesteps:
+        x = scheduler.step(output, t, x, generator=seeded(1)).prev_sample
+    assert (x == 3).all()
+
+
 def test_another_corrector_takes_its_own_steps():
     scheduler = DiscreteScoreScheduler(vocab_size=5, process="uniform")
     corrected = DiscreteScoreScheduler.from_config(scheduler.config, corrector="gibbs")

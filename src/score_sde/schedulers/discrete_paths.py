@@ -138,7 +138,8 @@ class Geometric(Noise):
 class Given(Noise):
     """A function alpha(t) of float64 tensors in [0, 1], differentiable by autograd.
 
-    Raises ValueError where it does not fall strictly from 1 (at least 0.99) to 0 (at most 0.01).
+    Raises ValueError where it does not fall strictly from 1 (at least 0.99) to 0 (at most 0.01), and where it is 0
+    before t = 1.
     """
 
     def __init__(self, alpha):
@@ -156,6 +157,12 @@ class Given(Noise):
         inside = (values[1:] > 1e-9) & (values[:-1] < 1 - 1e-9)
         if not (values.diff() <= 0).all() or not (values.diff() < 0)[inside].all():
             raise ValueError("noise must be a function alpha(t) that falls strictly from t = 0 to 1")
+        if zero := int((values[:-1] == 0).sum()):
+            reached = (1000 - zero) / 1000
+            raise ValueError(
+                f"noise has alpha = 0 from t = {reached:g} on, where nothing is left to learn: it must be above 0 up to "
+                f"t = 0.999; stretch it, such as by lambda t: noise({reached:g} * t)"
+            )
 
     def log_alpha(self, t):
         return self.function(t).log()
@@ -225,7 +232,8 @@ class DiscretePath:
         vocab_size: V.
         num_states: S, the number of values that a token of x_t has.
         mask_token_id: the state that stands for no token; None where there is none.
-        t_min: the smallest time that training and sampling use unless told otherwise.
+        t_min: the smallest time that training and the likelihood use: 1e-3, or less where by then more than 1 % of the
+            tokens are noised, so that 0.1 % are.
         t_max: the largest time at which every formula is finite: 1, or a little less where alpha(1) = 0.
 
     Raises ValueError for a vocabulary of fewer than two tokens, unknown noise, options, and numbers out of range.
@@ -239,6 +247,12 @@ class DiscretePath:
         self.vocab_size = self.num_states = vocab_size
         self.noise = build_noise(noise, options)
         self.t_max = 1.0 if self.alpha(1.0) > 0 else 0.999
+        first = float(self.alpha(0.0))
+        if self.alpha(self.t_min) < 0.99 * first:
+            self.t_min = float(self.t_from_alpha(0.999 * first))
+        elif self.log_noised(self.t_min) == -math.inf:
+            # a function so flat that it rounds to 1, which would make every weight of a time infinite
+            self.t_min = float(self.t_from_alpha(1 - 1e-12))
 
     # --- times ---
 

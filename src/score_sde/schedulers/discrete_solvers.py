@@ -194,8 +194,10 @@ def shown(priority, is_open, quota, uniforms):
 
 def quota(path, num_open, t, s):
     """How many of the open positions (B,) a step from t to s shows, so that what stays open is the process's share of
-    them, rounded down. With no more positions left than steps of equal survival, one after the other."""
-    left = (1 - path.alpha(s)) / (1 - path.alpha(t))
+    them, rounded down, and nothing where the step leads to clean tokens, s = 0. With no more positions left than steps
+    of equal survival, one after the other."""
+    # alpha(0) may be below 1, and no later step would show what stays open
+    left = (1 - path.alpha(s)) / (1 - path.alpha(t)) if s else 0.0
     # up to rounding
     return num_open - (num_open.to(finest(num_open.device)) * float(left) + 1e-9).floor().long()
 
