@@ -372,7 +372,8 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
                 ended = (lengths_of_texts(self.tokenizer, tokens, last) < end).to(tokens.device)[:, None]
                 if self.interrupt or bool(ended.all()):
                     break
-        return tokens, torch.stack(evaluated)
+        never = torch.zeros(0, len(tokens), dtype=torch.bool, device=tokens.device)
+        return tokens, torch.stack(evaluated) if evaluated else never
 
     def evaluate(self, tokens, timesteps, rows=None):
         """The network's output, float32, for tokens (B, L) and timesteps (B,), or for those of them that `rows`

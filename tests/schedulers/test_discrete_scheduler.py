@@ -70,6 +70,61 @@ def test_another_corrector_takes_its_own_steps():
     assert [each.config.corrector_steps for each in (more, same, without)] == [3, 3, 0]
 
 
+@pytest.mark.parametrize(
+    ("saved", "given", "left"),
+    [
+        (
+            {"predictor": "entropy_bounded", "entropy_bound": 0.2},
+            {"predictor": "first_hitting"},
+            {"entropy_bound": None},
+        ),
+        ({"predictor": "margin", "threshold": 0.9}, {"predictor": "tweedie"}, {"threshold": None}),
+        ({"predictor": "margin", "threshold": 0.9}, {"predictor": "confidence"}, {"threshold": 0.9}),
+        (
+            {"predictor": "ancestral", "corrector": "remasking", "remasking_eta": 0.2},
+            {"predictor": "first_hitting"},
+            {"corrector": None, "remasking_eta": None},
+        ),
+        (
+            {"predictor": "ancestral", "corrector": "remasking", "remasking_eta": 0.2},
+            {"corrector": None},
+            {"corrector": None, "remasking_eta": None},
+        ),
+        (
+            {"process": "uniform", "corrector": "gibbs", "corrector_k": 3, "corrector_selection": "lowest_maxprob"},
+            {"corrector": None},
+            {"corrector_k": 1, "corrector_selection": "random", "corrector_steps": 0},
+        ),
+        (
+            {"process": "uniform", "corrector": "gibbs", "corrector_k": 3},
+            {"predictor": "ancestral"},
+            {"corrector": "gibbs", "corrector_k": 3, "corrector_steps": 1},
+        ),
+        ({"alpha_min": 0.005}, {"noise": "geometric"}, {"alpha_min": None}),
+        ({"alpha_min": 0.005}, {"noise": "cosine"}, {"alpha_min": 0.005}),
+    ],
+)
+def test_what_is_of_another_choice_is_left_behind(saved, given, left):
+    scheduler = DiscreteScoreScheduler(5, **saved)
+    other = DiscreteScoreScheduler.from_config(scheduler.config, **given)
+    assert {name: other.config[name] for name in given | left} == given | left
+    # and stays so when it is saved and opened
+    again = DiscreteScoreScheduler.from_config(dict(other.config))
+    assert {name: again.config[name] for name in given | left} == given | left
+
+
+def test_what_is_given_for_another_choice_is_refused():
+    config = DiscreteScoreScheduler(5, predictor="entropy_bounded", entropy_bound=0.2).config
+    with pytest.raises(ValueError, match="entropy_bound 0.3 is for entropy_bounded, not for 'margin'"):
+        DiscreteScoreScheduler.from_config(config, predictor="margin", entropy_bound=0.3)
+    config = DiscreteScoreScheduler(5, predictor="ancestral", corrector="remasking", remasking_eta=0.2).config
+    for given in ({"corrector": "remasking"}, {"remasking_eta": 0.3}):
+        with pytest.raises(ValueError, match="remasking.* is for .*, not for"):
+            DiscreteScoreScheduler.from_config(config, predictor="margin", **given)
+    with pytest.raises(ValueError, match="noise 'geometric' has no option alpha_min"):
+        DiscreteScoreScheduler.from_config(DiscreteScoreScheduler(5).config, noise="geometric", alpha_min=0.005)
+
+
 @pytest.mark.parametrize(("name", "process"), EVERY)
 def test_what_is_not_free_stays(name, process):
     scheduler = DiscreteScoreScheduler(5, process, predictor=name)
@@ -247,6 +302,12 @@ def test_threads_share_nothing():
         ({"threshold": 0.5, "predictor": "ancestral"}, "threshold 0.5 is for first_hitting, dilated, confidence"),
         ({"entropy_bound": 0.5, "predictor": "margin"}, "entropy_bound 0.5 is for entropy_bounded, not for 'margin'"),
         ({"remasking_eta": 0.5}, "remasking_eta 0.5 is for remasking, not for None"),
+        ({"corrector_k": 2}, "corrector_k 2 is for gibbs, not for None: leave it out"),
+        ({"corrector_selection": "lowest_maxprob"}, "corrector_selection lowest_maxprob is for gibbs, not for None"),
+        (
+            {"corrector_selection_tau": 0.5, "predictor": "ancestral", "corrector": "remasking"},
+            "corrector_selection_tau 0.5 is for gibbs, not for 'remasking'",
+        ),
         ({"exponent": 2.0}, "noise 'log_linear' has no option exponent"),
         ({"temperature": -1.0}, "temperature -1.0 must be a number from 0"),
         ({"timestep_spacing": "karras"}, "timestep_spacing 'karras' is unknown"),

@@ -91,12 +91,17 @@ def refuse_unknown_arguments(scheduler_class, given, known):
         raise ValueError(f"{name!r} is no argument of {scheduler_class.__name__}; the nearest is {nearest!r}")
 
 
+def default_arguments(scheduler_class):
+    """{argument: its default} of a scheduler."""
+    return {name: each.default for name, each in inspect.signature(scheduler_class).parameters.items()}
+
+
 def without_given(scheduler_class, config):
     """The config that a scheduler is made with, in whose `_use_default_values` no argument stands that holds another
     value: diffusers counts those given by position among them, and `from_config` would forget their values."""
     if "_use_default_values" not in config:
         return config
-    defaults = {name: each.default for name, each in inspect.signature(scheduler_class).parameters.items()}
+    defaults = default_arguments(scheduler_class)
     left = [
         name for name in config["_use_default_values"] if config.get(name, defaults.get(name)) is defaults.get(name)
     ]

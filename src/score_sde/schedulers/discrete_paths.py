@@ -160,8 +160,8 @@ class Given(Noise):
         if zero := int((values[:-1] == 0).sum()):
             reached = (1000 - zero) / 1000
             raise ValueError(
-                f"noise has alpha = 0 from t = {reached:g} on, where nothing is left to learn: it must be above 0 up to "
-                f"t = 0.999; stretch it, such as by lambda t: noise({reached:g} * t)"
+                f"noise has alpha = 0 from t = {reached:g} on, where nothing is left to learn: it must be above 0 up "
+                f"to t = 0.999; stretch it, such as by lambda t: noise({reached:g} * t)"
             )
 
     def log_alpha(self, t):
@@ -185,18 +185,27 @@ class Given(Noise):
 NOISES = {"log_linear": LogLinear, "cosine": Cosine, "geometric": Geometric, "polynomial": Polynomial}
 
 
+# in the order in which a scheduler takes them
+NOISE_OPTIONS = ("alpha_min", "exponent", "sigma_min", "sigma_max")
+
+
+def options_of(noise):
+    """The names of the options of noise with this name; a function alpha(t) has none. Raises ValueError for an unknown
+    name."""
+    if callable(noise):
+        return []
+    check_choice("noise", noise, NOISES)
+    return list(inspect.signature(NOISES[noise]).parameters)
+
+
 def build_noise(noise, options):
     """The `Noise` of this name with these options, or of this function alpha(t). Raises ValueError for unknown names
     and options, and numbers out of their range."""
-    if callable(noise):
-        build, allowed = Given, {}
-    else:
-        check_choice("noise", noise, NOISES)
-        build, allowed = NOISES[noise], inspect.signature(NOISES[noise]).parameters
+    allowed = options_of(noise)
     if unknown := sorted(options.keys() - set(allowed)):
         name = repr(noise) if isinstance(noise, str) else "a function"
         raise ValueError(f"noise {name} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}")
-    return build(noise) if callable(noise) else build(**options)
+    return Given(noise) if callable(noise) else NOISES[noise](**options)
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------

@@ -62,6 +62,9 @@ def from_stock_config(config, given):
 def _of_ddim(config, given):
     ours = {"process": "uniform", "predictor": "ancestral", "temperature": 0.0}
     steps = config.get("corrector_steps", 0)
+    if not steps:
+        # what it says of a corrector that doesn't run
+        ours |= {"corrector_k": 1, "corrector_selection": "random", "corrector_selection_tau": 1.0}
     return ours | {"corrector": "gibbs" if steps else None, "corrector_steps": steps}
 
 

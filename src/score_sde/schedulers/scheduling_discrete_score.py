@@ -17,8 +17,16 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from .checks import LARGEST_NFE, check_choice, check_number, refuse_unknown_arguments, without_given
-from .discrete_paths import DISCRETE_PATHS, DISCRETE_PREDICTIONS, at, draw_uniforms, likelihood_bound
+from .checks import LARGEST_NFE, check_choice, check_number, default_arguments, refuse_unknown_arguments, without_given
+from .discrete_paths import (
+    DISCRETE_PATHS,
+    DISCRETE_PREDICTIONS,
+    NOISE_OPTIONS,
+    at,
+    draw_uniforms,
+    likelihood_bound,
+    options_of,
+)
 from .discrete_solvers import (
     AUTOMATIC,
     CORRECTORS,
@@ -44,12 +52,17 @@ from .paths import as_time, finest, sent
 # whether this code came out of a folder, where diffusers keeps such code
 _CARRIED = __name__.startswith("diffusers_modules.")
 
-# {option: (least, largest, predictors or correctors that have a use for it)}
 _ORDERS = tuple(name for name, row in PREDICTORS.items() if row.is_order)
-OPTIONS = {
-    "threshold": (0.0, 1.0, _ORDERS),
-    "entropy_bound": (0.0, 1e6, ("entropy_bounded",)),
-    "remasking_eta": (0.0, 1.0, ("remasking",)),
+# {option: (least, largest) where it is given}
+OPTIONS = {"threshold": (0.0, 1.0), "entropy_bound": (0.0, 1e6), "remasking_eta": (0.0, 1.0)}
+# {option: (the argument that chooses what it is of, the choices that have a use for it)}
+USES = {
+    "threshold": ("predictor", _ORDERS),
+    "entropy_bound": ("predictor", ("entropy_bounded",)),
+    "remasking_eta": ("corrector", ("remasking",)),
+    "corrector_k": ("corrector", ("gibbs",)),
+    "corrector_selection": ("corrector", ("gibbs",)),
+    "corrector_selection_tau": ("corrector", ("gibbs",)),
 }
 # what the network is told at path time 1
 TIME_SCALE = 1000.0
@@ -176,7 +189,7 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
         check_choice("corrector_selection", corrector_selection, SELECTIONS)
         check_choice("timestep_spacing", timestep_spacing, (None, *SPACINGS))
         check_choice("timestep_type", timestep_type, ("time", "index"))
-        of_noise = {"alpha_min": alpha_min, "exponent": exponent, "sigma_min": sigma_min, "sigma_max": sigma_max}
+        of_noise = dict(zip(NOISE_OPTIONS, (alpha_min, exponent, sigma_min, sigma_max), strict=True))
         given = {name: value for name, value in of_noise.items() if value is not None}
         self.path = DISCRETE_PATHS[process](vocab_size, noise, **given)
         self.t_min, self.t_max = self.path.t_min, self.path.t_max
@@ -200,13 +213,15 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
                 check_number(name, config[name], 0, 1e3)
         check_number("corrector_k", config.corrector_k, 1, 10**6, whole=True)
         check_number("corrector_selection_tau", config.corrector_selection_tau, 1e-6, 1e6)
-        for name, (least, largest, users) in OPTIONS.items():
-            if config[name] is None:
-                continue
-            check_number(name, config[name], least, largest)
-            chosen = config.corrector if name.startswith("remasking") else config.predictor
-            if chosen not in users:
-                raise ValueError(f"{name} {config[name]} is for {', '.join(users)}, not for {chosen!r}: leave it out")
+        for name, (least, largest) in OPTIONS.items():
+            if config[name] is not None:
+                check_number(name, config[name], least, largest)
+        defaults = default_arguments(type(self))
+        for name, (choice, users) in USES.items():
+            if config[name] != defaults[name] and config[choice] not in users:
+                raise ValueError(
+                    f"{name} {config[name]} is for {', '.join(users)}, not for {config[choice]!r}: leave it out"
+                )
         if config.predictor != "auto" and config.process not in PREDICTORS[config.predictor].processes:
             raise ValueError(f"predictor {config.predictor!r} is for process 'absorbing', not for {config.process!r}")
         if config.corrector == "gibbs" and config.process != "uniform":
@@ -229,7 +244,9 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
         """A scheduler from a config of ours, or of a discrete scheduler of diffusers: the same process and sampler (see
-        `discrete_stock`; their vocabulary is given as vocab_size).
+        `discrete_stock`; their vocabulary is given as vocab_size). Where another predictor, corrector or noise is
+        given, what the config holds for its own and the new one has no use for is left behind: options, and the
+        corrector remasking with another predictor than ancestral.
 
         Raises ValueError for schedulers of continuous data and others without a counterpart, and for keywords that are
         no argument of this class (with return_unused_kwargs they are returned).
@@ -240,10 +257,30 @@ class DiscreteScoreScheduler(SchedulerMixin, ConfigMixin):
                 refuse_unknown_arguments(cls, kwargs, own)
             if "process" not in config:
                 config = from_stock_config(config, kwargs)
-            if kwargs.get("corrector", config.get("corrector")) != config.get("corrector"):
-                # the config's number is of the corrector that it had
-                kwargs.setdefault("corrector_steps", None)
+            for name, default in cls._of_other_choices(config, kwargs).items():
+                kwargs.setdefault(name, default)
         return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def _of_other_choices(cls, config, given):
+        """{argument: its default} of what a config of ours holds for a predictor, corrector or noise that it chose,
+        where another is given and has no use for it."""
+        defaults = default_arguments(cls)
+        chosen = defaults | {name: value for name, value in config.items() if name in defaults} | given
+        # remasking is a way of the predictor ancestral; gibbs is of any
+        left = []
+        if "predictor" in given and chosen["corrector"] == "remasking" and chosen["predictor"] != "ancestral":
+            left = ["corrector"]
+            chosen["corrector"] = given.get("corrector")
+        changed = {
+            name for name in ("predictor", "corrector", "noise") if chosen[name] != config.get(name, defaults[name])
+        }
+        left += [name for name, (choice, users) in USES.items() if choice in changed and chosen[choice] not in users]
+        if "corrector" in changed:
+            left.append("corrector_steps")
+        if "noise" in changed:
+            left += [name for name in NOISE_OPTIONS if name not in options_of(chosen["noise"])]
+        return {name: defaults[name] for name in left}
 
     @property
     def config(self) -> Any:
