@@ -71,7 +71,7 @@ def label_ids(class_labels, num_classes, id2label=None):
         if number is None or isinstance(label, bool):
             raise ValueError(
                 f"class label {label!r} must be a whole number or a name; class_labels takes one, or a list of one "
-                f"per image"
+                f"per sample"
             )
         if number not in range(num_classes):
             raise ValueError(f"class label {number} is out of range: this model has labels 0 to {num_classes - 1}")

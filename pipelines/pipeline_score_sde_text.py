@@ -1,5 +1,6 @@
 """Generation of text, or of molecules and other data that are written as text, by score-based diffusion over tokens."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,12 +102,15 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
 
     model_cpu_offload_seq = "transformer"  # type: ignore[assignment]  # declared as None
     _callback_tensor_inputs = ["token_ids"]
+    # of one call: where the last token stands that each prompt states
+    _last_stated: torch.Tensor | None = None
 
     transformer: Network
 
     def __init__(self, scheduler, transformer, tokenizer, id2label: dict | None = None):
         super().__init__()
         self.register_modules(scheduler=scheduler, transformer=transformer, tokenizer=tokenizer)
+        check_names(id2label)
         # JSON keys are strings
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
         self.check_components()
@@ -123,6 +127,11 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
             raise ValueError(
                 f"timestep_type {scheduler.config.timestep_type!r} counts steps, as pipelines of diffusers do, whose "
                 f"networks are told no time: DiscreteScoreScheduler.from_config(scheduler.config, timestep_type='time')"
+            )
+        if not hasattr(network, "config"):
+            raise ValueError(
+                f"a ScoreSDETextPipeline needs a network with a config, such as a DiTModel, not a "
+                f"{type(network).__name__}: pass it as transformer"
             )
         if network.config.get("vocab_size") is None:
             raise ValueError(
@@ -165,8 +174,16 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         return self.transformer.config.get("time_conditioning", True)
 
     def decode(self, token_ids) -> list[str]:
-        """Texts of sequences of token ids (B, L), each up to its end mark; masks are shown as a grey box."""
-        return decode_texts(self.tokenizer, token_ids)
+        """Texts of sequences of token ids (B, L), each up to its end mark, for a callback that is given the pipeline up to
+        the first one that nothing in its prompt follows, if these are the first B of its call; masks are shown as a grey box.
+
+        Raises ValueError for what are no such ids.
+        """
+        check_token_ids(token_ids, self.vocab_size + (self.scheduler.mask_token_id is not None))
+        last = self._last_stated
+        if last is not None and len(last) > 1:
+            last = last[: len(token_ids)]
+        return decode_texts(self.tokenizer, token_ids, last)
 
     @torch.no_grad()
     def __call__(
@@ -197,7 +214,8 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
                 every token that shall be filled in, such as "To " + 5 * "[MASK]" + " not to be". It stays as it is.
             num_inference_steps: steps of the scheduler, of each block.
             temperature, top_k, top_p: of the distribution of the clean tokens: see `DiscreteScoreScheduler.step`.
-                None for the scheduler's temperature, and for no limit.
+                None for the scheduler's temperature, and for no limit. A scheduler with a final_temperature has a
+                temperature for each step, and takes no other.
             guidance_scale: w of classifier-free guidance: log p = (1 - w) log p(without a class) + w log p(of the
                 class), normed (Schiff et al. 2025), of what the scheduler's process makes each token next: see
                 `DiscreteScoreScheduler.step`; 1 is none.
@@ -239,6 +257,14 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         length, block_length = call.check_lengths(length, block_length)
         call.scheduler.check_limits(temperature, top_k, top_p, guidance_scale)
 
+        last_one = call.scheduler.config.final_temperature
+        if temperature is not None and last_one is not None:
+            raise ValueError(
+                f"temperature {temperature} would have no effect: the scheduler's falls to its final_temperature "
+                f"{last_one}; leave it out, or use DiscreteScoreScheduler.from_config(pipe.scheduler.config, "
+                f"final_temperature=None)"
+            )
+
         if complete and prompts is None:
             raise ValueError("complete=True is of prompts: pass one, with gaps to be filled in")
         if prompts is not None and len(prompts) not in (1, batch_size):
@@ -252,6 +278,7 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
             known, given, last = encoded
             known, given = known.to(device), given.to(device).expand(batch_size, -1)
             tokens = torch.where(given, known, tokens)
+        call._last_stated = last
 
         limits = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         tokens, evaluated = call.sample_in_blocks(
@@ -367,7 +394,8 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
                     tokens = torch.cat([tokens[:, :first], part, tokens[:, behind:]], dim=1)
                     bar.update()
                     if callback is not None:
-                        tokens = self.call_back(callback, names, step, timestep, tokens)
+                        before, tokens = tokens, self.call_back(callback, names, step, timestep, tokens)
+                        check_returned(tokens, before, scheduler.path.num_states)
                     step += 1
                 ended = (lengths_of_texts(self.tokenizer, tokens, last) < end).to(tokens.device)[:, None]
                 if self.interrupt or bool(ended.all()):
@@ -476,6 +504,28 @@ def check_token_ids(token_ids, vocab_size):
     low, high = int(token_ids.min()), int(token_ids.max())
     if low < 0 or high >= vocab_size:
         raise ValueError(f"token_ids from {low} to {high} are out of range: this model has ids 0 to {vocab_size - 1}")
+
+
+def check_returned(tokens, before, states):
+    """Raise ValueError unless tokens that a callback returned can take the place of those before."""
+    if tokens is before:
+        return
+    check_token_ids(tokens, states)
+    if tokens.shape != before.shape:
+        raise ValueError(
+            f"callback_on_step_end returned token_ids of shape {tuple(tokens.shape)}: return as many as it was given, "
+            f"{tuple(before.shape)}"
+        )
+
+
+def check_names(id2label):
+    """Raise ValueError for what is no {label: class name}."""
+    is_of_names = isinstance(id2label, dict) and all(re.fullmatch("[0-9]+", str(label)) for label in id2label)
+    if id2label and not is_of_names:
+        raise ValueError(
+            f"id2label {quoted(id2label)} must be {{label: class name}} with labels from 0 on, such as "
+            f"{{0: 'prose', 1: 'verse'}}"
+        )
 
 
 def show_text(pipeline, step, timestep, tensors):

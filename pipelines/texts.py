@@ -78,9 +78,10 @@ def encode_prompts(tokenizer, prompts, gap, length, complete=False):
                 f"greater length, beyond the model's with block_length"
             )
         if len(ids) == length and None not in ids:
+            full = "leaves nothing to fill in, as complete=True ends it there" if complete else f"fills all of the length {length}"
             raise ValueError(
-                f"prompt {quoted(prompt)} fills all of the length {length}: write {gap} where a token shall be filled "
-                f"in{'' if complete else ', or pass a greater length'}"
+                f"prompt {quoted(prompt)} {full}: write {gap} where a token shall be filled in"
+                f"{'' if complete else ', or pass a greater length'}"
             )
         for place, number in enumerate(ids):
             if number is not None:

@@ -560,6 +560,8 @@ def test_a_text_has_nothing_that_a_terminal_obeys(monkeypatch, capsys):
         ("texts", ("--classes", "song"), "class 'song' is unknown; this model knows prose, verse, 0 to 1"),
         ("texts", ("--predictor", "heun"), "predictor 'heun' is unknown"),
         ("texts", ("--top_p", 2), "top_p 2.0 must be a number from 1e-06 to 1"),
+        ("texts", ("--complete",), "--complete is of prompts: pass --prompt"),
+        ("pipeline", ("--complete",), "--complete means nothing for this model"),
         ("pipeline", ("--length", 4), "--length means nothing for this model, which makes no texts"),
         ("pipeline", ("--temperature", 1), "--temperature means nothing for this model"),
         ("pipeline", ("--stream",), "--stream means nothing for this model"),

@@ -134,7 +134,7 @@ def class_numbers(classes, pipeline):
 # options of `sample` that mean something for images and signals alone, and for texts alone
 OF_IMAGES = ("negative_prompt", "condition_image", "height", "width")
 POINTS = 2000  # that a picture of points shows, unless said
-OF_TEXTS = ("length", "block_length", "temperature", "top_p", "top_k", "stream")
+OF_TEXTS = ("length", "block_length", "temperature", "top_p", "top_k", "stream", "complete")
 
 
 def refuse(context, names, what):
@@ -183,6 +183,9 @@ def sample(
     ] = None,
     top_p: Annotated[float | None, typer.Option("--top_p", help="Draw from the fewest tokens with this share.")] = None,
     top_k: Annotated[int | None, typer.Option("--top_k", help="Draw from the so many likeliest tokens.")] = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Prompts are whole texts but for gaps, [MASK]: they end where they end.")
+    ] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Show a text while it forms.")] = False,
     predictor: Annotated[str | None, typer.Option(help="Solver, by its name.", show_default="the pipeline's")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Sample i is drawn from seed + i.")] = 0,
@@ -217,6 +220,8 @@ def sample(
             check_texts_file("--output", output)
         if stream:
             check_terminal("--stream")
+        if complete and not prompt:
+            raise ValueError("--complete is of prompts: pass --prompt, with [MASK] for each token to be filled in")
     else:
         output = output or "samples.png"
         check_samples_file("--output", output)
@@ -235,6 +240,7 @@ def sample(
             prompt,
             stream,
             **given(length=length, block_length=block_length, temperature=temperature, top_p=top_p, top_k=top_k),
+            complete=complete,
             num_inference_steps=steps or 50,
             guidance_scale=guidance,
         )

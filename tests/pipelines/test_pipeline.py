@@ -374,7 +374,7 @@ def test_half_precision_networks_keep_a_float32_state():
         ({"class_labels": torch.tensor([0.5])}, "class label 0.5 must be a whole number or a name"),
         ({"class_labels": True}, "class label True must be a whole number or a name"),
         ({"class_labels": np.array([False])}, "class label False must be a whole number"),
-        ({"class_labels": [[0, 1]]}, r"class label \[0, 1\] must be a whole number .* a list of one per image"),
+        ({"class_labels": [[0, 1]]}, r"class label \[0, 1\] must be a whole number .* a list of one per sample"),
         ({"class_labels": torch.zeros(1, 2, dtype=torch.long)}, r"class label \[0, 0\] must be"),
         ({"class_labels": [None]}, "class label None must be"),
         ({"class_labels": {"shoe": 1}}, "class label {'shoe': 1} must be"),

@@ -529,8 +529,70 @@ def test_guidance_beyond_what_a_step_takes_is_refused_before_any_work():
 
 def test_a_complete_prompt_without_gaps_asks_for_gaps_alone():
     pipeline = tiny_text_pipeline(letters("abcdefg", **END))
-    with pytest.raises(ValueError, match=r"fills all of the length 12: write .MASK. where .* be filled in$"):
+    with pytest.raises(ValueError, match=r"leaves nothing to fill in, .*: write .MASK. where .* be filled in$"):
         pipeline(prompt="abc", complete=True)
+
+
+def test_a_temperature_beside_one_that_falls_is_refused():
+    pipeline = tiny_text_pipeline(scheduler_options={"final_temperature": 0.5})
+    with pytest.raises(
+        ValueError, match="temperature 0.0 would have no effect: .* final_temperature 0.5; leave it out"
+    ):
+        pipeline(temperature=0.0, num_inference_steps=2)
+    assert len(pipeline(num_inference_steps=2, generator=seed()).texts) == 1
+
+
+def test_wrong_parts_and_ids_are_refused_by_name():
+    pipeline = tiny_text_pipeline()
+    scheduler, network, tokenizer = pipeline.scheduler, pipeline.transformer, pipeline.tokenizer
+    with pytest.raises(ValueError, match="needs a network with a config, such as a DiTModel, not a NoneType"):
+        ScoreSDETextPipeline(scheduler, None, tokenizer)
+    for names in (["a", "b"], {"x": "b"}, {-1: "b"}):
+        with pytest.raises(ValueError, match="id2label .* must be {label: class name}"):
+            ScoreSDETextPipeline(scheduler, network, tokenizer, id2label=names)
+    for ids, named in (
+        (torch.tensor([0, 1]), "must be a tensor .texts, length."),
+        (torch.tensor([[-1]]), "out of range"),
+        (torch.tensor([[8]]), "out of range: this model has ids 0 to 7"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            pipeline.decode(ids)
+    for returned, named in (
+        (torch.zeros(1, 5, dtype=torch.int64), r"returned token_ids of shape \(1, 5\): return as many .* \(1, 12\)"),
+        (torch.full((1, 12), 9), "out of range"),
+        (torch.zeros(1, 12), "int64, not torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            pipeline(num_inference_steps=1, callback_on_step_end=lambda *_, found=returned: {"token_ids": found})
+
+
+def test_a_call_may_stop_before_its_first_evaluation():
+    pipeline = tiny_text_pipeline()
+    plan = pipeline.scheduler.__class__.set_timesteps
+
+    def stop(self, *arguments, **options):
+        pipeline._interrupt = True
+        plan(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.scheduler.__class__, "set_timesteps", stop)
+        output = pipeline(batch_size=2, num_inference_steps=3)
+    assert output.texts == [12 * HIDDEN] * 2 and output.nfe == 0 and output.nfe_of_each.tolist() == [0, 0]
+
+
+def test_what_is_shown_in_the_end_is_the_text():
+    pipeline = tiny_text_pipeline(letters("abcdefg", **END))
+    with torch.no_grad():
+        pipeline.transformer.proj_out.bias[7] = 100.0
+    shown = []
+    output = pipeline(
+        prompt="ab[MASK][MASK]c",
+        num_inference_steps=4,
+        callback_on_step_end=lambda pipe, step, timestep, tensors: shown.append(pipe.decode(tensors["token_ids"])[0]),
+    )
+    assert shown[-1] == output.texts[0] == "abc"
+    # outside of a call nothing is known of a prompt
+    assert pipeline.decode(output.token_ids) == ["ab"]
 
 
 def test_filled_texts_are_those_of_training():
