@@ -174,8 +174,8 @@ class ScoreSDETextPipeline(CallMixin, BundleMixin, AdapterMixin, DiffusionPipeli
         return self.transformer.config.get("time_conditioning", True)
 
     def decode(self, token_ids) -> list[str]:
-        """Texts of sequences of token ids (B, L), each up to its end mark, for a callback that is given the pipeline up to
-        the first one that nothing in its prompt follows, if these are the first B of its call; masks are shown as a grey box.
+        """Texts of sequences of token ids (B, L), each up to its end mark; masks are shown as a grey box. Where a
+        callback decodes the first B of its call, up to the first end mark that nothing in the prompt follows.
 
         Raises ValueError for what are no such ids.
         """

@@ -67,8 +67,8 @@ def windows_of(number, ids, length, filled, tokenizer):
     if filled:
         if len(ids) > length:
             raise ValueError(
-                f"text {number} has {len(ids)} tokens, more than the model's {length}, which a whole text must fit into: "
-                f"shorten it, or pass filled=False to count it in parts"
+                f"text {number} has {len(ids)} tokens, more than the model's {length}, into which a whole text must "
+                f"fit: shorten it, or pass filled=False to count it in parts"
             )
         if tokenizer.eos_token_id is None and len(ids) < length:
             raise ValueError("filled=True needs an end mark, and this tokenizer has none (no eos_token)")

@@ -78,7 +78,9 @@ def encode_prompts(tokenizer, prompts, gap, length, complete=False):
                 f"greater length, beyond the model's with block_length"
             )
         if len(ids) == length and None not in ids:
-            full = "leaves nothing to fill in, as complete=True ends it there" if complete else f"fills all of the length {length}"
+            full = f"fills all of the length {length}"
+            if complete:
+                full = "leaves nothing to fill in, as complete=True ends it there"
             raise ValueError(
                 f"prompt {quoted(prompt)} {full}: write {gap} where a token shall be filled in"
                 f"{'' if complete else ', or pass a greater length'}"

@@ -188,6 +188,16 @@ def test_a_figure_is_a_row(trained, tmp_path, monkeypatch):
             ["--data_kind", "text", "--network_kwargs", "{vocab_size: 9}"],
             "vocab_size 9 is for the data to say",
         ),
+        (
+            train.main,
+            ["--data_kind", "text", "--network_kwargs", "{num_classes: 4}"],
+            "network_kwargs: num_classes 4 is for the data to say: leave it out",
+        ),
+        (
+            train.main,
+            ["--data_kind", "text", "--sample_num_inference_steps", 200000],
+            "sample_num_inference_steps 200000 must be from 1 to 100,000",
+        ),
         (train.main, ["--data_kind", "text", "--network_kwargs", "{widht: 9}"], "'widht' is no argument of DiTModel"),
         *(
             (

@@ -13,6 +13,7 @@ from PIL import ImageColor
 
 from score_sde.ema import gamma_of
 from score_sde.pipelines.wording import unknown
+from score_sde.schedulers.checks import LARGEST_NFE
 
 from .averages import same_in_file_names
 from .optimizers import optimizer_arguments, optimizers
@@ -21,6 +22,18 @@ from .optimizers import optimizer_arguments, optimizers
 # all of diffusers' but the one that needs rules of its own
 LR_SCHEDULERS = [kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT]
 MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
+# of guidance of samples
+LARGEST_SCALE = 10**6
+
+
+def sample_problems(config, count):
+    """What is wrong with the options of the samples of a run; `count` is the name of that which says how many."""
+    if getattr(config, count) < 1:
+        yield f"{count} {getattr(config, count)} must be at least 1"
+    if not 1 <= config.sample_num_inference_steps <= LARGEST_NFE:
+        yield f"sample_num_inference_steps {config.sample_num_inference_steps} must be from 1 to {LARGEST_NFE:,}"
+    if not abs(config.sample_guidance_scale) <= LARGEST_SCALE:
+        yield f"sample_guidance_scale {config.sample_guidance_scale:g} must be from -{LARGEST_SCALE} to {LARGEST_SCALE}"
 
 
 def option(default, help, group="options", common=False):

@@ -169,7 +169,7 @@ def make_token_network(config, vocab_size, num_classes):
         )
     from_data = {"vocab_size": vocab_size, "sample_size": (config.length,), "num_classes": num_classes}
     options = arguments_of(found, "network_kwargs", config.network_kwargs)
-    for name in ("vocab_size", "sample_size"):
+    for name in ("vocab_size", "sample_size", "num_classes"):
         if name in options:
             raise ValueError(f"network_kwargs: {name} {options[name]!r} is for the data to say: leave it out")
     from_data = {name: value for name, value in from_data.items() if name in taken}
@@ -189,7 +189,7 @@ def make_point_network(config, channels, num_classes):
     from_data = {"sample_size": (1,), "patch_size": 1, "in_channels": channels, "num_classes": num_classes}
     from_data |= {"domain": domain}
     options = arguments_of(found, "network_kwargs", config.network_kwargs)
-    for name in ("sample_size", "in_channels", "domain"):
+    for name in ("sample_size", "in_channels", "domain", "num_classes"):
         if name in options:
             raise ValueError(f"network_kwargs: {name} {options[name]!r} is for the data to say: leave it out")
     from_data = {name: value for name, value in from_data.items() if name in taken}

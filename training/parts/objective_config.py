@@ -8,7 +8,7 @@ from score_sde import ScoreSDEScheduler
 from score_sde.losses import TIME_DENSITIES, WEIGHTINGS, Objective
 from score_sde.schedulers.paths import PREDICTIONS, SDE_TYPES
 
-from .config import one_of, option
+from .config import one_of, option, sample_problems
 from .options import arguments_of, mapping
 
 
@@ -59,8 +59,7 @@ class ObjectiveConfig:
         if self.vlb_weight > 0 and (self.sde_type != "discrete_vp" or self.weighting not in ("output", "simple")):
             yield f"vlb_weight {self.vlb_weight} needs sde_type discrete_vp and weighting output"
         yield from self.time_shift_problems()
-        if self.sample_num_images < 1 or self.sample_num_inference_steps < 1:
-            yield "sample_num_images and sample_num_inference_steps must be at least 1"
+        yield from sample_problems(self, "sample_num_images")
 
     def time_shift_problems(self):
         if self.time_shift in (None, "dimension"):

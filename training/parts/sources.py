@@ -160,6 +160,8 @@ def reason(error):
     """What a reader's error says, in one line: of those that say nothing themselves, that which they come from."""
     while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
+    if "BatchSize must be greater than 0" in str(error):  # of a parquet file
+        return "it has no rows"
     of_encoding = "its files must be written in UTF-8: " if isinstance(error, UnicodeDecodeError) else ""
     return of_encoding + one_line(error)
 

@@ -497,7 +497,9 @@ def transfer(source, network, kept):
     if missing := {name for name in added if not matches(name, CONDITIONS + OVER_FRAMES)}:
         raise ValueError(f"it has no {few(sorted(missing))}, which the network is to have")
     if other := old.keys() - new.keys() - {old_name}:
-        raise ValueError(f"it has {few(sorted(other))}, which the network is not to have")
+        classes = source.config.get("num_classes") and not network.config.get("num_classes")
+        remedy = ": it knows classes, pass label_column" if classes else ""
+        raise ValueError(f"it has {few(sorted(other))}, which the network is not to have{remedy}")
     for name in added:
         if matches(name, LAST_OF_CONDITIONS):
             new[name].zero_()

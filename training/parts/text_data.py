@@ -2,8 +2,8 @@
 
 With packing, documents follow one another in a stream, each with the tokenizer's end mark behind it where it has one,
 and sequences are cut from the stream wherever they fall. In every epoch the cuts are elsewhere, and no token comes
-twice. Without, a row is a sequence: its tokens, filled up by an end mark and, behind it, what the tokenizer pads with or
-more of them. Documents of different classes are never in one sequence.
+twice. Without, a row is a sequence: its tokens, filled up by an end mark and, behind it, what the tokenizer pads with,
+or else more of them. Documents of different classes are never in one sequence.
 """
 
 import hashlib

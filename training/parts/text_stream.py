@@ -153,9 +153,10 @@ class TokenStream(Stream):
             self.known |= new
         tokens = self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in tokens:
+            named = few(map(repr, unknown_parts(self.tokenizer, [text])), 10)
             raise ValueError(
-                f"{where}: the tokenizer has no tokens for {few(map(repr, unknown_parts(self.tokenizer, [text])), 10)}: "
-                f"take another one, such as bytes, or change the texts"
+                f"{where}: the tokenizer has no tokens for {named}: take another one, such as bytes, or change the "
+                f"texts"
             )
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.vocab_size:
             raise ValueError(f"{where}: the tokenizer makes ids up to {max(tokens)}, of {self.vocab_size} tokens")

@@ -14,7 +14,7 @@ from score_sde.sharing.adapters import save_adapter
 from score_sde.sharing.bundles import save_bundle
 
 from .bound import bound_metrics, measure_bound, nats
-from .config import LoopConfig, one_of, option
+from .config import LoopConfig, one_of, option, sample_problems
 from .networks import NetworkConfig, check_conditions, make_token_network, network_class
 from .options import arguments_of, mapping
 from .provenance import provenance
@@ -81,8 +81,7 @@ class TextTrainConfig(TextStartConfig, LoopConfig, TextDataConfig, NetworkConfig
         yield from TextDataConfig.problems(self)
         yield from LoopConfig.problems(self)
         yield from self.publish_problems()
-        if self.sample_num_texts < 1 or self.sample_num_inference_steps < 1:
-            yield "sample_num_texts and sample_num_inference_steps must be at least 1"
+        yield from sample_problems(self, "sample_num_texts")
         if self.evaluation_steps < 0:
             yield f"evaluation_steps {self.evaluation_steps} must be at least 0"
         if self.evaluation_texts < 2:

@@ -67,10 +67,10 @@ def _characters(texts, vocab_size, end_mark):
     if not found:
         raise ValueError("there is no text to make a tokenizer of: all are empty")
     if len(found) > most:
-        rarest = quoted("".join(sorted(found)[-10:]))
+        rarest, size = quoted("".join(sorted(found)[-10:])), len(found) + end_mark
         raise ValueError(
             f"the texts hold {len(found):,} different characters, more than {most:,} (the last are {rarest}): take "
-            f"bytes or bpe, or allow so many by vocab_size"
+            f"bytes or bpe, or a folder made by `score-sde tokenizer characters ... --vocab_size {size}`"
         )
     rules = Tokenizer(models.WordLevel({character: number for number, character in enumerate(sorted(found))}))
     rules.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
