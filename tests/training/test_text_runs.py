@@ -118,6 +118,20 @@ def test_the_length_of_a_network_may_be_a_plain_number(trained):
     assert data.dataset[0]["tokens"].shape == (8,)
 
 
+def test_what_is_new_is_told_from_the_training_texts_alone(trained, words, tmp_path):
+    pipe, pipeline = load_bundle(trained / "pipeline"), str(trained / "pipeline")
+    shutil.copytree(os.path.dirname(words), tmp_path / "others")
+    other = str(tmp_path / "others" / "train.parquet")
+
+    def texts(**options):
+        options = {"pipeline": pipeline, "figures": ["molecules"], "test_split": "train"} | options
+        return HeldOutTexts(TextEvaluateConfig(**options), pipe).trained
+
+    assert texts(test_split="test").split == "train" and len(texts()) == len(texts(dataset=words)) == 24
+    assert texts(dataset=other) is None and texts(text_column="kind") is None
+    assert texts(figures=["ngrams"]) is texts(num_texts=0) is None
+
+
 def test_figures_count_what_they_say():
     assert ngrams([[1, 2, 1, 2], [1]], 2) == {(1, 2): 2, (2, 1): 1}
     assert entropy(ngrams(["abab", "ab"], 1)) == 1.0

@@ -23,7 +23,7 @@ from .molecules import open_rdkit
 from .networks import outside_classes
 from .options import WORK_BEGUN
 from .provenance import provenance
-from .real_images import training_facts
+from .real_images import trained_on, training_facts
 from .rounds import gathered, rounds
 from .samples import labels_of
 from .sources import text_on_hub
@@ -99,7 +99,8 @@ class HeldOutTexts:
 
     Attributes: `tokenizer`, the pipeline's; `config`, the `TextDataConfig`; `classes`, None where the pipeline or the
     data have none; `labels`, the pipeline's label of each of them (N,); `dataset`, the sequences of the split that is
-    measured.
+    measured; `trained`, for figures of molecules the `Texts` that the pipeline was trained on, None where these are
+    others.
 
     Raises ValueError where nothing says which data, and for classes that the pipeline doesn't know.
     """
@@ -128,7 +129,9 @@ class HeldOutTexts:
                     f"are not among those of the pipeline, {', '.join(theirs.values())}: pass --label_column none"
                 )
             self.labels = torch.tensor([labels[label] for label in sorted(labels)])
-        self.dataset = self.split(config.test_split)
+        self.dataset, self.trained = self.split(config.test_split), None
+        if config.num_texts and "molecules" in config.figures and is_of_training(known, facts):
+            self.trained = Texts(known)
 
     def split(self, name):
         """The sequences of a split."""
@@ -147,6 +150,12 @@ class HeldOutTexts:
         return decode_texts(
             self.tokenizer, torch.stack([dataset[i]["tokens"] for i in range(min(count, len(dataset)))])
         )
+
+
+def is_of_training(known, facts):
+    """Whether texts that a `TextDataConfig` names are those that a pipeline of these facts was trained on."""
+    same_column = known.text_column == facts.get("config", {}).get("text_column", known.text_column)
+    return same_column and trained_on(known, facts, text_on_hub)
 
 
 def open_pipeline(config, device):
