@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from runs import launch, run
-from score_sde import ScoreSDETextPipeline, load_bundle
+from score_sde import DiscreteScoreScheduler, ScoreSDETextPipeline, load_bundle, save_bundle
 from score_sde.training import evaluate, quick_start, train
 from score_sde.training.parts import publishing, text_figures, text_task
 from score_sde.training.parts.text_evaluation import HeldOutTexts, TextEvaluateConfig
@@ -110,6 +110,36 @@ def test_evaluate_adds_the_bound_and_figures_of_texts(trained, tmp_path, capsys)
     }
 
 
+def test_texts_are_drawn_at_the_temperature_of_the_pipeline_and_the_card_says_so(trained, tmp_path):
+    pipe = load_bundle(trained / "pipeline")
+    options = {"predictor": "ancestral", "corrector": "remasking", "temperature": 0.0}
+    pipe.scheduler = DiscreteScoreScheduler.from_config(pipe.scheduler.config, **options)
+    facts = json.loads((trained / "pipeline" / "training.json").read_text())
+    folder, samples = save_bundle(pipe, tmp_path / "cold", facts=facts), tmp_path / "samples.jsonl"
+    common = ["--pipeline", folder, "--likelihood", 0, "--num_texts", 4, "--num_inference_steps", 3]
+    run(evaluate.main, *common, "--save_samples", samples)
+
+    def drawn(**options):
+        generators = [torch.Generator().manual_seed(i) for i in range(4)]
+        return pipe(class_labels=[0, 1, 0, 1], generator=generators, num_inference_steps=3, **options).texts
+
+    texts = [json.loads(line)["text"] for line in samples.read_text().splitlines()]
+    assert texts == drawn() != drawn(temperature=1.0)
+    found = json.loads((tmp_path / "cold" / "metrics.json").read_text())
+    assert {(each["sampler"], each["corrector"], each["temperature"]) for each in found} == {
+        ("ancestral", "remasking", 0.0)
+    }
+    # at another one stands beside them, and 1 is not said
+    run(evaluate.main, *common, "--temperature", 1)
+    again = json.loads((tmp_path / "cold" / "metrics.json").read_text())
+    assert len(again) == 2 * len(found) and "temperature" not in again[-1]
+    run(evaluate.main, *common, "--temperature", 0)
+    assert len(json.loads((tmp_path / "cold" / "metrics.json").read_text())) == 2 * len(found)
+    card = (tmp_path / "cold" / "README.md").read_text()
+    assert "| ancestral, corrector remasking, temperature 0.0 |" in card and "| ancestral, corrector remasking |" in card
+    assert "temperature: 0.0" in card
+
+
 def test_the_length_of_a_network_may_be_a_plain_number(trained):
     """As the config of a class from elsewhere has it."""
     pipe = load_bundle(trained / "pipeline")
@@ -178,6 +208,9 @@ def test_a_figure_is_a_row(trained, tmp_path, monkeypatch):
         ),
         (evaluate.main, ["--figures", "novelty"], "figures 'novelty' is unknown; choose one of ngrams"),
         (evaluate.main, ["--test_split", "dev"], "split 'dev', cannot be opened"),
+        (evaluate.main, ["--temperature", 5000], "temperature 5000.0 must be a number from 0 to 1000"),
+        (evaluate.main, ["--guidance_scale", "nan"], "guidance_scale nan must be a number from"),
+        (evaluate.main, ["--guidance_scale", "1e8"], "guidance_scale 100000000.0 must be a number from"),
         (train.main, ["--data_kind", "text", "--random_flip"], "random_flip is an option for data of the kind image"),
         (train.main, ["--process", "uniform"], "process is an option for data of the kind text, .*--data_kind text"),
         (train.main, ["--data_kind", "sound"], "data_kind 'sound' is unknown; choose one of image, text"),

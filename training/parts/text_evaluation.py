@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from tqdm.auto import tqdm
 
+from score_sde import DiscreteScoreScheduler
 from score_sde.pipelines.texts import decode_texts
 from score_sde.pipelines.wording import unknown
 from score_sde.pipelines.writing import whole_file
@@ -66,7 +67,9 @@ class TextEvaluateConfig(MeasuredConfig):
     )
     num_inference_steps: int = option(128, "Time steps of the sampler.", "sampling", common=True)
     guidance_scale: float = option(1.0, "Classifier-free guidance: 1 is none.", "sampling", common=True)
-    temperature: float = option(1.0, "Temperature of the tokens' distributions.", "sampling")
+    temperature: float | None = option(
+        None, "Temperature of the tokens' distributions; by default the pipeline's own.", "sampling"
+    )
     batch_size: int = option(32, "Texts generated, or sequences measured, at once.", "sampling", common=True)
     seed: int = option(0, "Seed of the times and the noise; text i is drawn from seed + i.", "sampling", common=True)
 
@@ -88,8 +91,10 @@ class TextEvaluateConfig(MeasuredConfig):
                 open_rdkit()
             except ValueError as error:
                 yield str(error)
-        if not self.temperature > 0:
-            yield f"temperature {self.temperature} must be positive"
+        try:
+            DiscreteScoreScheduler.check_limits(temperature=self.temperature, guidance_scale=self.guidance_scale)
+        except ValueError as error:
+            yield str(error)
         if self.save_samples and not os.path.isdir(os.path.dirname(os.path.abspath(self.save_samples))):
             yield f"save_samples {self.save_samples!r}: there is no such folder"
 
@@ -215,8 +220,16 @@ def measure_texts(pipeline, data, config, accelerator):
     for figure in found:
         print(f"{figure['name']}: {figure['value']:.4g}; {figure['explanation']}")
     shared = {"split": config.test_split, "type": "text"} | sampling_facts(pipeline, nfe, config)
-    shared |= {"temperature": config.temperature} if config.temperature != 1 else {}
+    shared |= temperature_facts(pipeline, config)
     return [shared | figure | {"value": float(f"{figure['value']:.5g}")} for figure in found]
+
+
+def temperature_facts(pipeline, config):
+    """Which temperature texts are drawn at, where that is another than 1."""
+    own = pipeline.scheduler.config
+    given = own.temperature if config.temperature is None else config.temperature
+    facts = {"temperature": given, "final_temperature": own.final_temperature}
+    return {name: value for name, value in facts.items() if value is not None and (name, value) != ("temperature", 1)}
 
 
 def evaluate_texts(config, accelerator):

@@ -39,6 +39,8 @@ TASKS = {"image": "unconditional-image-generation", "text": "text-generation", "
 TASKS |= {each: each for each in ("text-to-image", "image-to-image", "text-to-video", "image-to-video")}
 # what a measurement may say beside, as it goes into the model index
 ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "guidance_scale", "ema_decay", "features")
+# what it may say of its sampler, which stands with it on the card, too
+OF_SAMPLERS = ("corrector", "temperature", "final_temperature")
 
 
 def training_rows(training, kind="image", unit="px"):
@@ -217,7 +219,7 @@ def eval_results(metrics, task):
             metric_type=metric.get("type", metric["name"]),
             metric_name=metric["name"],
             metric_value=metric["value"],
-            metric_args={key: metric[key] for key in ARGUMENTS_OF_METRICS if metric.get(key) is not None},
+            metric_args={key: metric[key] for key in (*ARGUMENTS_OF_METRICS, *OF_SAMPLERS) if metric.get(key) is not None},
         )
         for metric in metrics
     ]
@@ -291,6 +293,7 @@ def told_of_run(training, metrics, kind, unit):
         "data_kind": kind,
         "dataset_name": dataset_name,
         "metrics": metrics,
+        "of_samplers": OF_SAMPLERS,
         # each once: figures of other settings may share one
         "explanations": list(
             dict.fromkeys((metric["name"], metric["explanation"]) for metric in metrics if metric.get("explanation"))
