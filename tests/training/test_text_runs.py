@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -12,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from runs import launch, run
-from score_sde import DiscreteScoreScheduler, ScoreSDETextPipeline, load_bundle, save_bundle
+from score_sde import DiscreteScoreScheduler, DiTModel, ScoreSDETextPipeline, load_bundle, save_bundle
 from score_sde.training import evaluate, quick_start, train
 from score_sde.training.parts import publishing, text_figures, text_task
+from score_sde.training.parts.options import WORK_BEGUN
 from score_sde.training.parts.text_evaluation import HeldOutTexts, TextEvaluateConfig
 from score_sde.training.parts.text_figures import distinct, entropy, ngram_figures, ngrams
 
@@ -140,6 +142,47 @@ def test_texts_are_drawn_at_the_temperature_of_the_pipeline_and_the_card_says_so
     assert "temperature: 0.0" in card
 
 
+def test_a_pipeline_without_a_record_is_measured_as_it_is_said_to_be_trained(trained, words, tmp_path):
+    load_bundle(trained / "pipeline").save_pretrained(tmp_path / "again")
+    options = ["--likelihood", 8, "--num_texts", 0, "--num_times", 2, "--label_column", "kind"]
+
+    def bound(folder, *more):
+        run(evaluate.main, "--pipeline", folder, *options, *more)
+        return json.loads((folder / "metrics.json").read_text())
+
+    with pytest.raises(ValueError, match="doesn't say how its sequences were made: pass --packing true .* false"):
+        bound(tmp_path / "again", "--dataset", words)
+    folder = shutil.copytree(trained / "pipeline", tmp_path / "pipeline")
+    expected = [each["value"] for each in bound(folder) if each["split"] == "test"]
+    found = bound(tmp_path / "again", "--dataset", words, "--packing", "false")
+    assert [each["value"] for each in found] == expected
+    assert {each["packing"] for each in found} == {False}
+    packed = bound(tmp_path / "again", "--dataset", words, "--packing")
+    assert len(packed) == 4 and packed[2]["value"] != expected[0]
+
+
+def test_a_network_that_was_never_without_a_class_is_not_measured_without(trained, words, tmp_path):
+    pipe, facts = load_bundle(trained / "pipeline"), json.loads((trained / "pipeline" / "training.json").read_text())
+    network = DiTModel.from_config(pipe.transformer.config, class_dropout_prob=0.0)
+    of_classes = ScoreSDETextPipeline(pipe.scheduler, network, pipe.tokenizer, pipe.config.id2label)
+    folder = Path(save_bundle(of_classes, tmp_path / "pipeline", facts=facts))
+    common = ["--pipeline", folder, "--num_texts", 0, "--likelihood", 8]
+    with pytest.raises(ValueError, match="knows no null label: its likelihood needs the classes"):
+        run(evaluate.main, *common, "--label_column", "none")
+    assert not (folder / "metrics.json").exists() and not WORK_BEGUN.is_set()
+    run(evaluate.main, *common)
+    assert "given the class" in (folder / "metrics.json").read_text()
+
+
+def test_a_bound_is_kept_whatever_becomes_of_the_texts(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained / "pipeline", tmp_path / "pipeline")
+    monkeypatch.setitem(text_figures.FIGURES, "ngrams", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(evaluate.main, "--pipeline", folder, "--num_texts", 2, "--num_inference_steps", 2, "--likelihood", 4)
+    found = json.loads((folder / "metrics.json").read_text())
+    assert [each["type"] for each in found if each["split"] == "test"] == ["bits_per_token", "bits_per_character"]
+
+
 def test_the_length_of_a_network_may_be_a_plain_number(trained):
     """As the config of a class from elsewhere has it."""
     pipe = load_bundle(trained / "pipeline")
@@ -208,6 +251,9 @@ def test_a_figure_is_a_row(trained, tmp_path, monkeypatch):
         ),
         (evaluate.main, ["--figures", "novelty"], "figures 'novelty' is unknown; choose one of ngrams"),
         (evaluate.main, ["--test_split", "dev"], "split 'dev', cannot be opened"),
+        (evaluate.main, ["--num_inference_steps", 200000], "num_inference_steps 200000 must be a whole number from 1"),
+        (evaluate.main, ["--packing", "true"], "packing True contradicts False, by which '.*' was trained"),
+        (evaluate.main, ["--save_samples", "tests"], "save_samples 'tests' is a folder: name a file in it"),
         (evaluate.main, ["--temperature", 5000], "temperature 5000.0 must be a number from 0 to 1000"),
         (evaluate.main, ["--guidance_scale", "nan"], "guidance_scale nan must be a number from"),
         (evaluate.main, ["--guidance_scale", "1e8"], "guidance_scale 100000000.0 must be a number from"),
@@ -254,6 +300,7 @@ def test_bad_options_are_refused_by_name(trained, main, options, message, capsys
     text = str(refused.value) if refused.type is ValueError else capsys.readouterr().err
 
     assert re.search(message, text), text
+    assert not WORK_BEGUN.is_set()
 
 
 def test_training_starts_from_a_pipeline_of_texts(trained, words, tmp_path, capsys):

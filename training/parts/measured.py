@@ -30,6 +30,14 @@ class MeasuredConfig(LoaderConfig):
             yield str(error)
 
 
+def samples_file_problems(path):
+    """Why generated samples cannot be written into a file; `path` None for none."""
+    if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        yield f"save_samples {path!r}: there is no such folder"
+    elif path and os.path.isdir(path):
+        yield f"save_samples {path!r} is a folder: name a file in it"
+
+
 def split_in_truth(config, facts, say):
     """The split whose rows are measured: test_split of a configuration, but of the dataset that the model was trained
     on, which has no splits, the one that `facts` of its training name; `say` is told so."""

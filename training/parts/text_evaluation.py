@@ -1,7 +1,7 @@
 """Measure a pipeline of texts: the bound on the likelihood of held-out ones, and figures of generated ones."""
 
+import copy
 import json
-import os
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import ClassVar
@@ -19,12 +19,12 @@ from score_sde.sharing.facts import dataset_name
 from .bound import bound_metrics, measure_bound, nats
 from .config import option
 from .figures import averaging_facts, sampling_facts
-from .measured import MeasuredConfig
+from .measured import MeasuredConfig, samples_file_problems
 from .molecules import open_rdkit
 from .networks import outside_classes
 from .options import WORK_BEGUN
 from .provenance import provenance
-from .real_images import trained_on, training_facts
+from .real_images import needs_class, trained_on, training_facts
 from .rounds import gathered, rounds
 from .samples import labels_of
 from .sources import text_on_hub
@@ -48,6 +48,11 @@ class TextEvaluateConfig(MeasuredConfig):
     text_column: str | None = option(None, "Column that holds the texts; by default as in training.", "data")
     label_column: str | None = option(
         None, "Column of class labels; by default as in training; 'none' leaves the classes out.", "data"
+    )
+    packing: bool | None = option(
+        None,
+        "Cut sequences from texts that follow one another; false: each text is one. By default as in training.",
+        "data",
     )
     likelihood: int = option(
         256,
@@ -95,8 +100,7 @@ class TextEvaluateConfig(MeasuredConfig):
             DiscreteScoreScheduler.check_limits(temperature=self.temperature, guidance_scale=self.guidance_scale)
         except ValueError as error:
             yield str(error)
-        if self.save_samples and not os.path.isdir(os.path.dirname(os.path.abspath(self.save_samples))):
-            yield f"save_samples {self.save_samples!r}: there is no such folder"
+        yield from samples_file_problems(self.save_samples)
 
 
 class HeldOutTexts:
@@ -107,7 +111,8 @@ class HeldOutTexts:
     measured; `trained`, for figures of molecules the `Texts` that the pipeline was trained on, None where these are
     others.
 
-    Raises ValueError where nothing says which data, and for classes that the pipeline doesn't know.
+    Raises ValueError where nothing says which data and how they make sequences, for another packing than that of the
+    training, for classes that the pipeline doesn't know, and where the network needs classes that there are not.
     """
 
     def __init__(self, config, pipeline):
@@ -117,7 +122,17 @@ class HeldOutTexts:
         known = replace(TextDataConfig(), **{name: trained[name] for name in names})
         if config.dataset is None and "dataset" not in trained:
             raise ValueError(f"pipeline {config.pipeline!r} doesn't say what it was trained on: pass --dataset")
-        given = {name: getattr(config, name) for name in ("dataset", "text_column", "label_column")}
+        if config.packing is None and "packing" not in trained:
+            raise ValueError(
+                f"pipeline {config.pipeline!r} doesn't say how its sequences were made: pass --packing true for those "
+                f"that were cut from texts that follow one another, or --packing false for a text each"
+            )
+        if config.packing is not None and trained.get("packing", config.packing) != config.packing:
+            raise ValueError(
+                f"packing {config.packing} contradicts {trained['packing']}, by which {config.pipeline!r} was trained: "
+                f"leave it out"
+            )
+        given = {name: getattr(config, name) for name in ("dataset", "text_column", "label_column", "packing")}
         known = replace(known, **{name: value for name, value in given.items() if value is not None})
         known.label_column = None if known.label_column == "none" else known.label_column
         known.length = pipeline.length
@@ -134,6 +149,10 @@ class HeldOutTexts:
                     f"are not among those of the pipeline, {', '.join(theirs.values())}: pass --label_column none"
                 )
             self.labels = torch.tensor([labels[label] for label in sorted(labels)])
+        elif config.likelihood and needs_class(pipeline):
+            raise ValueError(
+                "the network knows no null label: its likelihood needs the classes of texts; pass --label_column"
+            )
         self.dataset, self.trained = self.split(config.test_split), None
         if config.num_texts and "molecules" in config.figures and is_of_training(known, facts):
             self.trained = Texts(known)
@@ -171,6 +190,8 @@ def open_pipeline(config, device):
             f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, which that of "
             f"{config.pipeline!r} hasn't: pass 1"
         )
+    if config.num_texts:
+        copy.deepcopy(pipeline.scheduler).set_timesteps(config.num_inference_steps)  # which refuses what it cannot
     pipeline.to(device).set_progress_bar_config(disable=True)
     return pipeline
 
@@ -241,12 +262,13 @@ def evaluate_texts(config, accelerator):
     accelerator.print(data.dataset.describe())
     WORK_BEGUN.set()
 
-    metrics = measure_likelihood(pipeline, data, config, accelerator) if config.likelihood else []
-    metrics += measure_texts(pipeline, data, config, accelerator) if config.num_texts else []
-    accelerator.end_training()
-    if not accelerator.is_main_process:
-        return
     own = {"dataset": data.config.dataset, "dataset_on_hub": text_on_hub(data.config.dataset)}
     shared = own | {"dataset": dataset_name(own), "seed": config.seed} | averaging_facts(config)
+    shared |= {} if config.packing is None else {"packing": config.packing}
     shared |= provenance(accelerator.device)
-    add_metrics(config.pipeline, [metric | shared for metric in metrics])
+    # each is kept, whatever becomes of the next
+    for measure, count in ((measure_likelihood, config.likelihood), (measure_texts, config.num_texts)):
+        metrics = measure(pipeline, data, config, accelerator) if count else []
+        if accelerator.is_main_process and metrics:
+            add_metrics(config.pipeline, [metric | shared for metric in metrics])
+    accelerator.end_training()
