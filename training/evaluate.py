@@ -67,7 +67,7 @@ from score_sde.training.parts.figures import (
     sampling_facts,
 )
 from score_sde.training.parts.image_conditions import ImageCondition
-from score_sde.training.parts.measured import samples_file_problems, split_in_truth
+from score_sde.training.parts.measured import pipeline_problems, samples_file_problems, split_in_truth
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
 from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.objective_config import trained_objective
@@ -237,8 +237,10 @@ class EvaluateConfig(LoaderConfig):
     @staticmethod
     def stated_kind(stated):
         """The kind of data of the pipeline that a command line names; `stated`(option) is what it says for an option,
-        or None."""
+        or None. Raises ValueError for a folder that says none, before options are taken for those of images."""
         pipeline = stated("pipeline")
+        for problem in () if pipeline is None else pipeline_problems(pipeline):
+            raise ValueError(problem)
         index = read_json(os.path.join(pipeline, "model_index.json")) if pipeline else None
         if index and index.get("columns"):
             return "points"
@@ -253,11 +255,8 @@ class EvaluateConfig(LoaderConfig):
         yield from DataConfig(**{name: value for name, value in given.items() if value is not None}).problems()
         if (self.pipeline is None) == (self.samples is None):
             yield "pass either --pipeline or --samples"
-        if self.pipeline is not None and not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
-            yield (
-                f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json); an adapter "
-                f"becomes one by `score-sde merge`"
-            )
+        if self.pipeline is not None:
+            yield from pipeline_problems(self.pipeline)
         if self.samples is not None:
             if self.likelihood or self.loss or self.save_samples or self.repeats > 1 or not self.features:
                 yield "samples are measured by --features alone: no likelihood, loss, save_samples or repeats"

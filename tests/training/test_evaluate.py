@@ -130,13 +130,14 @@ def test_what_is_measured_comes_from_the_bundle(small_data, bundle, tmp_path):
     run(evaluate.main, *arguments)
     before = figures(folder)
     name = "Fréchet distance of 12 samples to the 60 images of train, a small classifier of the training images"
-    expected = {"resolution": 8, "image_channels": 1, "dataset": "{split}.parquet", "split": "train", "n": 12}
+    where = os.path.basename(os.path.dirname(small_data))
+    expected = {"resolution": 8, "image_channels": 1, "dataset": where + "/{split}.parquet", "split": "train", "n": 12}
     assert {key: before[name][key] for key in expected} == expected
     assert (before[name]["reference_images"], before[name]["ema_decay"]) == (60, 0.5)
     assert str(tmp_path) not in json.dumps(before)
     # given by hand they may be, where they agree, from wherever the dataset now is
-    (tmp_path / "moved").mkdir()
-    moved = shutil.copy(small_data, tmp_path / "moved")
+    (tmp_path / "moved" / where).mkdir(parents=True)
+    moved = shutil.copy(small_data, tmp_path / "moved" / where)
     run(evaluate.main, *arguments, *TINY_DATA, "--dataset", str(moved).replace("train", "{split}"))
     assert {each: metric["value"] for each, metric in figures(folder).items()} == {
         each: metric["value"] for each, metric in before.items()

@@ -19,15 +19,20 @@ class MeasuredConfig(LoaderConfig):
 
     def problems(self):
         yield from LoaderConfig.problems(self)
-        if not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
-            yield (
-                f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json); an adapter "
-                f"becomes one by `score-sde merge`"
-            )
+        yield from pipeline_problems(self.pipeline)
         try:
             outside_classes(self.network)
         except ValueError as error:
             yield str(error)
+
+
+def pipeline_problems(folder):
+    """Why a folder cannot be a pipeline that is measured."""
+    if not os.path.isfile(os.path.join(folder, "model_index.json")):
+        yield (
+            f"pipeline {folder!r} is not a pipeline folder (it holds no model_index.json); an adapter becomes one by "
+            f"`score-sde merge`"
+        )
 
 
 def samples_file_problems(path):

@@ -204,8 +204,9 @@ def sampler_table(samplers):
 
 def as_id(name):
     """A dataset's name as the Hub takes it, which takes ids alone: "my data_{split}.parquet" is my-data.parquet."""
-    whole = re.sub(r"[_.-]?\{split\}", "", name).lstrip("._-") or name
-    return re.sub(r"[^\w./-]+", "-", whole, flags=re.ASCII)
+    *folders, last = [re.sub(r"[_.-]?\{split\}", "", part).lstrip("._-") or part for part in name.split("/")]
+    folders = [re.sub(r"[^\w-]+", "-", part, flags=re.ASCII) for part in folders]
+    return "/".join([*folders, re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII)])
 
 
 def eval_results(metrics, task):
@@ -219,7 +220,9 @@ def eval_results(metrics, task):
             metric_type=metric.get("type", metric["name"]),
             metric_name=metric["name"],
             metric_value=metric["value"],
-            metric_args={key: metric[key] for key in (*ARGUMENTS_OF_METRICS, *OF_SAMPLERS) if metric.get(key) is not None},
+            metric_args={
+                key: metric[key] for key in (*ARGUMENTS_OF_METRICS, *OF_SAMPLERS) if metric.get(key) is not None
+            },
         )
         for metric in metrics
     ]
