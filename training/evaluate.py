@@ -32,10 +32,13 @@ Image i is drawn from seed + i, so the figures depend neither on the batch size 
 into metrics.json of the pipeline folder and onto its model card; of images alone they are printed.
 """
 
+import copy
+import math
 import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -64,7 +67,7 @@ from score_sde.training.parts.figures import (
     sampling_facts,
 )
 from score_sde.training.parts.image_conditions import ImageCondition
-from score_sde.training.parts.measured import split_in_truth
+from score_sde.training.parts.measured import pipeline_problems, samples_file_problems, split_in_truth
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
 from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.objective_config import trained_objective
@@ -234,8 +237,10 @@ class EvaluateConfig(LoaderConfig):
     @staticmethod
     def stated_kind(stated):
         """The kind of data of the pipeline that a command line names; `stated`(option) is what it says for an option,
-        or None."""
+        or None. Raises ValueError for a folder that says none, before options are taken for those of images."""
         pipeline = stated("pipeline")
+        for problem in () if pipeline is None else pipeline_problems(pipeline):
+            raise ValueError(problem)
         index = read_json(os.path.join(pipeline, "model_index.json")) if pipeline else None
         if index and index.get("columns"):
             return "points"
@@ -250,11 +255,8 @@ class EvaluateConfig(LoaderConfig):
         yield from DataConfig(**{name: value for name, value in given.items() if value is not None}).problems()
         if (self.pipeline is None) == (self.samples is None):
             yield "pass either --pipeline or --samples"
-        if self.pipeline is not None and not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
-            yield (
-                f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json); an adapter "
-                f"becomes one by `score-sde merge`"
-            )
+        if self.pipeline is not None:
+            yield from pipeline_problems(self.pipeline)
         if self.samples is not None:
             if self.likelihood or self.loss or self.save_samples or self.repeats > 1 or not self.features:
                 yield "samples are measured by --features alone: no likelihood, loss, save_samples or repeats"
@@ -284,8 +286,9 @@ class EvaluateConfig(LoaderConfig):
             yield f"tolerance {self.tolerance} must be positive"
         if self.dequantization not in DEQUANTIZATIONS:
             yield unknown("dequantization", self.dequantization, DEQUANTIZATIONS)
-        if self.save_samples and not os.path.isdir(os.path.dirname(os.path.abspath(self.save_samples))):
-            yield f"save_samples {self.save_samples!r}: there is no such folder"
+        yield from samples_file_problems(self.save_samples)
+        if not math.isfinite(self.guidance_scale):
+            yield f"guidance_scale {self.guidance_scale} must be a finite number"
 
 
 def open_pipeline(config, device):
@@ -308,6 +311,8 @@ def open_pipeline(config, device):
             f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, or one that was "
             f"trained without its other conditions, too, which that of {config.pipeline!r} isn't: pass 1"
         )
+    if config.num_images:
+        copy.deepcopy(pipeline.scheduler).set_timesteps(config.num_inference_steps)  # which refuses what it cannot
     if config.loss:
         pipeline.check_own_scheduler("loss needs")
         if few_step := training_facts(config).get("few_step"):
@@ -526,14 +531,6 @@ def evaluate_images(config, accelerator):
         network = open_features(config.features, accelerator.device)
     WORK_BEGUN.set()
 
-    likelihood = measure_likelihood(pipeline, data["test"], config, accelerator) if config.likelihood else []
-    likelihood += measure_loss(pipeline, data["test"], config, accelerator) if config.loss else []
-    metrics = []
-    if config.num_images:
-        metrics = measure_images(pipeline, samples, data, network, sizes, config, accelerator)
-    accelerator.end_training()
-    if pipeline is None or not accelerator.is_main_process:
-        return
     own = {"dataset": config.dataset, "dataset_on_hub": on_hub(config.dataset)}
     shared = own | {"dataset": dataset_name(own), "seed": config.seed}
     shared |= {"sizes": list(map(in_words, sizes))} if sizes else {"resolution": config.resolution}
@@ -541,7 +538,18 @@ def evaluate_images(config, accelerator):
     revision = hub_revision(next(iter(data.values()))) if data else None
     shared |= {"dataset_revision": revision} if revision else {}
     shared |= provenance(accelerator.device)
-    add_metrics(config.pipeline, [metric | shared for metric in metrics + likelihood])
+
+    # each is kept, whatever becomes of the next
+    measured = {
+        "likelihood": partial(measure_likelihood, pipeline, data.get("test"), config, accelerator),
+        "loss": partial(measure_loss, pipeline, data.get("test"), config, accelerator),
+        "num_images": partial(measure_images, pipeline, samples, data, network, sizes, config, accelerator),
+    }
+    for name, measure in measured.items():
+        metrics = measure() if getattr(config, name) else []
+        if pipeline is not None and accelerator.is_main_process and metrics:
+            add_metrics(config.pipeline, [metric | shared for metric in metrics])
+    accelerator.end_training()
 
 
 # what is measured, by the kind of data

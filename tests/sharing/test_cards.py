@@ -19,6 +19,7 @@ from words import prompt_pipeline, worded_network
 from score_sde import DiTModel, ScoreSDEPipeline, ScoreSDEScheduler, save_bundle
 from score_sde.sharing import convert, model_card
 from score_sde.sharing.bundles import add_metrics
+from score_sde.sharing.facts import dataset_name, without_local_paths
 from score_sde.sharing.pushed_files import files_to_push
 
 
@@ -225,11 +226,34 @@ def test_a_card_of_signals_speaks_of_signals(tmp_path):
         ("classics_{split}.parquet", "classics.parquet"),
         ("{split}-photos", "photos"),
         ("{split}.parquet", "parquet"),
+        ("my.books/{split}.parquet", "my-books/parquet"),
         ("{split}", "-split-"),
     ],
 )
 def test_the_type_of_a_dataset_is_an_id(name, found):
     assert model_card.as_id(name) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("books/*.txt", "books/*.txt"),
+        ("/data/letters/{split}.parquet", "letters/{split}.parquet"),
+        ("C:\\data\\letters\\*.txt", "letters/*.txt"),
+        ("*.txt", "*.txt"),
+        ("../*.txt", "*.txt"),
+        ("/home/somebody/*.txt", "*.txt"),
+        ("~/*.txt", "*.txt"),
+        ("/home/somebody/books/part-?.txt", "books/part-?.txt"),
+        ("books/all.txt", "all.txt"),
+        ("books/", "books"),
+    ],
+)
+def test_a_pattern_is_named_with_its_folder_and_no_dataset_with_a_place_of_this_machine(path, name):
+    facts = {"dataset": path, "dataset_on_hub": False}
+    assert dataset_name(facts) == dataset_name(facts | {"dataset": name}) == name
+    assert without_local_paths(facts)["dataset"] == name
+    assert dataset_name(facts | {"dataset_on_hub": True}) == path
 
 
 def test_limits_are_those_of_the_model(tmp_path):

@@ -130,13 +130,14 @@ def test_what_is_measured_comes_from_the_bundle(small_data, bundle, tmp_path):
     run(evaluate.main, *arguments)
     before = figures(folder)
     name = "Fréchet distance of 12 samples to the 60 images of train, a small classifier of the training images"
-    expected = {"resolution": 8, "image_channels": 1, "dataset": "{split}.parquet", "split": "train", "n": 12}
+    where = os.path.basename(os.path.dirname(small_data))
+    expected = {"resolution": 8, "image_channels": 1, "dataset": where + "/{split}.parquet", "split": "train", "n": 12}
     assert {key: before[name][key] for key in expected} == expected
     assert (before[name]["reference_images"], before[name]["ema_decay"]) == (60, 0.5)
     assert str(tmp_path) not in json.dumps(before)
     # given by hand they may be, where they agree, from wherever the dataset now is
-    (tmp_path / "moved").mkdir()
-    moved = shutil.copy(small_data, tmp_path / "moved")
+    (tmp_path / "moved" / where).mkdir(parents=True)
+    moved = shutil.copy(small_data, tmp_path / "moved" / where)
     run(evaluate.main, *arguments, *TINY_DATA, "--dataset", str(moved).replace("train", "{split}"))
     assert {each: metric["value"] for each, metric in figures(folder).items()} == {
         each: metric["value"] for each, metric in before.items()
@@ -215,6 +216,9 @@ def named(label, data, tmp_path, names):
         (["--tolerance", "nan"], "tolerance nan must be positive"),
         (["--dequantization", "normal"], "dequantization 'normal' is unknown; choose one of uniform, truncated_normal"),
         (["--save_samples", "nowhere/x.npz"], "save_samples 'nowhere/x.npz': there is no such folder"),
+        (["--save_samples", "{tmp}"], "save_samples '.*' is a folder: name a file in it"),
+        (["--num_inference_steps", 200000], "num_inference_steps 200000 must be a whole number from 1 to"),
+        (["--guidance_scale", "nan"], "guidance_scale nan must be a finite number"),
     ],
 )
 def test_everything_is_opened_before_anything_is_drawn(
@@ -427,6 +431,14 @@ def test_the_likelihood_is_that_of_every_image_alone(small_data, tmp_path):
     expected = float(torch.cat([each.bits_per_dim() for each in values]).mean())
     assert found[0]["value"] == pytest.approx(expected, abs=2e-3)
     assert (found[0]["n"], found[0]["num_probes"], found[0]["tolerance"]) == (5, 2, 1e-3)
+
+
+def test_a_loss_is_kept_whatever_becomes_of_the_images(bundle, tmp_path, monkeypatch):
+    folder = shutil.copytree(bundle, tmp_path / "pipeline")
+    monkeypatch.setattr(evaluate, "measure_images", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(evaluate.main, *QUICK, folder, "--num_images", 2, "--loss", 3)
+    assert [metric["type"] for metric in figures(folder).values()] == ["loss"]
 
 
 def test_a_stock_scheduler_is_named(small_data, tmp_path):

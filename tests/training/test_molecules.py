@@ -53,8 +53,7 @@ def test_the_wasserstein_distance_is_that_of_scipy():
 
 
 def test_figures_of_samples_are_shares_of_what_is_before_them():
-    known = SimpleNamespace(texts=["OCC", "CN"])
-    data = SimpleNamespace(config=SimpleNamespace(split="train"), split={"train": known}.__getitem__)
+    data = SimpleNamespace(trained=["OCC", "CN"])
     found = {each["name"]: each for each in molecule_figures(["CCO", "OCC", "CCC", "C1"], ["CCO", "CCC"], data)}
     values = {name: each["value"] for name, each in found.items()}
     shares = {"valid molecules": 3 / 4, "unique molecules": 2 / 3, "novel molecules": 1 / 2}
@@ -68,6 +67,9 @@ def test_figures_of_samples_are_shares_of_what_is_before_them():
     # of no molecule nothing is known but that
     found = molecule_figures(["C1"], ["CCO"], data)
     assert {each["name"]: each["value"] for each in found} == {"valid molecules": 0, "valid, unique and novel": 0}
+    # what is new beside other data than those of the training is not known
+    other = {each["name"] for each in molecule_figures(["CCO", "CCC"], ["CCO"], SimpleNamespace(trained=None))}
+    assert {name for name in other if "distance" not in name} == {"valid molecules", "unique molecules"}
     # and of real texts that are none, no distance
     found = molecule_figures(["CCO"], ["C1"], data)
     assert not [each["name"] for each in found if "distance" in each["name"]]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -12,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from runs import launch, run
-from score_sde import ScoreSDETextPipeline, load_bundle
+from score_sde import DiscreteScoreScheduler, DiTModel, ScoreSDETextPipeline, load_bundle, save_bundle
 from score_sde.training import evaluate, quick_start, train
 from score_sde.training.parts import publishing, text_figures, text_task
+from score_sde.training.parts.options import WORK_BEGUN
 from score_sde.training.parts.text_evaluation import HeldOutTexts, TextEvaluateConfig
 from score_sde.training.parts.text_figures import distinct, entropy, ngram_figures, ngrams
 
@@ -80,7 +82,7 @@ def test_a_run_makes_a_pipeline_with_its_samples_and_its_bound(trained, capsys):
         assert f"[{number}] {name}\n{text}\n" in written
 
 
-def test_evaluate_adds_the_bound_and_figures_of_texts(trained, tmp_path, capsys):
+def test_evaluate_adds_the_bound_and_figures_of_texts(trained, words, tmp_path, capsys):
     folder = shutil.copytree(trained / "pipeline", tmp_path / "pipeline")
     samples = tmp_path / "samples.jsonl"
     options = ["--num_texts", 6, "--num_inference_steps", 3, "--likelihood", 8, "--num_times", 2, "--guidance_scale", 2]
@@ -89,7 +91,11 @@ def test_evaluate_adds_the_bound_and_figures_of_texts(trained, tmp_path, capsys)
         each["name"]: each for each in json.loads((folder / "metrics.json").read_text()) if each["split"] == "test"
     }
     bound = metrics["negative log-likelihood given the class, at most, bits/token"]
-    assert bound["n"] == 8 and bound["num_times"] == 2 and bound["dataset"] == "{split}.parquet"
+    assert (
+        bound["n"] == 8
+        and bound["num_times"] == 2
+        and bound["dataset"] == os.path.basename(os.path.dirname(words)) + "/{split}.parquet"
+    )
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     assert [row["label"] for row in rows] == [0, 1, 0, 1, 0, 1]
     texts = [row["text"] for row in rows]
@@ -102,12 +108,97 @@ def test_evaluate_adds_the_bound_and_figures_of_texts(trained, tmp_path, capsys)
     run(evaluate.main, "--pipeline", folder, *options, "--batch_size", 4)
     after = json.loads((folder / "metrics.json").read_text())
     assert [each["value"] for each in after] == pytest.approx([each["value"] for each in before], rel=1e-4)
+    # one of texts of the same pattern elsewhere is another one
+    shutil.copytree(os.path.dirname(words), tmp_path / "letters")
+    elsewhere = ["--dataset", tmp_path / "letters" / "{split}.parquet", "--num_texts", 0]
+    run(evaluate.main, "--pipeline", folder, *options[4:8], *elsewhere)
+    more = json.loads((folder / "metrics.json").read_text())
+    assert len(more) == len(after) + 2 and more[-1]["dataset"] == "letters/{split}.parquet"
     # a bound that isn't given the classes stands beside the one that is
     run(evaluate.main, "--pipeline", folder, *options[4:8], "--num_texts", 0, "--label_column", "none")
     beside = json.loads((folder / "metrics.json").read_text())
     assert {each["name"] for each in beside} - {each["name"] for each in after} == {
         f"negative log-likelihood, at most, bits/{unit}" for unit in ("token", "character")
     }
+
+
+def test_texts_are_drawn_at_the_temperature_of_the_pipeline_and_the_card_says_so(trained, tmp_path):
+    pipe = load_bundle(trained / "pipeline")
+    options = {"predictor": "ancestral", "corrector": "remasking", "temperature": 0.0}
+    pipe.scheduler = DiscreteScoreScheduler.from_config(pipe.scheduler.config, **options)
+    facts = json.loads((trained / "pipeline" / "training.json").read_text())
+    folder, samples = save_bundle(pipe, tmp_path / "cold", facts=facts), tmp_path / "samples.jsonl"
+    common = ["--pipeline", folder, "--likelihood", 0, "--num_texts", 4, "--num_inference_steps", 3]
+    run(evaluate.main, *common, "--save_samples", samples)
+
+    def drawn(**options):
+        generators = [torch.Generator().manual_seed(i) for i in range(4)]
+        return pipe(class_labels=[0, 1, 0, 1], generator=generators, num_inference_steps=3, **options).texts
+
+    texts = [json.loads(line)["text"] for line in samples.read_text().splitlines()]
+    assert texts == drawn() != drawn(temperature=1.0)
+    found = json.loads((tmp_path / "cold" / "metrics.json").read_text())
+    assert {(each["sampler"], each["corrector"], each["temperature"]) for each in found} == {
+        ("ancestral", "remasking", 0.0)
+    }
+    # at another one stands beside them, and 1 is not said
+    run(evaluate.main, *common, "--temperature", 1)
+    again = json.loads((tmp_path / "cold" / "metrics.json").read_text())
+    assert len(again) == 2 * len(found) and "temperature" not in again[-1]
+    run(evaluate.main, *common, "--temperature", 0)
+    assert len(json.loads((tmp_path / "cold" / "metrics.json").read_text())) == 2 * len(found)
+    card = (tmp_path / "cold" / "README.md").read_text()
+    for sampler in ("ancestral, corrector remasking, temperature 0.0", "ancestral, corrector remasking"):
+        assert f"| {sampler} |" in card
+    assert "temperature: 0.0" in card
+
+
+def test_a_pipeline_without_a_record_is_measured_as_it_is_said_to_be_trained(trained, words, tmp_path):
+    load_bundle(trained / "pipeline").save_pretrained(tmp_path / "again")
+    options = ["--likelihood", 8, "--num_texts", 0, "--num_times", 2, "--label_column", "kind"]
+
+    def bound(folder, *more):
+        run(evaluate.main, "--pipeline", folder, *options, *more)
+        return json.loads((folder / "metrics.json").read_text())
+
+    with pytest.raises(ValueError, match="doesn't say how its sequences were made: pass --packing true .* false"):
+        bound(tmp_path / "again", "--dataset", words)
+    folder = shutil.copytree(trained / "pipeline", tmp_path / "pipeline")
+    expected = [each["value"] for each in bound(folder) if each["split"] == "test"]
+    found = bound(tmp_path / "again", "--dataset", words, "--packing", "false")
+    assert [each["value"] for each in found] == expected
+    assert {each["packing"] for each in found} == {False}
+    packed = bound(tmp_path / "again", "--dataset", words, "--packing")
+    assert len(packed) == 4 and packed[2]["value"] != expected[0]
+
+
+def test_a_network_that_was_never_without_a_class_is_not_measured_without(trained, words, tmp_path):
+    pipe, facts = load_bundle(trained / "pipeline"), json.loads((trained / "pipeline" / "training.json").read_text())
+    network = DiTModel.from_config(pipe.transformer.config, class_dropout_prob=0.0)
+    of_classes = ScoreSDETextPipeline(pipe.scheduler, network, pipe.tokenizer, pipe.config.id2label)
+    folder = Path(save_bundle(of_classes, tmp_path / "pipeline", facts=facts))
+    common = ["--pipeline", folder, "--num_texts", 0, "--likelihood", 8]
+    with pytest.raises(ValueError, match="knows no null label: its likelihood needs the classes"):
+        run(evaluate.main, *common, "--label_column", "none")
+    assert not (folder / "metrics.json").exists() and not WORK_BEGUN.is_set()
+    run(evaluate.main, *common)
+    assert "given the class" in (folder / "metrics.json").read_text()
+
+
+def test_an_adapter_is_to_be_merged_before_its_options_are_read(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        run(evaluate.main, "--pipeline", tmp_path, "--num_texts", 2)
+    assert "an adapter becomes one by `score-sde merge`" in capsys.readouterr().err
+
+
+def test_a_bound_is_kept_whatever_becomes_of_the_texts(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained / "pipeline", tmp_path / "pipeline")
+    monkeypatch.setitem(text_figures.FIGURES, "ngrams", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(evaluate.main, "--pipeline", folder, "--num_texts", 2, "--num_inference_steps", 2, "--likelihood", 4)
+    found = json.loads((folder / "metrics.json").read_text())
+    assert [each["type"] for each in found if each["split"] == "test"] == ["bits_per_token", "bits_per_character"]
 
 
 def test_the_length_of_a_network_may_be_a_plain_number(trained):
@@ -118,9 +209,24 @@ def test_the_length_of_a_network_may_be_a_plain_number(trained):
     assert data.dataset[0]["tokens"].shape == (8,)
 
 
+def test_what_is_new_is_told_from_the_training_texts_alone(trained, words, tmp_path):
+    pipe, pipeline = load_bundle(trained / "pipeline"), str(trained / "pipeline")
+    shutil.copytree(os.path.dirname(words), tmp_path / "others")
+    other = str(tmp_path / "others" / "train.parquet")
+
+    def texts(**options):
+        options = {"pipeline": pipeline, "figures": ["molecules"], "test_split": "train"} | options
+        return HeldOutTexts(TextEvaluateConfig(**options), pipe).trained
+
+    assert texts(test_split="test").split == "train" and len(texts()) == len(texts(dataset=words)) == 24
+    assert texts(dataset=other) is None and texts(text_column="kind") is None
+    assert texts(figures=["ngrams"]) is texts(num_texts=0) is None
+
+
 def test_figures_count_what_they_say():
     assert ngrams([[1, 2, 1, 2], [1]], 2) == {(1, 2): 2, (2, 1): 1}
     assert entropy(ngrams(["abab", "ab"], 1)) == 1.0
+    assert f"{entropy(ngrams(['aa'], 1)):g}" == "0"
     assert distinct(ngrams([["a", "b", "a", "b"]], 2)) == 2 / 3
     assert entropy(ngrams(["a"], 2)) == distinct(ngrams(["a"], 2)) == 0
 
@@ -164,6 +270,12 @@ def test_a_figure_is_a_row(trained, tmp_path, monkeypatch):
         ),
         (evaluate.main, ["--figures", "novelty"], "figures 'novelty' is unknown; choose one of ngrams"),
         (evaluate.main, ["--test_split", "dev"], "split 'dev', cannot be opened"),
+        (evaluate.main, ["--num_inference_steps", 200000], "num_inference_steps 200000 must be a whole number from 1"),
+        (evaluate.main, ["--packing", "true"], "packing True contradicts False, by which '.*' was trained"),
+        (evaluate.main, ["--save_samples", "tests"], "save_samples 'tests' is a folder: name a file in it"),
+        (evaluate.main, ["--temperature", 5000], "temperature 5000.0 must be a number from 0 to 1000"),
+        (evaluate.main, ["--guidance_scale", "nan"], "guidance_scale nan must be a number from"),
+        (evaluate.main, ["--guidance_scale", "1e8"], "guidance_scale 100000000.0 must be a number from"),
         (train.main, ["--data_kind", "text", "--random_flip"], "random_flip is an option for data of the kind image"),
         (train.main, ["--process", "uniform"], "process is an option for data of the kind text, .*--data_kind text"),
         (train.main, ["--data_kind", "sound"], "data_kind 'sound' is unknown; choose one of image, text"),
@@ -217,6 +329,7 @@ def test_bad_options_are_refused_by_name(trained, main, options, message, capsys
     text = str(refused.value) if refused.type is ValueError else capsys.readouterr().err
 
     assert re.search(message, text), text
+    assert not WORK_BEGUN.is_set()
 
 
 def test_training_starts_from_a_pipeline_of_texts(trained, words, tmp_path, capsys):

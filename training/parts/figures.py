@@ -115,8 +115,11 @@ def of_other_data(config):
 
 
 def sampling_facts(pipeline, nfe, config):
+    """How samples were drawn, with the corrector where there is one."""
+    corrector = pipeline.scheduler.config.get("corrector")
     return {
         "sampler": pipeline.scheduler.config.get("predictor") or type(pipeline.scheduler).__name__,
+        **({"corrector": corrector} if corrector is not None else {}),
         "num_inference_steps": config.num_inference_steps,
         "nfe": nfe,
         "guidance_scale": config.guidance_scale,

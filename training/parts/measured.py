@@ -19,15 +19,28 @@ class MeasuredConfig(LoaderConfig):
 
     def problems(self):
         yield from LoaderConfig.problems(self)
-        if not os.path.isfile(os.path.join(self.pipeline, "model_index.json")):
-            yield (
-                f"pipeline {self.pipeline!r} is not a pipeline folder (it holds no model_index.json); an adapter "
-                f"becomes one by `score-sde merge`"
-            )
+        yield from pipeline_problems(self.pipeline)
         try:
             outside_classes(self.network)
         except ValueError as error:
             yield str(error)
+
+
+def pipeline_problems(folder):
+    """Why a folder cannot be a pipeline that is measured."""
+    if not os.path.isfile(os.path.join(folder, "model_index.json")):
+        yield (
+            f"pipeline {folder!r} is not a pipeline folder (it holds no model_index.json); an adapter becomes one by "
+            f"`score-sde merge`"
+        )
+
+
+def samples_file_problems(path):
+    """Why generated samples cannot be written into a file; `path` None for none."""
+    if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        yield f"save_samples {path!r}: there is no such folder"
+    elif path and os.path.isdir(path):
+        yield f"save_samples {path!r} is a folder: name a file in it"
 
 
 def split_in_truth(config, facts, say):

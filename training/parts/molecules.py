@@ -79,20 +79,22 @@ def wasserstein(first, second):
 def molecule_figures(texts, real, data):
     """Shares of generated texts that are molecules, different ones, and new ones, and how far the distributions of
     their properties are from those of real ones: a row of `text_figures.FIGURES`. A share of none, or a distance to
-    none, is left out."""
-    found = counts(texts, {smiles for smiles in canonical_smiles(data.split(data.config.split).texts) if smiles})
+    none, is left out, and so is what is new where the data are others than those of the training."""
+    trained = data.trained
+    found = counts(texts, () if trained is None else [smiles for smiles in canonical_smiles(trained) if smiles])
     samples, valid, unique, novel = (found[name] for name in ("samples", "valid", "unique", "novel"))
     shares = [
         ("valid molecules", valid, samples, f"of {samples:,} texts those that rdkit reads, with at least one atom"),
         ("unique molecules", unique, valid, f"of {valid:,} valid texts the different ones, in canonical SMILES"),
-        (
-            "novel molecules",
-            novel,
-            unique,
-            f"of {unique:,} different molecules those that are not in the training data",
-        ),
-        ("valid, unique and novel", novel, samples, f"of {samples:,} texts"),
     ]
+    if trained is None:
+        print("novel molecules are left out: they are told from those of the training alone, and these data are others")
+    else:
+        new = f"of {unique:,} different molecules those that are not in the training data"
+        shares += [
+            ("novel molecules", novel, unique, f"{new}, {len(trained):,} texts"),
+            ("valid, unique and novel", novel, samples, f"of {samples:,} texts"),
+        ]
     figures = [
         {"name": name, "value": part / whole, "n": samples, "explanation": f"{explanation}."}
         for name, part, whole, explanation in shares

@@ -39,8 +39,9 @@ def training_facts(config):
         raise ValueError(f"{path!r} holds no facts of a training run: {error}") from None
 
 
-def trained_on(config, facts):
-    """Whether the real images are those that the pipeline was trained on."""
+def trained_on(config, facts, on_hub=on_hub):
+    """Whether real data are those that the pipeline was trained on; `on_hub`(name) says whether they are read from the
+    Hub."""
     own = {"dataset": config.dataset, "dataset_on_hub": on_hub(config.dataset)}
     return facts.get("dataset") is not None and dataset_name(own) == dataset_name(facts)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from .networks import outside_classes
 from .objective_config import trained_objective
 from .options import WORK_BEGUN
 from .provenance import provenance
-from .real_images import training_facts
+from .real_images import needs_class, training_facts
 from .rounds import gathered, real_batches
 from .signal_config import SIGNAL_KINDS
 from .sources import on_hub
@@ -94,6 +95,8 @@ def open_rows(config, pipeline, facts):
     own = pipeline.config.id2label or {}
     if labelled and [own.get(str(i)) for i in range(pipeline.num_classes)] != list(rows.id2label.values()):
         raise ValueError(f"the classes of {known.dataset!r} are not the pipeline's, {', '.join(own.values())}")
+    if not labelled and needs_class(pipeline):
+        raise ValueError(f"the network knows no null label, and {known.dataset!r} has no classes to tell it")
     return rows, labelled
 
 
@@ -176,12 +179,16 @@ def evaluate_signals(config, accelerator):
         rows, labelled = open_rows(config, pipeline, facts)
     accelerator.print(rows.describe())
     WORK_BEGUN.set()
-    metrics = measure_loss(pipeline, rows, labelled, facts, config, accelerator) if config.loss else []
-    metrics += measure_likelihood(pipeline, rows, labelled, config, accelerator) if config.likelihood else []
-    accelerator.end_training()
-    if not accelerator.is_main_process:
-        return
     own = {"dataset": rows.name, "dataset_on_hub": on_hub(rows.name, rows.files)}
     shared = own | {"dataset": dataset_name(own), "seed": config.seed} | averaging_facts(config)
     shared |= provenance(accelerator.device)
-    add_metrics(config.pipeline, [metric | shared for metric in metrics])
+    # each is kept, whatever becomes of the next
+    measured = {
+        "loss": partial(measure_loss, pipeline, rows, labelled, facts, config, accelerator),
+        "likelihood": partial(measure_likelihood, pipeline, rows, labelled, config, accelerator),
+    }
+    for name, measure in measured.items():
+        metrics = measure() if getattr(config, name) else []
+        if accelerator.is_main_process and metrics:
+            add_metrics(config.pipeline, [metric | shared for metric in metrics])
+    accelerator.end_training()

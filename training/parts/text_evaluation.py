@@ -1,7 +1,7 @@
 """Measure a pipeline of texts: the bound on the likelihood of held-out ones, and figures of generated ones."""
 
+import copy
 import json
-import os
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import ClassVar
@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from tqdm.auto import tqdm
 
+from score_sde import DiscreteScoreScheduler
 from score_sde.pipelines.texts import decode_texts
 from score_sde.pipelines.wording import unknown
 from score_sde.pipelines.writing import whole_file
@@ -18,12 +19,12 @@ from score_sde.sharing.facts import dataset_name
 from .bound import bound_metrics, measure_bound, nats
 from .config import option
 from .figures import averaging_facts, sampling_facts
-from .measured import MeasuredConfig
+from .measured import MeasuredConfig, samples_file_problems
 from .molecules import open_rdkit
 from .networks import outside_classes
 from .options import WORK_BEGUN
 from .provenance import provenance
-from .real_images import training_facts
+from .real_images import needs_class, trained_on, training_facts
 from .rounds import gathered, rounds
 from .samples import labels_of
 from .sources import text_on_hub
@@ -48,6 +49,11 @@ class TextEvaluateConfig(MeasuredConfig):
     label_column: str | None = option(
         None, "Column of class labels; by default as in training; 'none' leaves the classes out.", "data"
     )
+    packing: bool | None = option(
+        None,
+        "Cut sequences from texts that follow one another; false: each text is one. By default as in training.",
+        "data",
+    )
     likelihood: int = option(
         256,
         "Held-out sequences, from the first, whose likelihood is bounded; 0 leaves it out.",
@@ -66,7 +72,9 @@ class TextEvaluateConfig(MeasuredConfig):
     )
     num_inference_steps: int = option(128, "Time steps of the sampler.", "sampling", common=True)
     guidance_scale: float = option(1.0, "Classifier-free guidance: 1 is none.", "sampling", common=True)
-    temperature: float = option(1.0, "Temperature of the tokens' distributions.", "sampling")
+    temperature: float | None = option(
+        None, "Temperature of the tokens' distributions; by default the pipeline's own.", "sampling"
+    )
     batch_size: int = option(32, "Texts generated, or sequences measured, at once.", "sampling", common=True)
     seed: int = option(0, "Seed of the times and the noise; text i is drawn from seed + i.", "sampling", common=True)
 
@@ -88,10 +96,11 @@ class TextEvaluateConfig(MeasuredConfig):
                 open_rdkit()
             except ValueError as error:
                 yield str(error)
-        if not self.temperature > 0:
-            yield f"temperature {self.temperature} must be positive"
-        if self.save_samples and not os.path.isdir(os.path.dirname(os.path.abspath(self.save_samples))):
-            yield f"save_samples {self.save_samples!r}: there is no such folder"
+        try:
+            DiscreteScoreScheduler.check_limits(temperature=self.temperature, guidance_scale=self.guidance_scale)
+        except ValueError as error:
+            yield str(error)
+        yield from samples_file_problems(self.save_samples)
 
 
 class HeldOutTexts:
@@ -99,9 +108,11 @@ class HeldOutTexts:
 
     Attributes: `tokenizer`, the pipeline's; `config`, the `TextDataConfig`; `classes`, None where the pipeline or the
     data have none; `labels`, the pipeline's label of each of them (N,); `dataset`, the sequences of the split that is
-    measured.
+    measured; `trained`, for figures of molecules the `Texts` that the pipeline was trained on, None where these are
+    others.
 
-    Raises ValueError where nothing says which data, and for classes that the pipeline doesn't know.
+    Raises ValueError where nothing says which data and how they make sequences, for another packing than that of the
+    training, for classes that the pipeline doesn't know, and where the network needs classes that there are not.
     """
 
     def __init__(self, config, pipeline):
@@ -111,7 +122,17 @@ class HeldOutTexts:
         known = replace(TextDataConfig(), **{name: trained[name] for name in names})
         if config.dataset is None and "dataset" not in trained:
             raise ValueError(f"pipeline {config.pipeline!r} doesn't say what it was trained on: pass --dataset")
-        given = {name: getattr(config, name) for name in ("dataset", "text_column", "label_column")}
+        if config.packing is None and "packing" not in trained:
+            raise ValueError(
+                f"pipeline {config.pipeline!r} doesn't say how its sequences were made: pass --packing true for those "
+                f"that were cut from texts that follow one another, or --packing false for a text each"
+            )
+        if config.packing is not None and trained.get("packing", config.packing) != config.packing:
+            raise ValueError(
+                f"packing {config.packing} contradicts {trained['packing']}, by which {config.pipeline!r} was trained: "
+                f"leave it out"
+            )
+        given = {name: getattr(config, name) for name in ("dataset", "text_column", "label_column", "packing")}
         known = replace(known, **{name: value for name, value in given.items() if value is not None})
         known.label_column = None if known.label_column == "none" else known.label_column
         known.length = pipeline.length
@@ -128,7 +149,13 @@ class HeldOutTexts:
                     f"are not among those of the pipeline, {', '.join(theirs.values())}: pass --label_column none"
                 )
             self.labels = torch.tensor([labels[label] for label in sorted(labels)])
-        self.dataset = self.split(config.test_split)
+        elif config.likelihood and needs_class(pipeline):
+            raise ValueError(
+                "the network knows no null label: its likelihood needs the classes of texts; pass --label_column"
+            )
+        self.dataset, self.trained = self.split(config.test_split), None
+        if config.num_texts and "molecules" in config.figures and is_of_training(known, facts):
+            self.trained = Texts(known)
 
     def split(self, name):
         """The sequences of a split."""
@@ -149,6 +176,12 @@ class HeldOutTexts:
         )
 
 
+def is_of_training(known, facts):
+    """Whether texts that a `TextDataConfig` names are those that a pipeline of these facts was trained on."""
+    same_column = known.text_column == facts.get("config", {}).get("text_column", known.text_column)
+    return same_column and trained_on(known, facts, text_on_hub)
+
+
 def open_pipeline(config, device):
     """The pipeline, ready to draw. Raises ValueError for one that cannot do what the config asks."""
     pipeline = load_bundle(config.pipeline, classes=outside_classes(config.network))
@@ -157,6 +190,8 @@ def open_pipeline(config, device):
             f"guidance_scale {config.guidance_scale} needs a network with classes and a null label, which that of "
             f"{config.pipeline!r} hasn't: pass 1"
         )
+    if config.num_texts:
+        copy.deepcopy(pipeline.scheduler).set_timesteps(config.num_inference_steps)  # which refuses what it cannot
     pipeline.to(device).set_progress_bar_config(disable=True)
     return pipeline
 
@@ -206,8 +241,16 @@ def measure_texts(pipeline, data, config, accelerator):
     for figure in found:
         print(f"{figure['name']}: {figure['value']:.4g}; {figure['explanation']}")
     shared = {"split": config.test_split, "type": "text"} | sampling_facts(pipeline, nfe, config)
-    shared |= {"temperature": config.temperature} if config.temperature != 1 else {}
+    shared |= temperature_facts(pipeline, config)
     return [shared | figure | {"value": float(f"{figure['value']:.5g}")} for figure in found]
+
+
+def temperature_facts(pipeline, config):
+    """Which temperature texts are drawn at, where that is another than 1."""
+    own = pipeline.scheduler.config
+    given = own.temperature if config.temperature is None else config.temperature
+    facts = {"temperature": given, "final_temperature": own.final_temperature}
+    return {name: value for name, value in facts.items() if value is not None and (name, value) != ("temperature", 1)}
 
 
 def evaluate_texts(config, accelerator):
@@ -219,12 +262,13 @@ def evaluate_texts(config, accelerator):
     accelerator.print(data.dataset.describe())
     WORK_BEGUN.set()
 
-    metrics = measure_likelihood(pipeline, data, config, accelerator) if config.likelihood else []
-    metrics += measure_texts(pipeline, data, config, accelerator) if config.num_texts else []
-    accelerator.end_training()
-    if not accelerator.is_main_process:
-        return
     own = {"dataset": data.config.dataset, "dataset_on_hub": text_on_hub(data.config.dataset)}
     shared = own | {"dataset": dataset_name(own), "seed": config.seed} | averaging_facts(config)
+    shared |= {} if config.packing is None else {"packing": config.packing}
     shared |= provenance(accelerator.device)
-    add_metrics(config.pipeline, [metric | shared for metric in metrics])
+    # each is kept, whatever becomes of the next
+    for measure, count in ((measure_likelihood, config.likelihood), (measure_texts, config.num_texts)):
+        metrics = measure(pipeline, data, config, accelerator) if count else []
+        if accelerator.is_main_process and metrics:
+            add_metrics(config.pipeline, [metric | shared for metric in metrics])
+    accelerator.end_training()

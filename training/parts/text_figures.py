@@ -14,7 +14,7 @@ def ngrams(sequences, n):
 def entropy(counts):
     """Bits per n-gram of counts, 0 of none."""
     total = sum(counts.values())
-    return -sum(count / total * math.log2(count / total) for count in counts.values()) if total else 0.0
+    return sum(count / total * math.log2(total / count) for count in counts.values()) if total else 0.0
 
 
 def distinct(counts):

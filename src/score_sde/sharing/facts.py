@@ -174,6 +174,13 @@ def last_part(path):
 
 
 def dataset_name(facts):
-    """How a card calls the dataset of a measurement or a run: its id on the Hub, or the last part of a path."""
+    """How a card calls the dataset of a measurement or a run: its id on the Hub, or the last part of a path; of a
+    pattern, which is the same in many places, with the folder that it is in, unless that is somebody's home."""
     name = facts.get("dataset")
-    return name if name is None or facts.get("dataset_on_hub") else last_part(str(name))
+    if name is None or facts.get("dataset_on_hub"):
+        return name
+    *above, last = re.split(r"/|\\(?! )", str(name).rstrip("/\\"))
+    parent, folder = ["", "", *above][-2:]
+    is_home = parent in ("home", "Users") or folder in ("", ".", "..", "~", "root") or folder.endswith(":")
+    is_pattern = "{split}" in last or any(magic in last for magic in "*?[")
+    return f"{folder}/{last}" if is_pattern and not is_home else last

@@ -39,6 +39,8 @@ TASKS = {"image": "unconditional-image-generation", "text": "text-generation", "
 TASKS |= {each: each for each in ("text-to-image", "image-to-image", "text-to-video", "image-to-video")}
 # what a measurement may say beside, as it goes into the model index
 ARGUMENTS_OF_METRICS = ("n", "seed", "sampler", "nfe", "num_inference_steps", "guidance_scale", "ema_decay", "features")
+# what it may say of its sampler, which stands with it on the card, too
+OF_SAMPLERS = ("corrector", "temperature", "final_temperature")
 
 
 def training_rows(training, kind="image", unit="px"):
@@ -202,8 +204,9 @@ def sampler_table(samplers):
 
 def as_id(name):
     """A dataset's name as the Hub takes it, which takes ids alone: "my data_{split}.parquet" is my-data.parquet."""
-    whole = re.sub(r"[_.-]?\{split\}", "", name).lstrip("._-") or name
-    return re.sub(r"[^\w./-]+", "-", whole, flags=re.ASCII)
+    *folders, last = [re.sub(r"[_.-]?\{split\}", "", part).lstrip("._-") or part for part in name.split("/")]
+    folders = [re.sub(r"[^\w-]+", "-", part, flags=re.ASCII) for part in folders]
+    return "/".join([*folders, re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII)])
 
 
 def eval_results(metrics, task):
@@ -217,7 +220,9 @@ def eval_results(metrics, task):
             metric_type=metric.get("type", metric["name"]),
             metric_name=metric["name"],
             metric_value=metric["value"],
-            metric_args={key: metric[key] for key in ARGUMENTS_OF_METRICS if metric.get(key) is not None},
+            metric_args={
+                key: metric[key] for key in (*ARGUMENTS_OF_METRICS, *OF_SAMPLERS) if metric.get(key) is not None
+            },
         )
         for metric in metrics
     ]
@@ -291,6 +296,7 @@ def told_of_run(training, metrics, kind, unit):
         "data_kind": kind,
         "dataset_name": dataset_name,
         "metrics": metrics,
+        "of_samplers": OF_SAMPLERS,
         # each once: figures of other settings may share one
         "explanations": list(
             dict.fromkeys((metric["name"], metric["explanation"]) for metric in metrics if metric.get("explanation"))
