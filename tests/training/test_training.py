@@ -810,7 +810,7 @@ def test_training_ends_in_time(tmp_path):
     options = ["--max_train_steps", 10**6, "--max_train_seconds", 1, "--lr_scheduler", "cosine", "--logging_steps", 1]
     train_tiny(tmp_path / "run", *options)
     facts = json.loads((tmp_path / "run/pipeline/training.json").read_text())
-    assert 1 < facts["steps"] < 10**6 and facts["train_seconds"] >= 1
+    assert 0 < facts["steps"] < 10**6 and facts["train_seconds"] >= 1
     # a run whose time is over does nothing more
     before = learning_rates(tmp_path / "run")
     train_tiny(tmp_path / "run", *options, "--resume_from_checkpoint", "latest")
