@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import replace
 
-from score_sde.sharing.facts import dataset_name
+from score_sde.sharing.facts import last_part
 
 from .buckets import counts_of_sizes, in_words
 from .captions import CaptionReader
@@ -39,11 +39,14 @@ def training_facts(config):
         raise ValueError(f"{path!r} holds no facts of a training run: {error}") from None
 
 
-def trained_on(config, facts, on_hub=on_hub):
-    """Whether real data are those that the pipeline was trained on; `on_hub`(name) says whether they are read from the
-    Hub."""
-    own = {"dataset": config.dataset, "dataset_on_hub": on_hub(config.dataset)}
-    return facts.get("dataset") is not None and dataset_name(own) == dataset_name(facts)
+def trained_on(config, facts):
+    """Whether the real images are those that the pipeline was trained on, as far as an id on the Hub or the last part
+    of a path tells, as a folder may have been moved."""
+    if facts.get("dataset") is None:
+        return False
+    both = (config.dataset, on_hub(config.dataset)), (facts["dataset"], facts.get("dataset_on_hub"))
+    own, theirs = (name if is_id else last_part(str(name)) for name, is_id in both)
+    return own == theirs
 
 
 def sizes_of(config, shape):

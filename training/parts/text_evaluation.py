@@ -24,7 +24,7 @@ from .molecules import open_rdkit
 from .networks import outside_classes
 from .options import WORK_BEGUN
 from .provenance import provenance
-from .real_images import needs_class, trained_on, training_facts
+from .real_images import needs_class, training_facts
 from .rounds import gathered, rounds
 from .samples import labels_of
 from .sources import text_on_hub
@@ -179,7 +179,8 @@ class HeldOutTexts:
 def is_of_training(known, facts):
     """Whether texts that a `TextDataConfig` names are those that a pipeline of these facts was trained on."""
     same_column = known.text_column == facts.get("config", {}).get("text_column", known.text_column)
-    return same_column and trained_on(known, facts, text_on_hub)
+    own = {"dataset": known.dataset, "dataset_on_hub": text_on_hub(known.dataset)}
+    return same_column and dataset_name(own) == dataset_name(facts)
 
 
 def open_pipeline(config, device):
