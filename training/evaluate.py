@@ -48,7 +48,7 @@ from tqdm.auto import tqdm
 from score_sde.pipelines.conditions import null_conditions
 from score_sde.pipelines.likelihood import DEQUANTIZATIONS
 from score_sde.pipelines.wording import unknown
-from score_sde.sharing.bundles import add_metrics, load_bundle
+from score_sde.sharing.bundles import load_bundle
 from score_sde.sharing.facts import dataset_name, read_json
 from score_sde.training.parts.buckets import in_words, shares_of_sizes
 from score_sde.training.parts.captions import CaptionEncoder
@@ -67,7 +67,7 @@ from score_sde.training.parts.figures import (
     sampling_facts,
 )
 from score_sde.training.parts.image_conditions import ImageCondition
-from score_sde.training.parts.measured import pipeline_problems, samples_file_problems, split_in_truth
+from score_sde.training.parts.measured import add_each, pipeline_problems, samples_file_problems, split_in_truth
 from score_sde.training.parts.metrics import ClassifierFeatures, open_features
 from score_sde.training.parts.networks import outside_classes
 from score_sde.training.parts.objective_config import trained_objective
@@ -539,16 +539,13 @@ def evaluate_images(config, accelerator):
     shared |= {"dataset_revision": revision} if revision else {}
     shared |= provenance(accelerator.device)
 
-    # each is kept, whatever becomes of the next
     measured = {
         "likelihood": partial(measure_likelihood, pipeline, data.get("test"), config, accelerator),
         "loss": partial(measure_loss, pipeline, data.get("test"), config, accelerator),
         "num_images": partial(measure_images, pipeline, samples, data, network, sizes, config, accelerator),
     }
-    for name, measure in measured.items():
-        metrics = measure() if getattr(config, name) else []
-        if pipeline is not None and accelerator.is_main_process and metrics:
-            add_metrics(config.pipeline, [metric | shared for metric in metrics])
+    measures = [measure for name, measure in measured.items() if getattr(config, name)]
+    add_each(measures, config.pipeline, shared, accelerator)
     accelerator.end_training()
 
 

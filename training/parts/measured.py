@@ -1,7 +1,9 @@
-"""The options of measuring a pipeline that all kinds of data have."""
+"""Measuring a pipeline, as all kinds of data have it: options, checks, and what becomes of the figures."""
 
 import os
 from dataclasses import dataclass
+
+from score_sde.sharing.bundles import add_metrics
 
 from .config import LoaderConfig, option
 from .networks import outside_classes
@@ -41,6 +43,15 @@ def samples_file_problems(path):
         yield f"save_samples {path!r}: there is no such folder"
     elif path and os.path.isdir(path):
         yield f"save_samples {path!r} is a folder: name a file in it"
+
+
+def add_each(measures, folder, shared, accelerator):
+    """Add to the figures of a bundle what each of these functions measures, with what all share; each is kept, whatever
+    becomes of the next. `folder` None for none."""
+    for measure in measures:
+        metrics = measure()
+        if folder is not None and accelerator.is_main_process and metrics:
+            add_metrics(folder, [metric | shared for metric in metrics])
 
 
 def split_in_truth(config, facts, say):

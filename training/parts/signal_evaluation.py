@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from score_sde.sharing.bundles import add_metrics, load_bundle
+from score_sde.sharing.bundles import load_bundle
 from score_sde.sharing.facts import dataset_name
 
 from .clean_samples import CleanSamples
 from .config import option
 from .diffusion_loss import DiffusionLoss
 from .figures import averaging_facts
-from .measured import MeasuredConfig
+from .measured import MeasuredConfig, add_each
 from .networks import outside_classes
 from .objective_config import trained_objective
 from .options import WORK_BEGUN
@@ -182,13 +182,10 @@ def evaluate_signals(config, accelerator):
     own = {"dataset": rows.name, "dataset_on_hub": on_hub(rows.name, rows.files)}
     shared = own | {"dataset": dataset_name(own), "seed": config.seed} | averaging_facts(config)
     shared |= provenance(accelerator.device)
-    # each is kept, whatever becomes of the next
     measured = {
         "loss": partial(measure_loss, pipeline, rows, labelled, facts, config, accelerator),
         "likelihood": partial(measure_likelihood, pipeline, rows, labelled, config, accelerator),
     }
-    for name, measure in measured.items():
-        metrics = measure() if getattr(config, name) else []
-        if accelerator.is_main_process and metrics:
-            add_metrics(config.pipeline, [metric | shared for metric in metrics])
+    measures = [measure for name, measure in measured.items() if getattr(config, name)]
+    add_each(measures, config.pipeline, shared, accelerator)
     accelerator.end_training()

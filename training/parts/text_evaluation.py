@@ -13,13 +13,13 @@ from score_sde import DiscreteScoreScheduler
 from score_sde.pipelines.texts import decode_texts
 from score_sde.pipelines.wording import unknown
 from score_sde.pipelines.writing import whole_file
-from score_sde.sharing.bundles import add_metrics, load_bundle
+from score_sde.sharing.bundles import load_bundle
 from score_sde.sharing.facts import dataset_name
 
 from .bound import bound_metrics, measure_bound, nats
 from .config import option
 from .figures import averaging_facts, sampling_facts
-from .measured import MeasuredConfig, samples_file_problems
+from .measured import MeasuredConfig, add_each, samples_file_problems
 from .molecules import open_rdkit
 from .networks import outside_classes
 from .options import WORK_BEGUN
@@ -267,9 +267,7 @@ def evaluate_texts(config, accelerator):
     shared = own | {"dataset": dataset_name(own), "seed": config.seed} | averaging_facts(config)
     shared |= {} if config.packing is None else {"packing": config.packing}
     shared |= provenance(accelerator.device)
-    # each is kept, whatever becomes of the next
-    for measure, count in ((measure_likelihood, config.likelihood), (measure_texts, config.num_texts)):
-        metrics = measure(pipeline, data, config, accelerator) if count else []
-        if accelerator.is_main_process and metrics:
-            add_metrics(config.pipeline, [metric | shared for metric in metrics])
+    measured = ((measure_likelihood, config.likelihood), (measure_texts, config.num_texts))
+    measures = [partial(measure, pipeline, data, config, accelerator) for measure, count in measured if count]
+    add_each(measures, config.pipeline, shared, accelerator)
     accelerator.end_training()

@@ -169,8 +169,12 @@ def without_local_paths(value):
     return _LOCAL.sub(lambda match: last_part(match[0]), value)
 
 
+def parts_of(path):
+    return re.split(r"/|\\(?! )", path.rstrip("/\\"))
+
+
 def last_part(path):
-    return re.split(r"/|\\(?! )", path.rstrip("/\\"))[-1]
+    return parts_of(path)[-1]
 
 
 def dataset_name(facts):
@@ -179,7 +183,7 @@ def dataset_name(facts):
     name = facts.get("dataset")
     if name is None or facts.get("dataset_on_hub"):
         return name
-    *above, last = re.split(r"/|\\(?! )", str(name).rstrip("/\\"))
+    *above, last = parts_of(str(name))
     parent, folder = ["", "", *above][-2:]
     is_home = parent in ("home", "Users") or folder in ("", ".", "..", "~", "root") or folder.endswith(":")
     is_pattern = "{split}" in last or any(magic in last for magic in "*?[")
